@@ -1,0 +1,111 @@
+//! What is known of a domain, and the one rule that classifies it.
+
+use std::ops::AddAssign;
+
+use serde::Serialize;
+
+use crate::event::Outcome;
+
+/// How many events of each outcome a domain has had.
+///
+/// The ledger keeps them as `bigint`: a sum stops at 9,223,372,036,854,775,807 instead of wrapping.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Messages that were delivered.
+    pub delivered: u64,
+    /// Messages that bounced.
+    pub bounced: u64,
+}
+
+impl Counters {
+    /// The counters of `count` events of one outcome.
+    #[must_use]
+    pub fn of(outcome: Outcome, count: u64) -> Self {
+        match outcome {
+            Outcome::Delivered => Self { delivered: count, bounced: 0 },
+            Outcome::Bounced => Self { delivered: 0, bounced: count },
+        }
+    }
+
+    /// The rule: a bounce settles it; more than `threshold` delivered events without one make a catch-all.
+    ///
+    /// Counters only grow, so a status only moves `unknown` → `catch-all` → `not catch-all`, or straight to
+    /// the last, which is final.
+    #[must_use]
+    pub fn status(self, threshold: u64) -> Status {
+        if self.bounced > 0 {
+            Status::NotCatchAll
+        } else if self.delivered > threshold {
+            Status::CatchAll
+        } else {
+            Status::Unknown
+        }
+    }
+}
+
+impl AddAssign for Counters {
+    fn add_assign(&mut self, other: Self) {
+        self.delivered = self.delivered.saturating_add(other.delivered);
+        self.bounced = self.bounced.saturating_add(other.bounced);
+    }
+}
+
+/// What the counters say of a domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum Status {
+    /// Too few events to tell.
+    #[serde(rename = "unknown")]
+    Unknown,
+    /// It takes mail for any address.
+    #[serde(rename = "catch-all")]
+    CatchAll,
+    /// It has refused mail for some address.
+    #[serde(rename = "not catch-all")]
+    NotCatchAll,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_threshold_is_exceeded_not_reached() {
+        for (delivered, bounced, status) in [
+            (0, 0, Status::Unknown),
+            (999, 0, Status::Unknown),
+            (1000, 0, Status::Unknown),
+            (1001, 0, Status::CatchAll),
+            (999, 1, Status::NotCatchAll),
+            (1000, 1, Status::NotCatchAll),
+            (1001, 1, Status::NotCatchAll),
+            (0, 1, Status::NotCatchAll),
+        ] {
+            let counters = Counters { delivered, bounced };
+            assert_eq!(counters.status(1000), status, "{counters:?}");
+        }
+    }
+
+    #[test]
+    fn the_threshold_is_configurable() {
+        assert_eq!(Counters::of(Outcome::Delivered, 1).status(0), Status::CatchAll);
+        assert_eq!(Counters::of(Outcome::Delivered, 1).status(1), Status::Unknown);
+    }
+
+    proptest! {
+        #[test]
+        fn a_status_never_moves_back(
+            threshold in 0u64..50,
+            events in prop::collection::vec((any::<bool>(), 1u64..30), 0..20),
+        ) {
+            let mut counters = Counters::default();
+            let mut status = counters.status(threshold);
+            for (delivered, count) in events {
+                let outcome = if delivered { Outcome::Delivered } else { Outcome::Bounced };
+                counters += Counters::of(outcome, count);
+                prop_assert!(counters.status(threshold) >= status);
+                status = counters.status(threshold);
+            }
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Domain names, parsed once.
+
+use std::borrow::{Borrow, Cow};
+use std::fmt;
+use std::str::FromStr;
+
+use idna::AsciiDenyList;
+use idna::uts46::{DnsLength, Hyphens, Uts46};
+
+/// Longest spelling that is looked at, in bytes. A name of 253 octets can be written with up to four
+/// bytes per character; what is longer cannot become a domain name and is refused before any work.
+const MAX_SPELLING: usize = 1024;
+
+/// A domain name in the one spelling that is counted: ASCII, lower case, no trailing dot.
+///
+/// It can only be made by parsing, so a `&DomainName` needs no check: at least two labels of at most 63
+/// octets, at most 253 octets in all, letters, digits and inner hyphens only (UTS #46 with the STD3 rules),
+/// and not an IP address. Equality and order are those of the bytes, which is also the order of the
+/// database (`collate "C"`).
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DomainName(Box<str>);
+
+/// Why a text is not a [`DomainName`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DomainNameError {
+    /// Nothing, or only a dot.
+    #[error("a domain name must not be empty")]
+    Empty,
+    /// More than 253 octets once it is ASCII.
+    #[error("a domain name has at most 253 octets")]
+    TooLong,
+    /// A label of none or more than 63 octets, as in `a..b`.
+    #[error("each label of a domain name has 1 to 63 octets")]
+    LabelLength,
+    /// No dot inside, as in `localhost`.
+    #[error("a domain name has at least two labels, as in example.com")]
+    SingleLabel,
+    /// An IP address, or a name that ends in a number and so can only be mistaken for one.
+    #[error("an IP address is not a domain name")]
+    IpAddress,
+    /// A character or a hyphen where none may be, or punycode that decodes to nothing valid.
+    #[error("a domain name has only letters, digits and inner hyphens")]
+    Character,
+}
+
+impl DomainName {
+    /// Parses any spelling of a domain name: mixed case, a trailing dot, or Unicode.
+    ///
+    /// # Errors
+    ///
+    /// Says which rule of a [`DomainName`] the text breaks.
+    pub fn parse(text: &str) -> Result<Self, DomainNameError> {
+        if text.is_empty() || text == "." {
+            return Err(DomainNameError::Empty);
+        }
+        if text.len() > MAX_SPELLING {
+            return Err(DomainNameError::TooLong);
+        }
+        if text.starts_with('[') || text.parse::<std::net::Ipv6Addr>().is_ok() {
+            return Err(DomainNameError::IpAddress);
+        }
+        let ascii = to_ascii(text)?;
+        let name = ascii.strip_suffix('.').unwrap_or(&ascii);
+        check_lengths(name)?;
+        let Some((_, top)) = name.rsplit_once('.') else {
+            return Err(DomainNameError::SingleLabel);
+        };
+        // No top-level domain is a number (RFC 3696, 2), and what ends in one is an IPv4 address to a
+        // URL parser (WHATWG URL, "ends in a number"): 127.1 and 0x7f.1 included.
+        if is_number(top) {
+            return Err(DomainNameError::IpAddress);
+        }
+        Ok(Self(name.into()))
+    }
+
+    /// The name's one spelling.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// UTS #46 with the STD3 rules; a leading or trailing hyphen in a label is refused, `r3---sn` is not.
+/// (`idna::domain_to_ascii_strict` refuses such names, which exist.) Lower-case ASCII comes back borrowed.
+/// Lengths are checked by the caller, which can say what is wrong with them.
+fn to_ascii(text: &str) -> Result<Cow<'_, str>, DomainNameError> {
+    Uts46::new()
+        .to_ascii(text.as_bytes(), AsciiDenyList::STD3, Hyphens::CheckFirstLast, DnsLength::Ignore)
+        .map_err(|_| DomainNameError::Character)
+}
+
+fn check_lengths(name: &str) -> Result<(), DomainNameError> {
+    if name.is_empty() {
+        return Err(DomainNameError::Empty);
+    }
+    if name.len() > 253 {
+        return Err(DomainNameError::TooLong);
+    }
+    if name.split('.').any(|label| label.is_empty() || label.len() > 63) {
+        return Err(DomainNameError::LabelLength);
+    }
+    Ok(())
+}
+
+fn is_number(label: &str) -> bool {
+    let hex = label.strip_prefix("0x");
+    hex.is_some_and(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()))
+        || label.bytes().all(|b| b.is_ascii_digit())
+}
+
+impl FromStr for DomainName {
+    type Err = DomainNameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::parse(text)
+    }
+}
+
+impl Borrow<str> for DomainName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for DomainName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for DomainName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use DomainNameError::{Character, Empty, IpAddress, LabelLength, SingleLabel, TooLong};
+    use proptest::prelude::*;
+
+    #[test]
+    fn every_spelling_is_one_name() {
+        for (spelling, name) in [
+            ("example.com", "example.com"),
+            ("ExAmPle.COM.", "example.com"),
+            ("m\u{fc}ller.de", "xn--mller-kva.de"),
+            ("M\u{dc}LLER.DE", "xn--mller-kva.de"),
+            ("XN--mller-KVA.de", "xn--mller-kva.de"),
+            ("mu\u{308}ller.de", "xn--mller-kva.de"),
+            ("example\u{3002}com", "example.com"),
+            ("r3---sn-apo3qvuoxuxbt-j5pe.example.com", "r3---sn-apo3qvuoxuxbt-j5pe.example.com"),
+            ("1and1.com", "1and1.com"),
+            ("163.com", "163.com"),
+            ("\u{4f8b}\u{3048}.\u{30c6}\u{30b9}\u{30c8}", "xn--r8jz45g.xn--zckzah"),
+        ] {
+            assert_eq!(DomainName::parse(spelling).map(|n| n.to_string()), Ok(name.into()), "{spelling}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_name_is_refused_with_the_reason() {
+        let label_64 = format!("{}.com", "a".repeat(64));
+        let octets_254 = format!("{}.com", vec!["a".repeat(49); 5].join(".") + "b");
+        for (text, error) in [
+            ("", Empty),
+            (".", Empty),
+            ("..", LabelLength),
+            ("localhost", SingleLabel),
+            ("com.", SingleLabel),
+            ("a..b", LabelLength),
+            (".example.com", LabelLength),
+            ("example.com..", LabelLength),
+            (&label_64, LabelLength),
+            (&octets_254, TooLong),
+            (&"a.".repeat(5000), TooLong),
+            ("127.0.0.1", IpAddress),
+            ("127.0.0.1.", IpAddress),
+            ("127.1", IpAddress),
+            ("0x7f.0x1", IpAddress),
+            ("::1", IpAddress),
+            ("[::1]", IpAddress),
+            ("[127.0.0.1]", IpAddress),
+            ("-a.com", Character),
+            ("a-.com", Character),
+            ("a_b.com", Character),
+            ("a b.com", Character),
+            ("a@b.com", Character),
+            ("a/b.com", Character),
+            ("a\0.com", Character),
+            ("xn--.com", Character),
+            ("xn--a.com", Character),
+            ("xn--example-.com", Character),
+        ] {
+            assert_eq!(DomainName::parse(text), Err(error), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_longest_names_are_accepted() {
+        let label = "a".repeat(63);
+        let longest = format!("{label}.{label}.{label}.{}", "b".repeat(61));
+        assert_eq!(longest.len(), 253);
+        assert!(DomainName::parse(&longest).is_ok());
+        assert!(DomainName::parse(&format!("{longest}.")).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn a_name_is_its_own_only_spelling(
+            text in "\\PC{0,40}|[a-zA-Z0-9\u{fc}\u{df}.-]{1,30}\\.[a-zA-Z]{2,5}\\.?",
+        ) {
+            if let Ok(name) = DomainName::parse(&text) {
+                prop_assert_eq!(DomainName::parse(name.as_str()), Ok(name.clone()));
+                prop_assert_eq!(DomainName::parse(&format!("{name}.")), Ok(name.clone()));
+                prop_assert_eq!(DomainName::parse(&name.as_str().to_ascii_uppercase()), Ok(name.clone()));
+                prop_assert!(name.as_str().len() <= 253);
+                prop_assert!(name.as_str().split('.').count() >= 2);
+                prop_assert!(name.as_str().split('.').all(|l| (1..=63).contains(&l.len())));
+                let plain = |b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.');
+                prop_assert!(name.as_str().bytes().all(plain));
+            }
+        }
+
+        #[test]
+        fn ordinary_names_are_lower_cased_and_nothing_else(
+            labels in prop::collection::vec("[a-zA-Z0-9]([a-zA-Z0-9]{0,20}[a-zA-Z0-9])?", 1..4),
+            top in "[a-zA-Z]{2,8}",
+        ) {
+            let text = format!("{}.{top}", labels.join("."));
+            prop_assert_eq!(DomainName::parse(&text).unwrap().to_string(), text.to_ascii_lowercase());
+        }
+    }
+}

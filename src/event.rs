@@ -1,0 +1,360 @@
+//! One event and its JSON: the vocabulary of submitters and publishers.
+//!
+//! ```json
+//! {"domain": "example.com", "event": "delivered", "count": 3, "id": "optional-unique-string"}
+//! ```
+//!
+//! `domain` and `event` are required, `count` is 1 unless given, `id` makes the event count once. Other
+//! fields are ignored, so that a publisher may send its own along.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::str::FromStr;
+
+use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::ser::{Serialize, SerializeStruct, Serializer};
+use uuid::Uuid;
+
+use crate::domain_name::DomainName;
+
+/// Most messages one event may stand for. It keeps a sum of a batch far from the end of 64 bits, so that a
+/// publisher's mistake is refused here and not found in the ledger.
+pub const MAX_COUNT: u64 = 1_000_000_000;
+
+/// Longest idempotency key in bytes: that of AMQP's `message_id`, so that one key fits everywhere.
+pub const MAX_KEY: usize = 255;
+
+/// What became of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// The receiving server took it.
+    Delivered,
+    /// The receiving server refused it.
+    Bounced,
+}
+
+impl Outcome {
+    /// The word on the wire and in the path.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Bounced => "bounced",
+        }
+    }
+}
+
+/// A word that is neither `delivered` nor `bounced`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown event {0:?}: it is \"delivered\" or \"bounced\"")]
+pub struct UnknownOutcome(String);
+
+impl FromStr for Outcome {
+    type Err = UnknownOutcome;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        match word {
+            "delivered" => Ok(Self::Delivered),
+            "bounced" => Ok(Self::Bounced),
+            _ => Err(UnknownOutcome(word.chars().take(40).collect())),
+        }
+    }
+}
+
+/// The identity under which something counts once: an `Idempotency-Key`, an event's `id` or a `message_id`.
+///
+/// Any string of 1 to [`MAX_KEY`] bytes, kept as 16 bytes so that a claim costs the same whatever the key. A
+/// UUID in canonical spelling stands for itself, which keeps the time order of a version 7 UUID (and with it
+/// the claims' index dense); any other string becomes its version 5 UUID (RFC 9562, 5.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IdempotencyKey(Uuid);
+
+/// Why a string cannot be an [`IdempotencyKey`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an idempotency key has 1 to {MAX_KEY} bytes, this one has {0}")]
+pub struct IdempotencyKeyError(usize);
+
+impl IdempotencyKey {
+    /// The namespace of keys that are no UUID. Never change it: every claim in the ledger depends on it.
+    const NAMESPACE: Uuid = Uuid::from_u128(0x7d1f_6f0e_58c4_4f0b_9d3a_c0a7_ca11_0001);
+
+    /// A fresh key, ordered by time (UUID version 7).
+    #[must_use]
+    pub fn fresh() -> Self {
+        Self(Uuid::now_v7())
+    }
+
+    /// The key as the ledger keeps it.
+    #[must_use]
+    pub fn as_uuid(self) -> Uuid {
+        self.0
+    }
+}
+
+impl FromStr for IdempotencyKey {
+    type Err = IdempotencyKeyError;
+
+    fn from_str(key: &str) -> Result<Self, Self::Err> {
+        if key.is_empty() || key.len() > MAX_KEY {
+            return Err(IdempotencyKeyError(key.len()));
+        }
+        // Only the canonical spelling stands for itself: `{A0EE…}` and `a0ee…` are two strings, so two keys.
+        let canonical = |uuid: &Uuid| *uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == *key;
+        let uuid = Uuid::try_parse(key).ok().filter(canonical);
+        Ok(Self(uuid.unwrap_or_else(|| Uuid::new_v5(&Self::NAMESPACE, key.as_bytes()))))
+    }
+}
+
+impl fmt::Display for IdempotencyKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What became of one or more messages to one domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Where the messages went.
+    pub domain: DomainName,
+    /// What became of them.
+    pub outcome: Outcome,
+    /// How many messages, 1 to [`MAX_COUNT`].
+    pub count: u64,
+    /// The key under which the event counts once; without one it counts each time it is sent.
+    pub key: Option<IdempotencyKey>,
+}
+
+impl<'de> Deserialize<'de> for Event {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(EventVisitor)
+    }
+}
+
+impl Serialize for Event {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { domain, outcome, count, key } = self;
+        EventRef { domain, outcome: *outcome, count: *count, key: *key }.serialize(serializer)
+    }
+}
+
+/// An [`Event`] whose domain is somebody else's: what a sum is written from without a copy.
+pub(crate) struct EventRef<'a> {
+    pub(crate) domain: &'a DomainName,
+    pub(crate) outcome: Outcome,
+    pub(crate) count: u64,
+    pub(crate) key: Option<IdempotencyKey>,
+}
+
+impl Serialize for EventRef<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut event = serializer.serialize_struct("Event", 4)?;
+        event.serialize_field("domain", self.domain.as_str())?;
+        event.serialize_field("event", self.outcome.as_str())?;
+        if self.count != 1 {
+            event.serialize_field("count", &self.count)?;
+        }
+        if let Some(IdempotencyKey(uuid)) = &self.key {
+            event.serialize_field("id", &*uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()))?;
+        }
+        event.end()
+    }
+}
+
+/// Reads an event from a JSON object and from nothing else: serde's derived code would take an array too.
+pub(crate) struct EventVisitor;
+
+impl<'de> Visitor<'de> for EventVisitor {
+    type Value = Event;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an event, as in {\"domain\": \"example.com\", \"event\": \"delivered\"}")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Event, A::Error> {
+        let (mut domain, mut outcome, mut count, mut key) = (None, None, None, None);
+        while let Some(field) = map.next_key()? {
+            match field {
+                Field::Domain => once("domain", &mut domain, map.next_value::<Text<_>>()?.0)?,
+                Field::Event => once("event", &mut outcome, map.next_value::<Text<_>>()?.0)?,
+                Field::Count => once("count", &mut count, map.next_value::<Count>()?.0)?,
+                Field::Id => once("id", &mut key, map.next_value::<Option<Text<_>>>()?)?,
+                Field::Other => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(Event {
+            domain: domain.ok_or_else(|| de::Error::missing_field("domain"))?,
+            outcome: outcome.ok_or_else(|| de::Error::missing_field("event"))?,
+            count: count.unwrap_or(1),
+            key: key.flatten().map(|Text(key)| key),
+        })
+    }
+}
+
+/// Of two values for one field neither can be believed.
+fn once<T, E: de::Error>(field: &'static str, slot: &mut Option<T>, value: T) -> Result<(), E> {
+    match slot.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(E::duplicate_field(field)),
+    }
+}
+
+#[derive(serde::Deserialize)]
+#[serde(field_identifier, rename_all = "lowercase")]
+enum Field {
+    Domain,
+    Event,
+    Count,
+    Id,
+    #[serde(other)]
+    Other,
+}
+
+/// A JSON string that is parsed where it stands, without a copy.
+struct Text<T>(T);
+
+impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for Text<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextVisitor<T>(PhantomData<T>);
+
+        impl<T: FromStr<Err: fmt::Display>> Visitor<'_> for TextVisitor<T> {
+            type Value = Text<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Text<T>, E> {
+                text.parse().map(Text).map_err(E::custom)
+            }
+        }
+
+        deserializer.deserialize_str(TextVisitor(PhantomData))
+    }
+}
+
+/// A whole number from 1 to [`MAX_COUNT`].
+struct Count(u64);
+
+impl<'de> Deserialize<'de> for Count {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct CountVisitor;
+
+        impl Visitor<'_> for CountVisitor {
+            type Value = Count;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a count from 1 to {MAX_COUNT}")
+            }
+
+            fn visit_u64<E: de::Error>(self, count: u64) -> Result<Count, E> {
+                if (1..=MAX_COUNT).contains(&count) {
+                    Ok(Count(count))
+                } else {
+                    Err(E::invalid_value(de::Unexpected::Unsigned(count), &self))
+                }
+            }
+        }
+
+        deserializer.deserialize_u64(CountVisitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(json: &str) -> Result<Event, String> {
+        serde_json::from_str(json).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn count_and_id_are_optional_and_other_fields_are_ignored() {
+        let event = read(r#"{"domain": "Example.com.", "event": "delivered", "sent": {"by": ["mta-1"]}}"#);
+        let domain = DomainName::parse("example.com").unwrap();
+        assert_eq!(event, Ok(Event { domain, outcome: Outcome::Delivered, count: 1, key: None }));
+        let event =
+            read(r#"{"id": "a", "count": 1000000000, "event": "bounced", "domain": "ex\u0061mple.com"}"#);
+        assert_eq!(event.as_ref().map(|e| (e.outcome, e.count)), Ok((Outcome::Bounced, MAX_COUNT)));
+        assert_eq!(event.unwrap().key, Some("a".parse().unwrap()));
+        assert_eq!(read(r#"{"domain":"a.com","event":"bounced","id":null}"#).unwrap().key, None);
+    }
+
+    #[test]
+    fn what_is_no_event_says_why() {
+        for (json, reason) in [
+            ("", "EOF while parsing a value"),
+            ("7", "expected an event"),
+            (r#"["a.com", "delivered"]"#, "expected an event"),
+            ("{}", "missing field `domain`"),
+            (r#"{"domain":"a.com"}"#, "missing field `event`"),
+            (r#"{"event":"bounced"}"#, "missing field `domain`"),
+            (r#"{"domain":7,"event":"bounced"}"#, "expected a string"),
+            (r#"{"domain":"localhost","event":"bounced"}"#, "at least two labels"),
+            (r#"{"domain":"a.com","domain":"b.com","event":"bounced"}"#, "duplicate field `domain`"),
+            (r#"{"domain":"a.com","event":"opened"}"#, "unknown event \"opened\""),
+            (r#"{"domain":"a.com","event":{"bounced":null}}"#, "expected a string"),
+            (r#"{"domain":"a.com","event":"bounced","count":0}"#, "a count from 1 to 1000000000"),
+            (r#"{"domain":"a.com","event":"bounced","count":-1}"#, "a count from 1 to 1000000000"),
+            (r#"{"domain":"a.com","event":"bounced","count":1.5}"#, "a count from 1 to 1000000000"),
+            (r#"{"domain":"a.com","event":"bounced","count":"3"}"#, "a count from 1 to 1000000000"),
+            (r#"{"domain":"a.com","event":"bounced","count":null}"#, "a count from 1 to 1000000000"),
+            (r#"{"domain":"a.com","event":"bounced","count":1000000001}"#, "a count from 1 to 1000000000"),
+            (r#"{"domain":"a.com","event":"bounced","id":""}"#, "1 to 255 bytes, this one has 0"),
+            (r#"{"domain":"a.com","event":"bounced","id":5}"#, "expected a string"),
+            (r#"{"domain":"a.com","event":"bounced"} x"#, "trailing characters"),
+        ] {
+            let error = read(json).unwrap_err();
+            assert!(error.contains(reason), "{json}: {error}");
+        }
+        assert!(
+            serde_json::from_slice::<Event>(b"{\"domain\":\"a\xff.com\",\"event\":\"bounced\"}").is_err()
+        );
+    }
+
+    #[test]
+    fn a_canonical_uuid_is_its_own_key_and_no_other_spelling_is() {
+        let uuid = "0192f3a4-7c00-7000-8000-00000000beef";
+        assert_eq!(uuid.parse::<IdempotencyKey>().unwrap().to_string(), uuid);
+        let others = [uuid.to_uppercase(), uuid.replace('-', ""), format!("{{{uuid}}}"), format!(" {uuid}")];
+        let mut keys: Vec<IdempotencyKey> = others.iter().map(|key| key.parse().unwrap()).collect();
+        keys.push(uuid.parse().unwrap());
+        keys.sort();
+        keys.dedup();
+        assert_eq!(keys.len(), 5);
+    }
+
+    #[test]
+    fn keys_are_stable_across_releases() {
+        let key: IdempotencyKey = "order-4711".parse().unwrap();
+        assert_eq!(key.to_string(), KEY_OF_ORDER_4711);
+    }
+
+    /// A claim made by an older release has to be found by a newer one.
+    const KEY_OF_ORDER_4711: &str = "06db47eb-f539-5500-9aee-bc53bfab7689";
+
+    proptest! {
+        #[test]
+        fn an_event_survives_the_wire(
+            name in "[a-z]{1,10}\\.(com|net)",
+            delivered in any::<bool>(),
+            count in 1..=MAX_COUNT,
+            key in prop::option::of("\\PC{1,60}"),
+        ) {
+            let event = Event {
+                domain: DomainName::parse(&name).unwrap(),
+                outcome: if delivered { Outcome::Delivered } else { Outcome::Bounced },
+                count,
+                key: key.map(|key| key.parse().unwrap()),
+            };
+            let json = serde_json::to_string(&event).unwrap();
+            prop_assert_eq!(read(&json), Ok(event));
+        }
+
+        #[test]
+        fn different_strings_are_different_keys(left in "\\PC{1,20}", right in "\\PC{1,20}") {
+            let keys: (IdempotencyKey, IdempotencyKey) = (left.parse().unwrap(), right.parse().unwrap());
+            prop_assert_eq!(left == right, keys.0 == keys.1);
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Sums of events per domain, in key order.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+use crate::counters::Counters;
+use crate::domain_name::DomainName;
+
+/// An ordered map from domain to the sum of its events.
+///
+/// The order is that of the ledger's primary key: rows are upserted in the order of this map, so two
+/// workers lock the rows they share in the same order and cannot deadlock.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally(BTreeMap<DomainName, Counters>);
+
+impl Tally {
+    /// Adds `counters` to what is known of `domain`.
+    pub fn record(&mut self, domain: DomainName, counters: Counters) {
+        match self.0.entry(domain) {
+            Entry::Vacant(entry) => {
+                entry.insert(counters);
+            }
+            Entry::Occupied(mut entry) => *entry.get_mut() += counters,
+        }
+    }
+
+    /// Adds everything in `other`.
+    pub fn merge(&mut self, other: Self) {
+        if self.0.is_empty() {
+            self.0 = other.0;
+        } else {
+            for (domain, counters) in other.0 {
+                self.record(domain, counters);
+            }
+        }
+    }
+
+    /// How many domains it holds.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether it holds no domain.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The domains and their sums, in key order.
+    pub fn iter(&self) -> impl Iterator<Item = (&DomainName, &Counters)> {
+        self.0.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn events() -> impl Strategy<Value = Vec<(DomainName, Counters)>> {
+        let event = ("[a-c]{1,2}", 0u64..9, 0u64..9).prop_map(|(name, delivered, bounced)| {
+            let domain = DomainName::parse(&format!("{name}.com")).unwrap();
+            (domain, Counters { delivered, bounced })
+        });
+        prop::collection::vec(event, 0..60)
+    }
+
+    fn tally(events: &[(DomainName, Counters)]) -> Tally {
+        let mut tally = Tally::default();
+        for (domain, counters) in events {
+            tally.record(domain.clone(), *counters);
+        }
+        tally
+    }
+
+    proptest! {
+        #[test]
+        fn merging_the_parts_is_recording_the_whole(events in events(), cut in any::<prop::sample::Index>()) {
+            let (left, right) = events.split_at(cut.index(events.len() + 1));
+            let mut merged = tally(left);
+            merged.merge(tally(right));
+            prop_assert_eq!(merged, tally(&events));
+        }
+
+        #[test]
+        fn it_sums_each_domain_in_key_order(events in events()) {
+            let tally = tally(&events);
+            let rows: Vec<_> = tally.iter().collect();
+            prop_assert!(rows.windows(2).all(|pair| pair[0].0.as_str().as_bytes() < pair[1].0.as_str().as_bytes()));
+            for (domain, counters) in rows {
+                let of_domain = events.iter().filter(|(name, _)| name == domain);
+                prop_assert_eq!(counters.delivered, of_domain.clone().map(|(_, c)| c.delivered).sum::<u64>());
+                prop_assert_eq!(counters.bounced, of_domain.map(|(_, c)| c.bounced).sum::<u64>());
+            }
+        }
+    }
+}
