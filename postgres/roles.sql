@@ -1,0 +1,29 @@
+-- The roles and the database. Run by a superuser on the primary, with psql 15 or newer, whenever the
+-- servers start: it may be repeated, and then also sets the passwords anew. They come from the
+-- environment, CATCHALL_PASSWORD and CATCHALL_QUERY_PASSWORD, so that no process list shows them.
+
+\set ON_ERROR_STOP on
+\getenv password CATCHALL_PASSWORD
+\getenv query_password CATCHALL_QUERY_PASSWORD
+-- Otherwise a failed statement would write the password to the server's log.
+set log_min_error_statement = panic;
+
+-- catchall owns the database: migrations and the worker.
+select 'create role catchall' where not exists (select from pg_roles where rolname = 'catchall') \gexec
+alter role catchall login password :'password';
+
+-- catchall_query reads. On the primary too nothing else is possible: it is granted nothing but select.
+select 'create role catchall_query' where not exists (select from pg_roles where rolname = 'catchall_query') \gexec
+alter role catchall_query login password :'query_password';
+alter role catchall_query set default_transaction_read_only = on;
+
+-- A database cannot be created inside a transaction, and has no "if not exists".
+select 'create database catchall owner catchall' where not exists (select from pg_database where datname = 'catchall') \gexec
+revoke all on database catchall from public;
+grant connect on database catchall to catchall_query;
+
+\connect catchall
+-- Tables that a migration makes later, and those that are already there.
+alter default privileges for role catchall grant select on tables to catchall_query;
+grant usage on schema public to catchall_query;
+grant select on all tables in schema public to catchall_query;
