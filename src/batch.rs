@@ -32,6 +32,12 @@ impl Batch {
         }
     }
 
+    /// Adds everything in `other`.
+    pub fn merge(&mut self, other: Self) {
+        self.plain.merge(other.plain);
+        self.keyed.extend(other.keyed);
+    }
+
     /// Whether it holds no event.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -196,9 +202,7 @@ mod tests {
             let batch = batch(&events);
             let mut read = Batch::default();
             for body in batch.to_json() {
-                let part = Batch::from_json(&body).unwrap();
-                read.plain.merge(part.plain);
-                read.keyed.extend(part.keyed);
+                read.merge(Batch::from_json(&body).unwrap());
             }
             prop_assert_eq!(read, batch);
         }

@@ -6,16 +6,23 @@ use std::collections::btree_map::Entry;
 use crate::counters::Counters;
 use crate::domain_name::DomainName;
 
-/// An ordered map from domain to the sum of its events.
+/// An ordered map from domain to the sum of its events. The domains are its own where a batch is gathered,
+/// and borrowed from the batches where several of them are folded into one transaction.
 ///
 /// The order is that of the ledger's primary key: rows are upserted in the order of this map, so two
 /// workers lock the rows they share in the same order and cannot deadlock.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tally(BTreeMap<DomainName, Counters>);
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tally<D = DomainName>(BTreeMap<D, Counters>);
 
-impl Tally {
+impl<D> Default for Tally<D> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<D: Ord> Tally<D> {
     /// Adds `counters` to what is known of `domain`.
-    pub fn record(&mut self, domain: DomainName, counters: Counters) {
+    pub fn record(&mut self, domain: D, counters: Counters) {
         match self.0.entry(domain) {
             Entry::Vacant(entry) => {
                 entry.insert(counters);
@@ -29,9 +36,7 @@ impl Tally {
         if self.0.is_empty() {
             self.0 = other.0;
         } else {
-            for (domain, counters) in other.0 {
-                self.record(domain, counters);
-            }
+            other.0.into_iter().for_each(|(domain, counters)| self.record(domain, counters));
         }
     }
 
@@ -48,7 +53,7 @@ impl Tally {
     }
 
     /// The domains and their sums, in key order.
-    pub fn iter(&self) -> impl Iterator<Item = (&DomainName, &Counters)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&D, &Counters)> {
         self.0.iter()
     }
 }

@@ -1,0 +1,198 @@
+//! RabbitMQ, the only place that knows it: where it is, what has to exist there, and how to connect.
+//!
+//! [`Publisher`] returns after the confirm, [`Deliveries`] hands out what has to be accepted. Each holds a
+//! connection of its own: a broker that is short of memory or disk stops reading from connections that
+//! publish, and must not stop the acknowledgements that would relieve it. Lapin's automatic recovery stays
+//! off (it does not cover channel errors and has lost acknowledgements); what breaks is dropped whole and
+//! opened again under this module's own supervision.
+
+mod deliveries;
+mod publisher;
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
+use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
+use lapin::types::FieldTable;
+use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, ExchangeKind};
+
+pub use deliveries::{Deliveries, Delivery};
+pub use publisher::{Message, PublishError, Publisher};
+
+/// The exchange events are published to, and the queue they wait in.
+pub const EVENTS: &str = "catchall.events";
+
+/// The exchange unreadable messages go to, and the queue they are kept in.
+pub const DEAD: &str = "catchall.dead";
+
+/// A connection attempt that takes longer has failed: it only has to cross a network and log in.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Seconds between heartbeats unless the URL says otherwise. A peer that is gone without a word is noticed
+/// after twice that; RabbitMQ advises against less than 5.
+const HEARTBEAT_SECS: u16 = 10;
+
+/// How soon a lost connection is tried again, and how seldom at most. The jitter keeps a fleet of services
+/// from coming back in step.
+pub(crate) fn backoff() -> impl Iterator<Item = Duration> + use<> {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(100))
+        .with_max_delay(Duration::from_secs(3))
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
+
+/// Where the broker is.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+pub struct Config {
+    /// Where RabbitMQ is: amqp://USER:PASSWORD@HOST:PORT/VHOST, or amqps:// for TLS; the vhost / is written %2f
+    #[arg(long, env = "CATCHALL_AMQP_URL", value_name = "URL", hide_env_values = true)]
+    pub amqp_url: Url,
+}
+
+/// An AMQP URL. It prints without user and password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Url(AMQPUri);
+
+impl FromStr for Url {
+    type Err = String;
+
+    fn from_str(url: &str) -> Result<Self, Self::Err> {
+        // The parser's own error is not repeated: it can hold parts of the URL, and so of the password.
+        let mut uri: AMQPUri =
+            url.parse().map_err(|_| "not an AMQP URL, as in amqp://user:password@host:5672/%2f")?;
+        uri.query.heartbeat.get_or_insert(HEARTBEAT_SECS);
+        let timeout = u64::try_from(CONNECT_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
+        uri.query.connection_timeout.get_or_insert(timeout);
+        Ok(Self(uri))
+    }
+}
+
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let AMQPUri { scheme, authority, vhost, .. } = &self.0;
+        write!(f, "{scheme}://{}:{}/{}", authority.host, authority.port, vhost.replace('/', "%2f"))
+    }
+}
+
+impl fmt::Debug for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Why the broker cannot be used.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no connection, or it was lost.
+    #[error("{url}: {reason}")]
+    Connection {
+        /// Where the broker was looked for, without the password.
+        url: String,
+        /// What lapin said.
+        reason: String,
+    },
+    /// The broker is there, but the topology is not.
+    #[error(
+        "{url} has no {kind} {name:?}: create it with \
+         `rabbitmqctl import_definitions rabbitmq/definitions.json`"
+    )]
+    Missing {
+        /// Where it was looked for, without the password.
+        url: String,
+        /// `exchange` or `queue`.
+        kind: &'static str,
+        /// Its name.
+        name: &'static str,
+    },
+}
+
+impl Error {
+    fn connection(url: &Url, reason: impl fmt::Display) -> Self {
+        Self::Connection { url: url.to_string(), reason: reason.to_string() }
+    }
+}
+
+/// Opens a connection under `name`, which the broker's management pages show.
+async fn connect(config: &Config, name: &str) -> Result<Connection, Error> {
+    let url = &config.amqp_url;
+    let properties = ConnectionProperties::default().with_connection_name(name.into());
+    match tokio::time::timeout(CONNECT_TIMEOUT, Connection::connect_uri(url.0.clone(), properties)).await {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(error)) => Err(Error::connection(url, describe(&error, url))),
+        Err(_) => Err(Error::connection(url, format!("no answer within {CONNECT_TIMEOUT:?}"))),
+    }
+}
+
+/// What went wrong in words an operator can act on; lapin's own where there are no better ones.
+fn describe(error: &lapin::Error, url: &Url) -> String {
+    match error.kind() {
+        ErrorKind::IOError(io) => match io.kind() {
+            std::io::ErrorKind::ConnectionRefused => "connection refused".into(),
+            std::io::ErrorKind::ConnectionAborted if url.0.scheme == AMQPScheme::AMQP => {
+                "the peer closed the connection during the handshake (does it speak AMQP without TLS?)".into()
+            }
+            _ => io.to_string(),
+        },
+        ErrorKind::ProtocolError(amqp) => amqp.get_message().to_string(),
+        _ => error.to_string(),
+    }
+}
+
+/// Checks that what `rabbitmq/definitions.json` declares is there, by passive declarations, which need no
+/// permission to configure anything. A missing object closes the channel it was asked for on, so this
+/// takes one of its own.
+async fn check_topology(connection: &Connection, url: &Url) -> Result<(), Error> {
+    let failed = |error: &lapin::Error| Error::connection(url, describe(error, url));
+    let channel = connection.create_channel().await.map_err(|error| failed(&error))?;
+    for name in [EVENTS, DEAD] {
+        for (kind, answer) in
+            [("exchange", exchange(&channel, name).await), ("queue", queue(&channel, name).await)]
+        {
+            match answer {
+                Ok(()) => {}
+                Err(error) if is_not_found(&error) => {
+                    return Err(Error::Missing { url: url.to_string(), kind, name });
+                }
+                Err(error) => return Err(failed(&error)),
+            }
+        }
+    }
+    channel.close(200, "checked".into()).await.map_err(|error| failed(&error))
+}
+
+async fn exchange(channel: &Channel, name: &str) -> lapin::Result<()> {
+    let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+    channel.exchange_declare(name.into(), ExchangeKind::Fanout, options, FieldTable::default()).await
+}
+
+async fn queue(channel: &Channel, name: &str) -> lapin::Result<()> {
+    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare(name.into(), options, FieldTable::default()).await.map(drop)
+}
+
+fn is_not_found(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(amqp)
+        if matches!(amqp.kind(), AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_prints_without_user_and_password() {
+        let url: Url = "amqps://alice:s3cret@broker:5671/%2f?heartbeat=30".parse().unwrap();
+        assert_eq!(url.to_string(), "amqps://broker:5671/%2f");
+        assert_eq!(format!("{url:?}"), "amqps://broker:5671/%2f");
+        assert_eq!(url.0.query.heartbeat, Some(30));
+        let error = "http://alice:s3cret@broker".parse::<Url>().unwrap_err();
+        assert!(!error.contains("s3cret"), "{error}");
+    }
+}

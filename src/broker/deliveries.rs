@@ -1,0 +1,133 @@
+//! Messages handed out by the broker until they are accepted.
+
+use futures::StreamExt;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, BasicRejectOptions};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Channel, Connection, Consumer};
+
+use super::{Config, EVENTS, Error, check_topology, connect, describe};
+
+/// A consumer of the events queue on a connection of its own.
+///
+/// What it has handed out is delivered again, here or elsewhere, unless it is accepted through the same
+/// `Deliveries`: a tag means nothing on another connection, and dropping this one hands everything back.
+#[derive(Debug)]
+pub struct Deliveries {
+    config: Config,
+    channel: Channel,
+    consumer: Consumer,
+    // The connection closes when it is dropped.
+    _connection: Connection,
+}
+
+/// One message, not yet accepted.
+#[derive(Debug)]
+pub struct Delivery(lapin::message::Delivery);
+
+impl Delivery {
+    /// The position of the message among those of its [`Deliveries`].
+    #[must_use]
+    pub fn tag(&self) -> u64 {
+        self.0.delivery_tag
+    }
+
+    /// The message's body.
+    #[must_use]
+    pub fn body(&self) -> &[u8] {
+        &self.0.data
+    }
+
+    /// The publisher's identity of the message. Some clients send an empty one when none is set.
+    #[must_use]
+    pub fn message_id(&self) -> Option<&str> {
+        self.0.properties.message_id().as_ref().map(|id| id.as_str()).filter(|id| !id.is_empty())
+    }
+
+    /// What the publisher says the body is, as in `application/json`.
+    #[must_use]
+    pub fn content_type(&self) -> Option<&str> {
+        self.0.properties.content_type().as_ref().map(|kind| kind.as_str()).filter(|kind| !kind.is_empty())
+    }
+
+    /// How the publisher says the body is packed, as in `gzip`.
+    #[must_use]
+    pub fn content_encoding(&self) -> Option<&str> {
+        self.0
+            .properties
+            .content_encoding()
+            .as_ref()
+            .map(|kind| kind.as_str())
+            .filter(|kind| !kind.is_empty())
+    }
+
+    pub(super) fn properties(&self) -> &BasicProperties {
+        &self.0.properties
+    }
+
+    pub(super) fn routing_key(&self) -> &str {
+        self.0.routing_key.as_str()
+    }
+}
+
+impl Deliveries {
+    /// Connects under `name` and begins to consume, with at most `prefetch` messages handed out and not yet
+    /// accepted.
+    ///
+    /// # Errors
+    ///
+    /// When there is no broker, or the queue is missing.
+    pub async fn open(config: &Config, name: &str, prefetch: u16) -> Result<Self, Error> {
+        let url = &config.amqp_url;
+        let connection = connect(config, name).await?;
+        check_topology(&connection, url).await?;
+        let consuming = async {
+            let channel = connection.create_channel().await?;
+            channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+            let options = BasicConsumeOptions::default();
+            let consumer =
+                channel.basic_consume(EVENTS.into(), "".into(), options, FieldTable::default()).await?;
+            Ok((channel, consumer))
+        };
+        let (channel, consumer) = consuming.await.map_err(|error| failed(config, &error))?;
+        Ok(Self { config: config.clone(), channel, consumer, _connection: connection })
+    }
+
+    /// The next message. It may be dropped while it waits.
+    ///
+    /// # Errors
+    ///
+    /// When the connection, the channel or the queue is gone. Everything not accepted is delivered again.
+    pub async fn next(&mut self) -> Result<Delivery, Error> {
+        match self.consumer.next().await {
+            Some(Ok(delivery)) => Ok(Delivery(delivery)),
+            Some(Err(error)) => Err(failed(&self.config, &error)),
+            None => {
+                Err(Error::connection(&self.config.amqp_url, "the broker ended the delivery of messages"))
+            }
+        }
+    }
+
+    /// Accepts every message up to and including `tag` that is not settled yet: the broker forgets them.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is gone. The messages are delivered again.
+    pub async fn accept_through(&self, tag: u64) -> Result<(), Error> {
+        let options = BasicAckOptions { multiple: true };
+        self.channel.basic_ack(tag, options).await.map_err(|error| failed(&self.config, &error))
+    }
+
+    /// Gives one message to the queue's own dead-letter exchange: kept, but without a reason of ours.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is gone. The message is delivered again.
+    pub async fn reject(&self, tag: u64) -> Result<(), Error> {
+        let options = BasicRejectOptions { requeue: false };
+        self.channel.basic_reject(tag, options).await.map_err(|error| failed(&self.config, &error))
+    }
+}
+
+fn failed(config: &Config, error: &lapin::Error) -> Error {
+    Error::connection(&config.amqp_url, describe(error, &config.amqp_url))
+}

@@ -1,0 +1,109 @@
+//! What a process depends on, and whether it is there: the source of `/readyz`.
+
+use std::fmt::{self, Display};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The dependencies of one process. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Health(Arc<Mutex<Vec<(&'static str, State)>>>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    /// Not reached yet: red, but nothing is wrong until it is said to be.
+    Starting,
+    Up,
+    Down(String),
+}
+
+/// One dependency's entry, held by whoever talks to it. An entry lasts as long as the process.
+#[derive(Clone, Debug)]
+pub struct Dependency {
+    health: Health,
+    index: usize,
+}
+
+impl Health {
+    /// Registers a dependency, which is down until it is said to be up. Several may share a name, as the
+    /// connections to one broker do.
+    #[must_use]
+    pub fn dependency(&self, name: &'static str) -> Dependency {
+        let mut entries = self.entries();
+        entries.push((name, State::Starting));
+        Dependency { health: self.clone(), index: entries.len() - 1 }
+    }
+
+    /// What keeps the process from being ready: a line for each dependency that is not up, none twice.
+    #[must_use]
+    pub fn missing(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self
+            .entries()
+            .iter()
+            .filter_map(|(name, state)| match state {
+                State::Up => None,
+                State::Starting => Some(format!("{name}: not reached yet")),
+                State::Down(reason) => Some(format!("{name}: {reason}")),
+            })
+            .collect();
+        lines.sort();
+        lines.dedup();
+        lines
+    }
+
+    fn entries(&self) -> MutexGuard<'_, Vec<(&'static str, State)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Dependency {
+    /// It is there. Says so in the log when it was not.
+    pub fn up(&self) {
+        if let Some(name) = self.change(State::Up) {
+            tracing::info!(dependency = name, "{name} is there");
+        }
+    }
+
+    /// It is away, or not as it has to be. Says so in the log when the reason is new.
+    pub fn down(&self, reason: impl Display) {
+        let reason = reason.to_string();
+        if let Some(name) = self.change(State::Down(reason.clone())) {
+            tracing::warn!(dependency = name, reason, "{name} is not available, trying again: {reason}");
+        }
+    }
+
+    /// The dependency's name, if this changed its state.
+    fn change(&self, state: State) -> Option<&'static str> {
+        let mut entries = self.health.entries();
+        let entry = &mut entries[self.index];
+        (entry.1 != state).then(|| {
+            entry.1 = state;
+            entry.0
+        })
+    }
+}
+
+impl Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let missing = self.missing();
+        if missing.is_empty() { f.write_str("ready") } else { f.write_str(&missing.join("\n")) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_ready_when_every_dependency_is_up() {
+        let health = Health::default();
+        assert_eq!(health.to_string(), "ready");
+        let (broker, again, database) =
+            (health.dependency("broker"), health.dependency("broker"), health.dependency("database"));
+        assert_eq!(health.missing(), ["broker: not reached yet", "database: not reached yet"]);
+        database.up();
+        broker.up();
+        again.down("connection refused");
+        assert_eq!(health.to_string(), "broker: connection refused");
+        again.up();
+        assert_eq!(health.to_string(), "ready");
+    }
+}

@@ -1,0 +1,324 @@
+//! HTTP: sockets, servers, problem documents and the operations routes.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum_server::Handle;
+use axum_server::accept::Accept;
+use futures::FutureExt;
+use futures::future::{Ready, ready};
+use metrics_exporter_prometheus::PrometheusHandle;
+use problem_details::ProblemDetails;
+use serde::Serialize;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tower_service::Service;
+
+use crate::health::Health;
+use crate::shutdown::{GRACE, Shutdown};
+
+/// Connections the kernel completes before they are accepted. The default of 128 turns a burst of
+/// reconnecting clients away; the kernel cuts this to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// How long a client may take to send the head of a request. Without it, slow clients hold connections for
+/// ever.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connections of operators and their collectors at a time: far more than there are.
+const OPS_CONNECTIONS: usize = 100;
+
+/// After a 503: soon enough to lose little, late enough to let a broker breathe.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// Where a service listens, and how much it takes.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+pub struct Config {
+    /// Address and port of the service; with port 0 one is chosen and logged
+    #[arg(long, env = "CATCHALL_LISTEN", value_name = "ADDRESS:PORT")]
+    pub listen: SocketAddr,
+
+    /// Threads that serve, each with its own socket on the same port, its own event loop and its own
+    /// connections behind it; one per core by default
+    #[arg(long, env = "CATCHALL_THREADS", value_name = "N", default_value_t = cores(), value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: u16,
+
+    /// Client connections at a time in all; further ones are closed at once. Each holds a file descriptor and
+    /// some 20 kB
+    #[arg(long, env = "CATCHALL_MAX_CONNECTIONS", value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_connections: u32,
+}
+
+/// Where a process answers its operators.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+pub struct OpsConfig {
+    /// Address and port of /livez, /readyz and /metrics; with port 0 one is chosen and logged
+    #[arg(long, env = "CATCHALL_OPS_LISTEN", value_name = "ADDRESS:PORT")]
+    pub ops_listen: SocketAddr,
+}
+
+fn cores() -> u16 {
+    std::thread::available_parallelism().ok().and_then(|n| u16::try_from(n.get()).ok()).unwrap_or(1)
+}
+
+impl Config {
+    /// Opens a socket for each thread, all on one port. The port may be shared with another process of the
+    /// same user that opens it the same way, so that a new version can take over before the old one leaves.
+    ///
+    /// # Errors
+    ///
+    /// When the address is not this machine's or the port is somebody else's.
+    pub fn bind(&self) -> anyhow::Result<Vec<TcpListener>> {
+        let first = bind(self.listen, true).with_context(|| cannot_listen(self.listen, "CATCHALL_LISTEN"))?;
+        let address = first.local_addr()?;
+        let others = (1..self.threads).map(|_| bind(address, true));
+        let sockets: io::Result<_> = std::iter::once(Ok(first)).chain(others).collect();
+        sockets.with_context(|| cannot_listen(address, "CATCHALL_LISTEN"))
+    }
+}
+
+impl OpsConfig {
+    /// Opens the socket of the operations routes, which is never shared: that would hide one process from
+    /// its operators.
+    ///
+    /// # Errors
+    ///
+    /// When the address is not this machine's or the port is taken.
+    pub fn bind(&self) -> anyhow::Result<TcpListener> {
+        bind(self.ops_listen, false).with_context(|| cannot_listen(self.ops_listen, "CATCHALL_OPS_LISTEN"))
+    }
+}
+
+fn cannot_listen(address: SocketAddr, variable: &str) -> String {
+    format!("cannot listen on {address} ({variable})")
+}
+
+fn bind(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Serves on each socket by a thread and an event loop of its own until the shutdown, then until the
+/// requests under way are answered, but no longer than [`GRACE`]. `router` is called on each thread, and
+/// what it makes is shared with no other.
+///
+/// Three quarters of a small request is the kernel's work; keeping the rest on one core, without a lock or
+/// a wake-up between cores, halves the cost of one event loop on many threads.
+///
+/// # Errors
+///
+/// When a thread cannot be started or a server fails; then the others are not waited for.
+pub async fn serve_per_thread<R>(
+    sockets: Vec<TcpListener>,
+    config: &Config,
+    router: R,
+    shutdown: Shutdown,
+) -> anyhow::Result<()>
+where
+    R: Fn() -> Router + Clone + Send + 'static,
+{
+    let connections = Arc::new(Semaphore::new(config.max_connections as usize));
+    let mut threads = tokio::task::JoinSet::new();
+    for socket in sockets {
+        let (done, ended) = tokio::sync::oneshot::channel();
+        let (router, shutdown, connections) = (router.clone(), shutdown.clone(), Arc::clone(&connections));
+        std::thread::Builder::new().name("serve".into()).spawn(move || {
+            let served = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .context("cannot start an event loop")
+                .and_then(|runtime| runtime.block_on(serve(socket, router(), connections, shutdown)));
+            // Nobody listens only if the process is already ending.
+            let _ = done.send(served);
+        })?;
+        threads.spawn(ended);
+    }
+    while let Some(ended) = threads.join_next().await {
+        ended?.context("a serving thread panicked")??;
+    }
+    Ok(())
+}
+
+async fn serve(
+    socket: TcpListener,
+    router: Router,
+    connections: Arc<Semaphore>,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    let handle = Handle::new();
+    let mut server = axum_server::from_tcp(socket)?.acceptor(Admission(connections)).handle(handle.clone());
+    let builder = server.http_builder();
+    builder.http1().header_read_timeout(HEAD_TIMEOUT).pipeline_flush(true);
+    let serving = server.first_request_timeout(HEAD_TIMEOUT).serve(router.into_make_service());
+    let stopping = async {
+        shutdown.await;
+        handle.graceful_shutdown(Some(GRACE));
+        std::future::pending().await
+    };
+    tokio::select! {
+        served = serving => served.context("the HTTP server failed"),
+        never = stopping => never,
+    }
+}
+
+/// Admits a connection while there is room, without Nagle's delay.
+#[derive(Clone, Debug)]
+struct Admission(Arc<Semaphore>);
+
+impl<S> Accept<TcpStream, S> for Admission {
+    type Stream = TcpStream;
+    type Service = Admitted<S>;
+    type Future = Ready<io::Result<(TcpStream, Admitted<S>)>>;
+
+    fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
+        ready(match Arc::clone(&self.0).try_acquire_owned() {
+            Ok(place) => {
+                stream.set_nodelay(true).map(|()| (stream, Admitted { service, _place: place.into() }))
+            }
+            Err(_) => Err(io::Error::other("as many connections as CATCHALL_MAX_CONNECTIONS allows")),
+        })
+    }
+}
+
+/// The service of one connection, which gives the connection's place back when it goes.
+#[derive(Clone, Debug)]
+struct Admitted<S> {
+    service: S,
+    _place: Arc<OwnedSemaphorePermit>,
+}
+
+impl<R, S: Service<R>> Service<R> for Admitted<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.service.poll_ready(context)
+    }
+
+    fn call(&mut self, request: R) -> S::Future {
+        self.service.call(request)
+    }
+}
+
+/// Serves `/livez`, `/readyz` and `/metrics` for as long as it is polled.
+///
+/// `/livez` says that the process runs and its main event loop turns; no fault outside the process turns it
+/// red, because a restart would not mend one. `/readyz` says whether every dependency is there, and if not
+/// what is wrong with it.
+///
+/// # Errors
+///
+/// When the server fails.
+pub async fn serve_ops(socket: TcpListener, health: Health, figures: PrometheusHandle) -> anyhow::Result<()> {
+    let readyz = async |State(health): State<Health>| {
+        let ready = health.missing().is_empty();
+        let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        (status, format!("{health}\n"))
+    };
+    let metrics = async move || {
+        figures.run_upkeep();
+        ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], figures.render())
+    };
+    let routes = Router::new()
+        .route("/livez", get(async || "alive\n"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics));
+    let connections = Arc::new(Semaphore::new(OPS_CONNECTIONS));
+    serve(socket, with_problems(routes).with_state(health), connections, never()).await
+}
+
+fn never() -> Shutdown {
+    std::future::pending().boxed().shared()
+}
+
+/// Answers what no route takes with problem documents as well.
+pub fn with_problems<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S> {
+    routes
+        .fallback(async |uri: Uri| Problem::NotFound(format!("there is nothing at {}", uri.path())))
+        .method_not_allowed_fallback(async |method: Method, uri: Uri| {
+            Problem::MethodNotAllowed(format!("{method} is not allowed at {}", uri.path()))
+        })
+}
+
+/// What a request can be answered with instead of what it asked for: RFC 9457 documents, whose `detail` is
+/// for the client. What went wrong inside is logged where it is known, and not told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// Something in the request cannot be parsed.
+    BadRequest(String),
+    /// Nothing was readable in a bulk request: each of its events, and why it was not.
+    NothingReadable(Vec<Rejected>),
+    /// There is no such resource.
+    NotFound(String),
+    /// The resource does not take the method.
+    MethodNotAllowed(String),
+    /// The request's body did not arrive in time.
+    Timeout(String),
+    /// More than one request may carry.
+    TooLarge(String),
+    /// A media type or an encoding that is not read here.
+    UnsupportedMediaType(String),
+    /// The broker or the database cannot take it now: try again.
+    Unavailable(String),
+}
+
+/// An event of a bulk request that was not accepted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Rejected {
+    /// Its place among the events of the request, from 0.
+    pub index: usize,
+    /// What is wrong with it.
+    pub detail: String,
+}
+
+/// Members of a problem document beyond the standard ones.
+#[derive(Serialize)]
+struct Extension {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rejected: Option<Vec<Rejected>>,
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut rejected = None;
+        let (status, detail) = match self {
+            Self::BadRequest(detail) => (StatusCode::BAD_REQUEST, detail),
+            Self::NothingReadable(events) => {
+                rejected = Some(events);
+                (StatusCode::BAD_REQUEST, "no event could be read".into())
+            }
+            Self::NotFound(detail) => (StatusCode::NOT_FOUND, detail),
+            Self::MethodNotAllowed(detail) => (StatusCode::METHOD_NOT_ALLOWED, detail),
+            Self::Timeout(detail) => (StatusCode::REQUEST_TIMEOUT, detail),
+            Self::TooLarge(detail) => (StatusCode::PAYLOAD_TOO_LARGE, detail),
+            Self::UnsupportedMediaType(detail) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, detail),
+            Self::Unavailable(detail) => (StatusCode::SERVICE_UNAVAILABLE, detail),
+        };
+        let problem = ProblemDetails::from_status_code(status)
+            .with_detail(detail)
+            .with_extensions(Extension { rejected });
+        let mut response = problem.into_response();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        response
+    }
+}

@@ -1,0 +1,289 @@
+//! Ingest: HTTP events in, confirmed messages out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, FailedToBufferBody, PathRejection};
+use axum::extract::{DefaultBodyLimit, FromRequest, Path, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{post, put};
+use axum::{Json, Router};
+use serde::Serialize;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tower_http::decompression::RequestDecompressionLayer;
+
+use crate::batch::Batch;
+use crate::broker::{self, Message, PublishError, Publisher};
+use crate::bulk::{self, MediaType};
+use crate::domain_name::DomainName;
+use crate::event::{Event, IdempotencyKey, Outcome};
+use crate::group::{Gate, Group};
+use crate::health::Health;
+use crate::http::{self, Problem, Rejected};
+use crate::process::Process;
+
+/// Largest body of a bulk request in bytes, unpacked: 10,000 events of a kilobyte each.
+const MAX_BODY: usize = 10 * 1024 * 1024;
+
+/// Bodies of bulk requests that are read at a time by one thread. Each may take [`MAX_BODY`], so this bounds
+/// their memory; further requests wait while their bytes stay with the client.
+const BODIES_AT_ONCE: usize = 16;
+
+/// How long the body of a bulk request may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The clients' name for the key under which a PUT counts once (draft-ietf-httpapi-idempotency-key-header).
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
+/// What ingest needs to know.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+#[command(mut_arg("listen", |listen| listen.required(false).default_value("127.0.0.1:8080")))]
+#[command(mut_arg("ops_listen", |listen| listen.required(false).default_value("127.0.0.1:9080")))]
+pub struct Config {
+    #[command(flatten)]
+    broker: broker::Config,
+
+    #[command(flatten)]
+    http: http::Config,
+
+    #[command(flatten)]
+    ops: http::OpsConfig,
+
+    /// How long an event waits for the broker's confirm, in milliseconds, before its client gets a 503. Shorter
+    /// than the clients' own timeout, or they never see the answer
+    #[arg(long, env = "CATCHALL_PUBLISH_DEADLINE_MS", value_name = "MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
+    publish_deadline_ms: u64,
+
+    /// Events that may wait for the broker, on each thread, before further ones get a 503 at once. Each takes
+    /// some 100 bytes
+    #[arg(long, env = "CATCHALL_MAX_WAITING_EVENTS", value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
+    max_waiting_events: u32,
+
+    /// Publishers of each thread, with a connection to the broker each: how many batches can be on their way at
+    /// once. More lower the latency of a distant broker; each batch then holds fewer events and costs more
+    #[arg(long, env = "CATCHALL_PUBLISHERS", value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    publishers: u16,
+}
+
+/// What became of a group of events.
+type Published = Result<(), PublishError>;
+
+/// Where the handlers of one thread leave events, and its publishers take them.
+type Intake = Group<Batch, Published>;
+
+/// Binds, serves, publishes, until the shutdown and the grace after it.
+///
+/// # Errors
+///
+/// When a port cannot be had or a server fails; never for a broker that is away.
+pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
+    let (sockets, ops) = (config.http.bind()?, config.ops.bind()?);
+    let health = Health::default();
+    tracing::info!(
+        listen = %sockets[0].local_addr()?, ops_listen = %ops.local_addr()?, broker = %config.broker.amqp_url,
+        "taking events"
+    );
+    let router = {
+        let (config, health) = (config.clone(), health.clone());
+        move || router(&config, &health)
+    };
+    tokio::select! {
+        served = http::serve_per_thread(sockets, &config.http, router, process.shutdown) => served,
+        served = http::serve_ops(ops, health, process.figures) => served.context("the operations routes"),
+    }
+}
+
+/// The routes of one thread, with the publishers behind them. To be called on the thread's event loop.
+fn router(config: &Config, health: &Health) -> Router {
+    let intake = Arc::new(Intake::new(config.max_waiting_events as usize));
+    for number in 0..config.publishers {
+        let name = format!("catchall-ingest publisher {number}");
+        let publisher = Publisher::connect(config.broker.clone(), name, health.dependency("broker"));
+        let deadline = Duration::from_millis(config.publish_deadline_ms);
+        tokio::spawn(publish(Arc::clone(&intake), publisher, deadline));
+    }
+    let bulk = Bulk { intake: Arc::clone(&intake), bodies: Arc::new(Semaphore::new(BODIES_AT_ONCE)) };
+    let bulk = post(post_events)
+        .layer((
+            DefaultBodyLimit::max(MAX_BODY),
+            RequestDecompressionLayer::new().pass_through_unaccepted(true),
+        ))
+        .with_state(bulk);
+    let routes = Router::new()
+        .route("/events/{domain}/{outcome}", put(put_event))
+        .with_state(intake)
+        .route("/events", bulk);
+    http::with_problems(routes)
+}
+
+/// Takes what has gathered, publishes it and answers everyone in it, for ever.
+async fn publish(intake: Arc<Intake>, mut publisher: Publisher, patience: Duration) {
+    let accepted = metrics::counter!("catchall_ingest_accepted_events_total");
+    let refused = metrics::counter!("catchall_ingest_refused_events_total");
+    let confirm_seconds = metrics::histogram!("catchall_ingest_confirm_seconds");
+    loop {
+        let round = intake.take().await;
+        let bodies = round.items.to_json();
+        let messages: Vec<Message> =
+            bodies.into_iter().map(|body| Message::events(body, Some(IdempotencyKey::fresh()))).collect();
+        let published = publisher.publish(&messages, Instant::from_std(round.since) + patience).await;
+        match &published {
+            Ok(()) => {
+                accepted.increment(round.weight as u64);
+                confirm_seconds.record(round.since.elapsed());
+            }
+            Err(_) => refused.increment(round.weight as u64),
+        }
+        // Nobody is left to hear it when every client has gone.
+        let _ = round.answer.send(published);
+    }
+}
+
+/// Waits for the answer to the group an event is in.
+async fn confirmed(gate: Gate<Published>) -> Result<(), Problem> {
+    match gate.await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(Problem::from(&error)),
+        Err(_) => Err(Problem::Unavailable("the event may or may not be counted".into())),
+    }
+}
+
+impl From<&PublishError> for Problem {
+    fn from(error: &PublishError) -> Self {
+        Self::Unavailable(match error {
+            // Where the broker is and what is wrong with it is for the operators, who find it at /readyz.
+            PublishError::Unavailable(_) => "the broker cannot be reached, nothing was counted".into(),
+            PublishError::Unconfirmed => {
+                "the broker did not confirm in time: the event may or may not be counted".into()
+            }
+            PublishError::Refused => "the broker refuses events, its queue is at the limit".into(),
+            PublishError::Unroutable => "the broker has no queue for events, nothing was counted".into(),
+        })
+    }
+}
+
+fn waiting_limit() -> Problem {
+    Problem::Unavailable("too many events are waiting for the broker, nothing was counted".into())
+}
+
+/// `PUT /events/{domain}/delivered|bounced`
+async fn put_event(
+    State(intake): State<Arc<Intake>>,
+    path: Result<Path<(String, String)>, PathRejection>,
+    headers: HeaderMap,
+) -> Result<StatusCode, Problem> {
+    let Path((domain, outcome)) = path.map_err(|error| Problem::BadRequest(error.body_text()))?;
+    let outcome: Outcome = outcome
+        .parse()
+        .map_err(|error: crate::event::UnknownOutcome| Problem::NotFound(error.to_string()))?;
+    let domain = DomainName::parse(&domain)
+        .map_err(|error| Problem::BadRequest(format!("the domain {domain:?} is not valid: {error}")))?;
+    let event = Event { domain, outcome, count: 1, key: idempotency_key(&headers)? };
+    let gate = intake.join(1, |batch| batch.record(event)).map_err(|_| waiting_limit())?;
+    confirmed(gate).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, Problem> {
+    let invalid = |reason: &dyn std::fmt::Display| {
+        Problem::BadRequest(format!("the header Idempotency-Key is not valid: {reason}"))
+    };
+    let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(invalid(&"it is there more than once"));
+    }
+    let key = std::str::from_utf8(value.as_bytes()).map_err(|error| invalid(&error))?;
+    key.parse().map(Some).map_err(|error: crate::event::IdempotencyKeyError| invalid(&error))
+}
+
+#[derive(Clone, Debug)]
+struct Bulk {
+    intake: Arc<Intake>,
+    bodies: Arc<Semaphore>,
+}
+
+/// The answer to a bulk request that was accepted at least in part.
+#[derive(Serialize)]
+struct Accepted {
+    accepted: usize,
+    rejected: Vec<Rejected>,
+}
+
+/// `POST /events`
+async fn post_events(State(bulk): State<Bulk>, request: Request) -> Result<Response, Problem> {
+    let media_type = media_type(request.headers())?;
+    let (batch, accepted, rejected) = {
+        let _place = bulk.bodies.acquire().await.expect("the semaphore is never closed");
+        let body = body(request).await?;
+        read(&body, media_type)?
+    };
+    if accepted == 0 && !rejected.is_empty() {
+        return Err(Problem::NothingReadable(rejected));
+    }
+    if accepted > 0 {
+        let gate = bulk.intake.join(accepted, |open| open.merge(batch)).map_err(|_| waiting_limit())?;
+        confirmed(gate).await?;
+    }
+    Ok((StatusCode::ACCEPTED, Json(Accepted { accepted, rejected })).into_response())
+}
+
+/// The readable events, how many they are, and the others.
+fn read(body: &[u8], media_type: MediaType) -> Result<(Batch, usize, Vec<Rejected>), Problem> {
+    let (mut batch, mut accepted, mut rejected) = (Batch::default(), 0, Vec::new());
+    let events = bulk::events(body, media_type).map_err(|error| match error {
+        bulk::Error::TooMany => Problem::TooLarge(error.to_string()),
+        bulk::Error::Unreadable(_) | bulk::Error::Empty => Problem::BadRequest(error.to_string()),
+    })?;
+    for (index, event) in events.enumerate() {
+        match event {
+            Ok(event) => {
+                accepted += 1;
+                batch.record(event);
+            }
+            Err(error) => rejected.push(Rejected { index, detail: error.to_string() }),
+        }
+    }
+    Ok((batch, accepted, rejected))
+}
+
+fn media_type(headers: &HeaderMap) -> Result<MediaType, Problem> {
+    let named = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let named = named.ok_or_else(|| {
+        Problem::UnsupportedMediaType(format!("the header Content-Type is missing: {}", bulk::MEDIA_TYPES))
+    })?;
+    named.parse().map_err(|error: bulk::UnknownMediaType| Problem::UnsupportedMediaType(error.to_string()))
+}
+
+/// The body, unpacked. An encoding that is still named here is one that was not unpacked.
+async fn body(request: Request) -> Result<Bytes, Problem> {
+    if let Some(encoding) = request.headers().get(header::CONTENT_ENCODING) {
+        return Err(Problem::UnsupportedMediaType(format!(
+            "the content encoding {encoding:?} is not read here: send gzip, zstd or none"
+        )));
+    }
+    match tokio::time::timeout(BODY_TIMEOUT, Bytes::from_request(request, &())).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)))) => {
+            Err(Problem::TooLarge(format!("a body has at most {MAX_BODY} bytes, unpacked")))
+        }
+        Ok(Err(error)) => {
+            Err(Problem::BadRequest(format!("the body cannot be read: {}", root_cause(&error))))
+        }
+        Err(_) => Err(Problem::Timeout(format!("the body did not arrive within {BODY_TIMEOUT:?}"))),
+    }
+}
+
+/// The innermost reason: the outer ones only say that something failed.
+fn root_cause(error: &dyn std::error::Error) -> &dyn std::error::Error {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause
+}

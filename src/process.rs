@@ -1,0 +1,122 @@
+//! The life of a process: arguments, logs, signals, and the sentence it ends with.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser};
+use metrics_exporter_prometheus::PrometheusHandle;
+
+use crate::shutdown::{self, Shutdown};
+use crate::telemetry;
+
+/// What `run` gets from its process.
+#[derive(Debug)]
+pub struct Process {
+    /// The figures to serve.
+    pub figures: PrometheusHandle,
+    /// When to stop.
+    pub shutdown: Shutdown,
+}
+
+#[derive(Parser)]
+#[command(version, max_term_width = 110)]
+struct Arguments<C: Args> {
+    #[command(flatten)]
+    config: C,
+    #[command(flatten, next_help_heading = "Logs")]
+    telemetry: telemetry::Config,
+}
+
+/// Runs a program: reads its configuration from arguments and environment, starts its logs and an event
+/// loop, and runs it. What fails is printed as one sentence, and the exit status tells: 0 stopped as asked,
+/// 1 failed, 2 configured wrongly.
+pub fn main<C: Args>(
+    name: &'static str,
+    about: &'static str,
+    run: impl AsyncFnOnce(C, Process) -> anyhow::Result<()>,
+) -> ExitCode {
+    let Arguments { config, telemetry } = match parse::<C>(name, about, std::env::args_os()) {
+        Ok(arguments) => arguments,
+        Err(ParseError::Help(error)) => error.exit(),
+        Err(ParseError::Sentence(sentence)) => {
+            eprintln!("{name}: {sentence}");
+            return ExitCode::from(2);
+        }
+    };
+    let ended = telemetry::start(&telemetry).and_then(|figures| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let shutdown = shutdown::requested()?;
+            run(config, Process { figures, shutdown }).await
+        })
+    });
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{name}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[derive(Debug)]
+enum ParseError {
+    /// Help or version was asked for, or an argument is unknown: clap prints that well.
+    Help(clap::Error),
+    /// What is wrong with the configuration.
+    Sentence(String),
+}
+
+fn parse<C: Args>(
+    name: &'static str,
+    about: &'static str,
+    arguments: impl Iterator<Item = OsString>,
+) -> Result<Arguments<C>, ParseError> {
+    let mut command = Arguments::<C>::command().name(name).about(about);
+    let parsed =
+        command.try_get_matches_from_mut(arguments).and_then(|matches| Arguments::from_arg_matches(&matches));
+    parsed.map_err(|error| match error.kind() {
+        ErrorKind::ValueValidation | ErrorKind::InvalidValue | ErrorKind::MissingRequiredArgument => {
+            ParseError::Sentence(sentence(&command, &error))
+        }
+        _ => ParseError::Help(error),
+    })
+}
+
+/// What is wrong with a value, naming the variable it may have come from. Clap's own sentence names only
+/// the option, and repeats the value even where it is a secret.
+fn sentence(command: &clap::Command, error: &clap::Error) -> String {
+    let names: Vec<&str> = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(name)) => vec![name],
+        Some(ContextValue::Strings(names)) => names.iter().map(String::as_str).collect(),
+        _ => Vec::new(),
+    };
+    let arguments: Vec<&Arg> = names
+        .iter()
+        .filter_map(|name| command.get_arguments().find(|argument| *name == argument.to_string()))
+        .collect();
+    let sources: Vec<String> = arguments.iter().map(|argument| source(argument)).collect();
+    let sources = if sources.is_empty() { names.join(", ") } else { sources.join(", ") };
+    if error.kind() == ErrorKind::MissingRequiredArgument {
+        return format!("{sources} is required; see --help");
+    }
+    let secret = arguments.iter().any(|argument| argument.is_hide_env_values_set());
+    let value = match error.get(ContextKind::InvalidValue) {
+        Some(ContextValue::String(value)) if !secret => format!(" {value:?}"),
+        _ => String::new(),
+    };
+    let reason = match (std::error::Error::source(error), error.get(ContextKind::ValidValue)) {
+        (Some(reason), _) => reason.to_string(),
+        (None, Some(ContextValue::Strings(valid))) => format!("one of {}", valid.join(", ")),
+        (None, _) => "a value is required".into(),
+    };
+    format!("the value{value} of {sources} is not valid: {reason}")
+}
+
+fn source(argument: &Arg) -> String {
+    match argument.get_env().and_then(|variable| variable.to_str()) {
+        Some(variable) => format!("{variable} ({argument})"),
+        None => argument.to_string(),
+    }
+}

@@ -1,0 +1,152 @@
+//! Query: what is known of a domain, from a replica.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Serialize;
+
+use crate::counters::{Counters, Status};
+use crate::domain_name::DomainName;
+use crate::group::Group;
+use crate::health::Health;
+use crate::http::{self, Problem};
+use crate::process::Process;
+use crate::replica::{self, Replica};
+
+/// Reads each thread has under way at a time. One would leave the replica idle while rows are decoded; more
+/// make the groups smaller and the cost of a read higher.
+const READS_AT_ONCE: u32 = 2;
+
+/// What query needs to know.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+#[command(mut_arg("listen", |listen| listen.required(false).default_value("127.0.0.1:8081")))]
+#[command(mut_arg("ops_listen", |listen| listen.required(false).default_value("127.0.0.1:9081")))]
+pub struct Config {
+    #[command(flatten)]
+    replica: replica::Config,
+
+    #[command(flatten)]
+    http: http::Config,
+
+    #[command(flatten)]
+    ops: http::OpsConfig,
+
+    /// Delivered events, without a bounce, that a domain must exceed to be a catch-all
+    #[arg(long, env = "CATCHALL_THRESHOLD", value_name = "N", default_value_t = 1000)]
+    threshold: u64,
+
+    /// Requests that may wait for the replica, on each thread, before further ones get a 503 at once
+    #[arg(long, env = "CATCHALL_MAX_WAITING_READS", value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    max_waiting_reads: u32,
+}
+
+/// What one read found, for all who wait for it; nothing when the replica did not answer.
+type Found = Option<Arc<HashMap<String, Counters>>>;
+
+/// Where the handlers of one thread leave names, and its readers take them.
+type Questions = Group<Vec<DomainName>, Found>;
+
+/// Binds and serves until the shutdown and the grace after it.
+///
+/// # Errors
+///
+/// When a port cannot be had or a server fails; never for a replica that is away.
+pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
+    let (sockets, ops) = (config.http.bind()?, config.ops.bind()?);
+    let health = Health::default();
+    tracing::info!(
+        listen = %sockets[0].local_addr()?, ops_listen = %ops.local_addr()?, replica = %config.replica.replica_url,
+        "answering queries"
+    );
+    let watched = Replica::new(&config.replica, READS_AT_ONCE);
+    let router = {
+        let config = config.clone();
+        move || router(&config)
+    };
+    tokio::select! {
+        served = http::serve_per_thread(sockets, &config.http, router, process.shutdown) => served,
+        served = http::serve_ops(ops, health.clone(), process.figures) => served.context("the operations routes"),
+        () = watched.watch(health.dependency("replica")) => Ok(()),
+    }
+}
+
+/// The routes of one thread, with the readers behind them. To be called on the thread's event loop.
+fn router(config: &Config) -> Router {
+    let questions = Arc::new(Questions::new(config.max_waiting_reads as usize));
+    let replica = Replica::new(&config.replica, READS_AT_ONCE);
+    for _ in 0..READS_AT_ONCE {
+        tokio::spawn(read(Arc::clone(&questions), replica.clone()));
+    }
+    let threshold = config.threshold;
+    let get_domain = async move |State(questions): State<Arc<Questions>>,
+                                 path: Result<Path<String>, PathRejection>| {
+        get_domain(&questions, path, threshold).await
+    };
+    http::with_problems(Router::new().route("/domains/{domain}", get(get_domain)).with_state(questions))
+}
+
+/// Takes the names that have gathered, reads them in one query and answers everyone, for ever.
+async fn read(questions: Arc<Questions>, replica: Replica) {
+    let reads = metrics::counter!("catchall_query_reads_total");
+    let failed = metrics::counter!("catchall_query_failed_reads_total");
+    let read_seconds = metrics::histogram!("catchall_query_read_seconds");
+    let mut away = false;
+    loop {
+        let round = questions.take().await;
+        let begun = Instant::now();
+        let found = match replica.counters(&round.items).await {
+            Ok(found) => {
+                reads.increment(round.weight as u64);
+                read_seconds.record(begun.elapsed());
+                away = false;
+                Some(Arc::new(found))
+            }
+            Err(error) => {
+                failed.increment(round.weight as u64);
+                // Once per outage: the next thousand reads have nothing new to say.
+                if !std::mem::replace(&mut away, true) {
+                    tracing::warn!(reason = %error, "cannot read: {error}");
+                }
+                None
+            }
+        };
+        // Nobody is left to hear it when every client has gone.
+        let _ = round.answer.send(found);
+    }
+}
+
+/// What is known of a domain.
+#[derive(Debug, Serialize)]
+struct Answer {
+    domain: String,
+    status: Status,
+    delivered: u64,
+    bounced: u64,
+}
+
+/// `GET /domains/{domain}`. A domain that was never seen has had no events, which is an answer like any other.
+async fn get_domain(
+    questions: &Questions,
+    path: Result<Path<String>, PathRejection>,
+    threshold: u64,
+) -> Result<Json<Answer>, Problem> {
+    let Path(domain) = path.map_err(|error| Problem::BadRequest(error.body_text()))?;
+    let domain = DomainName::parse(&domain)
+        .map_err(|error| Problem::BadRequest(format!("the domain {domain:?} is not valid: {error}")))?;
+    let gate = questions.join(1, |names| names.push(domain.clone()));
+    let gate =
+        gate.map_err(|_| Problem::Unavailable("too many requests are waiting for the database".into()))?;
+    let Ok(Some(found)) = gate.await else {
+        return Err(Problem::Unavailable("the database cannot be read".into()));
+    };
+    let counters = found.get(domain.as_str()).copied().unwrap_or_default();
+    let Counters { delivered, bounced } = counters;
+    Ok(Json(Answer { domain: domain.to_string(), status: counters.status(threshold), delivered, bounced }))
+}
