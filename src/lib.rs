@@ -2,25 +2,25 @@
 #![doc = include_str!("../ARCHITECTURE.md")]
 
 // Vocabulary: pure, no I/O, no clock.
-pub mod batch;
-pub mod bulk;
-pub mod counters;
 pub mod domain_name;
 pub mod event;
+pub mod counters;
 pub mod tally;
+pub mod batch;
+pub mod bulk;
 // Boundaries: one door per vendor.
-pub mod broker;
 pub mod health;
-pub mod http;
-pub mod ledger;
+pub mod broker;
 pub mod postgres;
+pub mod ledger;
 pub mod replica;
+// The process.
+pub mod shutdown;
+pub mod telemetry;
+pub mod process;
+pub mod http;
 // Roles: one loop or one router each.
 pub mod group;
 pub mod ingest;
-pub mod query;
 pub mod worker;
-// The process.
-pub mod process;
-pub mod shutdown;
-pub mod telemetry;
+pub mod query;

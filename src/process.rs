@@ -44,6 +44,13 @@ pub fn main<C: Args>(
             return ExitCode::from(2);
         }
     };
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        // A task that is gone leaves a process that looks alive and answers nothing. A crash loses nothing,
+        // and whoever supervises the process starts it again.
+        report(panic);
+        std::process::abort();
+    }));
     let ended = telemetry::start(&telemetry).and_then(|figures| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {

@@ -54,8 +54,10 @@ impl Replica {
         let lag = metrics::gauge!("catchall_replica_lag_seconds");
         self.0
             .watch(replica, async |connection| {
-                lag.set(sqlx::query_scalar::<_, f64>(LAG).fetch_one(connection).await?);
-                Ok(())
+                let (seconds, read_only) = sqlx::query_as::<_, (f64, bool)>(LOOK).fetch_one(connection).await?;
+                lag.set(seconds);
+                // A pooler on the way may not pass the session's settings on.
+                if read_only { Ok(()) } else { Err(sqlx::Error::Protocol("the session can write".into())) }
             })
             .await;
     }
@@ -65,9 +67,10 @@ const READ: &str = "\
 -- catchall: read counters
 select domain, delivered, bounced from domain_counters where domain = any($1::text[])";
 
-/// Seconds since the last transaction that was replayed, and zero when there is nothing left to replay:
-/// on an idle primary the former grows for ever. Zero on a primary.
-const LAG: &str = "\
--- catchall: replica lag
+/// Seconds since the last transaction that was replayed, and zero when there is nothing left to replay (on
+/// an idle primary the former grows for ever) or on a primary; and whether the session can only read.
+const LOOK: &str = "\
+-- catchall: look at the replica
 select case when pg_last_wal_receive_lsn() is distinct from pg_last_wal_replay_lsn()
-    then coalesce(extract(epoch from now() - pg_last_xact_replay_timestamp()), 0) else 0 end::float8";
+        then coalesce(extract(epoch from now() - pg_last_xact_replay_timestamp()), 0) else 0 end::float8,
+    current_setting('transaction_read_only')::bool";

@@ -1,0 +1,108 @@
+//! Values that are wrong, ports that are taken, signals: what a process says and how it ends.
+
+use std::net::TcpListener;
+
+use hyper::StatusCode;
+
+use crate::processes::{Service, run};
+use crate::servers::Servers;
+
+const URLS: [(&str, &str); 3] = [
+    ("CATCHALL_AMQP_URL", "amqp://alice:s3cret@127.0.0.1:1/%2f"),
+    ("CATCHALL_DATABASE_URL", "postgres://alice:s3cret@127.0.0.1:1/catchall"),
+    ("CATCHALL_REPLICA_URL", "postgres://alice:s3cret@127.0.0.1:1/catchall"),
+];
+
+#[test]
+fn a_bad_value_ends_the_process_with_a_sentence_that_names_its_variable() {
+    for (program, variable, value, reason) in [
+        ("ingest", "CATCHALL_AMQP_URL", "http://alice:s3cret@broker", "not an AMQP URL"),
+        ("ingest", "CATCHALL_LISTEN", "8080", "invalid socket address"),
+        ("ingest", "CATCHALL_OPS_LISTEN", "localhost", "invalid socket address"),
+        ("ingest", "CATCHALL_THREADS", "0", "0 is not in 1..=1024"),
+        ("ingest", "CATCHALL_PUBLISH_DEADLINE_MS", "soon", "invalid digit"),
+        ("ingest", "CATCHALL_LOG", "catchall=loud", "invalid"),
+        ("ingest", "CATCHALL_LOG_FORMAT", "xml", "one of text, json"),
+        ("worker", "CATCHALL_DATABASE_URL", "mysql://alice:s3cret@db", "not a Postgres URL"),
+        ("worker", "CATCHALL_PREFETCH", "65536", "65536 is not in 1..=65535"),
+        ("worker", "CATCHALL_MAX_ROWS", "-1", "invalid digit"),
+        ("query", "CATCHALL_REPLICA_URL", "s3cret", "not a Postgres URL"),
+        ("query", "CATCHALL_THRESHOLD", "-1", "invalid digit"),
+        ("migrate", "CATCHALL_DATABASE_URL", "", "not a Postgres URL"),
+    ] {
+        let variables: Vec<_> =
+            URLS.into_iter().filter(|(name, _)| *name != variable).chain([(variable, value)]).collect();
+        let (status, stdout, stderr) = run(program, &[], &variables);
+        assert_eq!(status.code(), Some(2), "{variable}={value}: {stdout}{stderr}");
+        assert!(stderr.starts_with(&format!("catchall-{program}: the value")), "{stderr}");
+        assert!(stderr.contains(variable) && stderr.contains(reason), "{variable}={value}: {stderr}");
+        assert!(!stderr.contains("s3cret") && stderr.lines().count() == 1, "{stderr}");
+    }
+    let (status, _, stderr) = run("query", &[], &[]);
+    assert_eq!((status.code(), &*stderr), (Some(2), "catchall-query: CATCHALL_REPLICA_URL (--replica-url <URL>) is required; see --help\n"));
+}
+
+#[test]
+fn help_names_every_variable_and_shows_no_secret() {
+    for program in ["ingest", "worker", "query", "migrate"] {
+        let (status, stdout, _) = run(program, &["--help"], &URLS);
+        assert!(status.success() && stdout.contains("CATCHALL_LOG"), "{stdout}");
+        assert!(!stdout.contains("s3cret"), "{stdout}");
+    }
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for (program, variable) in [
+        ("ingest", "CATCHALL_LISTEN"),
+        ("ingest", "CATCHALL_OPS_LISTEN"),
+        ("query", "CATCHALL_LISTEN"),
+        ("worker", "CATCHALL_OPS_LISTEN"),
+    ] {
+        let free = [("CATCHALL_LISTEN", "127.0.0.1:0"), ("CATCHALL_OPS_LISTEN", "127.0.0.1:0")];
+        let variables: Vec<_> = URLS
+            .into_iter()
+            .chain(free.into_iter().filter(|(name, _)| *name != variable))
+            .chain([(variable, &*address)])
+            .collect();
+        let (status, _, stderr) = run(program, &[], &variables);
+        assert_eq!(status.code(), Some(1), "{stderr}");
+        let sentence = format!("catchall-{program}: cannot listen on {address} ({variable}): Address already in use");
+        assert!(stderr.contains(&sentence), "{stderr}");
+    }
+}
+
+#[test]
+fn a_migration_without_a_database_fails_without_its_password() {
+    let (status, _, stderr) = run("migrate", &[], &URLS);
+    assert_eq!(status.code(), Some(1));
+    assert_eq!(stderr, "catchall-migrate: postgres://127.0.0.1:1/catchall: connection refused\n");
+}
+
+#[tokio::test]
+async fn both_signals_stop_every_service_in_order() {
+    let servers = Servers::fresh().await;
+    for signal in ["TERM", "INT"] {
+        for name in ["ingest", "worker", "query"] {
+            let mut service = Service::ready(name, &servers, &[]).await;
+            service.signal(signal);
+            let status = service.ended().await;
+            assert!(status.success(), "{name} ended with {status} on SIG{signal}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stopping_ingest_answers_what_it_has_taken() {
+    let servers = Servers::fresh().await;
+    let mut ingest = Service::ready("ingest", &servers, &[]).await;
+    let puts = futures::future::join_all((0..50).map(|_| ingest.put("/events/a.com/delivered")));
+    let statuses = tokio::join!(puts, async { ingest.signal("TERM") }).0;
+    assert!(statuses.iter().all(|status| *status == StatusCode::ACCEPTED), "{statuses:?}");
+    assert!(ingest.ended().await.success());
+    let _worker = Service::ready("worker", &servers, &[]).await;
+    servers.settled().await;
+    assert_eq!(servers.counters("a.com").await, (50, 0));
+}

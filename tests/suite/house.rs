@@ -1,0 +1,74 @@
+//! Rules of the house that no compiler checks.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// The code of a file without its comments and its tests.
+fn code(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap();
+    let code = text.split("#[cfg(test)]").next().unwrap();
+    code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn each_vendor_has_one_door() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for path in sources(&root.join("src")).into_iter().chain(sources(&root.join("bin"))) {
+        let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+        let code = code(&path);
+        for (vendor, doors) in [
+            ("lapin::", &["src/broker"][..]),
+            ("sqlx::", &["src/postgres.rs", "src/ledger.rs", "src/replica.rs"]),
+            ("axum_server::", &["src/http.rs"]),
+        ] {
+            let is_door = doors.iter().any(|door| name.starts_with(door));
+            assert!(is_door || !code.contains(vendor), "{name} names {vendor}, which is behind {doors:?}");
+        }
+    }
+}
+
+#[test]
+fn a_module_uses_only_those_above_it() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let list = fs::read_to_string(root.join("lib.rs")).unwrap();
+    let modules: Vec<&str> =
+        list.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
+    assert!(modules.len() > 10);
+    for (position, module) in modules.iter().enumerate() {
+        let mut files = vec![root.join(format!("{module}.rs"))];
+        if root.join(module).is_dir() {
+            files.extend(sources(&root.join(module)));
+        }
+        for file in files {
+            let code = code(&file);
+            for below in &modules[position + 1..] {
+                let uses = code.contains(&format!("crate::{below}::")) || code.contains(&format!("crate::{below};"));
+                assert!(!uses, "{} uses {below}, which is below it in lib.rs", file.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_unfinished_is_left_in_the_code() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for path in sources(&root.join("src")).into_iter().chain(sources(&root.join("bin"))) {
+        let code = code(&path);
+        for word in [".unwrap()", "todo!(", "unimplemented!(", "dbg!("] {
+            assert!(!code.contains(word), "{} has {word}", path.display());
+        }
+    }
+}

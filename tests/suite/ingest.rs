@@ -1,0 +1,215 @@
+//! What submitters send over HTTP, and what they get.
+
+use std::io::Write;
+
+use hyper::{Method, StatusCode, header};
+use serde_json::{Value, json};
+
+use crate::processes::Service;
+use crate::servers::{Servers, topology};
+
+const NDJSON: (&str, &str) = ("content-type", "application/x-ndjson");
+const JSON: (&str, &str) = ("content-type", "application/json");
+
+/// A request that is refused: status, detail.
+async fn refused(
+    ingest: &Service,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: impl Into<bytes::Bytes>,
+) -> (StatusCode, Value) {
+    let (status, answered, body) = ingest.request(method, path, headers, body).await;
+    let kind = answered.get(header::CONTENT_TYPE).unwrap_or_else(|| panic!("{path}: {status} {body}"));
+    assert_eq!(kind, "application/problem+json", "{path}: {body}");
+    let problem: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(problem["status"], status.as_u16(), "{problem}");
+    assert!(problem["title"].is_string() && problem["detail"].is_string(), "{problem}");
+    (status, problem)
+}
+
+#[tokio::test]
+async fn every_way_in_counts() {
+    let servers = Servers::fresh().await;
+    let ingest = Service::ready("ingest", &servers, &[]).await;
+    let _worker = Service::ready("worker", &servers, &[]).await;
+    let query = Service::ready("query", &servers, &[("CATCHALL_THRESHOLD", "5")]).await;
+
+    for spelling in ["ExAmPle.COM.", "example.com", "EXAMPLE.com"] {
+        assert_eq!(ingest.put(&format!("/events/{spelling}/delivered")).await, StatusCode::ACCEPTED);
+    }
+    let lines = "{\"domain\":\"example.com\",\"event\":\"delivered\",\"count\":3}\n\n\
+                 {\"domain\":\"m\u{fc}ller.de\",\"event\":\"bounced\"}\r\n";
+    let (status, _, body) = ingest.request(Method::POST, "/events", &[NDJSON], lines).await;
+    assert_eq!((status, &*body), (StatusCode::ACCEPTED, r#"{"accepted":2,"rejected":[]}"#));
+    let array = r#"[{"domain":"example.org","event":"delivered","count":5}]"#;
+    let (status, _, body) = ingest.request(Method::POST, "/events", &[JSON], array).await;
+    assert_eq!((status, &*body), (StatusCode::ACCEPTED, r#"{"accepted":1,"rejected":[]}"#));
+    assert_eq!(ingest.put("/events/m%C3%BCller.de/bounced").await, StatusCode::ACCEPTED);
+
+    query.answers("example.com", "catch-all", 6, 0).await;
+    query.answers("example.org", "unknown", 5, 0).await;
+    query.answers("xn--mller-kva.de", "not catch-all", 0, 2).await;
+}
+
+#[tokio::test]
+async fn packed_bodies_are_unpacked() {
+    let servers = Servers::fresh().await;
+    let ingest = Service::ready("ingest", &servers, &[]).await;
+    let _worker = Service::ready("worker", &servers, &[]).await;
+    let query = Service::ready("query", &servers, &[]).await;
+    let lines = "{\"domain\":\"packed.com\",\"event\":\"delivered\"}\n".repeat(500);
+    for (encoding, packed) in [("gzip", gzip(lines.as_bytes())), ("zstd", zstd(lines.as_bytes()))] {
+        let headers = [NDJSON, ("content-encoding", encoding)];
+        let (status, _, body) = ingest.request(Method::POST, "/events", &headers, packed).await;
+        assert_eq!((status, &*body), (StatusCode::ACCEPTED, r#"{"accepted":500,"rejected":[]}"#), "{encoding}");
+    }
+    query.answers("packed.com", "unknown", 1000, 0).await;
+
+    let bomb = gzip(&vec![b'\n'; 64 * 1024 * 1024]);
+    assert!(bomb.len() < 1024 * 1024);
+    let headers = [NDJSON, ("content-encoding", "gzip")];
+    let (status, problem) = refused(&ingest, Method::POST, "/events", &headers, bomb).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{problem}");
+    let (status, problem) = refused(&ingest, Method::POST, "/events", &headers, "no gzip").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{problem}");
+    let headers = [NDJSON, ("content-encoding", "br")];
+    let (status, problem) = refused(&ingest, Method::POST, "/events", &headers, "x").await;
+    assert_eq!(status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    assert!(problem["detail"].as_str().unwrap().contains("send gzip, zstd or none"), "{problem}");
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    packer.write_all(bytes).unwrap();
+    packer.finish().unwrap()
+}
+
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    zstd::encode_all(bytes, 1).unwrap()
+}
+
+#[tokio::test]
+async fn the_good_events_of_a_request_count_and_the_bad_ones_are_named() {
+    let servers = Servers::fresh().await;
+    let ingest = Service::ready("ingest", &servers, &[]).await;
+    let _worker = Service::ready("worker", &servers, &[]).await;
+    let query = Service::ready("query", &servers, &[]).await;
+    let lines = [
+        r#"{"domain":"good.com","event":"delivered"}"#,
+        r#"{"domain":"localhost","event":"delivered"}"#,
+        "",
+        r#"{"domain":"good.com","event":"opened"}"#,
+        "not JSON",
+        r#"{"domain":"good.com","event":"delivered"}"#,
+    ];
+    let (status, _, body) = ingest.request(Method::POST, "/events", &[NDJSON], lines.join("\n")).await;
+    let answer: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, &answer["accepted"]), (StatusCode::ACCEPTED, &json!(2)), "{body}");
+    let rejected = answer["rejected"].as_array().unwrap();
+    let indices: Vec<u64> = rejected.iter().map(|event| event["index"].as_u64().unwrap()).collect();
+    assert_eq!(indices, [1, 2, 3]);
+    for (event, reason) in rejected.iter().zip(["at least two labels", "unknown event \"opened\"", "expected"]) {
+        assert!(event["detail"].as_str().unwrap().contains(reason), "{event}");
+    }
+    query.answers("good.com", "unknown", 2, 0).await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_taken_is_a_problem_that_names_it() {
+    let servers = Servers::fresh().await;
+    let ingest = Service::ready("ingest", &servers, &[]).await;
+    let too_many = "{\"domain\":\"a.com\",\"event\":\"bounced\"}\n".repeat(10_001);
+    let too_large = "x".repeat(10 * 1024 * 1024 + 1);
+    let long_key = "k".repeat(256);
+    let put = Method::PUT;
+    let post = Method::POST;
+    for (method, path, headers, body, status, detail) in [
+        (&put, "/events/localhost/delivered", &[][..], "", 400, "\"localhost\" is not valid: a domain name has at least"),
+        (&put, "/events/10.0.0.1/delivered", &[], "", 400, "an IP address is not a domain name"),
+        (&put, "/events/a_b.com/bounced", &[], "", 400, "letters, digits and inner hyphens"),
+        (&put, "/events/a%2Fb.com/bounced", &[], "", 400, "letters, digits and inner hyphens"),
+        (&put, "/events/%FF.com/bounced", &[], "", 400, "UTF-8"),
+        (&put, "/events/a.com/opened", &[], "", 404, "unknown event \"opened\""),
+        (&put, "/events/a.com", &[], "", 404, "there is nothing at /events/a.com"),
+        (&put, "/", &[], "", 404, "there is nothing at /"),
+        (&Method::GET, "/events/a.com/delivered", &[], "", 405, "GET is not allowed at /events/a.com/delivered"),
+        (&Method::DELETE, "/events", &[], "", 405, "DELETE is not allowed at /events"),
+        (&put, "/events/a.com/bounced", &[("idempotency-key", "")], "", 400, "1 to 255 bytes, this one has 0"),
+        (&put, "/events/a.com/bounced", &[("idempotency-key", &long_key)], "", 400, "this one has 256"),
+        (&put, "/events/a.com/bounced", &[("idempotency-key", "a"), ("idempotency-key", "b")], "", 400, "more than once"),
+        (&post, "/events", &[], "{}", 415, "Content-Type is missing: send application/x-ndjson or application/json"),
+        (&post, "/events", &[("content-type", "text/csv")], "a", 415, "\"text/csv\" is not read here"),
+        (&post, "/events", &[NDJSON], "", 400, "the body has no event"),
+        (&post, "/events", &[NDJSON], "nothing\nreadable", 400, "no event could be read"),
+        (&post, "/events", &[JSON], "{\"domain\":\"a.com\",\"event\":\"bounced\"}", 400, "not a JSON array"),
+        (&post, "/events", &[JSON], "[", 400, "not a JSON array of events: EOF while parsing"),
+        (&post, "/events", &[NDJSON], &too_many, 413, "at most 10000 events"),
+        (&post, "/events", &[NDJSON], &too_large, 413, "at most 10485760 bytes"),
+    ] {
+        let (answered, problem) = refused(&ingest, method.clone(), path, headers, body.to_owned()).await;
+        assert_eq!(answered.as_u16(), status, "{method} {path} {problem}");
+        assert!(problem["detail"].as_str().unwrap().contains(detail), "{method} {path} {problem}");
+    }
+    let (_, headers, _) = ingest.request(Method::GET, "/events/a.com/delivered", &[], "").await;
+    assert_eq!(headers[header::ALLOW], "PUT");
+    let (_, problem) = refused(&ingest, post, "/events", &[NDJSON], "nothing").await;
+    assert_eq!(problem["rejected"][0]["index"], 0, "{problem}");
+    assert_eq!(servers.waiting(catchall::broker::EVENTS).await, 0, "nothing refused may reach the queue");
+}
+
+#[tokio::test]
+async fn a_key_counts_once_however_and_wherever_it_is_sent() {
+    let servers = Servers::fresh().await;
+    let ingest = Service::ready("ingest", &servers, &[]).await;
+    let another = Service::ready("ingest", &servers, &[]).await;
+    let _worker = Service::ready("worker", &servers, &[]).await;
+    let query = Service::ready("query", &servers, &[]).await;
+    for instance in [&ingest, &another, &ingest] {
+        for key in ["0192f3a4-7c00-7000-8000-00000000beef", "any string: \"\u{e4}\""] {
+            let headers = [("idempotency-key", key)];
+            let sent = instance.request(Method::PUT, "/events/once.com/delivered", &headers, "").await;
+            assert_eq!(sent.0, StatusCode::ACCEPTED);
+        }
+    }
+    let line = r#"{"domain":"once.com","event":"delivered","count":7,"id":"bulk-1"}"#;
+    let body = format!("{line}\n{line}\n{}", r#"{"domain":"once.com","event":"delivered","id":"any string: \"ä\""}"#);
+    for instance in [&ingest, &another] {
+        let sent = instance.request(Method::POST, "/events", &[NDJSON], body.clone()).await;
+        assert_eq!(sent.0, StatusCode::ACCEPTED);
+    }
+    // The first event under a key is the one that counts, whatever a later one says.
+    let publisher = servers.publisher().await;
+    publisher.publish(br#"{"domain":"other.com","event":"bounced","id":"bulk-1"}"#, None).await;
+    servers.settled().await;
+    query.answers("once.com", "unknown", 9, 0).await;
+    query.answers("other.com", "unknown", 0, 0).await;
+}
+
+#[tokio::test]
+async fn a_full_queue_is_a_503_and_loses_nothing() {
+    let servers = Servers::bare().await;
+    catchall::postgres::migrate(&servers.database_url.parse().unwrap()).await.unwrap();
+    let mut small = topology();
+    let queues = small["queues"].as_array_mut().unwrap();
+    let events = queues.iter_mut().find(|queue| queue["name"] == catchall::broker::EVENTS).unwrap();
+    events["arguments"]["x-max-length"] = 3.into();
+    servers.declare(&small).await;
+    let ingest = Service::ready("ingest", &servers, &[]).await;
+    let mut accepted = 0;
+    loop {
+        let (status, headers, body) = ingest.request(Method::PUT, "/events/full.com/delivered", &[], "").await;
+        if status != StatusCode::ACCEPTED {
+            assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{body}");
+            assert_eq!(headers[header::RETRY_AFTER], "1");
+            assert!(body.contains("queue is at the limit"), "{body}");
+            break;
+        }
+        accepted += 1;
+        assert!(accepted < 100, "a queue of 3 took 100 messages");
+    }
+    let _worker = Service::ready("worker", &servers, &[]).await;
+    servers.settled().await;
+    assert_eq!(servers.counters("full.com").await, (accepted, 0));
+    assert_eq!(ingest.put("/events/full.com/delivered").await, StatusCode::ACCEPTED);
+}

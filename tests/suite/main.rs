@@ -1,0 +1,15 @@
+//! The system on real servers: every test has a database and a vhost of its own and runs the real binaries.
+//!
+//! `./dev test` starts the servers and sets the variables that [`servers`] reads.
+
+mod configuration;
+mod documents;
+mod house;
+mod ingest;
+mod outages;
+mod poison;
+mod processes;
+mod proxy;
+mod query;
+mod servers;
+mod worker;

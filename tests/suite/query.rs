@@ -1,0 +1,73 @@
+//! What is answered of a domain.
+
+use hyper::{Method, StatusCode, header};
+use serde_json::{Value, json};
+
+use crate::processes::Service;
+use crate::servers::Servers;
+
+#[tokio::test]
+async fn the_rule_is_applied_to_what_the_replica_has() {
+    let servers = Servers::fresh().await;
+    let _worker = Service::ready("worker", &servers, &[]).await;
+    let query = Service::ready("query", &servers, &[]).await;
+    let publisher = servers.publisher().await;
+    for (delivered, bounced, status) in [
+        (999, 0, "unknown"),
+        (1000, 0, "unknown"),
+        (1001, 0, "catch-all"),
+        (999, 1, "not catch-all"),
+        (1000, 1, "not catch-all"),
+        (1001, 1, "not catch-all"),
+    ] {
+        let domain = format!("d{delivered}-{bounced}.com");
+        let event = json!({"domain": domain, "event": "delivered", "count": delivered});
+        publisher.publish(event.to_string().as_bytes(), None).await;
+        if bounced > 0 {
+            let event = json!({"domain": domain, "event": "bounced", "count": bounced});
+            publisher.publish(event.to_string().as_bytes(), None).await;
+        }
+        query.answers(&domain, status, delivered, bounced).await;
+    }
+}
+
+#[tokio::test]
+async fn a_domain_never_seen_is_unknown_and_any_spelling_finds_it() {
+    let servers = Servers::fresh().await;
+    let query = Service::ready("query", &servers, &[]).await;
+    for spelling in ["never.seen.com", "NEVER.seen.com."] {
+        let answer = json!({"domain": "never.seen.com", "status": "unknown", "delivered": 0, "bounced": 0});
+        assert_eq!(query.get(&format!("/domains/{spelling}")).await, (StatusCode::OK, answer));
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_answered_is_a_problem_that_names_it() {
+    let servers = Servers::fresh().await;
+    let query = Service::ready("query", &servers, &[]).await;
+    for (method, path, status, detail) in [
+        (Method::GET, "/domains/localhost", 400, "\"localhost\" is not valid: a domain name has at least"),
+        (Method::GET, "/domains/%FF.com", 400, "UTF-8"),
+        (Method::GET, "/domains", 404, "there is nothing at /domains"),
+        (Method::GET, "/domains/a.com/b", 404, "there is nothing at /domains/a.com/b"),
+        (Method::POST, "/domains/a.com", 405, "POST is not allowed at /domains/a.com"),
+    ] {
+        let (answered, headers, body) = query.request(method, path, &[], "").await;
+        assert_eq!(answered.as_u16(), status, "{path}: {body}");
+        assert_eq!(headers[header::CONTENT_TYPE], "application/problem+json");
+        let problem: Value = serde_json::from_str(&body).unwrap();
+        assert!(problem["detail"].as_str().unwrap().contains(detail), "{path}: {body}");
+    }
+}
+
+#[tokio::test]
+async fn it_reads_over_connections_that_cannot_write_wherever_they_lead() {
+    let servers = Servers::fresh().await;
+    let on_primary = Servers { replica_url: servers.database_url.clone(), ..servers.clone() };
+    // Ready means that the session was asked, and is read-only.
+    let query = Service::ready("query", &on_primary, &[]).await;
+    query.answers("never.seen.com", "unknown", 0, 0).await;
+    let writable = format!("{}?options=-c%20default_transaction_read_only%3Doff", servers.database_url);
+    let on_writable = Servers { replica_url: writable, ..servers };
+    Service::ready("query", &on_writable, &[]).await;
+}
