@@ -2,12 +2,6 @@
 
 use std::process::ExitCode;
 
-use catchall::{ingest, process};
-
 fn main() -> ExitCode {
-    process::main(
-        "catchall-ingest",
-        "Takes delivery events over HTTP and answers once RabbitMQ has confirmed them",
-        ingest::run,
-    )
+    catchall::ingest::main()
 }

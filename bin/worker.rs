@@ -2,12 +2,6 @@
 
 use std::process::ExitCode;
 
-use catchall::{process, worker};
-
 fn main() -> ExitCode {
-    process::main(
-        "catchall-worker",
-        "Counts the delivery events that wait in RabbitMQ into Postgres, each exactly once",
-        worker::run,
-    )
+    catchall::worker::main()
 }

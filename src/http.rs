@@ -31,9 +31,13 @@ use crate::shutdown::{GRACE, Shutdown};
 /// reconnecting clients away; the kernel cuts this to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// How long a client may take to send the head of a request. Without it, slow clients hold connections for
-/// ever.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a new connection may take until its first request is there. Without it, clients that say nothing
+/// hold connections for ever.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a connection may take from one request to the end of the next one's head. It includes the time a
+/// client keeps a connection idle, and closing one that is about to be used costs the client a retry.
+const NEXT_REQUEST_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// Connections of operators and their collectors at a time: far more than there are.
 const OPS_CONNECTIONS: usize = 100;
@@ -116,8 +120,8 @@ fn bind(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
 }
 
 /// Serves on each socket by a thread and an event loop of its own until the shutdown, then until the
-/// requests under way are answered, but no longer than [`GRACE`]. `router` is called on each thread, and
-/// what it makes is shared with no other.
+/// requests under way are answered, but no longer than [`GRACE`]. `router` is called on each event loop,
+/// and what it makes is shared with no other.
 ///
 /// Three quarters of a small request is the kernel's work; keeping the rest on one core, without a lock or
 /// a wake-up between cores, halves the cost of one event loop on many threads.
@@ -144,7 +148,9 @@ where
                 .enable_all()
                 .build()
                 .context("cannot start an event loop")
-                .and_then(|runtime| runtime.block_on(serve(socket, router(), connections, shutdown)));
+                .and_then(|runtime| {
+                    runtime.block_on(async { serve(socket, router(), connections, shutdown).await })
+                });
             // Nobody listens only if the process is already ending.
             let _ = done.send(served);
         })?;
@@ -165,8 +171,8 @@ async fn serve(
     let handle = Handle::new();
     let mut server = axum_server::from_tcp(socket)?.acceptor(Admission(connections)).handle(handle.clone());
     let builder = server.http_builder();
-    builder.http1().header_read_timeout(HEAD_TIMEOUT).pipeline_flush(true);
-    let serving = server.first_request_timeout(HEAD_TIMEOUT).serve(router.into_make_service());
+    builder.http1().header_read_timeout(NEXT_REQUEST_TIMEOUT).pipeline_flush(true);
+    let serving = server.first_request_timeout(FIRST_REQUEST_TIMEOUT).serve(router.into_make_service());
     let stopping = async {
         shutdown.await;
         handle.graceful_shutdown(Some(GRACE));

@@ -1,5 +1,6 @@
 //! Ingest: HTTP events in, confirmed messages out.
 
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use crate::event::{Event, IdempotencyKey, Outcome};
 use crate::group::{Gate, Group};
 use crate::health::Health;
 use crate::http::{self, Problem, Rejected};
-use crate::process::Process;
+use crate::process::{self, Process};
 
 /// Largest body of a bulk request in bytes, unpacked: 10,000 events of a kilobyte each.
 const MAX_BODY: usize = 10 * 1024 * 1024;
@@ -75,6 +76,16 @@ type Published = Result<(), PublishError>;
 
 /// Where the handlers of one thread leave events, and its publishers take them.
 type Intake = Group<Batch, Published>;
+
+/// The program: see [`process::main`].
+#[must_use]
+pub fn main() -> ExitCode {
+    process::main(
+        "catchall-ingest",
+        "Takes delivery events over HTTP and answers once RabbitMQ has confirmed them",
+        run,
+    )
+}
 
 /// Binds, serves, publishes, until the shutdown and the grace after it.
 ///

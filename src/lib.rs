@@ -24,3 +24,4 @@ pub mod group;
 pub mod ingest;
 pub mod worker;
 pub mod query;
+pub mod migrate;

@@ -31,6 +31,9 @@ struct Arguments<C: Args> {
 /// Runs a program: reads its configuration from arguments and environment, starts its logs and an event
 /// loop, and runs it. What fails is printed as one sentence, and the exit status tells: 0 stopped as asked,
 /// 1 failed, 2 configured wrongly.
+///
+/// Each role calls it from a `main` of its own, here in the library and not in its binary, so that what it is
+/// made of is compiled once.
 pub fn main<C: Args>(
     name: &'static str,
     about: &'static str,
@@ -114,7 +117,7 @@ fn sentence(command: &clap::Command, error: &clap::Error) -> String {
         _ => String::new(),
     };
     let reason = match (std::error::Error::source(error), error.get(ContextKind::ValidValue)) {
-        (Some(reason), _) => reason.to_string(),
+        (Some(reason), _) => reason.to_string().trim_end().to_owned(),
         (None, Some(ContextValue::Strings(valid))) => format!("one of {}", valid.join(", ")),
         (None, _) => "a value is required".into(),
     };

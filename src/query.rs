@@ -1,6 +1,7 @@
 //! Query: what is known of a domain, from a replica.
 
 use std::collections::HashMap;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,7 +17,7 @@ use crate::domain_name::DomainName;
 use crate::group::Group;
 use crate::health::Health;
 use crate::http::{self, Problem};
-use crate::process::Process;
+use crate::process::{self, Process};
 use crate::replica::{self, Replica};
 
 /// Reads each thread has under way at a time. One would leave the replica idle while rows are decoded; more
@@ -52,6 +53,16 @@ type Found = Option<Arc<HashMap<String, Counters>>>;
 
 /// Where the handlers of one thread leave names, and its readers take them.
 type Questions = Group<Vec<DomainName>, Found>;
+
+/// The program: see [`process::main`].
+#[must_use]
+pub fn main() -> ExitCode {
+    process::main(
+        "catchall-query",
+        "Tells over HTTP which domains are catch-alls, reading from a Postgres replica",
+        run,
+    )
+}
 
 /// Binds and serves until the shutdown and the grace after it.
 ///

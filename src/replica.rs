@@ -54,7 +54,8 @@ impl Replica {
         let lag = metrics::gauge!("catchall_replica_lag_seconds");
         self.0
             .watch(replica, async |connection| {
-                let (seconds, read_only) = sqlx::query_as::<_, (f64, bool)>(LOOK).fetch_one(connection).await?;
+                let (seconds, read_only) =
+                    sqlx::query_as::<_, (f64, bool)>(LOOK).fetch_one(connection).await?;
                 lag.set(seconds);
                 // A pooler on the way may not pass the session's settings on.
                 if read_only { Ok(()) } else { Err(sqlx::Error::Protocol("the session can write".into())) }

@@ -2,6 +2,7 @@
 
 use std::mem;
 use std::pin::pin;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::event::IdempotencyKey;
 use crate::health::{Dependency, Health};
 use crate::http;
 use crate::ledger::{self, Applied, Ledger};
-use crate::process::Process;
+use crate::process::{self, Process};
 use crate::shutdown::{GRACE, Shutdown};
 
 /// How long a dead letter waits for the broker's confirm before the message is left to the queue's own
@@ -49,6 +50,16 @@ pub struct Config {
     /// memory, some 200 bytes a row; only a loaded worker fills them
     #[arg(long, env = "CATCHALL_MAX_ROWS", value_name = "N", default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1..=5_000_000))]
     max_rows: u32,
+}
+
+/// The program: see [`process::main`].
+#[must_use]
+pub fn main() -> ExitCode {
+    process::main(
+        "catchall-worker",
+        "Counts the delivery events that wait in RabbitMQ into Postgres, each exactly once",
+        run,
+    )
 }
 
 /// Consumes, counts and accepts until the shutdown, then finishes what is gathered, within the grace.

@@ -55,7 +55,8 @@ fn a_module_uses_only_those_above_it() {
         for file in files {
             let code = code(&file);
             for below in &modules[position + 1..] {
-                let uses = code.contains(&format!("crate::{below}::")) || code.contains(&format!("crate::{below};"));
+                let uses =
+                    code.contains(&format!("crate::{below}::")) || code.contains(&format!("crate::{below};"));
                 assert!(!uses, "{} uses {below}, which is below it in lib.rs", file.display());
             }
         }

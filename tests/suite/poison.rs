@@ -10,7 +10,8 @@ use crate::servers::{Servers, eventually};
 
 /// A body, how it is labelled, and what the reason says.
 fn poisons() -> Vec<(Vec<u8>, BasicProperties, &'static str)> {
-    let json = || BasicProperties::default().with_delivery_mode(2).with_content_type("application/json".into());
+    let json =
+        || BasicProperties::default().with_delivery_mode(2).with_content_type("application/json".into());
     let mut poisons: Vec<(Vec<u8>, BasicProperties, &str)> = [
         ("", "EOF while parsing a value"),
         ("not JSON", "expected ident"),
@@ -25,7 +26,10 @@ fn poisons() -> Vec<(Vec<u8>, BasicProperties, &'static str)> {
         (r#"{"domain":"a.com","event":"delivered","count":-5}"#, "a count from 1 to 1000000000"),
         (r#"{"domain":"a.com","event":"delivered","count":1e3}"#, "a count from 1 to 1000000000"),
         (r#"{"domain":"a.com","event":"delivered","id":7}"#, "expected a string"),
-        (r#"[{"domain":"poisoned.com","event":"delivered"},{"domain":"poisoned.com"}]"#, "missing field `event`"),
+        (
+            r#"[{"domain":"poisoned.com","event":"delivered"},{"domain":"poisoned.com"}]"#,
+            "missing field `event`",
+        ),
         (r#"[[{"domain":"a.com","event":"delivered"}]]"#, "expected an event"),
     ]
     .map(|(body, reason)| (body.into(), json(), reason))
@@ -53,8 +57,7 @@ async fn poison_is_kept_with_its_reason_and_holds_nothing_up() {
         publisher.publish_with(body, properties).await;
         expected.insert(id, (body.clone(), *reason));
     }
-    servers.settled().await;
-    assert_eq!(servers.counters("good.com").await, (i64::try_from(poisons.len()).unwrap(), 0));
+    servers.settle_at("good.com", i64::try_from(poisons.len()).unwrap(), 0).await;
     assert_eq!(servers.counters("poisoned.com").await, (0, 0));
     for _ in 0..poisons.len() {
         let (body, headers, properties) =

@@ -13,19 +13,30 @@ use serde_json::Value;
 use crate::servers::{Servers, eventually, send};
 
 /// The binary of a service.
-pub fn binary(name: &str) -> &'static str {
+pub(crate) fn binary(name: &str) -> &'static str {
     match name {
         "ingest" => env!("CARGO_BIN_EXE_catchall-ingest"),
         "worker" => env!("CARGO_BIN_EXE_catchall-worker"),
         "query" => env!("CARGO_BIN_EXE_catchall-query"),
         "migrate" => env!("CARGO_BIN_EXE_catchall-migrate"),
-        "load" => env!("CARGO_BIN_EXE_catchall-load"),
+        "load" => "catchall-load",
         _ => panic!("there is no catchall-{name}"),
     }
 }
 
+/// A program with nothing of the test's own environment but the mark by which `./dev test` finds what is
+/// left running.
+fn command(name: &str) -> Command {
+    let mut command = Command::new(binary(name));
+    command
+        .env_clear()
+        .envs(std::env::vars().filter(|(name, _)| name == "CATCHALL_DEV"))
+        .stdin(Stdio::null());
+    command
+}
+
 /// A running service. It is killed when the test is done with it.
-pub struct Service {
+pub(crate) struct Service {
     name: &'static str,
     child: Child,
     log: Arc<Mutex<Vec<Value>>>,
@@ -45,7 +56,7 @@ impl Drop for Service {
 
 impl Service {
     /// Starts a service on ports of its own and returns once it listens, whatever it depends on.
-    pub async fn start(name: &'static str, servers: &Servers, more: &[(&str, &str)]) -> Self {
+    pub(crate) async fn start(name: &'static str, servers: &Servers, more: &[(&str, &str)]) -> Self {
         let mut variables = HashMap::from([
             ("CATCHALL_AMQP_URL", &*servers.amqp_url),
             ("CATCHALL_DATABASE_URL", &servers.database_url),
@@ -55,8 +66,7 @@ impl Service {
             ("CATCHALL_LOG_FORMAT", "json"),
         ]);
         variables.extend(more.iter().copied());
-        let mut child =
-            Command::new(binary(name)).env_clear().envs(variables).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command(name).envs(variables).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
         let (lines, stderr) = (Arc::clone(&log), BufReader::new(child.stderr.take().unwrap()));
         std::thread::spawn(move || {
@@ -70,18 +80,19 @@ impl Service {
     }
 
     /// Starts a service and returns once it is ready.
-    pub async fn ready(name: &'static str, servers: &Servers, more: &[(&str, &str)]) -> Self {
+    pub(crate) async fn ready(name: &'static str, servers: &Servers, more: &[(&str, &str)]) -> Self {
         let service = Self::start(name, servers, more).await;
         service.becomes_ready().await;
         service
     }
 
-    pub async fn becomes_ready(&self) {
-        eventually("the service is ready", async || (self.readyz().await.0 == StatusCode::OK).then_some(())).await;
+    pub(crate) async fn becomes_ready(&self) {
+        eventually("the service is ready", async || (self.readyz().await.0 == StatusCode::OK).then_some(()))
+            .await;
     }
 
     /// Waits until `/readyz` is red and says `reason`.
-    pub async fn becomes_unready(&self, reason: &str) {
+    pub(crate) async fn becomes_unready(&self, reason: &str) {
         eventually(&format!("/readyz says {reason:?}"), async || {
             let (status, body) = self.readyz().await;
             (status == StatusCode::SERVICE_UNAVAILABLE && body.contains(reason)).then_some(())
@@ -90,14 +101,19 @@ impl Service {
         assert_eq!(self.ops("/livez").await.0, StatusCode::OK, "a fault outside must not turn /livez red");
     }
 
-    pub async fn readyz(&self) -> (StatusCode, String) {
+    pub(crate) async fn readyz(&self) -> (StatusCode, String) {
         self.ops("/readyz").await
     }
 
-    pub async fn ops(&self, path: &str) -> (StatusCode, String) {
+    pub(crate) async fn ops(&self, path: &str) -> (StatusCode, String) {
         let uri = format!("http://{}{path}", self.logged("ops_listen").unwrap());
         let (status, _, body) = send(Request::get(uri).body(Full::default()).unwrap()).await;
         (status, body)
+    }
+
+    /// Where the service is.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.logged("listen").unwrap())
     }
 
     /// The first value that was logged under this name.
@@ -106,19 +122,19 @@ impl Service {
     }
 
     /// Whether any line of the log contains a text.
-    pub fn has_logged(&self, text: &str) -> bool {
+    pub(crate) fn has_logged(&self, text: &str) -> bool {
         self.log.lock().unwrap().iter().any(|line| line.to_string().contains(text))
     }
 
     /// Sends a request to the service.
-    pub async fn request(
+    pub(crate) async fn request(
         &self,
         method: Method,
         path: &str,
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
     ) -> (StatusCode, HeaderMap, String) {
-        let uri = format!("http://{}{path}", self.logged("listen").unwrap());
+        let uri = format!("{}{path}", self.url());
         let mut request = Request::builder().method(method).uri(uri);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -126,17 +142,17 @@ impl Service {
         send(request.body(Full::new(body.into())).unwrap()).await
     }
 
-    pub async fn put(&self, path: &str) -> StatusCode {
+    pub(crate) async fn put(&self, path: &str) -> StatusCode {
         self.request(Method::PUT, path, &[], "").await.0
     }
 
-    pub async fn get(&self, path: &str) -> (StatusCode, Value) {
+    pub(crate) async fn get(&self, path: &str) -> (StatusCode, Value) {
         let (status, _, body) = self.request(Method::GET, path, &[], "").await;
         (status, serde_json::from_str(&body).unwrap())
     }
 
     /// Waits until a domain is answered with this.
-    pub async fn answers(&self, domain: &str, status: &str, delivered: u64, bounced: u64) {
+    pub(crate) async fn answers(&self, domain: &str, status: &str, delivered: u64, bounced: u64) {
         let expected = serde_json::json!({
             "domain": domain, "status": status, "delivered": delivered, "bounced": bounced,
         });
@@ -151,26 +167,24 @@ impl Service {
     }
 
     /// Sends a signal, as in "TERM".
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
         assert!(sent.unwrap().success());
     }
 
     /// Waits until the process has ended.
-    pub async fn ended(&mut self) -> ExitStatus {
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
         eventually("the process has ended", async || self.child.try_wait().unwrap()).await
     }
 }
 
 /// Runs a program to its end: whether it succeeded, and what it printed to its two outputs.
-pub fn run(name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> (ExitStatus, String, String) {
-    let output = Command::new(binary(name))
-        .args(arguments)
-        .env_clear()
-        .envs(variables.iter().copied())
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+pub(crate) fn run(
+    name: &str,
+    arguments: &[&str],
+    variables: &[(&str, &str)],
+) -> (ExitStatus, String, String) {
+    let output = command(name).args(arguments).envs(variables.iter().copied()).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status, text(output.stdout), text(output.stderr))
 }

@@ -7,14 +7,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 /// Forwards connections while it is up. Cut, it resets every connection and refuses new ones.
-pub struct Proxy {
-    pub address: SocketAddr,
+pub(crate) struct Proxy {
+    pub(crate) address: SocketAddr,
     up: watch::Sender<bool>,
 }
 
 impl Proxy {
     /// A proxy to `server` (host and port), at first up or cut.
-    pub async fn to(server: &str, begin_up: bool) -> Self {
+    pub(crate) async fn to(server: &str, begin_up: bool) -> Self {
         let reserved = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = reserved.local_addr().unwrap();
         let (up, mut state) = watch::channel(begin_up);
@@ -46,16 +46,16 @@ impl Proxy {
         Self { address, up }
     }
 
-    pub fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.up.send_replace(false);
     }
 
-    pub fn mend(&self) {
+    pub(crate) fn mend(&self) {
         self.up.send_replace(true);
     }
 
     /// `url` through the proxy: a URL with a user, and with host and port behind the `@`.
-    pub fn through(&self, url: &str) -> String {
+    pub(crate) fn through(&self, url: &str) -> String {
         let (user, rest) = url.split_once('@').expect("a URL with a user");
         let (_, path) = rest.split_once('/').expect("a URL with a path");
         format!("{user}@{}/{path}", self.address)
@@ -71,6 +71,6 @@ async fn forward(mut client: TcpStream, server: String, mut state: watch::Receiv
 }
 
 /// Host and port of a URL with a user.
-pub fn host(url: &str) -> &str {
+pub(crate) fn host(url: &str) -> &str {
     url.split_once('@').and_then(|(_, rest)| rest.split_once('/')).expect("a URL with a user and a path").0
 }

@@ -18,7 +18,7 @@ use sqlx::{Connection as _, PgConnection};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `probe` has something to say.
-pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
         if let Some(found) = probe().await {
@@ -31,12 +31,12 @@ pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>
 
 /// The servers of one test. What it leaves behind goes with the servers, when `./dev test` ends.
 #[derive(Clone, Debug)]
-pub struct Servers {
+pub(crate) struct Servers {
     /// The vhost and the database have this name.
-    pub name: String,
-    pub amqp_url: String,
-    pub database_url: String,
-    pub replica_url: String,
+    pub(crate) name: String,
+    pub(crate) amqp_url: String,
+    pub(crate) database_url: String,
+    pub(crate) replica_url: String,
 }
 
 fn variable(name: &str) -> String {
@@ -51,7 +51,7 @@ fn at(url: &str, path: &str) -> String {
 
 impl Servers {
     /// A migrated database and a vhost with the topology.
-    pub async fn fresh() -> Self {
+    pub(crate) async fn fresh() -> Self {
         let servers = Self::bare().await;
         catchall::postgres::migrate(&servers.database_url.parse().unwrap()).await.unwrap();
         servers.declare(&topology()).await;
@@ -66,7 +66,7 @@ impl Servers {
     }
 
     /// An empty database and an empty vhost.
-    pub async fn bare() -> Self {
+    pub(crate) async fn bare() -> Self {
         let name = format!("test_{}", uuid::Uuid::now_v7().simple());
         let primary = variable("CATCHALL_TEST_DATABASE_URL");
         let servers = Self {
@@ -87,16 +87,9 @@ impl Servers {
     }
 
     /// Declares a topology as `rabbitmq/definitions.json` does.
-    pub async fn declare(&self, definitions: &Value) {
+    pub(crate) async fn declare(&self, definitions: &Value) {
         let path = format!("/api/definitions/{}", self.name);
         self.management(Method::POST, &path, &definitions.to_string()).await;
-    }
-
-    /// How many messages wait in a queue, unacknowledged ones included.
-    pub async fn waiting(&self, queue: &str) -> u64 {
-        let path = format!("/api/queues/{}/{queue}", self.name);
-        let queue: Value = serde_json::from_str(&self.management(Method::GET, &path, "").await).unwrap();
-        queue["messages"].as_u64().unwrap_or(0)
     }
 
     async fn management(&self, method: Method, path: &str, body: &str) -> String {
@@ -115,7 +108,7 @@ impl Servers {
     }
 
     /// A client of the test's own.
-    pub async fn publisher(&self) -> AmqpClient {
+    pub(crate) async fn publisher(&self) -> AmqpClient {
         let connection = Connection::connect(&self.amqp_url, ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
         channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
@@ -123,7 +116,7 @@ impl Servers {
     }
 
     /// The counters of a domain on the primary.
-    pub async fn counters(&self, domain: &str) -> (i64, i64) {
+    pub(crate) async fn counters(&self, domain: &str) -> (i64, i64) {
         let mut connection = PgConnection::connect(&self.database_url).await.unwrap();
         let row = sqlx::query_as("select delivered, bounced from domain_counters where domain = $1")
             .bind(domain)
@@ -134,19 +127,31 @@ impl Servers {
         row.unwrap_or((0, 0))
     }
 
-    /// Waits until every message has been counted or kept as a dead letter.
-    pub async fn settled(&self) {
-        // The management pages lag by up to 5 s; a passive declaration would not count what is in hand.
-        eventually("the queue is empty", async || {
-            let idle = self.waiting(catchall::broker::EVENTS).await == 0;
-            idle.then_some(())
+    /// Waits until the counters of a domain on the primary are these, and stay so: until a message that was
+    /// published after that has been counted too.
+    pub(crate) async fn settle_at(&self, domain: &str, delivered: i64, bounced: i64) {
+        let mut last = (0, 0);
+        eventually(&format!("{domain} has had {delivered} delivered and {bounced} bounced events"), async || {
+            last = self.counters(domain).await;
+            (last == (delivered, bounced)).then_some(())
         })
         .await;
+        self.settle().await;
+        assert_eq!(self.counters(domain).await, (delivered, bounced), "{domain} afterwards");
+    }
+
+    /// Waits until a message that is published now has been counted, and so whatever was before it in the
+    /// queue of a single worker. (The management pages lag by seconds.)
+    pub(crate) async fn settle(&self) {
+        let marker = format!("m{}.marker.test", uuid::Uuid::now_v7().simple());
+        let body = format!(r#"{{"domain":"{marker}","event":"delivered"}}"#);
+        self.publisher().await.publish(body.as_bytes(), None).await;
+        eventually("the marker is counted", async || (self.counters(&marker).await == (1, 0)).then_some(())).await;
     }
 }
 
 /// The topology as it is declared for users.
-pub fn topology() -> Value {
+pub(crate) fn topology() -> Value {
     serde_json::from_str(include_str!("../../rabbitmq/definitions.json")).unwrap()
 }
 
@@ -166,8 +171,10 @@ fn administrator() -> (String, String) {
 fn base64(text: &str) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let encode = |chunk: &[u8]| {
-        let bits = chunk.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
-        (0..4).map(move |i| if i <= chunk.len() { DIGITS[(bits >> (18 - 6 * i) & 63) as usize] } else { b'=' })
+        let bits =
+            chunk.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        (0..4)
+            .map(move |i| if i <= chunk.len() { DIGITS[(bits >> (18 - 6 * i) & 63) as usize] } else { b'=' })
             .map(char::from)
             .collect::<String>()
     };
@@ -175,7 +182,7 @@ fn base64(text: &str) -> String {
 }
 
 /// Sends an HTTP request and reads the whole answer.
-pub async fn send(request: Request<Full<Bytes>>) -> (StatusCode, hyper::HeaderMap, String) {
+pub(crate) async fn send(request: Request<Full<Bytes>>) -> (StatusCode, hyper::HeaderMap, String) {
     let client: Client<HttpConnector, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
     let (head, body) = client.request(request).await.map(Response::into_parts).unwrap();
     let body = body.collect().await.unwrap().to_bytes();
@@ -183,15 +190,16 @@ pub async fn send(request: Request<Full<Bytes>>) -> (StatusCode, hyper::HeaderMa
 }
 
 /// A direct publisher, as any client library makes one.
-pub struct AmqpClient {
+pub(crate) struct AmqpClient {
     channel: Channel,
     _connection: Connection,
 }
 
 impl AmqpClient {
     /// Publishes as the README says, and waits for the confirm.
-    pub async fn publish(&self, body: &[u8], message_id: Option<&str>) {
-        let properties = BasicProperties::default().with_delivery_mode(2).with_content_type("application/json".into());
+    pub(crate) async fn publish(&self, body: &[u8], message_id: Option<&str>) {
+        let properties =
+            BasicProperties::default().with_delivery_mode(2).with_content_type("application/json".into());
         let properties = match message_id {
             Some(id) => properties.with_message_id(id.into()),
             None => properties,
@@ -199,7 +207,7 @@ impl AmqpClient {
         self.publish_with(body, properties).await;
     }
 
-    pub async fn publish_with(&self, body: &[u8], properties: BasicProperties) {
+    pub(crate) async fn publish_with(&self, body: &[u8], properties: BasicProperties) {
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
         let exchange = catchall::broker::EVENTS.into();
         let confirm = self.channel.basic_publish(exchange, "any.key".into(), options, body, properties);
@@ -207,7 +215,7 @@ impl AmqpClient {
     }
 
     /// Takes a message from the dead-letter queue: its body, its headers and its properties.
-    pub async fn dead_letter(&self) -> Option<(Vec<u8>, FieldTable, BasicProperties)> {
+    pub(crate) async fn dead_letter(&self) -> Option<(Vec<u8>, FieldTable, BasicProperties)> {
         let options = BasicGetOptions { no_ack: true };
         let message = self.channel.basic_get(catchall::broker::DEAD.into(), options).await.unwrap()?;
         let properties = message.delivery.properties.clone();

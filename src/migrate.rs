@@ -1,0 +1,23 @@
+//! Migrate: the schema of the primary, brought up to date by an explicit command.
+
+use std::process::ExitCode;
+
+use crate::ledger::Config;
+use crate::postgres;
+use crate::process::{self, Process};
+
+/// The program: see [`process::main`].
+#[must_use]
+pub fn main() -> ExitCode {
+    process::main(
+        "catchall-migrate",
+        "Brings the schema of the Postgres primary up to date; safe to run twice, and at once",
+        run,
+    )
+}
+
+async fn run(config: Config, _: Process) -> anyhow::Result<()> {
+    postgres::migrate(&config.database_url).await?;
+    println!("the schema of {} is up to date", config.database_url);
+    Ok(())
+}
