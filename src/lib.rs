@@ -25,3 +25,5 @@ pub mod ingest;
 pub mod worker;
 pub mod query;
 pub mod migrate;
+// A tool, and the only one that looks at the whole from outside.
+pub mod load;

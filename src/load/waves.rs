@@ -90,10 +90,15 @@ fn random(seed: u64, domain: u32) -> [u64; 4] {
     std::array::from_fn(|_| random.next_u64())
 }
 
+/// In floating point, as the challenge has it: of 180 events each 62nd is a bounce, not each 63rd.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 875")]
+fn step(max: u32) -> u32 {
+    (0.35 * f64::from(max)).floor() as u32
+}
+
 impl Emission {
     fn of(domain: u32, max: u32) -> Self {
-        // The floor of 0.35 × max, without floating point.
-        let step = if domain.is_multiple_of(BOUNCELESS) { 0 } else { max * 35 / 100 };
+        let step = if domain.is_multiple_of(BOUNCELESS) { 0 } else { step(max) };
         Self { domain, sent: 0, max, step }
     }
 
@@ -160,8 +165,8 @@ mod tests {
         assert_eq!(name(42, 0), THE_FIRST_NAME);
     }
 
-    const THE_LAST_OF_100_000: (u32, Outcome) = (0, Outcome::Delivered);
-    const THE_FIRST_NAME: &str = "";
+    const THE_LAST_OF_100_000: (u32, Outcome) = (96, Outcome::Delivered);
+    const THE_FIRST_NAME: &str = "dtGNMCFbOFiYVA.gov";
 
     proptest! {
         #[test]
@@ -175,7 +180,7 @@ mod tests {
             for (domain, outcomes) in events {
                 let max = Waves::max(seed, domain);
                 prop_assert!(max < 2500 && outcomes.len() <= max as usize);
-                let step = if domain % 25 == 0 { 0 } else { (0.35 * f64::from(max)).floor() as usize };
+                let step = if domain % 25 == 0 { 0 } else { step(max) as usize };
                 for (i, outcome) in outcomes.into_iter().enumerate() {
                     prop_assert_eq!(outcome == Outcome::Bounced, step > 0 && i % step == 0);
                 }

@@ -6,12 +6,15 @@
 
 use std::fmt;
 
+use clap::ValueEnum;
+use clap::builder::PossibleValue;
+
 use super::population::Population;
 use super::waves::Waves;
 use crate::event::Outcome;
 
 /// The shapes of traffic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Shape {
     /// New domains without end, 20 at a time: few rows, written all the time
     Waves,
@@ -23,11 +26,8 @@ pub enum Shape {
 
 impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Waves => "waves",
-            Self::Uniform => "uniform",
-            Self::Zipf => "zipf",
-        })
+        let value = self.to_possible_value();
+        f.write_str(value.as_ref().map_or("", PossibleValue::get_name))
     }
 }
 
@@ -42,6 +42,7 @@ pub struct Draw {
 
 /// A workload's events in their order.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one to a run")]
 pub enum Workload {
     /// [`Shape::Waves`]
     Waves(Waves),
@@ -112,11 +113,12 @@ impl Names {
     pub fn canonical(self, domain: u32) -> String {
         let mut name = Vec::new();
         self.spell_canonical(domain, &mut name);
-        String::from_utf8(name).expect("names are made of ASCII letters")
+        name.into_iter().map(char::from).collect()
     }
 }
 
 /// Maps 64 random bits to a number below `bound`. The bias is below 2⁻³² and nobody can see it.
+#[expect(clippy::cast_possible_truncation, reason = "below the bound, which has 32 bits")]
 pub(super) fn below(bound: u32, random: u64) -> u32 {
     ((u128::from(random) * u128::from(bound)) >> 64) as u32
 }

@@ -1,0 +1,222 @@
+//! What a run came to, for people and for scripts.
+
+use std::fmt::{self, Write as _};
+use std::time::Duration;
+
+use indicatif::HumanCount;
+use serde::Serialize;
+
+use super::config::{Config, Plan};
+use super::run::Run;
+use super::verification::Verification;
+use super::workload::Shape;
+
+/// The whole run in numbers.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    pub(super) workload: String,
+    pub(super) seed: u64,
+    /// Size of the population; waves have none.
+    pub(super) domains: Option<u32>,
+    /// Events that were to be sent.
+    pub(super) events: u64,
+    pub(super) via: String,
+    pub(super) keyed: bool,
+    pub(super) connections: usize,
+    /// Requests or messages in flight on each.
+    pub(super) streams: usize,
+    /// Events of each request or message.
+    pub(super) batch: u64,
+    /// Events per second that were asked for; nothing for a closed loop.
+    pub(super) target_rate: Option<f64>,
+    /// Whether it was ended early.
+    pub(super) interrupted: bool,
+    /// From the first event to the last acknowledgement.
+    pub(super) seconds: f64,
+    /// Events accepted by an answer.
+    pub(super) acknowledged: u64,
+    /// Events refused by an answer.
+    pub(super) refused: u64,
+    /// Events that may be accepted or not.
+    pub(super) unknown: u64,
+    /// Events that reached no server.
+    pub(super) unsent: u64,
+    /// Events sent again, each time.
+    pub(super) retried: u64,
+    /// Requests without an answer, or with one that says no.
+    pub(super) errors: u64,
+    /// Why the first event that was refused was refused.
+    pub(super) first_refusal: Option<String>,
+    /// The last trouble, if it was not over at the end.
+    pub(super) last_error: Option<String>,
+    /// Acknowledged events per second.
+    pub(super) rate: f64,
+    /// Of acknowledged events; in an open loop from the moment they were to be sent.
+    pub(super) latency_ms: Latency,
+    pub(super) verification: Option<Verification>,
+}
+
+/// Latencies in milliseconds; nothing when no event was acknowledged.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Latency {
+    pub(super) p50: Option<f64>,
+    pub(super) p95: Option<f64>,
+    pub(super) p99: Option<f64>,
+    pub(super) max: Option<f64>,
+}
+
+/// What the exit status of the process says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// 0: every event was acknowledged; what is unknown was compared.
+    Clean,
+    /// 1: events are lost or counted twice, or a status is wrong.
+    Wrong,
+    /// 4: events were refused, could not be sent, or are unknown and were not compared.
+    Incomplete,
+    /// 130: ended early, with nothing wrong until then.
+    Interrupted,
+}
+
+impl Outcome {
+    /// The exit status.
+    #[must_use]
+    pub fn exit_status(self) -> u8 {
+        match self {
+            Self::Clean => 0,
+            Self::Wrong => 1,
+            Self::Incomplete => 4,
+            Self::Interrupted => 130,
+        }
+    }
+}
+
+impl Report {
+    /// What a run has come to, which took so long until the last acknowledgement.
+    pub(super) fn new(plan: &Plan, run: &Run, took: Duration) -> Self {
+        let Config { workload, events, via, keyed, rate, .. } = &plan.config;
+        let figures = run.figures.borrow();
+        let seconds = took.as_secs_f64();
+        #[expect(clippy::cast_precision_loss, reason = "a rate to look at")]
+        let mean = if seconds > 0.0 { figures.acknowledged as f64 / seconds } else { 0.0 };
+        Self {
+            workload: workload.to_string(),
+            seed: plan.seed,
+            domains: (*workload != Shape::Waves).then_some(plan.domains),
+            events: *events,
+            via: via.to_string(),
+            keyed: *keyed,
+            connections: plan.connections,
+            streams: plan.streams,
+            batch: plan.batch,
+            target_rate: *rate,
+            interrupted: run.is_stopped(),
+            seconds,
+            acknowledged: figures.acknowledged,
+            refused: figures.refused,
+            unknown: figures.unknown,
+            unsent: figures.unsent,
+            retried: figures.retried,
+            errors: figures.errors,
+            first_refusal: figures.first_refusal.clone(),
+            last_error: figures.trouble.clone(),
+            rate: mean,
+            latency_ms: Latency {
+                p50: figures.latency_ms(0.50),
+                p95: figures.latency_ms(0.95),
+                p99: figures.latency_ms(0.99),
+                max: figures.latency_ms(1.0),
+            },
+            verification: None,
+        }
+    }
+
+    /// What the exit status has to say.
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        let compared = self.verification.as_ref();
+        if compared.is_some_and(|verification| !verification.is_clean()) {
+            Outcome::Wrong
+        } else if self.refused > 0 || self.unsent > 0 || (self.unknown > 0 && compared.is_none()) {
+            Outcome::Incomplete
+        } else if self.interrupted {
+            Outcome::Interrupted
+        } else {
+            Outcome::Clean
+        }
+    }
+
+    fn rows(&self) -> Vec<(&'static str, String)> {
+        let count = |number: u64| HumanCount(number).to_string();
+        let workload = match self.domains {
+            Some(domains) => format!("{}, {} domains", self.workload, HumanCount(domains.into())),
+            None => self.workload.clone(),
+        };
+        let interrupted = if self.interrupted { " wanted, interrupted" } else { "" };
+        let mut rows = vec![
+            ("workload", workload),
+            ("seed", self.seed.to_string()),
+            ("events", count(self.events) + interrupted),
+            ("via", self.via_in_words()),
+            ("acknowledged", count(self.acknowledged)),
+            ("refused", count(self.refused) + &because(self.first_refusal.as_deref())),
+            ("unknown", count(self.unknown) + &because(self.last_error.as_deref())),
+        ];
+        if self.unsent > 0 {
+            rows.push(("not sent", count(self.unsent)));
+        }
+        rows.push(("retried", count(self.retried)));
+        rows.push(("seconds", format!("{:.2}", self.seconds)));
+        let target = self.target_rate.map(|rate| format!(", {rate} wanted")).unwrap_or_default();
+        rows.push(("rate", format!("{}/s{target}", HumanCount(whole(self.rate)))));
+        let Latency { p50, p95, p99, max } = self.latency_ms;
+        if let (Some(p50), Some(p95), Some(p99), Some(max)) = (p50, p95, p99, max) {
+            rows.push(("latency", format!("p50 {p50:.2}  p95 {p95:.2}  p99 {p99:.2}  max {max:.2} ms")));
+        }
+        if let Some(verification) = &self.verification {
+            rows.push(("domains compared", count(verification.domains as u64)));
+            rows.push(("lost", count(verification.lost)));
+            rows.push(("duplicated", count(verification.duplicated)));
+            rows.push(("wrong status", count(verification.wrong_status as u64)));
+            let seconds = verification.seconds_to_settle;
+            let settled = seconds.map_or("not in time".into(), |seconds| format!("{seconds:.2} s"));
+            rows.push(("settled after", settled));
+            let names = std::iter::once("for example").chain(std::iter::repeat(""));
+            rows.extend(names.zip(verification.examples.iter().cloned()));
+        }
+        rows
+    }
+
+    fn via_in_words(&self) -> String {
+        let Self { via, connections, streams, batch, .. } = self;
+        let mut words = format!("{via}, {connections} connections");
+        if *streams > 1 {
+            let _ = write!(words, " × {streams}");
+        }
+        if *batch > 1 {
+            let _ = write!(words, ", {} events at a time", HumanCount(*batch));
+        }
+        if self.keyed {
+            words += ", keyed";
+        }
+        words
+    }
+}
+
+fn because(reason: Option<&str>) -> String {
+    reason.map(|reason| format!(" ({reason})")).unwrap_or_default()
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is not negative")]
+fn whole(rate: f64) -> u64 {
+    rate.round() as u64
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, value) in self.rows() {
+            writeln!(f, "{name:16}  {value}")?;
+        }
+        Ok(())
+    }
+}

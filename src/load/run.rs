@@ -1,0 +1,193 @@
+//! A run under way: what is handed out, and what became of it.
+
+use std::cell::{Cell, RefCell};
+use std::time::{Duration, Instant};
+
+use super::figures::Figures;
+use super::ledger::Ledger;
+use super::pace::Pace;
+use super::workload::{Draw, Workload};
+use crate::event::IdempotencyKey;
+
+/// Events that travel together and are answered together.
+#[derive(Debug)]
+pub(super) struct Parcel {
+    /// The events.
+    pub(super) draws: Vec<Draw>,
+    /// Their keys: none, one for all of them, or one each, as [`Keys`] has it.
+    pub(super) keys: Vec<IdempotencyKey>,
+    /// When it was to be sent.
+    due: Instant,
+}
+
+/// What is given a key, so that it counts once however often it is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keys {
+    /// Nothing: what is not answered is not sent again.
+    None,
+    /// Each event.
+    Event,
+    /// Each parcel.
+    Parcel,
+}
+
+/// What became of parcels that were sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// All events are accepted.
+    Acknowledged,
+    /// All events are accepted but those at these places, the first of them for this reason.
+    Partly(Vec<usize>, String),
+    /// No event is accepted, nor will it be when it is sent again.
+    Refused(String),
+    /// The events may be accepted or not.
+    Unknown(String),
+    /// The events did not reach a server.
+    Unsent(String),
+}
+
+/// What the senders share.
+#[derive(Debug)]
+pub(super) struct Run {
+    /// What is given a key.
+    pub(super) keys: Keys,
+    /// How long events are tried again that reached no server or, with a key, were not answered.
+    pub(super) retry_for: Duration,
+    /// What has become of the events so far.
+    pub(super) figures: RefCell<Figures>,
+    /// The same by domain, if it will be compared.
+    pub(super) ledger: RefCell<Option<Ledger>>,
+    workload: RefCell<Workload>,
+    parcel_events: u64,
+    left: Cell<u64>,
+    handed_out: Cell<u64>,
+    stopped: Cell<bool>,
+    pace: Option<Pace>,
+}
+
+impl Run {
+    pub(super) fn new(workload: Workload, keys: Keys, retry_for: Duration) -> Self {
+        Self {
+            keys,
+            retry_for,
+            figures: RefCell::new(Figures::new()),
+            ledger: RefCell::new(None),
+            workload: RefCell::new(workload),
+            parcel_events: 1,
+            left: Cell::new(0),
+            handed_out: Cell::new(0),
+            stopped: Cell::new(false),
+            pace: None,
+        }
+    }
+
+    /// Hands out so many events, so many to a parcel, at a pace or as fast as they are taken.
+    pub(super) fn hand_out(&mut self, events: u64, parcel_events: u64, pace: Option<Pace>) {
+        self.parcel_events = parcel_events;
+        self.left.set(events);
+        self.pace = pace;
+    }
+
+    /// Fills the parcel with the next events when they are due. `false` when there are no more.
+    pub(super) async fn next(&self, parcel: &mut Parcel) -> bool {
+        if self.left.get() == 0 {
+            return false;
+        }
+        match &self.pace {
+            Some(pace) if !pace.wait().await => false,
+            _ => self.fill(parcel),
+        }
+    }
+
+    /// The same, but `false` also when nothing is due yet.
+    pub(super) fn next_if_due(&self, parcel: &mut Parcel) -> bool {
+        self.left.get() > 0 && self.pace.as_ref().is_none_or(Pace::is_due) && self.fill(parcel)
+    }
+
+    fn fill(&self, parcel: &mut Parcel) -> bool {
+        let events = self.parcel_events.min(self.left.get());
+        if events == 0 {
+            return false;
+        }
+        self.left.set(self.left.get() - events);
+        let index = self.handed_out.replace(self.handed_out.get() + 1);
+        parcel.due = self.pace.as_ref().map_or_else(Instant::now, |pace| pace.moment(index));
+        let mut workload = self.workload.borrow_mut();
+        parcel.draws.clear();
+        parcel.draws.extend((0..events).map(|_| workload.draw()));
+        let keys = match self.keys {
+            Keys::None => 0,
+            Keys::Event => parcel.draws.len(),
+            Keys::Parcel => 1,
+        };
+        parcel.keys.clear();
+        parcel.keys.extend((0..keys).map(|_| IdempotencyKey::fresh()));
+        self.figures.borrow_mut().in_flight += events;
+        true
+    }
+
+    /// Hands out nothing more, and gives up what has failed.
+    pub(super) fn stop(&self) {
+        self.stopped.set(true);
+        self.left.set(0);
+        if let Some(pace) = &self.pace {
+            pace.stop();
+        }
+    }
+
+    /// Whether it was stopped.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped.get()
+    }
+
+    /// Whether there is nothing more to hand out.
+    pub(super) fn is_over(&self) -> bool {
+        self.left.get() == 0
+    }
+
+    /// Enters what became of parcels.
+    pub(super) fn settle(&self, parcels: &[Parcel], fate: &Fate) {
+        let now = Instant::now();
+        let figures = &mut *self.figures.borrow_mut();
+        let mut ledger = self.ledger.borrow_mut();
+        for parcel in parcels {
+            let events = parcel.draws.len() as u64;
+            figures.in_flight -= events;
+            match fate {
+                Fate::Acknowledged => {
+                    figures.acknowledge(events, now.saturating_duration_since(parcel.due), now);
+                    if let Some(ledger) = &mut *ledger {
+                        parcel.draws.iter().for_each(|draw| ledger.acknowledge(*draw));
+                    }
+                }
+                Fate::Partly(rejected, _) => {
+                    let refused = rejected.len() as u64;
+                    figures.refused += refused;
+                    figures.acknowledge(events - refused, now.saturating_duration_since(parcel.due), now);
+                    if let Some(ledger) = &mut *ledger {
+                        let accepted = parcel.draws.iter().enumerate();
+                        let accepted = accepted.filter(|(place, _)| rejected.binary_search(place).is_err());
+                        accepted.for_each(|(_, draw)| ledger.acknowledge(*draw));
+                    }
+                }
+                Fate::Refused(_) => figures.refused += events,
+                Fate::Unknown(_) => {
+                    figures.unknown += events;
+                    if let Some(ledger) = &mut *ledger {
+                        parcel.draws.iter().for_each(|draw| ledger.leave_unknown(*draw));
+                    }
+                }
+                Fate::Unsent(_) => figures.unsent += events,
+            }
+        }
+        if matches!(fate, Fate::Acknowledged) {
+            figures.trouble = None;
+        }
+    }
+}
+
+impl Parcel {
+    pub(super) fn new() -> Self {
+        Self { draws: Vec::new(), keys: Vec::new(), due: Instant::now() }
+    }
+}
