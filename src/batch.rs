@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_large_batch_becomes_several_messages() {
-        let events: Vec<Event> = (0..2 * MESSAGE_EVENTS + 1)
+        let events: Vec<Event> = (0..=2 * MESSAGE_EVENTS)
             .map(|i| Event {
                 domain: DomainName::parse(&format!("d{i}.com")).unwrap(),
                 outcome: Outcome::Bounced,

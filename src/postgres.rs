@@ -2,12 +2,12 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use sqlx::migrate::Migrator;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
+use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, SqlSafeStr};
 
 use crate::health::Dependency;
 
@@ -21,8 +21,14 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// SQLSTATE of a query for a table that is not there.
 const UNDEFINED_TABLE: &str = "42P01";
 
-/// The schema this build needs.
-static MIGRATIONS: Migrator = sqlx::migrate!();
+/// The schema this build needs: the files in `migrations/`, in order. They are listed here because the macro
+/// that would find them compiles the driver, TLS included, a second time.
+static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
+    let migration = |version, description: &'static str, sql: &'static str| {
+        Migration::new(version, description.into(), MigrationType::Simple, sql.into_sql_str(), false)
+    };
+    Migrator::with_migrations(vec![migration(1, "ledger", include_str!("../migrations/0001_ledger.sql"))])
+});
 
 /// A Postgres URL. It prints without user and password.
 #[derive(Clone)]

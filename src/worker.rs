@@ -232,10 +232,11 @@ fn read(delivery: &Delivery) -> Result<(Option<IdempotencyKey>, Batch), String> 
             return Err(format!("the content type {media_type:?} is not read here: send application/json"));
         }
     }
-    if let Some(encoding) = delivery.content_encoding() {
-        if !encoding.eq_ignore_ascii_case("identity") && !encoding.eq_ignore_ascii_case("utf-8") {
-            return Err(format!("the content encoding {encoding:?} is not read here: send none"));
-        }
+    // Some clients put the character encoding here.
+    let plain =
+        |encoding: &str| ["identity", "utf-8"].iter().any(|plain| encoding.eq_ignore_ascii_case(plain));
+    if let Some(encoding) = delivery.content_encoding().filter(|encoding| !plain(encoding)) {
+        return Err(format!("the content encoding {encoding:?} is not read here: send none"));
     }
     let id = delivery.message_id().map(str::parse::<IdempotencyKey>).transpose();
     let id = id.map_err(|error| format!("message_id: {error}"))?;

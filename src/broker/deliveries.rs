@@ -2,7 +2,7 @@
 
 use futures::StreamExt;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, BasicRejectOptions};
-use lapin::types::FieldTable;
+use lapin::types::{FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Connection, Consumer};
 
 use super::{Config, EVENTS, Error, check_topology, connect, describe};
@@ -40,24 +40,19 @@ impl Delivery {
     /// The publisher's identity of the message. Some clients send an empty one when none is set.
     #[must_use]
     pub fn message_id(&self) -> Option<&str> {
-        self.0.properties.message_id().as_ref().map(|id| id.as_str()).filter(|id| !id.is_empty())
+        set(self.0.properties.message_id().as_ref())
     }
 
     /// What the publisher says the body is, as in `application/json`.
     #[must_use]
     pub fn content_type(&self) -> Option<&str> {
-        self.0.properties.content_type().as_ref().map(|kind| kind.as_str()).filter(|kind| !kind.is_empty())
+        set(self.0.properties.content_type().as_ref())
     }
 
     /// How the publisher says the body is packed, as in `gzip`.
     #[must_use]
     pub fn content_encoding(&self) -> Option<&str> {
-        self.0
-            .properties
-            .content_encoding()
-            .as_ref()
-            .map(|kind| kind.as_str())
-            .filter(|kind| !kind.is_empty())
+        set(self.0.properties.content_encoding().as_ref())
     }
 
     pub(super) fn properties(&self) -> &BasicProperties {
@@ -67,6 +62,10 @@ impl Delivery {
     pub(super) fn routing_key(&self) -> &str {
         self.0.routing_key.as_str()
     }
+}
+
+fn set(property: Option<&ShortString>) -> Option<&str> {
+    property.map(ShortString::as_str).filter(|text| !text.is_empty())
 }
 
 impl Deliveries {

@@ -27,7 +27,7 @@ fn a_bad_value_ends_the_process_with_a_sentence_that_names_its_variable() {
         ("ingest", "CATCHALL_LOG_FORMAT", "xml", "one of text, json"),
         ("worker", "CATCHALL_DATABASE_URL", "mysql://alice:s3cret@db", "not a Postgres URL"),
         ("worker", "CATCHALL_PREFETCH", "65536", "65536 is not in 1..=65535"),
-        ("worker", "CATCHALL_MAX_ROWS", "-1", "invalid digit"),
+        ("worker", "CATCHALL_MAX_ROWS", "-1", "-1 is not in 1..=5000000"),
         ("query", "CATCHALL_REPLICA_URL", "s3cret", "not a Postgres URL"),
         ("query", "CATCHALL_THRESHOLD", "-1", "invalid digit"),
         ("migrate", "CATCHALL_DATABASE_URL", "", "not a Postgres URL"),

@@ -73,3 +73,13 @@ fn nothing_unfinished_is_left_in_the_code() {
         }
     }
 }
+
+#[test]
+fn every_migration_is_part_of_the_build() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let listed = fs::read_to_string(root.join("src/postgres.rs")).unwrap();
+    for entry in fs::read_dir(root.join("migrations")).unwrap().map(Result::unwrap) {
+        let name = entry.file_name().into_string().unwrap();
+        assert!(listed.contains(&format!("include_str!(\"../migrations/{name}\")")), "{name}");
+    }
+}

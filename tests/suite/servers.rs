@@ -15,7 +15,7 @@ use serde_json::Value;
 use sqlx::{Connection as _, PgConnection};
 
 /// What a test waits for takes milliseconds; this is for a machine that does ten other things.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Waits until `probe` has something to say.
 pub(crate) async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
@@ -131,10 +131,13 @@ impl Servers {
     /// published after that has been counted too.
     pub(crate) async fn settle_at(&self, domain: &str, delivered: i64, bounced: i64) {
         let mut last = (0, 0);
-        eventually(&format!("{domain} has had {delivered} delivered and {bounced} bounced events"), async || {
-            last = self.counters(domain).await;
-            (last == (delivered, bounced)).then_some(())
-        })
+        eventually(
+            &format!("{domain} has had {delivered} delivered and {bounced} bounced events"),
+            async || {
+                last = self.counters(domain).await;
+                (last == (delivered, bounced)).then_some(())
+            },
+        )
         .await;
         self.settle().await;
         assert_eq!(self.counters(domain).await, (delivered, bounced), "{domain} afterwards");
@@ -146,7 +149,8 @@ impl Servers {
         let marker = format!("m{}.marker.test", uuid::Uuid::now_v7().simple());
         let body = format!(r#"{{"domain":"{marker}","event":"delivered"}}"#);
         self.publisher().await.publish(body.as_bytes(), None).await;
-        eventually("the marker is counted", async || (self.counters(&marker).await == (1, 0)).then_some(())).await;
+        eventually("the marker is counted", async || (self.counters(&marker).await == (1, 0)).then_some(()))
+            .await;
     }
 }
 
