@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use catchall::load::{self, Interrupted, Report};
-use clap::Parser;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, Parser};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::ctrl_c;
 
@@ -33,7 +34,7 @@ Exit status:
   2    the arguments are not valid
   3    no result: a server could not be reached or read
   4    events were refused, could not be sent, or are unknown without --verify
-  130  interrupted, with nothing wrong until then";
+  130  interrupted, with nothing lost or duplicated until then";
 
 /// Sends one of three workloads to catchall, measures, and checks that every acknowledged event was counted
 /// exactly once.
@@ -49,7 +50,13 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let Arguments { config, json } = Arguments::parse();
+    let Arguments { config, json } = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => without_secrets(error).exit(),
+    };
+    if let Err(sentence) = config.check() {
+        Arguments::command().error(ErrorKind::ArgumentConflict, sentence).exit();
+    }
     let ended = run(config).and_then(|report| {
         if json {
             println!("{}", serde_json::to_string(&report)?);
@@ -62,6 +69,15 @@ fn main() -> ExitCode {
         eprintln!("catchall-load: {error:#}");
         if error.is::<Interrupted>() { INTERRUPTED } else { FAILED }
     }))
+}
+
+/// Clap repeats the value that is not valid, also where it holds a password.
+fn without_secrets(mut error: clap::Error) -> clap::Error {
+    let argument = error.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
+    if argument.starts_with("--amqp-url") {
+        error.insert(ContextKind::InvalidValue, ContextValue::String("…".into()));
+    }
+    error
 }
 
 fn run(config: load::Config) -> anyhow::Result<Report> {

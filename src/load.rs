@@ -66,10 +66,10 @@ pub struct Interrupted;
 ///
 /// # Errors
 ///
-/// When the options contradict each other, a server cannot be reached at the start, or counters cannot be
-/// read; [`Interrupted`] when the interrupt comes before or after the sending.
+/// When a server cannot be reached at the start, or counters cannot be read; [`Interrupted`] when the
+/// interrupt comes before or after the sending.
 pub async fn run(config: Config, interrupt: impl Future<Output = ()>) -> anyhow::Result<Report> {
-    let plan = Plan::new(config)?;
+    let plan = Plan::new(config);
     let names = plan.names;
     let interrupt = pin!(interrupt.fuse());
     match plan.config.via {
@@ -173,7 +173,7 @@ async fn send_all<C: Carrier + 'static>(
     for carrier in carriers {
         senders.spawn_local(send(Rc::clone(&run), carrier));
     }
-    let mut stop = interrupt.map(|()| run.stop());
+    let mut stop = interrupt.map(|()| run.interrupt());
     let sending = async {
         loop {
             tokio::select! {
@@ -182,7 +182,7 @@ async fn send_all<C: Carrier + 'static>(
                     None => return anyhow::Ok(()),
                     Some(ended) => ended.context("a sender failed")?,
                 },
-                () = &mut stop, if !run.is_stopped() => {}
+                () = &mut stop, if !run.is_interrupted() => {}
             }
         }
     };

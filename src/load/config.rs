@@ -4,7 +4,7 @@ use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 
@@ -125,6 +125,32 @@ pub struct Config {
     pub(super) threshold: u64,
 }
 
+impl Config {
+    /// Checks that the options go together.
+    ///
+    /// # Errors
+    ///
+    /// Says which do not.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let Self { via, workload, streams, batch, domains, amqp_url, .. } = self;
+        if streams.is_some() && !matches!(via, Via::PutH2 | Via::Amqp) {
+            return Err(
+                "--streams goes with --via put-h2 or amqp: over HTTP/1.1 a connection has one request",
+            );
+        }
+        if batch.is_some() && !matches!(via, Via::Bulk | Via::Amqp) {
+            return Err("--batch goes with --via bulk or amqp: a PUT has one event");
+        }
+        if domains.is_some() && *workload == Shape::Waves {
+            return Err("--domains goes with --workload uniform or zipf: waves never run out of domains");
+        }
+        if amqp_url.is_none() && *via == Via::Amqp {
+            return Err("--via amqp needs CATCHALL_AMQP_URL or --amqp-url");
+        }
+        Ok(())
+    }
+}
+
 /// The ways an event can travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Via {
@@ -166,22 +192,8 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// # Errors
-    ///
-    /// When options do not go together.
-    pub(super) fn new(config: Config) -> anyhow::Result<Self> {
+    pub(super) fn new(config: Config) -> Self {
         let Config { via, workload, connections, streams, batch, .. } = config;
-        if streams.is_some() && !matches!(via, Via::PutH2 | Via::Amqp) {
-            bail!(
-                "--streams goes with --via put-h2 or amqp: over HTTP/1.1 a connection has one request at a time"
-            );
-        }
-        if batch.is_some() && !matches!(via, Via::Bulk | Via::Amqp) {
-            bail!("--batch goes with --via bulk or amqp: a PUT has one event");
-        }
-        if config.domains.is_some() && workload == Shape::Waves {
-            bail!("--domains goes with --workload uniform or zipf: waves never run out of domains");
-        }
         // Half of the bits are enough to differ, and can be typed.
         let seed = config.seed.unwrap_or_else(|| RandomState::new().hash_one(()) >> 32);
         let (usual_connections, usual_streams, usual_batch) = match via {
@@ -190,7 +202,7 @@ impl Plan {
             Via::Bulk => (8, 1, 1000),
             Via::Amqp => (4, 256, 1),
         };
-        Ok(Self {
+        Self {
             seed,
             domains: config.domains.unwrap_or(10_000_000),
             names: Names::new(workload, seed),
@@ -201,7 +213,7 @@ impl Plan {
             retry_for: Duration::from_secs(config.retry_for_secs.into()),
             settle_within: Duration::from_secs(config.settle_within_secs.into()),
             config,
-        })
+        }
     }
 
     /// The events from the first.
@@ -230,6 +242,6 @@ impl Plan {
     /// When that was not said.
     pub(super) fn broker(&self) -> anyhow::Result<broker::Config> {
         let url = self.config.amqp_url.clone();
-        Ok(broker::Config { amqp_url: url.context("--via amqp needs CATCHALL_AMQP_URL or --amqp-url")? })
+        Ok(broker::Config { amqp_url: url.context("no address of a broker")? })
     }
 }

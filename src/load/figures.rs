@@ -4,8 +4,6 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
-use super::run::Fate;
-
 /// Longest latency that is told from longer ones, in microseconds: an hour.
 const LONGEST: u64 = 3_600_000_000;
 
@@ -18,8 +16,6 @@ pub(super) struct Figures {
     pub(super) refused: u64,
     /// Sent, and no answer says whether they are accepted.
     pub(super) unknown: u64,
-    /// Never sent: no server could be reached.
-    pub(super) unsent: u64,
     /// Sent again, each time.
     pub(super) retried: u64,
     /// Requests without an answer, or with one that says no.
@@ -28,8 +24,8 @@ pub(super) struct Figures {
     pub(super) in_flight: u64,
     /// The most recent trouble, until an answer shows that it is over.
     pub(super) trouble: Option<String>,
-    /// What was wrong with the first event that was refused.
-    pub(super) first_refusal: Option<String>,
+    /// The most recent trouble, over or not.
+    pub(super) last_error: Option<String>,
     /// When the last event was acknowledged.
     pub(super) last_acknowledged: Option<Instant>,
     latencies_us: Histogram<u64>,
@@ -43,12 +39,11 @@ impl Figures {
             acknowledged: 0,
             refused: 0,
             unknown: 0,
-            unsent: 0,
             retried: 0,
             errors: 0,
             in_flight: 0,
             trouble: None,
-            first_refusal: None,
+            last_error: None,
             last_acknowledged: None,
             latencies_us,
         }
@@ -62,25 +57,15 @@ impl Figures {
         self.latencies_us.saturating_record_n(micros, events);
     }
 
-    /// Notes what went wrong with a request, if anything did.
-    pub(super) fn note(&mut self, fate: &Fate) {
-        match fate {
-            Fate::Acknowledged => {}
-            Fate::Partly(_, reason) | Fate::Refused(reason) => {
-                self.errors += 1;
-                self.first_refusal.get_or_insert_with(|| reason.clone());
-            }
-            Fate::Unknown(reason) => {
-                self.errors += 1;
-                self.trouble = Some(reason.clone());
-            }
-            Fate::Unsent(reason) => self.trouble = Some(reason.clone()),
-        }
+    /// Notes what went wrong with a request.
+    pub(super) fn note_trouble(&mut self, reason: &str) {
+        self.trouble = Some(reason.to_owned());
+        self.last_error = Some(reason.to_owned());
     }
 
     /// Events whose fate is decided.
     pub(super) fn done(&self) -> u64 {
-        self.acknowledged + self.refused + self.unknown + self.unsent
+        self.acknowledged + self.refused + self.unknown
     }
 
     /// The latency in milliseconds that this share of the acknowledged events did not exceed; nothing when

@@ -39,15 +39,13 @@ pub struct Report {
     pub(super) refused: u64,
     /// Events that may be accepted or not.
     pub(super) unknown: u64,
-    /// Events that reached no server.
+    /// Events that were not sent: no server was there, or it was ended early.
     pub(super) unsent: u64,
     /// Events sent again, each time.
     pub(super) retried: u64,
     /// Requests without an answer, or with one that says no.
     pub(super) errors: u64,
-    /// Why the first event that was refused was refused.
-    pub(super) first_refusal: Option<String>,
-    /// The last trouble, if it was not over at the end.
+    /// What went wrong last.
     pub(super) last_error: Option<String>,
     /// Acknowledged events per second.
     pub(super) rate: f64,
@@ -74,7 +72,7 @@ pub enum Outcome {
     Wrong,
     /// 4: events were refused, could not be sent, or are unknown and were not compared.
     Incomplete,
-    /// 130: ended early, with nothing wrong until then.
+    /// 130: ended early, with nothing lost or counted twice until then.
     Interrupted,
 }
 
@@ -110,16 +108,15 @@ impl Report {
             streams: plan.streams,
             batch: plan.batch,
             target_rate: *rate,
-            interrupted: run.is_stopped(),
+            interrupted: run.is_interrupted(),
             seconds,
             acknowledged: figures.acknowledged,
             refused: figures.refused,
             unknown: figures.unknown,
-            unsent: figures.unsent,
+            unsent: events - figures.done(),
             retried: figures.retried,
             errors: figures.errors,
-            first_refusal: figures.first_refusal.clone(),
-            last_error: figures.trouble.clone(),
+            last_error: figures.last_error.clone(),
             rate: mean,
             latency_ms: Latency {
                 p50: figures.latency_ms(0.50),
@@ -137,10 +134,10 @@ impl Report {
         let compared = self.verification.as_ref();
         if compared.is_some_and(|verification| !verification.is_clean()) {
             Outcome::Wrong
-        } else if self.refused > 0 || self.unsent > 0 || (self.unknown > 0 && compared.is_none()) {
-            Outcome::Incomplete
         } else if self.interrupted {
             Outcome::Interrupted
+        } else if self.refused > 0 || self.unsent > 0 || (self.unknown > 0 && compared.is_none()) {
+            Outcome::Incomplete
         } else {
             Outcome::Clean
         }
@@ -152,20 +149,22 @@ impl Report {
             Some(domains) => format!("{}, {} domains", self.workload, HumanCount(domains.into())),
             None => self.workload.clone(),
         };
-        let interrupted = if self.interrupted { " wanted, interrupted" } else { "" };
         let mut rows = vec![
             ("workload", workload),
             ("seed", self.seed.to_string()),
-            ("events", count(self.events) + interrupted),
+            ("events", count(self.events)),
             ("via", self.via_in_words()),
             ("acknowledged", count(self.acknowledged)),
-            ("refused", count(self.refused) + &because(self.first_refusal.as_deref())),
-            ("unknown", count(self.unknown) + &because(self.last_error.as_deref())),
+            ("refused", count(self.refused)),
+            ("unknown", count(self.unknown)),
+            ("retried", count(self.retried)),
         ];
         if self.unsent > 0 {
-            rows.push(("not sent", count(self.unsent)));
+            let reason = if self.interrupted { "interrupted" } else { "no server" };
+            rows.push(("not sent", format!("{}, {reason}", count(self.unsent))));
         }
-        rows.push(("retried", count(self.retried)));
+        let last = self.last_error.as_ref().map(|reason| format!(", the last: {reason}")).unwrap_or_default();
+        rows.push(("errors", count(self.errors) + &last));
         rows.push(("seconds", format!("{:.2}", self.seconds)));
         let target = self.target_rate.map(|rate| format!(", {rate} wanted")).unwrap_or_default();
         rows.push(("rate", format!("{}/s{target}", HumanCount(whole(self.rate)))));
@@ -201,10 +200,6 @@ impl Report {
         }
         words
     }
-}
-
-fn because(reason: Option<&str>) -> String {
-    reason.map(|reason| format!(" ({reason})")).unwrap_or_default()
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is not negative")]

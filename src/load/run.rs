@@ -61,7 +61,7 @@ pub(super) struct Run {
     parcel_events: u64,
     left: Cell<u64>,
     handed_out: Cell<u64>,
-    stopped: Cell<bool>,
+    interrupted: Cell<bool>,
     pace: Option<Pace>,
 }
 
@@ -76,7 +76,7 @@ impl Run {
             parcel_events: 1,
             left: Cell::new(0),
             handed_out: Cell::new(0),
-            stopped: Cell::new(false),
+            interrupted: Cell::new(false),
             pace: None,
         }
     }
@@ -126,18 +126,30 @@ impl Run {
         true
     }
 
-    /// Hands out nothing more, and gives up what has failed.
-    pub(super) fn stop(&self) {
-        self.stopped.set(true);
+    /// Notes a request without an answer, or with one that says no.
+    pub(super) fn note_error(&self, reason: &str) {
+        let figures = &mut *self.figures.borrow_mut();
+        figures.errors += 1;
+        figures.note_trouble(reason);
+    }
+
+    /// Hands out nothing more because it was interrupted. What has failed is not tried again.
+    pub(super) fn interrupt(&self) {
+        self.interrupted.set(true);
+        self.give_up();
+    }
+
+    /// Hands out nothing more because it is no use.
+    pub(super) fn give_up(&self) {
         self.left.set(0);
         if let Some(pace) = &self.pace {
             pace.stop();
         }
     }
 
-    /// Whether it was stopped.
-    pub(super) fn is_stopped(&self) -> bool {
-        self.stopped.get()
+    /// Whether it was interrupted.
+    pub(super) fn is_interrupted(&self) -> bool {
+        self.interrupted.get()
     }
 
     /// Whether there is nothing more to hand out.
@@ -177,7 +189,7 @@ impl Run {
                         parcel.draws.iter().for_each(|draw| ledger.leave_unknown(*draw));
                     }
                 }
-                Fate::Unsent(_) => figures.unsent += events,
+                Fate::Unsent(_) => {}
             }
         }
         if matches!(fate, Fate::Acknowledged) {

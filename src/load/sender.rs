@@ -39,6 +39,10 @@ pub(super) async fn send(run: Rc<Run>, mut carrier: impl Carrier) {
             fate => insist(&run, &mut carrier, parcels, fate).await,
         };
         let failed = matches!(fate, Fate::Unknown(_) | Fate::Unsent(_));
+        if matches!(fate, Fate::Unsent(_)) {
+            // Nobody was there for all the time events are tried: the others would only wait as long.
+            run.give_up();
+        }
         run.settle(parcels, &fate);
         if failed && !run.is_over() {
             // A server in trouble is not helped by being asked as fast as it can say no.
@@ -61,13 +65,22 @@ async fn insist(run: &Run, carrier: &mut impl Carrier, parcels: &[Parcel], mut f
             Fate::Refused(reason) | Fate::Unsent(reason) if in_doubt => Fate::Unknown(reason),
             fate => fate,
         };
-        run.figures.borrow_mut().note(&fate);
         let again = match &fate {
-            Fate::Acknowledged | Fate::Partly(..) | Fate::Refused(_) => false,
-            Fate::Unknown(_) => run.keys != Keys::None,
-            Fate::Unsent(_) => true,
+            Fate::Acknowledged => return fate,
+            Fate::Partly(_, reason) | Fate::Refused(reason) => {
+                run.note_error(reason);
+                return fate;
+            }
+            Fate::Unknown(reason) => {
+                run.note_error(reason);
+                run.keys != Keys::None
+            }
+            Fate::Unsent(reason) => {
+                run.figures.borrow_mut().note_trouble(reason);
+                true
+            }
         };
-        if !again || run.is_stopped() || Instant::now() >= give_up {
+        if !again || run.is_interrupted() || Instant::now() >= give_up {
             return fate;
         }
         in_doubt = matches!(fate, Fate::Unknown(_));
