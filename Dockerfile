@@ -1,0 +1,23 @@
+# One image for every process of catchall; the command says which. docker-compose.yml shows how they belong
+# together, tests/suite/compose.rs holds both files against the code.
+
+FROM rust:1.95-trixie AS build
+WORKDIR /src
+COPY . .
+# What cargo downloads and compiles stays in the two mounts, so only what changed is compiled again. touch: cargo
+# goes by the times of files, and those of an older checkout must not pass for compiled.
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    --mount=type=cache,target=/src/target,sharing=locked \
+    touch src/lib.rs bin/*.rs && \
+    cargo install --locked --path . --root /out --no-track
+
+# The same Debian, for its C library.
+FROM debian:trixie-slim
+LABEL org.opencontainers.image.title="catchall" \
+      org.opencontainers.image.description="Tells from delivery events which e-mail domains are catch-alls: exactly once, through RabbitMQ and Postgres" \
+      org.opencontainers.image.licenses="MIT OR Apache-2.0"
+# For amqps:// and sslmode=verify-full.
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
+COPY --from=build /out/bin/ /usr/local/bin/
+# A number, by which an orchestrator can tell that it is not root. It owns nothing and writes nothing.
+USER 10001:10001

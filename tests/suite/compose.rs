@@ -1,0 +1,461 @@
+//! The compose file and the Dockerfile, compared with what they start: no container engine runs in the tests.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use catchall::broker::{self, DEAD, EVENTS};
+use catchall::postgres;
+use catchall::shutdown::GRACE;
+use serde_json::{Value, json};
+
+use crate::processes::{Service, run};
+use crate::servers::{Servers, eventually, topology};
+
+const COMPOSE: &str = include_str!("../../docker-compose.yml");
+const DOCKERFILE: &str = include_str!("../../Dockerfile");
+const IGNORED: &str = include_str!("../../.dockerignore");
+const MANIFEST: &str = include_str!("../../Cargo.toml");
+const DEV: &str = include_str!("../../dev");
+
+/// The services that run a program of this crate, which has their name.
+const PROGRAMS: [&str; 4] = ["ingest", "migrate", "query", "worker"];
+
+/// The compose file as an engine resolves it, with `value(name, default)` for each `${name:-default}`.
+fn compose(mut value: impl FnMut(&str, &str) -> String) -> Value {
+    let mut compose = serde_saphyr::from_str(COMPOSE).unwrap();
+    interpolate(&mut compose, &mut value);
+    compose
+}
+
+/// With nothing set in the environment.
+fn by_default() -> Value {
+    compose(|_, default| default.to_owned())
+}
+
+fn interpolate(node: &mut Value, value: &mut impl FnMut(&str, &str) -> String) {
+    match node {
+        Value::String(text) => *text = interpolated(text, value),
+        Value::Array(items) => items.iter_mut().for_each(|item| interpolate(item, value)),
+        Value::Object(members) => members.values_mut().for_each(|member| interpolate(member, value)),
+        _ => {}
+    }
+}
+
+fn interpolated(text: &str, value: &mut impl FnMut(&str, &str) -> String) -> String {
+    let mut result = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('$') {
+        result.push_str(before);
+        if let Some(after) = after.strip_prefix('$') {
+            result.push('$');
+            rest = after;
+        } else {
+            let braces = after.strip_prefix('{').and_then(|after| after.split_once('}'));
+            let (variable, after) = braces.unwrap_or_else(|| panic!("neither $$ nor ${{..}} in {text:?}"));
+            let (name, default) = variable.split_once(":-").expect("a variable with a default");
+            result.push_str(&value(name, default));
+            rest = after;
+        }
+    }
+    result + rest
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_else(|| panic!("{value} is not a text"))
+}
+
+/// The members of an object, if there is one.
+fn members(value: &Value) -> impl Iterator<Item = (&str, &Value)> {
+    value.as_object().into_iter().flatten().map(|(name, value)| (&**name, value))
+}
+
+/// The items of an array, if there is one.
+fn items(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+fn texts(value: &Value) -> Vec<&str> {
+    items(value).map(text).collect()
+}
+
+/// The variables of a service whose names end like this.
+fn variables<'a>(service: &'a Value, end: &str) -> Vec<(&'a str, &'a str)> {
+    let variables = members(&service["environment"]).map(|(name, value)| (name, text(value)));
+    variables.filter(|(name, _)| name.ends_with(end)).collect()
+}
+
+fn seconds(duration: &Value) -> Duration {
+    let duration = text(duration);
+    let (number, unit) = duration.split_at(duration.len() - 1);
+    Duration::from_secs(number.parse::<u64>().unwrap() * if unit == "m" { 60 } else { 1 })
+}
+
+/// What a service waits for before it starts, and what that waits for.
+fn awaited<'a>(compose: &'a Value, name: &str) -> BTreeSet<&'a str> {
+    let direct = members(&compose["services"][name]["depends_on"]);
+    direct.flat_map(|(other, _)| awaited(compose, other).into_iter().chain([other])).collect()
+}
+
+#[test]
+fn every_program_gets_what_it_needs_and_nothing_it_does_not_know() {
+    let compose = by_default();
+    let ours = members(&compose["services"]).filter(|(_, service)| service["image"] == "catchall");
+    assert_eq!(ours.map(|(name, _)| name).collect::<BTreeSet<_>>(), PROGRAMS.into());
+    for program in PROGRAMS {
+        let service = &compose["services"][program];
+        assert_eq!(service["command"], json!([format!("catchall-{program}")]));
+        let (_, help, _) = run(program, &["--help"], &[]);
+        let mut given = Vec::new();
+        for (name, value) in variables(service, "") {
+            let known = help.split("[env: ").any(|rest| rest.split(['=', ']']).next() == Some(name));
+            assert!(known, "catchall-{program} does not know {name}");
+            // An address no machine has, and a port nobody listens on: all that may go wrong.
+            let value = if name.ends_with("LISTEN") { "203.0.113.1:1" } else { value };
+            given.push((name, value.replace("@primary:5432", "@127.0.0.1:1")));
+        }
+        let given: Vec<(&str, &str)> = given.iter().map(|(name, value)| (*name, &**value)).collect();
+        let (status, _, stderr) = run(program, &[], &given);
+        let reason =
+            if program == "migrate" { "connection refused" } else { "cannot listen on 203.0.113.1:1" };
+        assert!(status.code() == Some(1) && stderr.contains(reason), "{stderr}");
+    }
+}
+
+#[test]
+fn every_address_is_that_of_a_service_which_is_waited_for() {
+    let compose = by_default();
+    let mut found = BTreeSet::new();
+    for (name, service) in members(&compose["services"]) {
+        for (variable, url) in variables(service, "_URL") {
+            let url = match variable {
+                "CATCHALL_AMQP_URL" => url.parse::<broker::Url>().unwrap().to_string(),
+                _ => url.parse::<postgres::Url>().unwrap().to_string(),
+            };
+            let host = url.split(['/', ':']).nth(3).unwrap().to_owned();
+            assert!(awaited(&compose, name).contains(&*host), "{name} does not wait for {host}");
+            found.insert((name, url));
+        }
+    }
+    let expected = [
+        ("ingest", "amqp://rabbitmq:5672/%2f"),
+        ("migrate", "postgres://primary:5432/catchall"),
+        ("query", "postgres://replica:5432/catchall"),
+        ("worker", "amqp://rabbitmq:5672/%2f"),
+        ("worker", "postgres://primary:5432/catchall"),
+    ];
+    assert_eq!(found, expected.map(|(name, url)| (name, url.to_owned())).into());
+}
+
+#[test]
+fn the_ports_are_the_usual_ones_and_only_this_machine_reaches_them() {
+    let compose = by_default();
+    for (name, service) in members(&compose["services"]) {
+        for (variable, address) in variables(service, "LISTEN") {
+            let (_, help, _) = run(name, &["--help"], &[]);
+            let default = address.replace("0.0.0.0:", "127.0.0.1:");
+            assert_ne!(address, default, "{variable} of {name} is out of reach");
+            assert!(help.contains(&format!("[default: {default}]")), "{variable} of {name} is {address}");
+        }
+        let mut published = Vec::new();
+        if let [(_, address)] = variables(service, "CATCHALL_LISTEN")[..] {
+            let port = address.rsplit(':').next().unwrap();
+            assert!(DEV.contains(&format!("[{name}]={port}")), "./dev has another port for {name}");
+            published.push(format!("127.0.0.1:{port}:{port}"));
+        }
+        assert_eq!(texts(&service["ports"]), published, "{name}");
+        assert!(service.get("container_name").is_none(), "{name} cannot be scaled");
+    }
+    assert_eq!(compose["services"]["worker"]["deploy"]["replicas"], 2);
+}
+
+/// Runs the health check of a service as if its operations routes were at `port`.
+fn check(service: &Value, port: u16) -> (bool, String) {
+    let [kind, program, arguments @ ..] = &texts(&service["healthcheck"]["test"])[..] else { panic!() };
+    assert_eq!(*kind, "CMD");
+    let mut command = Command::new(program);
+    command.args(arguments).env("CATCHALL_OPS_LISTEN", format!("0.0.0.0:{port}"));
+    let output = command.output().unwrap();
+    (output.status.success(), String::from_utf8(output.stdout).unwrap())
+}
+
+fn any_port() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").unwrap()
+}
+
+/// Answers every request with this status, for as long as the test runs; returns the port.
+fn answering(status: &'static str) -> u16 {
+    let socket = any_port();
+    let port = socket.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for connection in socket.incoming() {
+            let mut connection = BufReader::new(connection.unwrap());
+            let head = connection.by_ref().lines().map(Result::unwrap).take_while(|line| !line.is_empty());
+            assert_eq!(head.collect::<Vec<_>>()[..2], ["GET /readyz HTTP/1.1", "Host: localhost"]);
+            write!(connection.get_mut(), "HTTP/1.1 {status}\r\nConnection: close\r\n\r\n").unwrap();
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn a_service_is_healthy_when_it_is_ready() {
+    let compose = by_default();
+    let away = Servers {
+        name: String::new(),
+        amqp_url: "amqp://127.0.0.1:1/%2f".into(),
+        database_url: "postgres://127.0.0.1:1/catchall".into(),
+        replica_url: "postgres://127.0.0.1:1/catchall".into(),
+    };
+    for (program, dependency) in [("ingest", "broker"), ("worker", "database"), ("query", "replica")] {
+        let service = &compose["services"][program];
+        assert!(check(service, answering("200 OK")).0);
+        assert!(!check(service, answering("503 Service Unavailable")).0);
+        let port = any_port().local_addr().unwrap().port();
+        assert!(!check(service, port).0, "nothing listens there");
+        let ops_listen = format!("127.0.0.1:{port}");
+        let _running = Service::start(program, &away, &[("CATCHALL_OPS_LISTEN", &ops_listen)]).await;
+        eventually("the health check tells what is missing", async || {
+            let (healthy, said) = check(service, port);
+            assert!(!healthy, "{program} is healthy without its {dependency}");
+            let mut lines = said.lines().filter(|line| line.ends_with("connection refused"));
+            lines.any(|line| line.starts_with(dependency)).then_some(())
+        })
+        .await;
+    }
+}
+
+#[test]
+fn everything_starts_in_order_and_up_wait_comes_back() {
+    let compose = by_default();
+    let services = &compose["services"];
+    let mut one_shots = BTreeSet::new();
+    for (name, service) in members(services) {
+        for (other, dependency) in members(&service["depends_on"]) {
+            match text(&dependency["condition"]) {
+                "service_healthy" => assert!(services[other]["healthcheck"]["test"].is_array(), "{other}"),
+                // Of what nobody waits for like this, `up --wait` expects that it goes on running.
+                "service_completed_successfully" => _ = one_shots.insert(other),
+                condition => panic!("{name} waits for {other} only until {condition}"),
+            }
+        }
+    }
+    assert_eq!(one_shots, ["migrate", "roles"].into());
+    for (name, service) in members(services) {
+        if one_shots.contains(name) {
+            assert!(matches!(service["restart"].as_str(), None | Some("no")), "{name} would not end");
+        } else {
+            assert_eq!(service["restart"], "unless-stopped", "{name}");
+            assert!(service["healthcheck"]["test"].is_array(), "{name} has no health check");
+            assert!(seconds(&service["stop_grace_period"]) > GRACE, "{name} is killed before it is done");
+        }
+    }
+    for name in ["worker", "query"] {
+        assert!(awaited(&compose, name).contains("migrate"), "{name} needs the schema");
+    }
+}
+
+/// What the configs of a service put into its container: by path, the content.
+fn mounted(compose: &Value, name: &str) -> BTreeMap<String, String> {
+    let mut files = BTreeMap::new();
+    for config in items(&compose["services"][name]["configs"]) {
+        let source = &compose["configs"][text(&config["source"])];
+        let content = match source["file"].as_str() {
+            Some(file) => {
+                assert!(DEV.contains(file), "./dev does not use {file}");
+                std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap()
+            }
+            None => text(&source["content"]).to_owned(),
+        };
+        files.insert(text(&config["target"]).to_owned(), content);
+    }
+    files
+}
+
+/// The value in `key = value`, without quotes.
+fn setting<'a>(file: &'a str, key: &str) -> &'a str {
+    let value = file.lines().find_map(|line| line.strip_prefix(key)?.trim_start().strip_prefix('='));
+    value.unwrap_or_else(|| panic!("no {key}")).trim().trim_matches(['\'', '"'])
+}
+
+#[test]
+fn every_file_of_the_servers_is_in_use() {
+    let compose = by_default();
+    let mut files = BTreeSet::new();
+    for folder in ["rabbitmq", "postgres"] {
+        let entries = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap();
+        files.extend(entries.map(|file| format!("{folder}/{}", file.unwrap().file_name().display())));
+    }
+    let configs = || members(&compose["configs"]);
+    let named = configs().filter_map(|(_, config)| config["file"].as_str()).map(str::to_owned);
+    assert_eq!(named.collect::<BTreeSet<_>>(), files);
+    let mounts = members(&compose["services"]).flat_map(|(_, service)| items(&service["configs"]));
+    let mounted: BTreeSet<&str> = mounts.map(|config| text(&config["source"])).collect();
+    assert_eq!(configs().map(|(name, _)| name).collect::<BTreeSet<_>>(), mounted);
+}
+
+#[test]
+fn the_broker_has_the_topology_and_a_user_who_cannot_change_it() {
+    let compose = compose(|name, _| name.to_owned());
+    let broker = &compose["services"]["rabbitmq"];
+    assert!(text(&broker["image"]).starts_with("rabbitmq:4-"));
+    assert_eq!(broker["hostname"], "rabbitmq", "under another name it does not find its data again");
+    assert_eq!(texts(&broker["volumes"]), ["rabbitmq:/var/lib/rabbitmq"]);
+    assert!(texts(&broker["healthcheck"]["test"]).ends_with(&["check_port_listener", "5672"]));
+    let files = mounted(&compose, "rabbitmq");
+    assert!(
+        ["rabbitmq.conf", "enabled_plugins"]
+            .iter()
+            .all(|file| files.contains_key(&format!("/etc/rabbitmq/{file}")))
+    );
+    let folder = setting(&files["/etc/rabbitmq/conf.d/90-definitions.conf"], "definitions.local.path");
+    let definitions = files.iter().filter(|(path, _)| path.starts_with(folder));
+    let definitions: Vec<Value> = definitions.map(|(_, json)| serde_json::from_str(json).unwrap()).collect();
+    let rights = "^catchall\\.(events|dead)$";
+    assert_eq!([EVENTS, DEAD], ["catchall.events", "catchall.dead"]);
+    let users = json!({
+        "users": [{"name": "catchall", "password": "CATCHALL_AMQP_PASSWORD", "tags": ""}],
+        "permissions": [{"user": "catchall", "vhost": "/", "configure": "^$", "write": rights, "read": rights}],
+    });
+    // Loaded in the order of their names: what the permissions are about comes first.
+    assert_eq!(definitions, [topology(), users]);
+}
+
+#[test]
+fn the_replica_is_like_the_primary_and_follows_it() {
+    let compose = by_default();
+    for name in ["primary", "replica"] {
+        let server = &compose["services"][name];
+        assert_eq!(server["image"], "postgres:17");
+        assert_eq!(server["configs"], compose["services"]["primary"]["configs"]);
+        // Where the images up to 17 have their volume: data in any other place goes with the container.
+        assert_eq!(texts(&server["volumes"]), [format!("{name}:/var/lib/postgresql/data")]);
+        let command = texts(&server["command"]).join(" ");
+        assert!(command.contains("config_file=/etc/postgresql/container.conf"), "{command}");
+        assert!(command.contains(&format!("cluster_name={name}")), "{command}");
+    }
+    let files = mounted(&compose, "primary");
+    let own = &files["/etc/postgresql/container.conf"];
+    assert!(
+        own.contains("include 'postgresql.conf'") && files.contains_key("/etc/postgresql/postgresql.conf")
+    );
+    assert_eq!(setting(own, "listen_addresses"), "*");
+    let admitted = &files[setting(own, "hba_file")];
+
+    let replica = &compose["services"]["replica"];
+    let ["bash", "-euc", script] = texts(&replica["command"])[..] else { panic!("{}", replica["command"]) };
+    let parsed = Command::new("bash").args(["-n", "-c", script]).output().unwrap();
+    assert!(parsed.status.success(), "{parsed:?}");
+    let (_, role) = script.split_once("primary='host=primary user=").expect("where the primary is");
+    let role = role.split_whitespace().next().unwrap();
+    let sql = &mounted(&compose, "roles")["/sql/replication.sql"];
+    assert!(sql.contains(&format!("alter role {role} login replication")), "{sql}");
+    assert!(admitted.contains(&format!("host  replication {role} samenet scram-sha-256")), "{admitted}");
+    assert!(awaited(&compose, "replica").contains("roles"));
+    // A complete copy is moved into place, which the root of a volume cannot be.
+    assert_eq!(replica["environment"]["PGDATA"], "/var/lib/postgresql/data/copy");
+}
+
+#[test]
+fn a_secret_has_one_name_and_one_default() {
+    let mut defaults: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let compose = compose(|name, default| {
+        defaults.entry(name.to_owned()).or_default().insert(default.to_owned());
+        name.to_owned()
+    });
+    assert!(defaults.values().all(|defaults| defaults.len() == 1), "{defaults:?}");
+    let mut secrets: BTreeSet<&str> =
+        defaults.keys().filter(|name| name.ends_with("PASSWORD")).map(|name| &**name).collect();
+    for (variable, login) in [
+        ("CATCHALL_AMQP_URL", "catchall:CATCHALL_AMQP_PASSWORD"),
+        ("CATCHALL_DATABASE_URL", "catchall:CATCHALL_PASSWORD"),
+        ("CATCHALL_REPLICA_URL", "catchall_query:CATCHALL_QUERY_PASSWORD"),
+    ] {
+        for (name, service) in members(&compose["services"]) {
+            for (_, url) in variables(service, variable) {
+                assert!(url.contains(&format!("://{login}@")), "{name}: {url}");
+            }
+        }
+    }
+    let value = |service: &str, variable: &str| text(&compose["services"][service]["environment"][variable]);
+    for (service, variable, name) in [
+        ("primary", "POSTGRES_PASSWORD", "CATCHALL_SUPERUSER_PASSWORD"),
+        ("roles", "PGPASSWORD", "CATCHALL_SUPERUSER_PASSWORD"),
+        ("replica", "PGPASSWORD", "CATCHALL_REPLICATION_PASSWORD"),
+    ] {
+        assert_eq!(value(service, variable), name);
+    }
+    // The scripts read the passwords they set from the environment.
+    let roles = &compose["services"]["roles"];
+    for (path, script) in mounted(&compose, "roles") {
+        assert!(texts(&roles["command"]).windows(2).any(|pair| pair == ["-f", &path]), "{path} is not run");
+        for line in script.lines().filter(|line| line.starts_with("\\getenv ")) {
+            let name = line.split_whitespace().nth(2).unwrap();
+            assert_eq!(value("roles", name), name);
+            assert!(secrets.remove(name));
+        }
+    }
+    assert_eq!(secrets, ["CATCHALL_AMQP_PASSWORD", "CATCHALL_SUPERUSER_PASSWORD"].into());
+}
+
+/// The stage that builds and the one that runs, without comments, each instruction on a line of its own.
+fn stages() -> (String, String) {
+    let lines = DOCKERFILE.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+    let joined = lines.collect::<Vec<_>>().join("\n").replace("\\\n", " ");
+    let (build, image) = joined.split_once("\nFROM debian:").expect("two stages");
+    (build.split(' ').filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" "), image.to_owned())
+}
+
+#[test]
+fn the_image_holds_the_programs_of_this_crate() {
+    let (build, image) = stages();
+    let (base, _) = build.strip_prefix("FROM rust:").unwrap().split_once(" AS build\n").unwrap();
+    let (rust, debian) = base.split_once('-').unwrap();
+    let minor = |version: &str| version.split('.').nth(1).unwrap().parse::<u32>().unwrap();
+    assert!(minor(rust) >= minor(setting(MANIFEST, "rust-version")), "Rust {rust} is too old");
+    assert!(image.starts_with(&format!("{debian}-slim\n")), "the C library is that of another Debian");
+    // Every program there is: no list to forget one in.
+    let install = "touch src/lib.rs bin/*.rs && cargo install --locked --path . --root /out --no-track";
+    assert!(build.ends_with(install), "{build}");
+    assert!(image.contains("\nCOPY --from=build /out/bin/ /usr/local/bin/\n"), "{image}");
+    for program in PROGRAMS {
+        assert!(MANIFEST.contains(&format!("[[bin]]\nname = \"catchall-{program}\"\npath = \"bin/")));
+    }
+    for (label, key) in [("description", "description"), ("licenses", "license")] {
+        let label = format!("org.opencontainers.image.{label}=\"{}\"", setting(MANIFEST, key));
+        assert!(image.contains(&label), "no {label}");
+    }
+    let (_, user) = image.split_once("\nUSER ").expect("a user");
+    assert!(user.split(':').all(|id| id.parse::<u32>().unwrap() > 0), "{user} could be root");
+    for instruction in ["ENTRYPOINT", "CMD", "ARG", "ENV"] {
+        assert!(!image.contains(&format!("\n{instruction}")), "{instruction} in the image");
+    }
+}
+
+#[test]
+fn the_image_is_built_once_and_from_all_it_takes() {
+    let compose = by_default();
+    let building = members(&compose["services"]).filter(|(_, service)| service.get("build").is_some());
+    assert_eq!(
+        building.map(|(name, service)| (name, text(&service["build"]))).collect::<Vec<_>>(),
+        [("migrate", ".")]
+    );
+    for program in PROGRAMS {
+        assert_eq!(compose["services"][program]["pull_policy"], "never", "{program} may be somebody else's");
+    }
+    let ignored: BTreeSet<&str> = IGNORED.lines().filter(|line| !line.starts_with('#')).collect();
+    assert!(
+        ignored.is_superset(&["/.dev", "/.git", "/target"].into()),
+        "they would all be sent to the engine"
+    );
+    for entry in std::fs::read_dir(env!("CARGO_MANIFEST_DIR")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let unneeded =
+            name.starts_with('.') || ["target", "Dockerfile", "docker-compose.yml"].contains(&&*name);
+        assert!(unneeded || !ignored.contains(&*format!("/{name}")), "the build needs {name}");
+    }
+    assert!(ignored.iter().all(|path| path.starts_with('/') && !path.contains('*')), "{ignored:?}");
+}
