@@ -96,7 +96,8 @@ impl Baseline {
 fn touched(mut workload: Workload, events: u64) -> Vec<u32> {
     let mut seen: Vec<u64> = Vec::new();
     for _ in 0..events {
-        let (word, bit) = (workload.draw().domain as usize / 64, workload.draw().domain % 64);
+        let domain = workload.draw().domain;
+        let (word, bit) = (domain as usize / 64, domain % 64);
         if word >= seen.len() {
             seen.resize(word + 1, 0);
         }
