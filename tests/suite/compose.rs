@@ -349,6 +349,7 @@ fn the_replica_is_like_the_primary_and_follows_it() {
     let ["bash", "-euc", script] = texts(&replica["command"])[..] else { panic!("{}", replica["command"]) };
     let parsed = Command::new("bash").args(["-n", "-c", script]).output().unwrap();
     assert!(parsed.status.success(), "{parsed:?}");
+    assert!(script.contains("export PGPASSWORD=\"$CATCHALL_REPLICATION_PASSWORD\"\n"), "{script}");
     let (_, role) = script.split_once("primary='host=primary user=").expect("where the primary is");
     let role = role.split_whitespace().next().unwrap();
     let sql = &mounted(&compose, "roles")["/sql/replication.sql"];
@@ -384,7 +385,7 @@ fn a_secret_has_one_name_and_one_default() {
     for (service, variable, name) in [
         ("primary", "POSTGRES_PASSWORD", "CATCHALL_SUPERUSER_PASSWORD"),
         ("roles", "PGPASSWORD", "CATCHALL_SUPERUSER_PASSWORD"),
-        ("replica", "PGPASSWORD", "CATCHALL_REPLICATION_PASSWORD"),
+        ("replica", "CATCHALL_REPLICATION_PASSWORD", "CATCHALL_REPLICATION_PASSWORD"),
     ] {
         assert_eq!(value(service, variable), name);
     }
