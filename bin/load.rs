@@ -39,7 +39,7 @@ Exit status:
 /// Sends one of three workloads to catchall, measures, and checks that every acknowledged event was counted
 /// exactly once.
 #[derive(Parser)]
-#[command(version, max_term_width = 110, after_help = AFTER_HELP)]
+#[command(name = "catchall-load", version, max_term_width = 110, after_help = AFTER_HELP)]
 struct Arguments {
     #[command(flatten)]
     config: load::Config,

@@ -14,7 +14,7 @@ use crate::domain_name::DomainName;
 use crate::health::Health;
 
 /// How long the broker may take until all connections are up at the start.
-const START: Duration = Duration::from_secs(10);
+const START: Duration = Duration::from_secs(5);
 
 /// One connection with a confirming channel; a message to a parcel.
 #[derive(Debug)]

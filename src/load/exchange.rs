@@ -1,7 +1,7 @@
 //! One request and its answer, over either version of HTTP.
 
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -110,10 +110,10 @@ impl Patience {
         Self { limit, timer: Box::pin(sleep(limit)) }
     }
 
-    /// The output, unless it takes too long.
-    pub(super) async fn wait<F: Future>(&mut self, future: F) -> Result<F::Output, Failure> {
+    /// The output, unless it takes too long. The future stays where it is: it is large, and moving one for
+    /// every request shows.
+    pub(super) async fn wait<F: Future>(&mut self, mut future: Pin<&mut F>) -> Result<F::Output, Failure> {
         let deadline = Instant::now() + self.limit;
-        let mut future = pin!(future);
         poll_fn(|context| {
             if let Poll::Ready(output) = future.as_mut().poll(context) {
                 return Poll::Ready(Ok(output));
@@ -133,6 +133,8 @@ impl Patience {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use super::*;
 
     #[test]
@@ -154,11 +156,11 @@ mod tests {
     async fn each_request_has_the_whole_patience() {
         let mut patience = Patience::new(Duration::from_secs(10));
         for _ in 0..5 {
-            assert!(patience.wait(sleep(Duration::from_secs(9))).await.is_ok());
+            assert!(patience.wait(pin!(sleep(Duration::from_secs(9)))).await.is_ok());
         }
         let begun = Instant::now();
-        assert!(patience.wait(std::future::pending::<()>()).await.is_err());
+        assert!(patience.wait(pin!(std::future::pending::<()>())).await.is_err());
         assert_eq!(begun.elapsed().as_secs(), 10);
-        assert!(patience.wait(sleep(Duration::from_secs(9))).await.is_ok());
+        assert!(patience.wait(pin!(sleep(Duration::from_secs(9)))).await.is_ok());
     }
 }

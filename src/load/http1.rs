@@ -1,5 +1,6 @@
 //! A connection of HTTP/1.1, with one request at a time.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -76,9 +77,10 @@ impl Connection {
 
 impl Client for Http1 {
     async fn exchange(&mut self, call: Call) -> Result<Answer, Failure> {
-        let answer = self.patience.wait(self.connection.send(call)).await.flatten();
+        let Self { patience, connection } = self;
+        let answer = patience.wait(pin!(connection.send(call))).await.flatten();
         if answer.is_err() {
-            self.connection.requests = None;
+            connection.requests = None;
         }
         answer
     }

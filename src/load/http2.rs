@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -92,7 +93,7 @@ impl Http2 {
     }
 
     async fn open(&self) -> Result<SendRequest<Bytes>, String> {
-        let stream = self.target.connect().await.map_err(|error| error.to_string())?;
+        let stream = self.target.connect().await?;
         let (mut requests, connection) = Builder::new()
             .initial_max_send_streams(self.streams)
             .initial_connection_window_size(WINDOW)
@@ -168,7 +169,7 @@ impl Place {
 impl Client for Stream {
     async fn exchange(&mut self, call: Call) -> Result<Answer, Failure> {
         let Self { patience, place } = self;
-        let answer = patience.wait(place.send(call)).await.flatten();
+        let answer = patience.wait(pin!(place.send(call))).await.flatten();
         if answer.is_err()
             && let Some((generation, _)) = place.requests.take()
         {

@@ -47,7 +47,8 @@ fn path(names: Names, draw: Draw) -> Bytes {
     names.spell(draw.domain, &mut path);
     path.push(b'/');
     path.extend_from_slice(draw.outcome.as_str().as_bytes());
-    path.into()
+    // Without room to spare it becomes `Bytes` as it is; with some it would need another allocation.
+    path.into_boxed_slice().into()
 }
 
 /// Many events a request, an event a line.

@@ -110,6 +110,10 @@ impl Run {
             return false;
         }
         self.left.set(self.left.get() - events);
+        if self.left.get() == 0 {
+            // Those who wait for their turn need wait no longer.
+            self.give_up();
+        }
         let index = self.handed_out.replace(self.handed_out.get() + 1);
         parcel.due = self.pace.as_ref().map_or_else(Instant::now, |pace| pace.moment(index));
         let mut workload = self.workload.borrow_mut();
@@ -201,5 +205,64 @@ impl Run {
 impl Parcel {
     pub(super) fn new() -> Self {
         Self { draws: Vec::new(), keys: Vec::new(), due: Instant::now() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::pace::Rate;
+    use crate::load::workload::Shape;
+    use futures::future::join_all;
+
+    fn run(keys: Keys) -> Run {
+        Run::new(Workload::new(Shape::Zipf, 1, 100), keys, Duration::from_secs(1))
+    }
+
+    #[tokio::test]
+    async fn every_event_is_handed_out_once_and_nobody_waits_for_more() {
+        for pace in [None, Some(Pace::begin(Rate::per_second(10_000.0), 11).unwrap())] {
+            let mut run = run(Keys::Event);
+            run.hand_out(105, 10, pace);
+            let run = &run;
+            let takers = (0..20).map(|_| async {
+                let (mut parcel, mut draws) = (Parcel::new(), Vec::new());
+                while run.next(&mut parcel).await {
+                    assert_eq!(parcel.keys.len(), parcel.draws.len());
+                    draws.append(&mut parcel.draws);
+                    tokio::task::yield_now().await;
+                }
+                draws
+            });
+            let draws: Vec<Draw> = join_all(takers).await.into_iter().flatten().collect();
+            assert_eq!(draws.len(), 105);
+            assert!(run.is_over() && run.figures.borrow().in_flight == 105);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_accepted_is_in_the_ledger_and_nothing_else() {
+        let mut run = run(Keys::None);
+        run.ledger = RefCell::new(Some(Ledger::default()));
+        run.hand_out(8, 2, None);
+        let mut parcels: Vec<Parcel> = (0..4).map(|_| Parcel::new()).collect();
+        for parcel in &mut parcels {
+            assert!(run.next_if_due(parcel));
+            parcel.draws =
+                [0, 1].map(|domain| Draw { domain, outcome: crate::event::Outcome::Bounced }).into();
+        }
+        assert!(!run.next_if_due(&mut Parcel::new()));
+        run.settle(&parcels[..1], &Fate::Acknowledged);
+        run.settle(&parcels[1..2], &Fate::Partly(vec![1], "no".into()));
+        run.settle(&parcels[2..3], &Fate::Refused("no".into()));
+        run.settle(&parcels[3..], &Fate::Unknown("who knows".into()));
+        let figures = run.figures.borrow();
+        assert_eq!((figures.acknowledged, figures.refused, figures.unknown), (3, 3, 2));
+        assert_eq!((figures.in_flight, figures.done()), (0, 8));
+        let ledger = run.ledger.borrow();
+        let expected =
+            |domain| ledger.as_ref().unwrap().expected(domain, crate::counters::Counters::default());
+        assert_eq!((expected(0).least.bounced, expected(0).most.bounced), (2, 3));
+        assert_eq!((expected(1).least.bounced, expected(1).most.bounced), (1, 2));
     }
 }

@@ -1,7 +1,7 @@
 //! Where a service is, and the way there.
 
 use std::fmt;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -50,13 +50,21 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// When nobody listens there, or nobody answers within five seconds.
-    pub(super) async fn connect(&self) -> io::Result<TcpStream> {
+    /// Says why nobody can be reached there.
+    pub(super) async fn connect(&self) -> Result<TcpStream, String> {
+        let opened = tokio::time::timeout(CONNECT_TIMEOUT, self.open()).await;
+        match opened.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into())) {
+            Ok(stream) => Ok(stream),
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => Err("connection refused".into()),
+            Err(error) if error.kind() == ErrorKind::TimedOut => Err("no answer".into()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    async fn open(&self) -> io::Result<TcpStream> {
         let host = self.authority.host().trim_start_matches('[').trim_end_matches(']');
         let address = (host, self.authority.port_u16().unwrap_or(80));
-        let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address))
-            .await
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer"))??;
+        let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         Ok(stream)
     }
