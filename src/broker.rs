@@ -14,11 +14,12 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
+use futures::{Stream, StreamExt, future};
 use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::FieldTable;
 use lapin::uri::{AMQPScheme, AMQPUri};
-use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, ExchangeKind};
+use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, Event, ExchangeKind};
 
 pub use deliveries::{Deliveries, Delivery};
 pub use publisher::{Message, PublishError, Publisher};
@@ -142,6 +143,15 @@ fn describe(error: &lapin::Error, url: &Url) -> String {
         },
         ErrorKind::ProtocolError(amqp) => amqp.get_message().to_string(),
         _ => error.to_string(),
+    }
+}
+
+/// The next event of a connection. The stream does not end with the connection: both ends of its queue outlive
+/// it.
+async fn next_event(events: &mut (impl Stream<Item = Event> + Unpin)) -> Event {
+    match events.next().await {
+        Some(event) => event,
+        None => future::pending().await,
     }
 }
 

@@ -1,7 +1,11 @@
 //! The ledger on the Postgres primary: every message and every keyed event counted once.
 
-use std::collections::HashSet;
+mod claims;
+mod retention;
+
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use sqlx::{PgConnection, PgPool};
@@ -15,8 +19,10 @@ use crate::health::Dependency;
 use crate::postgres::{Database, Error, Url};
 use crate::tally::Tally;
 
-/// One transaction at a time, and one connection to spare for when the last has just died.
-const CONNECTIONS: u32 = 2;
+pub use retention::{Config as RetentionConfig, Horizon, Kind};
+
+/// One transaction and one step of upkeep at a time, and one connection to spare for when the last has just died.
+const CONNECTIONS: u32 = 3;
 
 /// Bounds on the server's side, so that nothing here ever has to be cancelled. A worker that is stopped
 /// inside a transaction (a paused machine) must not hold the rows of others for long, and one that waits
@@ -37,6 +43,46 @@ pub struct Config {
     pub database_url: Url,
 }
 
+/// What is to be counted, and under which conditions.
+#[derive(Debug, Default)]
+pub struct Portion {
+    /// The contents of messages, each under the id of its message if it has one.
+    pub batches: Vec<(Option<IdempotencyKey>, Batch)>,
+    /// Marks that were handed out with them: see [`Ledger::begin_mark`].
+    pub marks: Vec<Uuid>,
+    /// Counted no later than this: after that the claims the messages rely on may be forgotten.
+    pub before: Option<Moment>,
+}
+
+/// A moment on the clock of the primary, which all workers share. The default is the epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd)]
+pub struct Moment {
+    epoch_seconds: f64,
+}
+
+impl Moment {
+    /// The moment so much later.
+    #[must_use]
+    pub fn after(self, duration: Duration) -> Self {
+        Self { epoch_seconds: self.epoch_seconds + duration.as_secs_f64() }
+    }
+}
+
+/// Why a portion was not counted.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The database could not do it, or its answer was lost. The same again is safe for all batches that have
+    /// an id.
+    #[error(transparent)]
+    Transient(Error),
+    /// The database refuses something in it, and would again.
+    #[error(transparent)]
+    Refused(Error),
+    /// It was held for longer than claims are certain to be kept.
+    #[error("the messages were held too long to be told from duplicates")]
+    TooLate,
+}
+
 /// What one transaction did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
@@ -48,31 +94,55 @@ pub struct Applied {
     pub added: Counters,
 }
 
-/// The ledger on the primary.
+/// The ledger on the primary. Clones share its connections.
 #[derive(Clone, Debug)]
-pub struct Ledger(Database);
+pub struct Ledger {
+    database: Database,
+    /// The primary's clock as it was last read, the bits of its seconds since 1970.
+    clock: Arc<AtomicU64>,
+}
 
 impl Ledger {
     /// A ledger that connects when it is first used.
     #[must_use]
     pub fn new(config: &Config) -> Self {
-        Self(Database::new(&config.database_url, "catchall-worker", CONNECTIONS, &SESSION))
+        let database = Database::new(&config.database_url, "catchall-worker", CONNECTIONS, &SESSION);
+        Self { database, clock: Arc::default() }
     }
 
     /// Waits until the primary is there with the schema this build needs.
     pub async fn ready(&self) {
-        self.0.ready().await;
+        loop {
+            self.database.ready().await;
+            let read = async |pool: PgPool| now(&mut *pool.acquire().await?).await;
+            if let Ok(now) = self.database.run(PATIENCE, read).await {
+                return self.set_clock(now);
+            }
+        }
     }
 
-    /// Keeps `database` up to date for as long as it is polled.
+    /// Keeps `database` and the [clock](Self::clock) up to date for as long as it is polled.
     pub async fn watch(&self, database: Dependency) {
-        self.0
-            .watch(database, async |connection| sqlx::query("select 1").execute(connection).await.map(drop))
-            .await;
+        let look = async |connection: &mut PgConnection| {
+            self.set_clock(now(connection).await?);
+            Ok(())
+        };
+        self.database.watch(database, look).await;
     }
 
-    /// Counts the batches, each under the id of its message if it has one. Once this returns, all of it is
-    /// durable, and none of it will be counted again under the same ids and keys.
+    /// What the primary's clock showed about a second ago, or when the primary was last there; the epoch before
+    /// it first was [ready](Self::ready).
+    #[must_use]
+    pub fn clock(&self) -> Moment {
+        Moment { epoch_seconds: f64::from_bits(self.clock.load(Ordering::Relaxed)) }
+    }
+
+    fn set_clock(&self, Moment { epoch_seconds }: Moment) {
+        self.clock.store(epoch_seconds.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Counts a part of the batches of a portion; with the last of them it notes the marks. Once this returns,
+    /// all of it is durable, and none of it will be counted again under the same ids and keys.
     ///
     /// Claims come first and in the same transaction as what they guard, so a crash anywhere leaves both or
     /// neither. Everything is written in key order, so two workers with the same ids or domains wait for
@@ -80,21 +150,37 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// Nothing was counted, or the answer to the commit was lost; the same call again is safe for all
-    /// batches that have an id.
-    pub async fn apply(&self, batches: Arc<Vec<(Option<IdempotencyKey>, Batch)>>) -> Result<Applied, Error> {
-        self.0.run(PATIENCE, async move |pool| transaction(&pool, &batches).await).await
+    /// Nothing was counted, or (of what is transient) the answer to the commit was lost.
+    pub async fn apply(&self, portion: Arc<Portion>, part: Range<usize>) -> Result<Applied, ApplyError> {
+        let work = async move |pool| transaction(&pool, &portion, part).await;
+        match self.database.run(PATIENCE, work).await {
+            Ok(Some(applied)) => Ok(applied),
+            Ok(None) => Err(ApplyError::TooLate),
+            Err(error) if error.is_refusal() => Err(ApplyError::Refused(error)),
+            Err(error) => Err(ApplyError::Transient(error)),
+        }
     }
 }
 
+/// Nothing when it is too late.
 async fn transaction(
     pool: &PgPool,
-    batches: &[(Option<IdempotencyKey>, Batch)],
-) -> Result<Applied, sqlx::Error> {
+    portion: &Portion,
+    part: Range<usize>,
+) -> Result<Option<Applied>, sqlx::Error> {
     let mut transaction = pool.begin().await?;
-    let fresh = claim_messages(&mut transaction, batches).await?;
+    let now = now(&mut transaction).await?;
+    if portion.before.is_some_and(|before| now > before) {
+        transaction.rollback().await?;
+        return Ok(None);
+    }
+    if part.end == portion.batches.len() && !portion.marks.is_empty() {
+        sqlx::query(MARKS_ARRIVED).bind(&portion.marks).execute(&mut *transaction).await?;
+    }
+    let batches = &portion.batches[part];
+    let fresh = claims::claim_messages(&mut transaction, batches).await?;
     let keyed: Vec<&(IdempotencyKey, Event)> = fresh.iter().flat_map(|batch| &batch.keyed).collect();
-    let fresh_events = claim_events(&mut transaction, &keyed).await?;
+    let fresh_events = claims::claim_events(&mut transaction, &keyed).await?;
     let duplicates = batches.len() - fresh.len() + keyed.len() - fresh_events.len();
     let mut tally = Tally::default();
     for (domain, counters) in fresh.iter().flat_map(|batch| batch.plain.iter()) {
@@ -107,62 +193,22 @@ async fn transaction(
     transaction.commit().await?;
     let mut added = Counters::default();
     tally.iter().for_each(|(_, counters)| added += *counters);
-    Ok(Applied { duplicates, rows: tally.len(), added })
+    Ok(Some(Applied { duplicates, rows: tally.len(), added }))
 }
 
-/// The batches that have not been counted before. Of two deliveries of one message the first is.
-async fn claim_messages<'a>(
-    connection: &mut PgConnection,
-    batches: &'a [(Option<IdempotencyKey>, Batch)],
-) -> Result<Vec<&'a Batch>, sqlx::Error> {
-    let ids = batches.iter().filter_map(|(id, _)| id.map(IdempotencyKey::as_uuid)).collect();
-    let mut fresh = claim(connection, CLAIM_MESSAGES, ids).await?;
-    let counts = |id: &Option<IdempotencyKey>, fresh: &mut HashSet<Uuid>| {
-        id.is_none_or(|id| fresh.remove(&id.as_uuid()))
-    };
-    Ok(batches.iter().filter(|(id, _)| counts(id, &mut fresh)).map(|(_, batch)| batch).collect())
+/// The beginning of the transaction, which is what `claimed_at` gets.
+const NOW: &str = "\
+-- catchall: read the clock
+select extract(epoch from now())::float8";
+
+async fn now(connection: &mut PgConnection) -> Result<Moment, sqlx::Error> {
+    let epoch_seconds = sqlx::query_scalar(NOW).fetch_one(connection).await?;
+    Ok(Moment { epoch_seconds })
 }
 
-/// The events that have not been counted before. Of several with one key the first is.
-async fn claim_events<'a>(
-    connection: &mut PgConnection,
-    keyed: &[&'a (IdempotencyKey, Event)],
-) -> Result<Vec<&'a Event>, sqlx::Error> {
-    let ids = keyed.iter().map(|(key, _)| key.as_uuid()).collect();
-    let mut fresh = claim(connection, CLAIM_EVENTS, ids).await?;
-    Ok(keyed.iter().filter(|(key, _)| fresh.remove(&key.as_uuid())).map(|(_, event)| event).collect())
-}
-
-const CLAIM_MESSAGES: &str = "\
--- catchall: claim messages
-insert into message_claims (id)
-select id from unnest($1::uuid[]) as claimed (id)
-on conflict do nothing
-returning id";
-
-const CLAIM_EVENTS: &str = "\
--- catchall: claim events
-insert into event_claims (id)
-select id from unnest($1::uuid[]) as claimed (id)
-on conflict do nothing
-returning id";
-
-/// Claims the ids in key order, so that two workers that claim the same ones cannot deadlock: the second
-/// waits for the first to commit, and then gets only what is left. Returns the ids that were fresh; the
-/// number of inserted rows is not to be trusted everywhere, what is returned is.
-async fn claim(
-    connection: &mut PgConnection,
-    statement: &'static str,
-    mut ids: Vec<Uuid>,
-) -> Result<HashSet<Uuid>, sqlx::Error> {
-    if ids.is_empty() {
-        return Ok(HashSet::new());
-    }
-    ids.sort_unstable();
-    ids.dedup();
-    let fresh = sqlx::query_scalar(statement).bind(ids).fetch_all(connection).await?;
-    Ok(fresh.into_iter().collect())
-}
+const MARKS_ARRIVED: &str = "\
+-- catchall: note marks that arrived
+update queue_marks set arrived_at = now() where id = any($1::uuid[]) and arrived_at is null";
 
 /// One row per domain, in key order. A sum stops at the end of bigint instead of failing the transaction,
 /// and with it everybody's events.

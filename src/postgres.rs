@@ -27,7 +27,10 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
     let migration = |version, description: &'static str, sql: &'static str| {
         Migration::new(version, description.into(), MigrationType::Simple, sql.into_sql_str(), false)
     };
-    Migrator::with_migrations(vec![migration(1, "ledger", include_str!("../migrations/0001_ledger.sql"))])
+    Migrator::with_migrations(vec![
+        migration(1, "ledger", include_str!("../migrations/0001_ledger.sql")),
+        migration(2, "retention", include_str!("../migrations/0002_retention.sql")),
+    ])
 });
 
 /// A Postgres URL. It prints without user and password.
@@ -69,6 +72,15 @@ impl fmt::Debug for Url {
 pub struct Error {
     url: String,
     reason: String,
+    refused: bool,
+}
+
+impl Error {
+    /// Whether the database refuses the data itself: the same again would be refused again.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        self.refused
+    }
 }
 
 fn pool(url: &Url, connections: u32) -> PgPool {
@@ -127,17 +139,17 @@ impl Database {
     {
         let used = self.current().clone();
         let mut task = tokio::spawn(work(used.clone()));
-        let reason = match tokio::time::timeout(patience, &mut task).await {
+        let (reason, refused) = match tokio::time::timeout(patience, &mut task).await {
             Ok(Ok(Ok(done))) => return Ok(done),
-            Ok(Ok(Err(error))) => describe(&error),
-            Ok(Err(panicked)) => panicked.to_string(),
+            Ok(Ok(Err(error))) => (describe(&error), is_refusal(&error)),
+            Ok(Err(panicked)) => (panicked.to_string(), false),
             Err(_) => {
                 self.replace(&used);
                 task.abort();
-                format!("no answer within {patience:?}")
+                (format!("no answer within {patience:?}"), false)
             }
         };
-        Err(Error { url: self.url.to_string(), reason })
+        Err(Error { url: self.url.to_string(), reason, refused })
     }
 
     /// Puts a new pool in the place of the one that was used, unless another has done so.
@@ -208,7 +220,7 @@ async fn within<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result
 ///
 /// When the database is not there, or a migration that was applied is not the one this build has.
 pub async fn migrate(url: &Url) -> Result<(), Error> {
-    let failed = |reason: String| Error { url: url.to_string(), reason };
+    let failed = |reason: String| Error { url: url.to_string(), reason, refused: false };
     let mut connection = PgConnection::connect_with(&url.0.clone().application_name("catchall-migrate"))
         .await
         .map_err(|error| failed(describe(&error)))?;
@@ -245,6 +257,13 @@ fn check_schema(applied: &[(i64, Vec<u8>)]) -> Result<(), SchemaError> {
         }
     }
     Ok(())
+}
+
+/// SQLSTATE's classes of a value that is not valid and of a broken constraint. All others are about the server,
+/// the session or the statement, and may be over the next time.
+fn is_refusal(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    code.is_some_and(|code| ["22", "23"].iter().any(|class| code.starts_with(class)))
 }
 
 /// What went wrong in words an operator can act on; the driver's own where there are no better ones.

@@ -1,31 +1,30 @@
 //! The worker: messages in, counters out, each message accepted after the commit that counted it.
 
+mod counting;
+mod upkeep;
+mod window;
+
 use std::mem;
 use std::pin::pin;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use futures::FutureExt;
 use tokio::time::Instant;
 
-use crate::batch::Batch;
 use crate::broker::{self, Deliveries, Delivery, Message, Publisher};
-use crate::event::IdempotencyKey;
 use crate::health::{Dependency, Health};
 use crate::http;
-use crate::ledger::{self, Applied, Ledger};
+use crate::ledger::{self, Ledger, RetentionConfig};
 use crate::process::{self, Process};
 use crate::shutdown::{GRACE, Shutdown};
+use counting::{HeldTooLong, count};
+use upkeep::upkeep;
+use window::{HandedOut, Window};
 
 /// How long a dead letter waits for the broker's confirm before the message is left to the queue's own
 /// dead-lettering, which keeps it as safely but without the reason.
 const DEAD_LETTER_PATIENCE: Duration = Duration::from_secs(5);
-
-/// Messages that are read without a pause for whatever else this thread has to do: at up to a thousand
-/// events each, some ten milliseconds.
-const READS_AT_A_STRETCH: usize = 32;
 
 /// What the worker needs to know.
 #[derive(Clone, Debug, clap::Args)]
@@ -37,6 +36,9 @@ pub struct Config {
 
     #[command(flatten)]
     ledger: ledger::Config,
+
+    #[command(flatten)]
+    retention: RetentionConfig,
 
     #[command(flatten)]
     ops: http::OpsConfig,
@@ -76,6 +78,12 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         "counting events"
     );
     let watching = ledger.clone();
+    let marks = Publisher::connect(
+        config.broker.clone(),
+        "catchall-worker marks".into(),
+        health.dependency("broker"),
+    );
+    let upkeep = upkeep(ledger.clone(), marks, config.retention.clone());
     let worker = Worker {
         dead_letters: Publisher::connect(
             config.broker.clone(),
@@ -91,6 +99,7 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         () = worker.work(process.shutdown) => Ok(()),
         served = http::serve_ops(ops, health.clone(), process.figures) => served.context("the operations routes"),
         () = watching.watch(health.dependency("database")) => Ok(()),
+        () = upkeep => Ok(()),
     }
 }
 
@@ -119,11 +128,12 @@ impl Worker {
                     delays = broker::backoff();
                     self.session(deliveries, shutdown.clone()).await
                 }
-                Err(error) => Err(error),
+                Err(error) => Err(error.into()),
             };
             match ended {
                 Ok(()) => return,
-                Err(error) => self.broker.down(error),
+                Err(Ended::Lost(error)) => self.broker.down(error),
+                Err(Ended::GaveBack(error)) => tracing::warn!(reason = %error, "{error}"),
             }
             tokio::select! {
                 () = shutdown.clone() => return,
@@ -144,9 +154,10 @@ impl Worker {
     }
 
     /// The loop: while one window is being settled the next one gathers. It returns when the shutdown is
-    /// done, or the connection to the broker is lost.
-    async fn session(&mut self, mut deliveries: Deliveries, shutdown: Shutdown) -> Result<(), broker::Error> {
+    /// done, the connection to the broker is lost, or what is held must be given back.
+    async fn session(&mut self, mut deliveries: Deliveries, shutdown: Shutdown) -> Result<(), Ended> {
         let max_rows = self.config.max_rows as usize;
+        let mut handed_out = HandedOut::new(self.config.prefetch, self.ledger.clock());
         let mut gathering = Window::default();
         let mut stopping = false;
         let mut grace = pin!(async {
@@ -160,88 +171,38 @@ impl Worker {
                     gathered = gathering.gather(&mut deliveries, max_rows) => gathered?,
                 }
             }
-            let window = mem::take(&mut gathering);
+            let mut window = mem::take(&mut gathering);
+            let held_since = handed_out.since(window.first);
+            window.portion.before = Some(held_since.after(self.config.retention.max_hold()));
             let mut settling = pin!(settle(&self.ledger, &mut self.dead_letters, &self.commits, window));
             let settled = loop {
+                let arriving = async {
+                    if stopping || gathering.rows >= max_rows {
+                        return Err(deliveries.lost().await);
+                    }
+                    gathering.gather(&mut deliveries, max_rows).await
+                };
                 tokio::select! {
                     biased;
-                    settled = &mut settling => break settled,
+                    settled = &mut settling => break settled?,
                     () = &mut grace => return Ok(()),
                     () = shutdown.clone(), if !stopping => stopping = true,
-                    gathered = gathering.gather(&mut deliveries, max_rows), if !stopping && gathering.rows < max_rows => {
-                        gathered?;
-                    }
+                    gathered = arriving => gathered?,
                 }
             };
+            handed_out.accept(settled.through, self.ledger.clock());
             accept(&deliveries, settled).await?;
         }
     }
 }
 
-/// What has been taken from the queue for one transaction.
-#[derive(Debug, Default)]
-struct Window {
-    /// The messages that can be read.
-    batches: Vec<(Option<IdempotencyKey>, Batch)>,
-    /// The messages that cannot, and why.
-    poison: Vec<(Delivery, String)>,
-    /// The tag of the last message of either kind. Every message up to it is in this window or in one that
-    /// is settled, which is what makes one acceptance for all of them right.
-    last: u64,
-    rows: usize,
-}
-
-impl Window {
-    fn is_empty(&self) -> bool {
-        self.batches.is_empty() && self.poison.is_empty()
-    }
-
-    /// Waits for a message and takes what else has arrived by then. When it is dropped while it waits, no
-    /// message goes with it.
-    async fn gather(&mut self, deliveries: &mut Deliveries, max_rows: usize) -> Result<(), broker::Error> {
-        self.add(deliveries.next().await?);
-        for _ in 1..READS_AT_A_STRETCH {
-            if self.rows >= max_rows {
-                break;
-            }
-            match deliveries.next().now_or_never() {
-                Some(delivery) => self.add(delivery?),
-                None => break,
-            }
-        }
-        Ok(())
-    }
-
-    fn add(&mut self, delivery: Delivery) {
-        self.last = delivery.tag();
-        match read(&delivery) {
-            Ok((id, batch)) => {
-                self.rows += batch.rows();
-                self.batches.push((id, batch));
-            }
-            Err(reason) => self.poison.push((delivery, reason)),
-        }
-    }
-}
-
-/// What a message says, or why it cannot be read now or ever.
-fn read(delivery: &Delivery) -> Result<(Option<IdempotencyKey>, Batch), String> {
-    if let Some(media_type) = delivery.content_type() {
-        let essence = media_type.split(';').next().unwrap_or_default().trim();
-        if !essence.eq_ignore_ascii_case("application/json") {
-            return Err(format!("the content type {media_type:?} is not read here: send application/json"));
-        }
-    }
-    // Some clients put the character encoding here.
-    let plain =
-        |encoding: &str| ["identity", "utf-8"].iter().any(|plain| encoding.eq_ignore_ascii_case(plain));
-    if let Some(encoding) = delivery.content_encoding().filter(|encoding| !plain(encoding)) {
-        return Err(format!("the content encoding {encoding:?} is not read here: send none"));
-    }
-    let id = delivery.message_id().map(str::parse::<IdempotencyKey>).transpose();
-    let id = id.map_err(|error| format!("message_id: {error}"))?;
-    let batch = Batch::from_json(delivery.body()).map_err(|error| error.to_string())?;
-    Ok((id, batch))
+/// Why a session ended before the shutdown.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error(transparent)]
+    Lost(#[from] broker::Error),
+    #[error(transparent)]
+    GaveBack(#[from] HeldTooLong),
 }
 
 /// Messages that are counted or kept as dead letters, all but the rejected ones.
@@ -259,10 +220,11 @@ async fn settle(
     dead_letters: &mut Publisher,
     commits: &Dependency,
     window: Window,
-) -> Settled {
-    let Window { batches, poison, last, .. } = window;
-    let (rejected, ()) = tokio::join!(keep(dead_letters, poison), count(ledger, commits, batches));
-    Settled { through: last, rejected }
+) -> Result<Settled, HeldTooLong> {
+    let Window { portion, tags, poison, last, .. } = window;
+    let (mut rejected, refused) = tokio::join!(keep(dead_letters, poison), count(ledger, commits, portion));
+    rejected.extend(refused?.into_iter().map(|place| tags[place]));
+    Ok(Settled { through: last, rejected })
 }
 
 /// Publishes the poison as dead letters with their reasons. Returns the tags of all if not every one could
@@ -284,37 +246,6 @@ async fn keep(dead_letters: &mut Publisher, poison: Vec<(Delivery, String)>) -> 
             poison.iter().map(|(delivery, _)| delivery.tag()).collect()
         }
     }
-}
-
-/// Counts the batches, trying until it is done.
-async fn count(ledger: &Ledger, commits: &Dependency, batches: Vec<(Option<IdempotencyKey>, Batch)>) {
-    if batches.is_empty() {
-        return;
-    }
-    let batches = Arc::new(batches);
-    let mut delays = broker::backoff();
-    loop {
-        let begun = Instant::now();
-        match ledger.apply(Arc::clone(&batches)).await {
-            Ok(applied) => {
-                commits.up();
-                return record(batches.len(), applied, begun.elapsed());
-            }
-            Err(error) => {
-                commits.down(format_args!("{error}, holding {} messages", batches.len()));
-                tokio::time::sleep(delays.next().unwrap_or_default()).await;
-            }
-        }
-    }
-}
-
-fn record(messages: usize, applied: Applied, took: Duration) {
-    metrics::counter!("catchall_worker_messages_total").increment(messages as u64);
-    metrics::counter!("catchall_worker_duplicates_total").increment(applied.duplicates as u64);
-    metrics::counter!("catchall_worker_rows_total").increment(applied.rows as u64);
-    metrics::counter!("catchall_worker_delivered_total").increment(applied.added.delivered);
-    metrics::counter!("catchall_worker_bounced_total").increment(applied.added.bounced);
-    metrics::histogram!("catchall_worker_commit_seconds").record(took);
 }
 
 /// Accepts what is settled. The rejections go first: an acceptance of all up to a tag would drop them.

@@ -1,21 +1,24 @@
 //! Messages handed out by the broker until they are accepted.
 
 use futures::StreamExt;
+use futures::stream::BoxStream;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, BasicRejectOptions};
-use lapin::types::{FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Connection, Consumer};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{BasicProperties, Channel, Connection, Consumer, Event};
+use uuid::Uuid;
 
-use super::{Config, EVENTS, Error, check_topology, connect, describe};
+use super::publisher::MARK_HEADER;
+use super::{Config, EVENTS, Error, check_topology, connect, describe, next_event};
 
 /// A consumer of the events queue on a connection of its own.
 ///
 /// What it has handed out is delivered again, here or elsewhere, unless it is accepted through the same
 /// `Deliveries`: a tag means nothing on another connection, and dropping this one hands everything back.
-#[derive(Debug)]
 pub struct Deliveries {
     config: Config,
     channel: Channel,
     consumer: Consumer,
+    events: BoxStream<'static, Event>,
     // The connection closes when it is dropped.
     _connection: Connection,
 }
@@ -55,6 +58,15 @@ impl Delivery {
         set(self.0.properties.content_encoding().as_ref())
     }
 
+    /// The id of the mark, if the message says that it is one.
+    #[must_use]
+    pub fn mark(&self) -> Option<Uuid> {
+        match self.0.properties.headers().as_ref()?.inner().get(MARK_HEADER)? {
+            AMQPValue::LongString(id) => Uuid::try_parse_ascii(id.as_bytes()).ok(),
+            _ => None,
+        }
+    }
+
     pub(super) fn properties(&self) -> &BasicProperties {
         &self.0.properties
     }
@@ -78,6 +90,7 @@ impl Deliveries {
     pub async fn open(config: &Config, name: &str, prefetch: u16) -> Result<Self, Error> {
         let url = &config.amqp_url;
         let connection = connect(config, name).await?;
+        let events = connection.events_listener().boxed();
         check_topology(&connection, url).await?;
         let consuming = async {
             let channel = connection.create_channel().await?;
@@ -88,7 +101,7 @@ impl Deliveries {
             Ok((channel, consumer))
         };
         let (channel, consumer) = consuming.await.map_err(|error| failed(config, &error))?;
-        Ok(Self { config: config.clone(), channel, consumer, _connection: connection })
+        Ok(Self { config: config.clone(), channel, consumer, events, _connection: connection })
     }
 
     /// The next message. It may be dropped while it waits.
@@ -102,6 +115,15 @@ impl Deliveries {
             Some(Err(error)) => Err(failed(&self.config, &error)),
             None => {
                 Err(Error::connection(&self.config.amqp_url, "the broker ended the delivery of messages"))
+            }
+        }
+    }
+
+    /// Waits until the connection is lost: for when [`next`](Self::next), which would tell, is not asked for.
+    pub async fn lost(&mut self) -> Error {
+        loop {
+            if let Event::Error(error) = next_event(&mut self.events).await {
+                return failed(&self.config, &error);
             }
         }
     }

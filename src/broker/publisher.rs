@@ -3,14 +3,15 @@
 use std::pin::pin;
 use std::sync::Arc;
 
-use futures::{Stream, StreamExt, future};
+use futures::future;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::types::{AMQPValue, LongString, ShortString};
+use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, Event};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
 
-use super::{Config, DEAD, Delivery, EVENTS, Error, backoff, check_topology, connect, describe};
+use super::{Config, DEAD, Delivery, EVENTS, Error, backoff, check_topology, connect, describe, next_event};
 use crate::domain_name::DomainName;
 use crate::event::IdempotencyKey;
 use crate::health::Dependency;
@@ -20,6 +21,10 @@ const PERSISTENT: u8 = 2;
 
 /// The header of a dead letter that says why it is one.
 const REASON_HEADER: &str = "catchall-reason";
+
+/// The header that makes a message a mark. It is a mark only if the ledger knows its id: nobody else's message
+/// can pass for one.
+pub(super) const MARK_HEADER: &str = "catchall-mark";
 
 /// One AMQP message, ready to be published.
 #[derive(Clone, Debug)]
@@ -49,6 +54,16 @@ impl Message {
     pub fn routed_by(mut self, domain: &DomainName) -> Self {
         self.routing_key = domain.as_str().into();
         self
+    }
+
+    /// A message without events that shows, when it arrives, that all before it have been handed out.
+    #[must_use]
+    pub fn mark(id: Uuid) -> Self {
+        let mut headers = FieldTable::default();
+        headers.insert(MARK_HEADER.into(), AMQPValue::LongString(id.to_string().into()));
+        let mut mark = Self::events(b"[]".into(), None);
+        mark.properties = mark.properties.with_headers(headers);
+        mark
     }
 
     /// `delivery` as it came, with the reason why it cannot be read in its headers.
@@ -268,13 +283,5 @@ impl Keeper {
     fn up(&self, channel: &Channel, number: u64) {
         self.broker.up();
         self.state.send_replace(Link::Up(channel.clone(), number));
-    }
-}
-
-/// The stream does not end with the connection: both ends of its queue outlive it.
-async fn next_event(events: &mut (impl Stream<Item = Event> + Unpin)) -> Event {
-    match events.next().await {
-        Some(event) => event,
-        None => future::pending().await,
     }
 }
