@@ -9,8 +9,11 @@ mod house;
 mod ingest;
 mod outages;
 mod poison;
+#[path = "../rig/processes.rs"]
 mod processes;
+#[path = "../rig/proxy.rs"]
 mod proxy;
 mod query;
+#[path = "../rig/servers.rs"]
 mod servers;
 mod worker;
