@@ -1,6 +1,7 @@
 //! The Postgres replica: counters, read over connections that cannot write.
 
 use std::collections::HashMap;
+use std::mem;
 use std::time::Duration;
 
 use crate::counters::Counters;
@@ -14,6 +15,9 @@ const SESSION: [(&str, &str); 2] = [("default_transaction_read_only", "on"), ("s
 
 /// How long a read may take before its connection is given up: longer than the server lets it run.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Answers older than this are told in the log. A healthy replica is behind by milliseconds.
+const STALE: Duration = Duration::from_secs(10);
 
 /// Where the replica is.
 #[derive(Clone, Debug, clap::Args)]
@@ -49,14 +53,32 @@ impl Replica {
         Ok(rows.into_iter().map(|(name, delivered, bounced)| (name, counters(delivered, bounced))).collect())
     }
 
-    /// Keeps `replica` and the figure of its lag up to date for as long as it is polled.
+    /// Keeps `replica` and the figures of its lag up to date for as long as it is polled. A replica that falls
+    /// behind stays up: an old answer is better than none, and is told by the figures and in the log.
     pub async fn watch(&self, replica: Dependency) {
         let lag = metrics::gauge!("catchall_replica_lag_seconds");
+        let receiving = metrics::gauge!("catchall_replica_receiving");
+        let mut behind = false;
         self.0
             .watch(replica, async |connection| {
-                let (seconds, read_only) =
-                    sqlx::query_as::<_, (f64, bool)>(LOOK).fetch_one(connection).await?;
-                lag.set(seconds);
+                let (lag_seconds, receives, read_only) =
+                    sqlx::query_as::<_, (f64, bool, bool)>(LOOK).fetch_one(connection).await?;
+                lag.set(lag_seconds);
+                receiving.set(f64::from(u8::from(receives)));
+                let is_behind = lag_seconds > STALE.as_secs_f64();
+                if is_behind != mem::replace(&mut behind, is_behind) {
+                    match (is_behind, receives) {
+                        (false, _) => tracing::info!("the replica has caught up"),
+                        (true, true) => tracing::warn!(
+                            lag_seconds,
+                            "the replica is {lag_seconds:.0} s behind with what it receives: answers are that old"
+                        ),
+                        (true, false) => tracing::warn!(
+                            lag_seconds,
+                            "the replica receives nothing from its primary: answers may be {lag_seconds:.0} s old"
+                        ),
+                    }
+                }
                 // A pooler on the way may not pass the session's settings on.
                 if read_only { Ok(()) } else { Err(sqlx::Error::Protocol("the session can write".into())) }
             })
@@ -68,10 +90,17 @@ const READ: &str = "\
 -- catchall: read counters
 select domain, delivered, bounced from domain_counters where domain = any($1::text[])";
 
-/// Seconds since the last transaction that was replayed, and zero when there is nothing left to replay (on
-/// an idle primary the former grows for ever) or on a primary; and whether the session can only read.
+/// How old answers may be at most, in seconds: zero on a primary, and on a replica that receives and has nothing
+/// left to replay; else the time since the last transaction that was replayed, which on an idle primary is longer
+/// than anything is missing. Whether the replica is connected to its primary. Whether the session can only read.
 const LOOK: &str = "\
 -- catchall: look at the replica
-select case when pg_last_wal_receive_lsn() is distinct from pg_last_wal_replay_lsn()
-        then coalesce(extract(epoch from now() - pg_last_xact_replay_timestamp()), 0) else 0 end::float8,
-    current_setting('transaction_read_only')::bool";
+select
+    case when not standby or (receiving and pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn()) then 0
+        else extract(epoch from now() - coalesce(pg_last_xact_replay_timestamp(), pg_postmaster_start_time()))
+    end::float8 as lag_seconds,
+    receiving or not standby as receiving,
+    current_setting('transaction_read_only')::bool as read_only
+from (select pg_is_in_recovery() as standby,
+    -- Of this view everybody may see the pid, and nothing else.
+    exists (select from pg_stat_wal_receiver where pid is not null) as receiving) as state";

@@ -30,6 +30,8 @@ const MARKS: u32 = 24;
 /// How long the ledger remembers what it has counted.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
+#[expect(clippy::struct_field_names, reason = "the unit belongs into the names of the options")]
+#[expect(clippy::doc_markdown, reason = "the help is plain text")]
 pub struct Config {
     /// How long a message_id counts once, in seconds, from the last message that had it. Longer than publishers
     /// send one message again: three days outlast a weekend. A claim takes some 100 bytes; ingest makes one for

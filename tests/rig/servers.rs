@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use catchall::ledger::{self, Ledger};
 use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::client::legacy::Client;
@@ -92,7 +93,8 @@ impl Servers {
         self.management(Method::POST, &path, &definitions.to_string()).await;
     }
 
-    async fn management(&self, method: Method, path: &str, body: &str) -> String {
+    /// Asks the broker's management interface.
+    pub(crate) async fn management(&self, method: Method, path: &str, body: &str) -> String {
         let (user, password) = administrator();
         let (_, host) = management_url();
         let request = Request::builder()
@@ -113,6 +115,26 @@ impl Servers {
         let channel = connection.create_channel().await.unwrap();
         channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
         AmqpClient { channel, _connection: connection }
+    }
+
+    /// Runs a statement on the primary.
+    pub(crate) async fn execute(&self, statement: &'static str) {
+        let mut connection = PgConnection::connect(&self.database_url).await.unwrap();
+        sqlx::raw_sql(statement).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+    }
+
+    /// The number that a query on the primary returns.
+    pub(crate) async fn number(&self, query: &'static str) -> i64 {
+        let mut connection = PgConnection::connect(&self.database_url).await.unwrap();
+        let number = sqlx::query_scalar(query).fetch_one(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+        number
+    }
+
+    /// The ledger, as a worker uses it.
+    pub(crate) fn ledger(&self) -> Ledger {
+        Ledger::new(&ledger::Config { database_url: self.database_url.parse().unwrap() })
     }
 
     /// The counters of a domain on the primary.

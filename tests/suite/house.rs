@@ -31,7 +31,7 @@ fn each_vendor_has_one_door() {
         let code = code(&path);
         for (vendor, doors) in [
             ("lapin::", &["src/broker"][..]),
-            ("sqlx::", &["src/postgres.rs", "src/ledger.rs", "src/replica.rs"]),
+            ("sqlx::", &["src/postgres.rs", "src/ledger", "src/replica.rs"]),
             ("axum_server::", &["src/http.rs"]),
         ] {
             let is_door = doors.iter().any(|door| name.starts_with(door));

@@ -7,6 +7,7 @@ mod configuration;
 mod documents;
 mod house;
 mod ingest;
+mod ledger;
 mod outages;
 mod poison;
 #[path = "../rig/processes.rs"]
@@ -14,6 +15,8 @@ mod processes;
 #[path = "../rig/proxy.rs"]
 mod proxy;
 mod query;
+mod recovery;
+mod retention;
 #[path = "../rig/servers.rs"]
 mod servers;
 mod worker;
