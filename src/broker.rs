@@ -10,16 +10,22 @@ mod deliveries;
 mod publisher;
 
 use std::fmt;
+use std::net::Shutdown;
 use std::str::FromStr;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures::{Stream, StreamExt, future};
 use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
+use lapin::tcp::TLSConfig;
 use lapin::types::FieldTable;
 use lapin::uri::{AMQPScheme, AMQPUri};
-use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, Event, ExchangeKind};
+use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind, Event, ExchangeKind};
+
+use socket2::SockRef;
+use tokio::time::timeout;
 
 pub use deliveries::{Deliveries, Delivery};
 pub use publisher::{Message, PublishError, Publisher};
@@ -30,8 +36,9 @@ pub const EVENTS: &str = "catchall.events";
 /// The exchange unreadable messages go to, and the queue they are kept in.
 pub const DEAD: &str = "catchall.dead";
 
-/// A connection attempt that takes longer has failed: it only has to cross a network and log in.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection attempt that takes longer, in milliseconds, has failed unless the URL says otherwise: it only has
+/// to cross a network and log in.
+const CONNECT_TIMEOUT_MS: u64 = 10_000;
 
 /// Seconds between heartbeats unless the URL says otherwise. A peer that is gone without a word is noticed
 /// after twice that; RabbitMQ advises against less than 5.
@@ -69,9 +76,15 @@ impl FromStr for Url {
         let mut uri: AMQPUri =
             url.parse().map_err(|_| "not an AMQP URL, as in amqp://user:password@host:5672/%2f")?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT_SECS);
-        let timeout = u64::try_from(CONNECT_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
-        uri.query.connection_timeout.get_or_insert(timeout);
+        uri.query.connection_timeout.get_or_insert(CONNECT_TIMEOUT_MS);
         Ok(Self(uri))
+    }
+}
+
+impl Url {
+    /// How long an attempt to connect may take.
+    fn patience(&self) -> Duration {
+        Duration::from_millis(self.0.query.connection_timeout.unwrap_or(CONNECT_TIMEOUT_MS))
     }
 }
 
@@ -121,13 +134,45 @@ impl Error {
 }
 
 /// Opens a connection under `name`, which the broker's management pages show.
+///
+/// Lapin runs the attempt on a thread of its own and goes on with it when it is dropped: a peer that takes
+/// connections and then says nothing would collect threads. So the socket is kept at hand, to be shut when the
+/// attempt is given up.
 async fn connect(config: &Config, name: &str) -> Result<Connection, Error> {
     let url = &config.amqp_url;
     let properties = ConnectionProperties::default().with_connection_name(name.into());
-    match tokio::time::timeout(CONNECT_TIMEOUT, Connection::connect_uri(url.0.clone(), properties)).await {
+    let runtime = lapin::runtime::default_runtime().map_err(|error| Error::connection(url, error))?;
+    let socket = Arc::new(OnceLock::new());
+    let opened = Arc::clone(&socket);
+    let attempt = Connection::connector(
+        url.0.clone(),
+        runtime,
+        async move |uri, runtime| {
+            let AMQPUri { scheme, authority, .. } = uri;
+            let address = runtime.to_socket_addrs((authority.host.clone(), authority.port));
+            let stream = AsyncTcpStream::connect(&runtime, address).await?;
+            if let AsyncTcpStream::Plain(stream) = &stream {
+                // Set once: there is one attempt.
+                let _ = opened.set(SockRef::from(stream.get_ref()).try_clone()?);
+            }
+            Ok(match scheme {
+                AMQPScheme::AMQP => stream,
+                AMQPScheme::AMQPS => stream.into_tls(&authority.host, TLSConfig::default()).await?,
+            })
+        },
+        properties,
+    );
+    let patience = url.patience();
+    match timeout(patience, attempt).await {
         Ok(Ok(connection)) => Ok(connection),
         Ok(Err(error)) => Err(Error::connection(url, describe(&error, url))),
-        Err(_) => Err(Error::connection(url, format!("no answer within {CONNECT_TIMEOUT:?}"))),
+        Err(_) => {
+            if let Some(socket) = socket.get() {
+                // It may be shut already.
+                let _ = socket.shutdown(Shutdown::Both);
+            }
+            Err(Error::connection(url, format!("no answer within {patience:?}")))
+        }
     }
 }
 

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use hyper::{Method, StatusCode, header};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
 
 use crate::processes::Service;
 use crate::proxy::{Proxy, host};
@@ -51,6 +53,23 @@ async fn an_event_rides_out_a_short_cut() {
     assert_eq!(status, StatusCode::ACCEPTED);
     let _worker = Service::ready("worker", &servers, &[]).await;
     servers.settle_at("a.com", 1, 0).await;
+}
+
+/// A peer that takes connections and says nothing must not collect what was given up.
+#[tokio::test]
+async fn an_attempt_that_is_given_up_is_closed() {
+    let servers = Servers::bare().await;
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("amqp://a:b@{}/x?connection_timeout=200", silent.local_addr().unwrap());
+    let behind = Servers { amqp_url: url, ..servers };
+    let ingest = Service::start("ingest", &behind, &[("CATCHALL_THREADS", "1"), ("CATCHALL_PUBLISHERS", "1")]).await;
+    for _ in 0..4 {
+        let (mut attempt, _) = silent.accept().await.unwrap();
+        let mut said = Vec::new();
+        attempt.read_to_end(&mut said).await.unwrap();
+        assert_eq!(said, b"AMQP\0\0\x09\x01");
+    }
+    ingest.becomes_unready("no answer within 200ms").await;
 }
 
 #[tokio::test]
