@@ -112,6 +112,12 @@ pub enum Error {
         /// What lapin said.
         reason: String,
     },
+    /// A message was handed out whose properties the client library cannot parse, which ends the connection.
+    #[error(
+        "a message has a property or a routing key that is not UTF-8: handed out again until the delivery limit, \
+         it becomes a dead letter"
+    )]
+    Unparsable,
     /// The broker is there, but the topology is not.
     #[error(
         "{url} has no {kind} {name:?}: create it with \

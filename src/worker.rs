@@ -1,5 +1,6 @@
 //! The worker: messages in, counters out, each message accepted after the commit that counted it.
 
+mod caution;
 mod counting;
 mod upkeep;
 mod window;
@@ -18,6 +19,7 @@ use crate::http;
 use crate::ledger::{self, Ledger, RetentionConfig};
 use crate::process::{self, Process};
 use crate::shutdown::{GRACE, Shutdown};
+use caution::{Caution, Trust};
 use counting::{HeldTooLong, count};
 use upkeep::upkeep;
 use window::{HandedOut, Window};
@@ -25,6 +27,9 @@ use window::{HandedOut, Window};
 /// How long a dead letter waits for the broker's confirm before the message is left to the queue's own
 /// dead-lettering, which keeps it as safely but without the reason.
 const DEAD_LETTER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a worker waits after a message that cannot be parsed until it lets it be handed out again.
+const UNPARSABLE_PAUSE: Duration = Duration::from_millis(10);
 
 /// What the worker needs to know.
 #[derive(Clone, Debug, clap::Args)]
@@ -118,20 +123,34 @@ impl Worker {
     /// again, to the next one or to another worker.
     async fn work(mut self, shutdown: Shutdown) {
         let mut delays = broker::backoff();
+        let mut caution = Caution::default();
         loop {
+            let prefetch = caution.prefetch(self.config.prefetch);
             let opened = tokio::select! {
                 () = shutdown.clone() => return,
-                opened = self.open() => opened,
+                opened = self.open(prefetch) => opened,
             };
             let ended = match opened {
                 Ok(deliveries) => {
                     delays = broker::backoff();
-                    self.session(deliveries, shutdown.clone()).await
+                    let handed_out = HandedOut::new(prefetch, self.ledger.clock());
+                    caution.session_begins();
+                    self.session(deliveries, handed_out, &mut caution, shutdown.clone()).await
                 }
                 Err(error) => Err(error.into()),
             };
+            caution.session_ended();
             match ended {
                 Ok(()) => return,
+                Err(Ended::Trusting) => continue,
+                // Nothing is wrong with the broker, and the sooner the message is at the limit the better.
+                Err(Ended::Lost(error @ broker::Error::Unparsable)) => {
+                    if prefetch > 1 {
+                        tracing::warn!("{error}");
+                    }
+                    tokio::time::sleep(UNPARSABLE_PAUSE).await;
+                    continue;
+                }
                 Err(Ended::Lost(error)) => self.broker.down(error),
                 Err(Ended::GaveBack(error)) => tracing::warn!(reason = %error, "{error}"),
             }
@@ -144,20 +163,24 @@ impl Worker {
 
     /// Consumes only once there is a ledger to count in: what is handed out meanwhile would only wait here,
     /// out of reach of other workers.
-    async fn open(&self) -> Result<Deliveries, broker::Error> {
+    async fn open(&self, prefetch: u16) -> Result<Deliveries, broker::Error> {
         self.ledger.ready().await;
         self.commits.up();
-        let deliveries =
-            Deliveries::open(&self.config.broker, "catchall-worker", self.config.prefetch).await?;
+        let deliveries = Deliveries::open(&self.config.broker, "catchall-worker", prefetch).await?;
         self.broker.up();
         Ok(deliveries)
     }
 
     /// The loop: while one window is being settled the next one gathers. It returns when the shutdown is
-    /// done, the connection to the broker is lost, or what is held must be given back.
-    async fn session(&mut self, mut deliveries: Deliveries, shutdown: Shutdown) -> Result<(), Ended> {
+    /// done, the connection to the broker is lost, what is held must be given back, or caution is over.
+    async fn session(
+        &mut self,
+        mut deliveries: Deliveries,
+        mut handed_out: HandedOut,
+        caution: &mut Caution,
+        shutdown: Shutdown,
+    ) -> Result<(), Ended> {
         let max_rows = self.config.max_rows as usize;
-        let mut handed_out = HandedOut::new(self.config.prefetch, self.ledger.clock());
         let mut gathering = Window::default();
         let mut stopping = false;
         let mut grace = pin!(async {
@@ -192,6 +215,9 @@ impl Worker {
             };
             handed_out.accept(settled.through, self.ledger.clock());
             accept(&deliveries, settled).await?;
+            if caution.accepted() == Trust::Regained {
+                return Err(Ended::Trusting);
+            }
         }
     }
 }
@@ -203,6 +229,8 @@ enum Ended {
     Lost(#[from] broker::Error),
     #[error(transparent)]
     GaveBack(#[from] HeldTooLong),
+    #[error("messages are taken many at a time again")]
+    Trusting,
 }
 
 /// Messages that are counted or kept as dead letters, all but the rejected ones.

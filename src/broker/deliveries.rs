@@ -4,7 +4,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, BasicRejectOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Connection, Consumer, Event};
+use lapin::{BasicProperties, Channel, Connection, Consumer, ErrorKind, Event};
 use uuid::Uuid;
 
 use super::publisher::MARK_HEADER;
@@ -150,5 +150,8 @@ impl Deliveries {
 }
 
 fn failed(config: &Config, error: &lapin::Error) -> Error {
+    if matches!(error.kind(), ErrorKind::ParsingError(_)) {
+        return Error::Unparsable;
+    }
     Error::connection(&config.amqp_url, describe(error, &config.amqp_url))
 }

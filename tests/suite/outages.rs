@@ -62,7 +62,8 @@ async fn an_attempt_that_is_given_up_is_closed() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("amqp://a:b@{}/x?connection_timeout=200", silent.local_addr().unwrap());
     let behind = Servers { amqp_url: url, ..servers };
-    let ingest = Service::start("ingest", &behind, &[("CATCHALL_THREADS", "1"), ("CATCHALL_PUBLISHERS", "1")]).await;
+    let ingest =
+        Service::start("ingest", &behind, &[("CATCHALL_THREADS", "1"), ("CATCHALL_PUBLISHERS", "1")]).await;
     for _ in 0..4 {
         let (mut attempt, _) = silent.accept().await.unwrap();
         let mut said = Vec::new();

@@ -2,8 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use hyper::Method;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::processes::Service;
 use crate::servers::{Servers, eventually};
@@ -74,4 +78,70 @@ async fn poison_is_kept_with_its_reason_and_holds_nothing_up() {
     }
     assert!(publisher.dead_letter().await.is_none());
     assert!(!worker.has_logged("not available"), "no message may break a session");
+}
+
+/// Publishes a message under a routing key that is not UTF-8, which AMQP allows and no Rust client sends: frame by
+/// frame.
+async fn publish_in_latin_1(servers: &Servers, body: &[u8]) {
+    let (user, vhost) = servers.amqp_url.trim_start_matches("amqp://").split_once('@').unwrap();
+    let ((user, password), (address, vhost)) =
+        (user.split_once(':').unwrap(), vhost.split_once('/').unwrap());
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let short = |text: &[u8]| [&[u8::try_from(text.len()).unwrap()], text].concat();
+    let long = |text: &[u8]| [&u32::try_from(text.len()).unwrap().to_be_bytes()[..], text].concat();
+    let frame = |kind: u8, channel: u8, payload: &[&[u8]]| {
+        [&[kind, 0, channel][..], &long(&payload.concat()), &[0xce]].concat()
+    };
+    let response = format!("\0{user}\0{password}");
+    let start_ok = [&[0; 4][..], &short(b"PLAIN"), &long(response.as_bytes()), &short(b"en_US")].concat();
+    let tune_ok = [&[7, 255][..], &[0, 2, 0, 0], &[0, 0]].concat();
+    let header = [&[0, 60, 0, 0][..], &(body.len() as u64).to_be_bytes(), &[0x10, 0, 2]].concat();
+    for bytes in [
+        b"AMQP\0\0\x09\x01".to_vec(),
+        frame(1, 0, &[&[0, 10, 0, 11], &start_ok]),
+        frame(1, 0, &[&[0, 10, 0, 31], &tune_ok]),
+        frame(1, 0, &[&[0, 10, 0, 40], &short(vhost.as_bytes()), &[0, 0]]),
+        frame(1, 1, &[&[0, 20, 0, 10, 0]]),
+        frame(1, 1, &[&[0, 85, 0, 10, 0]]),
+        frame(1, 1, &[&[0, 60, 0, 40, 0, 0], &short(b"catchall.events"), &short(b"m\xfcller.de"), &[0]]),
+        [frame(2, 1, &[&header]), frame(3, 1, &[body])].concat(),
+    ] {
+        stream.write_all(&bytes).await.unwrap();
+    }
+    // The confirm, basic.ack of delivery 1, is the last thing the broker says.
+    let (mut said, ack) = (Vec::new(), frame(1, 1, &[&[0, 60, 0, 80], &1_u64.to_be_bytes(), &[0]]));
+    while !said.ends_with(&ack) {
+        assert!(stream.read_buf(&mut said).await.unwrap() > 0, "{}", said.escape_ascii());
+    }
+}
+
+/// The client library ends the connection on it, and all that was handed out with it comes back too. Only the bad
+/// one may reach the delivery limit.
+#[tokio::test]
+async fn a_message_that_ends_the_connection_becomes_a_dead_letter_alone() {
+    let servers = Servers::fresh().await;
+    // The limit of 100 only takes longer.
+    let policy = r#"{"pattern":"^catchall.events$","apply-to":"queues","definition":{"delivery-limit":20}}"#;
+    servers.management(Method::PUT, &format!("/api/policies/{}/short", servers.name), policy).await;
+    let publisher = servers.publisher().await;
+    let good = br#"{"domain":"good.com","event":"delivered"}"#;
+    for number in 0..5 {
+        publisher.publish(good, Some(&format!("before-{number}"))).await;
+    }
+    publish_in_latin_1(&servers, good).await;
+    for number in 0..200 {
+        publisher.publish(good, Some(&format!("after-{number}"))).await;
+    }
+    let worker = Service::ready("worker", &servers, &[]).await;
+    servers.settle_at("good.com", 205, 0).await;
+    // A library that cannot read it cannot show it either: the broker says what it has.
+    let path = format!("/api/queues/{}/catchall.dead/get", servers.name);
+    let look = r#"{"count":10,"ackmode":"ack_requeue_true","encoding":"base64"}"#;
+    let count = async || {
+        let letters = servers.management(Method::POST, &path, look).await;
+        serde_json::from_str::<Vec<Value>>(&letters).unwrap().len()
+    };
+    eventually("it is a dead letter", async || (count().await > 0).then_some(())).await;
+    assert_eq!(count().await, 1, "and no good one is");
+    assert!(worker.has_logged("not UTF-8"));
 }
