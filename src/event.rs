@@ -84,6 +84,12 @@ impl IdempotencyKey {
         Self(Uuid::now_v7())
     }
 
+    /// The key of the event at this place in a request that has this key as a whole.
+    #[must_use]
+    pub fn of_event(self, index: usize) -> Self {
+        Self(Uuid::new_v5(&self.0, &(index as u64).to_be_bytes()))
+    }
+
     /// The key as the ledger keeps it.
     #[must_use]
     pub fn as_uuid(self) -> Uuid {
@@ -328,10 +334,13 @@ mod tests {
     fn keys_are_stable_across_releases() {
         let key: IdempotencyKey = "order-4711".parse().unwrap();
         assert_eq!(key.to_string(), KEY_OF_ORDER_4711);
+        assert_eq!(key.of_event(3).to_string(), KEY_OF_ITS_EVENT_3);
+        assert_ne!(key.of_event(0), key.of_event(1));
     }
 
     /// A claim made by an older release has to be found by a newer one.
     const KEY_OF_ORDER_4711: &str = "06db47eb-f539-5500-9aee-bc53bfab7689";
+    const KEY_OF_ITS_EVENT_3: &str = "afe23f41-3b90-5bab-bad3-07cae77b4eea";
 
     proptest! {
         #[test]

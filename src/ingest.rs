@@ -37,7 +37,7 @@ const BODIES_AT_ONCE: usize = 16;
 /// How long the body of a bulk request may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The clients' name for the key under which a PUT counts once (draft-ietf-httpapi-idempotency-key-header).
+/// The clients' name for the key under which a request counts once (draft-ietf-httpapi-idempotency-key-header).
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
 /// What ingest needs to know.
@@ -229,10 +229,11 @@ struct Accepted {
 /// `POST /events`
 async fn post_events(State(bulk): State<Bulk>, request: Request) -> Result<Response, Problem> {
     let media_type = media_type(request.headers())?;
+    let key = idempotency_key(request.headers())?;
     let (batch, accepted, rejected) = {
         let _place = bulk.bodies.acquire().await.expect("the semaphore is never closed");
         let body = body(request).await?;
-        read(&body, media_type)?
+        read(&body, media_type, key)?
     };
     if accepted == 0 && !rejected.is_empty() {
         return Err(Problem::NothingReadable(rejected));
@@ -244,8 +245,13 @@ async fn post_events(State(bulk): State<Bulk>, request: Request) -> Result<Respo
     Ok((StatusCode::ACCEPTED, Json(Accepted { accepted, rejected })).into_response())
 }
 
-/// The readable events, how many they are, and the others.
-fn read(body: &[u8], media_type: MediaType) -> Result<(Batch, usize, Vec<Rejected>), Problem> {
+/// The readable events, how many they are, and the others. Under the key of the request each event without one of
+/// its own gets that of its place, so that the same request sent again counts nothing.
+fn read(
+    body: &[u8],
+    media_type: MediaType,
+    request_key: Option<IdempotencyKey>,
+) -> Result<(Batch, usize, Vec<Rejected>), Problem> {
     let (mut batch, mut accepted, mut rejected) = (Batch::default(), 0, Vec::new());
     let events = bulk::events(body, media_type).map_err(|error| match error {
         bulk::Error::TooMany => Problem::TooLarge(error.to_string()),
@@ -253,8 +259,9 @@ fn read(body: &[u8], media_type: MediaType) -> Result<(Batch, usize, Vec<Rejecte
     })?;
     for (index, event) in events.enumerate() {
         match event {
-            Ok(event) => {
+            Ok(mut event) => {
                 accepted += 1;
+                event.key = event.key.or_else(|| request_key.map(|key| key.of_event(index)));
                 batch.record(event);
             }
             Err(error) => rejected.push(Rejected { index, detail: error.to_string() }),

@@ -223,6 +223,14 @@ async fn a_key_counts_once_however_and_wherever_it_is_sent() {
         let sent = instance.request(Method::POST, "/events", &[NDJSON], body.clone()).await;
         assert_eq!(sent.0, StatusCode::ACCEPTED);
     }
+    // Under a key of the whole request, each event counts once under its place.
+    let body = "{\"domain\":\"twice.com\",\"event\":\"delivered\"}\nnonsense\n{\"domain\":\"twice.com\",\"event\":\"delivered\"}\n";
+    for instance in [&ingest, &another, &ingest] {
+        let headers = [NDJSON, ("idempotency-key", "request-1")];
+        let sent = instance.request(Method::POST, "/events", &headers, body).await;
+        assert_eq!(sent.0, StatusCode::ACCEPTED);
+    }
+    servers.settle_at("twice.com", 2, 0).await;
     // The first event under a key is the one that counts, whatever a later one says.
     let publisher = servers.publisher().await;
     publisher.publish(br#"{"domain":"other.com","event":"bounced","id":"bulk-1"}"#, None).await;
