@@ -4,6 +4,7 @@
 
 mod compose;
 mod configuration;
+mod connections;
 mod documents;
 mod house;
 mod ingest;
@@ -12,5 +13,6 @@ mod poison;
 mod processes;
 mod proxy;
 mod query;
+mod restarts;
 mod servers;
 mod worker;
