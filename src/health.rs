@@ -3,9 +3,17 @@
 use std::fmt::{self, Display};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::Notify;
+
 /// The dependencies of one process. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct Health(Arc<Mutex<Vec<(&'static str, State)>>>);
+pub struct Health(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    entries: Mutex<Vec<(&'static str, State)>>,
+    changed: Notify,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
@@ -49,8 +57,20 @@ impl Health {
         lines
     }
 
+    /// Waits until nothing is missing.
+    pub async fn ready(&self) {
+        loop {
+            // Before the look: what changes in between is not missed.
+            let changed = self.0.changed.notified();
+            if self.missing().is_empty() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     fn entries(&self) -> MutexGuard<'_, Vec<(&'static str, State)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -76,6 +96,7 @@ impl Dependency {
         let entry = &mut entries[self.index];
         (entry.1 != state).then(|| {
             entry.1 = state;
+            self.health.0.changed.notify_waiters();
             entry.0
         })
     }
@@ -90,6 +111,8 @@ impl Display for Health {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
     #[test]
@@ -104,6 +127,20 @@ mod tests {
         again.down("connection refused");
         assert_eq!(health.to_string(), "broker: connection refused");
         again.up();
+        assert_eq!(health.to_string(), "ready");
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_it_is_woken_when_the_last_dependency_is_up() {
+        let health = Health::default();
+        health.ready().await;
+        let (broker, database) = (health.dependency("broker"), health.dependency("database"));
+        assert_eq!(health.ready().now_or_never(), None);
+        tokio::join!(health.ready(), async {
+            broker.up();
+            tokio::task::yield_now().await;
+            database.up();
+        });
         assert_eq!(health.to_string(), "ready");
     }
 }

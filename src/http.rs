@@ -1,43 +1,38 @@
 //! HTTP: sockets, servers, problem documents and the operations routes.
 
+mod server;
+
+use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::Context;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum_server::Handle;
-use axum_server::accept::Accept;
 use futures::FutureExt;
-use futures::future::{Ready, ready};
 use metrics_exporter_prometheus::PrometheusHandle;
 use problem_details::ProblemDetails;
 use serde::Serialize;
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tower_service::Service;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout;
 
 use crate::health::Health;
-use crate::shutdown::{GRACE, Shutdown};
+use crate::shutdown::Shutdown;
 
 /// Connections the kernel completes before they are accepted. The default of 128 turns a burst of
 /// reconnecting clients away; the kernel cuts this to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// How long a new connection may take until its first request is there. Without it, clients that say nothing
-/// hold connections for ever.
-const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long a connection may take from one request to the end of the next one's head. It includes the time a
-/// client keeps a connection idle, and closing one that is about to be used costs the client a retry.
-const NEXT_REQUEST_TIMEOUT: Duration = Duration::from_secs(75);
+/// How long a process that is not ready keeps clients out. In a rolling restart another one serves them
+/// meanwhile, and to open a connection to a broker or a database takes less; where nobody else does, clients
+/// had better be told what is wrong.
+const OPEN_AFTER: Duration = Duration::from_secs(3);
 
 /// Connections of operators and their collectors at a time: far more than there are.
 const OPS_CONNECTIONS: usize = 100;
@@ -78,8 +73,9 @@ fn cores() -> u16 {
 }
 
 impl Config {
-    /// Opens a socket for each thread, all on one port. The port may be shared with another process of the
-    /// same user that opens it the same way, so that a new version can take over before the old one leaves.
+    /// Takes a port with a socket for each thread. The port may be shared with another process of the same user
+    /// that takes it the same way, so that a new version can take over before the old one leaves. Clients get in
+    /// later, see [`serve_per_thread`].
     ///
     /// # Errors
     ///
@@ -101,7 +97,8 @@ impl OpsConfig {
     ///
     /// When the address is not this machine's or the port is taken.
     pub fn bind(&self) -> anyhow::Result<TcpListener> {
-        bind(self.ops_listen, false).with_context(|| cannot_listen(self.ops_listen, "CATCHALL_OPS_LISTEN"))
+        let socket = bind(self.ops_listen, false).and_then(|socket| listen(&socket).map(|()| socket));
+        socket.with_context(|| cannot_listen(self.ops_listen, "CATCHALL_OPS_LISTEN"))
     }
 }
 
@@ -115,24 +112,32 @@ fn bind(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     socket.set_reuse_port(shared)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
 
-/// Serves on each socket by a thread and an event loop of its own until the shutdown, then until the
-/// requests under way are answered, but no longer than [`GRACE`]. `router` is called on each event loop,
-/// and what it makes is shared with no other.
+fn listen(socket: &TcpListener) -> io::Result<()> {
+    SockRef::from(socket).listen(BACKLOG)
+}
+
+/// Serves on each socket by a thread and an event loop of its own until the shutdown, then until every client
+/// has had its answer and has left, but no longer than [`GRACE`](crate::shutdown::GRACE). `router` is called on
+/// each event loop, and what it makes is shared with no other.
+///
+/// Clients get in once the process is ready, or after [`OPEN_AFTER`]: whoever shares the port with another
+/// process shares its clients from then on, and must not fail their requests for want of a connection.
 ///
 /// Three quarters of a small request is the kernel's work; keeping the rest on one core, without a lock or
 /// a wake-up between cores, halves the cost of one event loop on many threads.
 ///
 /// # Errors
 ///
-/// When a thread cannot be started or a server fails; then the others are not waited for.
+/// When a thread cannot be started, the port is somebody else's by now, or a server fails; then the others are
+/// not waited for.
 pub async fn serve_per_thread<R>(
     sockets: Vec<TcpListener>,
     config: &Config,
     router: R,
+    health: &Health,
     shutdown: Shutdown,
 ) -> anyhow::Result<()>
 where
@@ -140,8 +145,13 @@ where
 {
     let connections = Arc::new(Semaphore::new(config.max_connections as usize));
     let mut threads = tokio::task::JoinSet::new();
+    let (built, building) = mpsc::channel::<Infallible>();
+    let mut opening = Vec::new();
     for socket in sockets {
-        let (done, ended) = tokio::sync::oneshot::channel();
+        let (done, ended) = oneshot::channel();
+        let (open, opened) = oneshot::channel();
+        opening.push((socket, open));
+        let built = built.clone();
         let (router, shutdown, connections) = (router.clone(), shutdown.clone(), Arc::clone(&connections));
         std::thread::Builder::new().name("serve".into()).spawn(move || {
             let served = tokio::runtime::Builder::new_current_thread()
@@ -149,12 +159,39 @@ where
                 .build()
                 .context("cannot start an event loop")
                 .and_then(|runtime| {
-                    runtime.block_on(async { serve(socket, router(), connections, shutdown).await })
+                    let serving = async {
+                        let router = router();
+                        drop(built);
+                        match opened.await {
+                            Ok(socket) => server::serve(socket, router, connections, shutdown).await,
+                            // Stopped before it began.
+                            Err(_) => Ok(()),
+                        }
+                    };
+                    runtime.block_on(serving).context("the HTTP server failed")
                 });
             // Nobody listens only if the process is already ending.
             let _ = done.send(served);
         })?;
         threads.spawn(ended);
+    }
+    // Until every thread has dropped its end. It is not awaited, so that nobody can ask meanwhile and hear that
+    // the process is ready, with what its routers depend on not known yet.
+    drop(built);
+    let _ = building.recv();
+    let ready = tokio::select! {
+        () = shutdown => return Ok(()),
+        ready = timeout(OPEN_AFTER, health.ready()) => ready.is_ok(),
+    };
+    for (socket, open) in opening {
+        listen(&socket).with_context(|| cannot_listen(config.listen, "CATCHALL_LISTEN"))?;
+        // A thread that is gone has its error waiting below.
+        let _ = open.send(socket);
+    }
+    if ready {
+        tracing::info!("open to clients");
+    } else {
+        tracing::warn!("open to clients, without being ready for their requests");
     }
     while let Some(ended) = threads.join_next().await {
         ended?.context("a serving thread panicked")??;
@@ -162,79 +199,25 @@ where
     Ok(())
 }
 
-async fn serve(
-    socket: TcpListener,
-    router: Router,
-    connections: Arc<Semaphore>,
-    shutdown: Shutdown,
-) -> anyhow::Result<()> {
-    let handle = Handle::new();
-    let mut server = axum_server::from_tcp(socket)?.acceptor(Admission(connections)).handle(handle.clone());
-    let builder = server.http_builder();
-    builder.http1().header_read_timeout(NEXT_REQUEST_TIMEOUT).pipeline_flush(true);
-    let serving = server.first_request_timeout(FIRST_REQUEST_TIMEOUT).serve(router.into_make_service());
-    let stopping = async {
-        shutdown.await;
-        handle.graceful_shutdown(Some(GRACE));
-        std::future::pending().await
-    };
-    tokio::select! {
-        served = serving => served.context("the HTTP server failed"),
-        never = stopping => never,
-    }
-}
-
-/// Admits a connection while there is room, without Nagle's delay.
-#[derive(Clone, Debug)]
-struct Admission(Arc<Semaphore>);
-
-impl<S> Accept<TcpStream, S> for Admission {
-    type Stream = TcpStream;
-    type Service = Admitted<S>;
-    type Future = Ready<io::Result<(TcpStream, Admitted<S>)>>;
-
-    fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
-        ready(match Arc::clone(&self.0).try_acquire_owned() {
-            Ok(place) => {
-                stream.set_nodelay(true).map(|()| (stream, Admitted { service, _place: place.into() }))
-            }
-            Err(_) => Err(io::Error::other("as many connections as CATCHALL_MAX_CONNECTIONS allows")),
-        })
-    }
-}
-
-/// The service of one connection, which gives the connection's place back when it goes.
-#[derive(Clone, Debug)]
-struct Admitted<S> {
-    service: S,
-    _place: Arc<OwnedSemaphorePermit>,
-}
-
-impl<R, S: Service<R>> Service<R> for Admitted<S> {
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = S::Future;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.service.poll_ready(context)
-    }
-
-    fn call(&mut self, request: R) -> S::Future {
-        self.service.call(request)
-    }
-}
-
 /// Serves `/livez`, `/readyz` and `/metrics` for as long as it is polled.
 ///
 /// `/livez` says that the process runs and its main event loop turns; no fault outside the process turns it
 /// red, because a restart would not mend one. `/readyz` says whether every dependency is there, and if not
-/// what is wrong with it.
+/// what is wrong with it; from the shutdown on it is red, so that whoever sends clients sends no more.
 ///
 /// # Errors
 ///
 /// When the server fails.
-pub async fn serve_ops(socket: TcpListener, health: Health, figures: PrometheusHandle) -> anyhow::Result<()> {
-    let readyz = async |State(health): State<Health>| {
+pub async fn serve_ops(
+    socket: TcpListener,
+    health: Health,
+    figures: PrometheusHandle,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    let readyz = async move |State(health): State<Health>| {
+        if shutdown.peek().is_some() {
+            return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".into());
+        }
         let ready = health.missing().is_empty();
         let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         (status, format!("{health}\n"))
@@ -248,7 +231,9 @@ pub async fn serve_ops(socket: TcpListener, health: Health, figures: PrometheusH
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics));
     let connections = Arc::new(Semaphore::new(OPS_CONNECTIONS));
-    serve(socket, with_problems(routes).with_state(health), connections, never()).await
+    // It is there until the process has ended: operators want to see it stop.
+    let routes = with_problems(routes).with_state(health);
+    server::serve(socket, routes, connections, never()).await.context("the HTTP server failed")
 }
 
 fn never() -> Shutdown {

@@ -104,8 +104,8 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         move || router(&config, &health)
     };
     tokio::select! {
-        served = http::serve_per_thread(sockets, &config.http, router, process.shutdown) => served,
-        served = http::serve_ops(ops, health, process.figures) => served.context("the operations routes"),
+        served = http::serve_per_thread(sockets, &config.http, router, &health, process.shutdown.clone()) => served,
+        served = http::serve_ops(ops, health.clone(), process.figures, process.shutdown) => served.context("the operations routes"),
     }
 }
 

@@ -3,19 +3,20 @@
 use std::collections::HashMap;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::routing::get;
 use axum::{Json, Router};
+use futures::future::try_join_all;
 use serde::Serialize;
 
 use crate::counters::{Counters, Status};
 use crate::domain_name::DomainName;
 use crate::group::Group;
-use crate::health::Health;
+use crate::health::{Dependency, Health};
 use crate::http::{self, Problem};
 use crate::process::{self, Process};
 use crate::replica::{self, Replica};
@@ -23,6 +24,9 @@ use crate::replica::{self, Replica};
 /// Reads each thread has under way at a time. One would leave the replica idle while rows are decoded; more
 /// make the groups smaller and the cost of a read higher.
 const READS_AT_ONCE: u32 = 2;
+
+/// How long after a failure a thread tries again to open its connections.
+const WARM_UP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What query needs to know.
 #[derive(Clone, Debug, clap::Args)]
@@ -78,29 +82,41 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     );
     let watched = Replica::new(&config.replica, READS_AT_ONCE);
     let router = {
-        let config = config.clone();
-        move || router(&config)
+        let (config, health) = (config.clone(), health.clone());
+        move || router(&config, &health)
     };
     tokio::select! {
-        served = http::serve_per_thread(sockets, &config.http, router, process.shutdown) => served,
-        served = http::serve_ops(ops, health.clone(), process.figures) => served.context("the operations routes"),
+        served = http::serve_per_thread(sockets, &config.http, router, &health, process.shutdown.clone()) => served,
+        served = http::serve_ops(ops, health.clone(), process.figures, process.shutdown) => served.context("the operations routes"),
         () = watched.watch(health.dependency("replica")) => Ok(()),
     }
 }
 
 /// The routes of one thread, with the readers behind them. To be called on the thread's event loop.
-fn router(config: &Config) -> Router {
+fn router(config: &Config, health: &Health) -> Router {
     let questions = Arc::new(Questions::new(config.max_waiting_reads as usize));
     let replica = Replica::new(&config.replica, READS_AT_ONCE);
     for _ in 0..READS_AT_ONCE {
         tokio::spawn(read(Arc::clone(&questions), replica.clone()));
     }
+    tokio::spawn(warm_up(replica, health.dependency("replica")));
     let threshold = config.threshold;
     let get_domain = async move |State(questions): State<Arc<Questions>>,
                                  path: Result<Path<String>, PathRejection>| {
         get_domain(&questions, path, threshold).await
     };
     http::with_problems(Router::new().route("/domains/{domain}", get(get_domain)).with_state(questions))
+}
+
+/// Opens the connections of a thread before the process is ready: whoever asks first would wait for them, and in
+/// vain when they take too long.
+async fn warm_up(replica: Replica, dependency: Dependency) {
+    // At once: one after the other would use one connection.
+    while try_join_all((0..READS_AT_ONCE).map(|_| replica.counters(&[]))).await.is_err() {
+        // What is wrong is found and told by the watch over the replica.
+        tokio::time::sleep(WARM_UP_INTERVAL).await;
+    }
+    dependency.up();
 }
 
 /// Takes the names that have gathered, reads them in one query and answers everyone, for ever.

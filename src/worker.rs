@@ -101,8 +101,8 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         ledger,
     };
     tokio::select! {
-        () = worker.work(process.shutdown) => Ok(()),
-        served = http::serve_ops(ops, health.clone(), process.figures) => served.context("the operations routes"),
+        () = worker.work(process.shutdown.clone()) => Ok(()),
+        served = http::serve_ops(ops, health.clone(), process.figures, process.shutdown) => served.context("the operations routes"),
         () = watching.watch(health.dependency("database")) => Ok(()),
         () = upkeep => Ok(()),
     }

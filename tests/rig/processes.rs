@@ -76,6 +76,10 @@ impl Service {
         });
         let service = Self { name, child, log };
         eventually("the service says where it listens", async || service.logged("ops_listen")).await;
+        if service.logged("listen").is_some() {
+            let open = async || service.has_logged("open to clients").then_some(());
+            eventually("the service is open to clients", open).await;
+        }
         service
     }
 
@@ -106,14 +110,28 @@ impl Service {
     }
 
     pub(crate) async fn ops(&self, path: &str) -> (StatusCode, String) {
-        let uri = format!("http://{}{path}", self.logged("ops_listen").unwrap());
+        let uri = format!("http://{}{path}", self.ops_address());
         let (status, _, body) = send(Request::get(uri).body(Full::default()).unwrap()).await;
         (status, body)
     }
 
     /// Where the service is.
     pub(crate) fn url(&self) -> String {
-        format!("http://{}", self.logged("listen").unwrap())
+        format!("http://{}", self.address())
+    }
+
+    /// Host and port of the service.
+    pub(crate) fn address(&self) -> String {
+        self.logged("listen").unwrap()
+    }
+
+    /// Host and port of its operations routes.
+    pub(crate) fn ops_address(&self) -> String {
+        self.logged("ops_listen").unwrap()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// The first value that was logged under this name.
@@ -123,7 +141,12 @@ impl Service {
 
     /// Whether any line of the log contains a text.
     pub(crate) fn has_logged(&self, text: &str) -> bool {
-        self.log.lock().unwrap().iter().any(|line| line.to_string().contains(text))
+        self.count_logged(text) > 0
+    }
+
+    /// How many lines of the log contain a text.
+    pub(crate) fn count_logged(&self, text: &str) -> usize {
+        self.log.lock().unwrap().iter().filter(|line| line.to_string().contains(text)).count()
     }
 
     /// Sends a request to the service.
@@ -168,7 +191,7 @@ impl Service {
 
     /// Sends a signal, as in "TERM".
     pub(crate) fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status();
         assert!(sent.unwrap().success());
     }
 

@@ -32,7 +32,7 @@ fn each_vendor_has_one_door() {
         for (vendor, doors) in [
             ("lapin::", &["src/broker"][..]),
             ("sqlx::", &["src/postgres.rs", "src/ledger", "src/replica.rs"]),
-            ("axum_server::", &["src/http.rs"]),
+            ("hyper_util::server", &["src/http"]),
         ] {
             let is_door = doors.iter().any(|door| name.starts_with(door));
             assert!(is_door || !code.contains(vendor), "{name} names {vendor}, which is behind {doors:?}");

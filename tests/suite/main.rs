@@ -4,6 +4,7 @@
 
 mod compose;
 mod configuration;
+mod connections;
 mod documents;
 mod house;
 mod ingest;
@@ -16,6 +17,7 @@ mod processes;
 mod proxy;
 mod query;
 mod recovery;
+mod restarts;
 mod retention;
 #[path = "../rig/servers.rs"]
 mod servers;

@@ -1,0 +1,201 @@
+//! Connections by hand: those that say nothing, those beyond the cap, and how each kind is left at a stop.
+
+use std::process::Command;
+use std::time::Duration;
+
+use futures::future::join_all;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+
+use crate::processes::Service;
+use crate::servers::{Servers, eventually};
+
+const PUT: &str = "PUT /events/by-hand.example/delivered HTTP/1.1\r\nHost: localhost\r\n\r\n";
+const ACCEPTED: &str = "HTTP/1.1 202 Accepted";
+
+/// Each thread logs a trouble of its own.
+const ONE_THREAD: (&str, &str) = ("CATCHALL_THREADS", "1");
+
+/// These tests are about connections: a broker that is slow on a busy machine must not end them.
+const PATIENT: (&str, &str) = ("CATCHALL_PUBLISH_DEADLINE_MS", "60000");
+
+/// A client of HTTP/1.1 that sees every byte.
+struct Wire(BufReader<TcpStream>);
+
+impl Wire {
+    async fn to(address: &str) -> Self {
+        Self(BufReader::new(TcpStream::connect(address).await.unwrap()))
+    }
+
+    /// A connection on which a request has been answered, and which stays.
+    async fn used(address: &str) -> Self {
+        let mut wire = Self::to(address).await;
+        wire.say(PUT).await;
+        wire.hears(ACCEPTED).await;
+        wire
+    }
+
+    async fn say(&mut self, text: &str) {
+        self.0.get_mut().write_all(text.as_bytes()).await.unwrap();
+    }
+
+    /// The next answer without its body; the connection has to be there for it.
+    async fn answer(&mut self) -> String {
+        let (mut head, mut length) = (String::new(), 0);
+        loop {
+            let begin = head.len();
+            assert!(self.0.read_line(&mut head).await.unwrap() > 0, "closed after {head:?}");
+            let line = head[begin..].trim_end().to_ascii_lowercase();
+            if let Some(value) = line.strip_prefix("content-length: ") {
+                length = value.parse().unwrap();
+            }
+            if line.is_empty() {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        self.0.read_exact(&mut body).await.unwrap();
+        head.to_ascii_lowercase()
+    }
+
+    /// Expects this status.
+    async fn hears(&mut self, status: &str) {
+        let answer = self.answer().await;
+        assert!(answer.starts_with(&status.to_ascii_lowercase()), "{answer:?}");
+    }
+
+    /// Expects this status, and to be told to leave with it.
+    async fn hears_last(&mut self, status: &str) {
+        let answer = self.answer().await;
+        assert!(answer.starts_with(&status.to_ascii_lowercase()), "{answer:?}");
+        assert!(leaves(&answer), "{answer:?}");
+        self.is_closed_in_order().await;
+    }
+
+    /// Waits for the other side to close, whatever it says before that, and however.
+    async fn is_closed(&mut self) {
+        let _ = self.0.read_to_end(&mut Vec::new()).await;
+    }
+
+    /// Waits for the other side to close without another word.
+    async fn is_closed_in_order(&mut self) {
+        assert_eq!(self.0.read(&mut [0]).await.unwrap(), 0);
+    }
+}
+
+/// Whether an answer tells its client to leave.
+fn leaves(answer: &str) -> bool {
+    answer.contains("\r\nconnection: close\r\n")
+}
+
+#[tokio::test]
+async fn a_connection_that_makes_no_request_is_closed() {
+    let servers = Servers::fresh().await;
+    let ingest = Service::ready("ingest", &servers, &[PATIENT]).await;
+    let mut in_use = Wire::used(&ingest.address()).await;
+    let begun = ["", "PUT /events/by-hand.ex", "PRI * HTTP/2.0\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"];
+    join_all(begun.map(async |text| {
+        let mut silent = Wire::to(&ingest.address()).await;
+        silent.say(text).await;
+        silent.is_closed().await;
+    }))
+    .await;
+    in_use.say(PUT).await;
+    in_use.hears(ACCEPTED).await;
+}
+
+#[tokio::test]
+async fn connections_beyond_the_cap_are_closed_until_a_place_is_free() {
+    let servers = Servers::fresh().await;
+    let ingest =
+        Service::ready("ingest", &servers, &[("CATCHALL_MAX_CONNECTIONS", "2"), ONE_THREAD, PATIENT]).await;
+    let address = ingest.address();
+    let (mut first, second) = (Wire::used(&address).await, Wire::used(&address).await);
+    for _ in 0..3 {
+        Wire::to(&address).await.is_closed().await;
+    }
+    first.say(PUT).await;
+    first.hears(ACCEPTED).await;
+    assert_eq!(ingest.count_logged("closing further connections"), 1);
+    drop(second);
+    eventually("its place is free", async || {
+        let mut next = Wire::to(&address).await;
+        // It may be closed before it has said anything.
+        let _ = next.0.get_mut().write_all(PUT.as_bytes()).await;
+        let mut line = String::new();
+        next.0.read_line(&mut line).await.ok().filter(|_| line.trim_end() == ACCEPTED)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_service_without_descriptors_waits_for_them() {
+    let servers = Servers::fresh().await;
+    let ingest = Service::ready("ingest", &servers, &[ONE_THREAD, PATIENT]).await;
+    let address = ingest.address();
+    let mut in_use = Wire::used(&address).await;
+    let limited = Command::new("prlimit").args(["--nofile=64", "--pid", &ingest.pid().to_string()]).status();
+    assert!(limited.unwrap().success());
+    let mut crowd = Vec::new();
+    for _ in 0..100 {
+        crowd.push(Wire::to(&address).await);
+    }
+    eventually("it says so", async || ingest.has_logged("Too many open files").then_some(())).await;
+    // Many tries later.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    in_use.say(PUT).await;
+    in_use.hears(ACCEPTED).await;
+    drop(crowd);
+    Wire::used(&address).await;
+    assert_eq!(ingest.count_logged("Too many open files"), 1);
+}
+
+#[tokio::test]
+async fn at_a_stop_every_client_gets_its_answer_and_is_told_to_leave() {
+    let servers = Servers::fresh().await;
+    let mut ingest = Service::ready("ingest", &servers, &[PATIENT]).await;
+    let address = ingest.address();
+    let mut operator = Wire::to(&ingest.ops_address()).await;
+    operator.say("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    operator.hears("HTTP/1.1 200 OK").await;
+    let mut idle = Wire::used(&address).await;
+    let mut silent = Wire::to(&address).await;
+    let mut busy = Wire::to(&address).await;
+    let event = "{\"domain\":\"by-hand.example\",\"event\":\"delivered\"}\n";
+    let head = format!(
+        "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n\
+         Expect: 100-continue\r\nContent-Length: {}\r\n\r\n",
+        2 * event.len()
+    );
+    busy.say(&head).await;
+    busy.hears("HTTP/1.1 100 Continue").await;
+    busy.say(event).await;
+    let mut talker = Wire::used(&address).await;
+
+    ingest.signal("TERM");
+    // One that goes on is answered until it is told to leave, and is never cut off.
+    let mut counted = 3;
+    loop {
+        talker.say(PUT).await;
+        let answer = talker.answer().await;
+        assert!(answer.starts_with(&ACCEPTED.to_ascii_lowercase()), "{answer:?}");
+        counted += 1;
+        if leaves(&answer) {
+            break;
+        }
+    }
+    talker.is_closed_in_order().await;
+    // One that was accepted before the stop may still make its first request.
+    silent.say(PUT).await;
+    silent.hears_last(ACCEPTED).await;
+    eventually("it takes no connections", async || TcpStream::connect(&address).await.err()).await;
+    ingest.becomes_unready("stopping").await;
+    // One that stays idle is closed, long before those in use are given up.
+    idle.is_closed_in_order().await;
+    busy.say(event).await;
+    busy.hears_last(ACCEPTED).await;
+    // Nobody waits for the operator, whose connection is still there.
+    assert!(ingest.ended().await.success());
+    let _worker = Service::ready("worker", &servers, &[]).await;
+    servers.settle_at("by-hand.example", counted + 2, 0).await;
+}
