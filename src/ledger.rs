@@ -24,23 +24,33 @@ pub use retention::{Config as RetentionConfig, Horizon, Kind};
 /// One transaction and one step of upkeep at a time, and one connection to spare for when the last has just died.
 const CONNECTIONS: u32 = 3;
 
-/// Bounds on the server's side, so that nothing here ever has to be cancelled. A worker that is stopped
-/// inside a transaction (a paused machine) must not hold the rows of others for long, and one that waits
-/// for such rows gives up and tries again.
-const SESSION: [(&str, &str); 3] =
-    [("statement_timeout", "60s"), ("lock_timeout", "10s"), ("idle_in_transaction_session_timeout", "10s")];
-
-/// How long a transaction may take before its connection is given up: longer than the server lets any of
-/// its statements run, so that only a peer that is gone without a word is.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// How long a worker that is stopped inside a transaction (a paused machine) may hold the rows of others, and how
+/// long one that waits for such rows does before it gives up and tries again. On the server's side, as is the
+/// bound on statements, so that nothing here ever has to be cancelled.
+const STANDSTILL: &str = "10s";
 
 /// Where the ledger is.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
-pub struct Config {
+pub struct Primary {
     /// Where the Postgres primary is: postgres://USER:PASSWORD@HOST:PORT/DATABASE, with ?sslmode=require for TLS
     #[arg(long, env = "CATCHALL_DATABASE_URL", value_name = "URL", hide_env_values = true)]
     pub database_url: Url,
+}
+
+/// Where the ledger is, and how long it may take.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+pub struct Config {
+    /// Where it is.
+    #[command(flatten)]
+    pub primary: Primary,
+
+    /// How long the primary works on one statement, in seconds, before it gives it up to be tried again; a full batch
+    /// must fit in. A primary that is gone without a word is given up after half as long again, and until then this
+    /// worker counts nothing
+    #[arg(long = "statement-timeout", env = "CATCHALL_STATEMENT_TIMEOUT_SECS", value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub statement_timeout_secs: u32,
 }
 
 /// What is to be counted, and under which conditions.
@@ -98,6 +108,9 @@ pub struct Applied {
 #[derive(Clone, Debug)]
 pub struct Ledger {
     database: Database,
+    /// How long work may take before its connection is given up: longer than the server lets any of its statements
+    /// run, so that only a peer that is gone without a word is.
+    patience: Duration,
     /// The primary's clock as it was last read, the bits of its seconds since 1970.
     clock: Arc<AtomicU64>,
 }
@@ -106,8 +119,14 @@ impl Ledger {
     /// A ledger that connects when it is first used.
     #[must_use]
     pub fn new(config: &Config) -> Self {
-        let database = Database::new(&config.database_url, "catchall-worker", CONNECTIONS, &SESSION);
-        Self { database, clock: Arc::default() }
+        let statement = Duration::from_secs(config.statement_timeout_secs.into());
+        let session = [
+            ("statement_timeout", &*format!("{}s", statement.as_secs())),
+            ("lock_timeout", STANDSTILL),
+            ("idle_in_transaction_session_timeout", STANDSTILL),
+        ];
+        let database = Database::new(&config.primary.database_url, "catchall-worker", CONNECTIONS, &session);
+        Self { database, patience: statement * 3 / 2, clock: Arc::default() }
     }
 
     /// Waits until the primary is there with the schema this build needs.
@@ -115,7 +134,7 @@ impl Ledger {
         loop {
             self.database.ready().await;
             let read = async |pool: PgPool| now(&mut *pool.acquire().await?).await;
-            if let Ok(now) = self.database.run(PATIENCE, read).await {
+            if let Ok(now) = self.database.run(self.patience, read).await {
                 return self.set_clock(now);
             }
         }
@@ -153,7 +172,7 @@ impl Ledger {
     /// Nothing was counted, or (of what is transient) the answer to the commit was lost.
     pub async fn apply(&self, portion: Arc<Portion>, part: Range<usize>) -> Result<Applied, ApplyError> {
         let work = async move |pool| transaction(&pool, &portion, part).await;
-        match self.database.run(PATIENCE, work).await {
+        match self.database.run(self.patience, work).await {
             Ok(Some(applied)) => Ok(applied),
             Ok(None) => Err(ApplyError::TooLate),
             Err(error) if error.is_refusal() => Err(ApplyError::Refused(error)),

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use crate::ledger::Config;
+use crate::ledger::Primary;
 use crate::postgres;
 use crate::process::{self, Process};
 
@@ -16,8 +16,8 @@ pub fn main() -> ExitCode {
     )
 }
 
-async fn run(config: Config, _: Process) -> anyhow::Result<()> {
-    postgres::migrate(&config.database_url).await?;
-    println!("the schema of {} is up to date", config.database_url);
+async fn run(primary: Primary, _: Process) -> anyhow::Result<()> {
+    postgres::migrate(&primary.database_url).await?;
+    println!("the schema of {} is up to date", primary.database_url);
     Ok(())
 }

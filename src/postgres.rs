@@ -114,12 +114,7 @@ pub(crate) struct Database {
 
 impl Database {
     /// `session` are settings of each connection: what bounds a statement is the server.
-    pub(crate) fn new(
-        url: &Url,
-        name: &str,
-        connections: u32,
-        session: &[(&'static str, &'static str)],
-    ) -> Self {
+    pub(crate) fn new(url: &Url, name: &str, connections: u32, session: &[(&str, &str)]) -> Self {
         let url = Url(url.0.clone().application_name(name).options(session.iter().copied()));
         let pool = Arc::new(Mutex::new(pool(&url, connections)));
         Self { url, connections, pool }

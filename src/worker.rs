@@ -79,7 +79,7 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     let health = Health::default();
     let ledger = Ledger::new(&config.ledger);
     tracing::info!(
-        ops_listen = %ops.local_addr()?, broker = %config.broker.amqp_url, database = %config.ledger.database_url,
+        ops_listen = %ops.local_addr()?, broker = %config.broker.amqp_url, database = %config.ledger.primary.database_url,
         "counting events"
     );
     let watching = ledger.clone();

@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
-use super::{Ledger, PATIENCE};
+use super::Ledger;
 use crate::postgres::Error;
 
 /// Claims that are forgotten in one statement: some ten milliseconds, so that nobody waits for it for long.
@@ -96,7 +96,7 @@ impl Ledger {
     /// When the database is not there.
     pub async fn begin_mark(&self, interval: Duration) -> Result<Option<Uuid>, Error> {
         self.database
-            .run(PATIENCE, async move |pool| {
+            .run(self.patience, async move |pool| {
                 sqlx::query_scalar(BEGIN_MARK)
                     .bind(Uuid::now_v7())
                     .bind(interval.as_secs_f64())
@@ -116,7 +116,7 @@ impl Ledger {
         let hold = config.max_hold().as_secs_f64();
         let (messages, events) = (config.message_retention_secs, config.event_retention_secs);
         self.database
-            .run(PATIENCE, async move |pool| {
+            .run(self.patience, async move |pool| {
                 sqlx::query(MOVE_HORIZON)
                     .bind(hold)
                     .bind(f64::from(messages))
@@ -135,8 +135,10 @@ impl Ledger {
     ///
     /// When the database is not there.
     pub async fn horizon(&self) -> Result<Horizon, Error> {
-        let rows: Vec<(String, f64)> =
-            self.database.run(PATIENCE, async |pool| sqlx::query_as(HORIZON).fetch_all(&pool).await).await?;
+        let rows: Vec<(String, f64)> = self
+            .database
+            .run(self.patience, async |pool| sqlx::query_as(HORIZON).fetch_all(&pool).await)
+            .await?;
         let of = |kind: Kind| {
             let row = rows.iter().find(|(name, _)| name == kind.name());
             row.map(|(_, epoch)| SystemTime::UNIX_EPOCH + Duration::from_secs_f64(epoch.max(0.0)))
@@ -157,7 +159,7 @@ impl Ledger {
         };
         let forgotten: Vec<Uuid> = self
             .database
-            .run(PATIENCE, async move |pool| {
+            .run(self.patience, async move |pool| {
                 sqlx::query_scalar(statement).bind(kind.name()).bind(STEP).fetch_all(&pool).await
             })
             .await?;

@@ -134,7 +134,10 @@ impl Servers {
 
     /// The ledger, as a worker uses it.
     pub(crate) fn ledger(&self) -> Ledger {
-        Ledger::new(&ledger::Config { database_url: self.database_url.parse().unwrap() })
+        Ledger::new(&ledger::Config {
+            primary: ledger::Primary { database_url: self.database_url.parse().unwrap() },
+            statement_timeout_secs: 60,
+        })
     }
 
     /// The counters of a domain on the primary.
