@@ -26,7 +26,7 @@ pub(crate) fn binary(name: &str) -> &'static str {
 
 /// A program with nothing of the test's own environment but the mark by which `./dev test` finds what is
 /// left running.
-fn command(name: &str) -> Command {
+pub(crate) fn command(name: &str) -> Command {
     let mut command = Command::new(binary(name));
     command
         .env_clear()
@@ -137,6 +137,11 @@ impl Service {
     /// The first value that was logged under this name.
     fn logged(&self, field: &str) -> Option<String> {
         self.log.lock().unwrap().iter().find_map(|line| line[field].as_str().map(str::to_owned))
+    }
+
+    /// The lines of the log so far.
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.log.lock().unwrap().iter().map(ToString::to_string).collect()
     }
 
     /// Whether any line of the log contains a text.

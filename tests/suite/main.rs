@@ -11,14 +11,17 @@ mod ingest;
 mod ledger;
 mod outages;
 mod poison;
+#[allow(dead_code, reason = "each test program uses a part of the rig")]
 #[path = "../rig/processes.rs"]
 mod processes;
+#[allow(dead_code, reason = "each test program uses a part of the rig")]
 #[path = "../rig/proxy.rs"]
 mod proxy;
 mod query;
 mod recovery;
 mod restarts;
 mod retention;
+#[allow(dead_code, reason = "each test program uses a part of the rig")]
 #[path = "../rig/servers.rs"]
 mod servers;
 mod worker;
