@@ -1,0 +1,230 @@
+//! The faults: what each breaks, who depends on it, and what may be seen of it outside.
+
+mod alarms;
+mod kills;
+mod messages;
+mod replication;
+mod restarts;
+mod sessions;
+mod wires;
+
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+
+use crate::chance::Chance;
+use crate::ledger::Ledger;
+use crate::proxy::Wire;
+use crate::round::Result;
+use crate::stage::Stage;
+
+/// How long it may take after a fault until all is well again: twice what it takes on a machine that is busy with
+/// other things as well.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The same where the table says why it takes longer.
+const LONG_PATIENCE: Duration = Duration::from_secs(40);
+
+/// What can go wrong, in the order in which it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Fault {
+    /// ingest is killed and started again
+    KillIngest,
+    /// one of two workers is killed and started again
+    KillOneWorker,
+    /// the only worker is killed and started again
+    KillEveryWorker,
+    /// query is killed and started again
+    KillQuery,
+    /// the broker is killed and started again
+    KillBroker,
+    /// the Postgres primary is killed and started again
+    KillPrimary,
+    /// the Postgres replica is killed and started again
+    KillReplica,
+    /// one of two workers is stopped for longer than its heartbeats, then goes on where it was
+    StallOneWorker,
+    /// the broker closes every connection
+    CloseConnections,
+    /// the primary ends every session of the workers
+    EndSessions,
+    /// the wire of ingest and the workers to the broker is cut
+    BrokerWireCut,
+    /// the wire to the broker takes 300 ms longer in each direction
+    BrokerWireSlow,
+    /// the wire to the broker is cut in the middle of a frame
+    BrokerWireBreaks,
+    /// the wire to the broker forwards nothing and says nothing
+    BrokerWireSilent,
+    /// the wire of the workers to the primary is cut
+    DatabaseWireCut,
+    /// the wire to the primary takes 300 ms longer in each direction
+    DatabaseWireSlow,
+    /// the wire to the primary is cut in the middle of a message
+    DatabaseWireBreaks,
+    /// the wire to the primary forwards nothing and says nothing
+    DatabaseWireSilent,
+    /// the broker is short of memory and takes nothing
+    MemoryAlarm,
+    /// the broker is short of disk and takes nothing
+    DiskAlarm,
+    /// the queue is at its length limit while no worker runs
+    FullQueue,
+    /// every message is delivered several times, to two workers at once
+    DeliverTwice,
+    /// two workers write the same thousand domains, which came in opposite orders
+    OppositeOrders,
+    /// the replica replays nothing
+    PauseReplay,
+    /// ingest is replaced by a new process on the same port
+    ReplaceIngest,
+    /// both workers are replaced by new processes, one after the other
+    ReplaceWorkers,
+    /// query is replaced by a new process on the same port
+    ReplaceQuery,
+    /// the primary is killed for good and the replica, which commits waited for, takes its place
+    FailOver,
+}
+
+/// What clients may see of a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Visible {
+    /// Nothing: every request is answered as ever.
+    Nothing,
+    /// Some requests are answered with 503.
+    Refusals,
+    /// Some requests must be answered with 503: the fault lasts longer than the deadline.
+    CertainRefusals,
+    /// Some requests are not answered: there is nobody there.
+    Silence,
+}
+
+/// A fault that is over.
+#[derive(Debug)]
+pub(crate) struct Lifted {
+    /// When it was.
+    pub(crate) at: Instant,
+    /// What there is to tell.
+    pub(crate) note: Option<String>,
+    /// What was wrong while it lasted.
+    pub(crate) failures: Vec<String>,
+    /// What was sent for it, besides the load.
+    pub(crate) ledger: Ledger,
+}
+
+impl Lifted {
+    fn now() -> Self {
+        Self { at: Instant::now(), note: None, failures: Vec::new(), ledger: Ledger::default() }
+    }
+}
+
+impl Fault {
+    pub(crate) fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+
+    pub(crate) fn what(self) -> String {
+        let value = self.to_possible_value();
+        value.and_then(|value| value.get_help().map(ToString::to_string)).unwrap_or_default()
+    }
+
+    /// The services that depend on what breaks for long enough to tell: `/readyz` has to turn red and green.
+    pub(crate) fn reddens(self) -> &'static [&'static str] {
+        match self {
+            Self::KillBroker | Self::BrokerWireCut | Self::BrokerWireBreaks | Self::BrokerWireSilent => {
+                &["ingest", "worker"]
+            }
+            Self::KillPrimary
+            | Self::EndSessions
+            | Self::DatabaseWireCut
+            | Self::DatabaseWireBreaks
+            | Self::DatabaseWireSilent
+            | Self::FailOver => &["worker"],
+            Self::MemoryAlarm | Self::DiskAlarm => &["ingest"],
+            Self::KillReplica => &["query"],
+            _ => &[],
+        }
+    }
+
+    /// What who sends events may see.
+    pub(crate) fn visible_to_senders(self) -> Visible {
+        match self {
+            Self::KillIngest => Visible::Silence,
+            Self::MemoryAlarm | Self::DiskAlarm | Self::FullQueue => Visible::CertainRefusals,
+            Self::KillBroker | Self::BrokerWireCut | Self::BrokerWireBreaks | Self::BrokerWireSilent => {
+                Visible::Refusals
+            }
+            _ => Visible::Nothing,
+        }
+    }
+
+    /// What who asks for domains may see.
+    pub(crate) fn visible_to_readers(self) -> Visible {
+        match self {
+            Self::KillQuery => Visible::Silence,
+            Self::KillReplica => Visible::Refusals,
+            _ => Visible::Nothing,
+        }
+    }
+
+    /// Whether no client may have to send anything again.
+    pub(crate) fn is_routine(self) -> bool {
+        matches!(self, Self::ReplaceIngest | Self::ReplaceWorkers | Self::ReplaceQuery)
+    }
+
+    /// How long it may take after the fault until all is well again.
+    pub(crate) fn patience(self) -> Duration {
+        if self.takes_time().is_some() { LONG_PATIENCE } else { PATIENCE }
+    }
+
+    /// Why it takes longer than ten seconds, where it may.
+    pub(crate) fn takes_time(self) -> Option<&'static str> {
+        match self {
+            Self::BrokerWireSilent => Some("an attempt to connect that nobody answers ends after 10 s"),
+            Self::DatabaseWireSilent => {
+                Some("a silent primary is given up after 9 s here, by default after 90 s")
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the servers are not what they were.
+    pub(crate) fn uses_up_the_stage(self) -> bool {
+        self == Self::FailOver
+    }
+
+    /// Breaks something, waits and mends it again.
+    pub(crate) async fn inflict(self, stage: &mut Stage, chance: &mut Chance, label: &str) -> Result<Lifted> {
+        let slow = Wire::Slow(Duration::from_millis(300));
+        match self {
+            Self::KillIngest => kills::ingest(stage, chance).await,
+            Self::KillOneWorker => kills::one_worker(stage, chance).await,
+            Self::KillEveryWorker => kills::every_worker(stage, chance).await,
+            Self::KillQuery => kills::query(stage, chance).await,
+            Self::KillBroker => kills::server("rabbitmq", chance).await,
+            Self::KillPrimary => kills::server("primary", chance).await,
+            Self::KillReplica => kills::server("replica", chance).await,
+            Self::StallOneWorker => sessions::stall(stage, chance).await,
+            Self::CloseConnections => sessions::close_connections(stage).await,
+            Self::EndSessions => sessions::end_sessions(stage).await,
+            Self::BrokerWireCut => wires::be(&stage.broker_wire, Wire::Cut, chance).await,
+            Self::BrokerWireSlow => wires::be(&stage.broker_wire, slow, chance).await,
+            Self::BrokerWireBreaks => wires::breaks(&stage.broker_wire, chance).await,
+            Self::BrokerWireSilent => wires::be(&stage.broker_wire, Wire::Silent, chance).await,
+            Self::DatabaseWireCut => wires::be(&stage.database_wire, Wire::Cut, chance).await,
+            Self::DatabaseWireSlow => wires::be(&stage.database_wire, slow, chance).await,
+            Self::DatabaseWireBreaks => wires::breaks(&stage.database_wire, chance).await,
+            Self::DatabaseWireSilent => wires::be(&stage.database_wire, Wire::Silent, chance).await,
+            Self::MemoryAlarm => alarms::memory(stage, chance).await,
+            Self::DiskAlarm => alarms::disk(stage, chance).await,
+            Self::FullQueue => alarms::full_queue(stage, chance).await,
+            Self::DeliverTwice => messages::deliver_twice(stage, label).await,
+            Self::OppositeOrders => messages::opposite_orders(stage, label).await,
+            Self::PauseReplay => replication::pause_replay(stage, chance).await,
+            Self::ReplaceIngest => restarts::ingest(stage, chance).await,
+            Self::ReplaceWorkers => restarts::workers(stage, chance).await,
+            Self::ReplaceQuery => restarts::query(stage, chance).await,
+            Self::FailOver => replication::fail_over(stage, chance).await,
+        }
+    }
+}

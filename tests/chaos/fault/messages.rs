@@ -1,0 +1,73 @@
+//! Messages that come more than once, or in an order that could lock two workers up.
+
+use futures::future::join_all;
+use serde_json::json;
+
+use super::Lifted;
+use crate::ledger::Ledger;
+use crate::round::Result;
+use crate::servers::AmqpClient;
+use crate::stage::Stage;
+
+/// Messages that are published again and again.
+const MESSAGES: usize = 60;
+
+/// How often each is published by each of two publishers.
+const TIMES: usize = 3;
+
+/// Domains that both workers write.
+const DOMAINS: usize = 1000;
+
+/// Messages of all these domains in each order.
+const PASSES: usize = 15;
+
+/// The broker hands messages to the workers in turn, and few ahead: copies of one are with both at once.
+pub(super) async fn deliver_twice(stage: &mut Stage, label: &str) -> Result<Lifted> {
+    let mut ledger = Ledger::default();
+    let messages: Vec<(String, Vec<u8>)> = (0..MESSAGES)
+        .map(|number| {
+            let domain = format!("d{}.{label}.twice.test", number % 7);
+            ledger.expect(domain.clone(), 3, 3);
+            let event = json!({"domain": domain, "event": "delivered", "count": 3});
+            (format!("{label}-{number}"), event.to_string().into_bytes())
+        })
+        .collect();
+    let (left, right) = (stage.servers.publisher().await, stage.servers.publisher().await);
+    for _ in 0..TIMES {
+        tokio::join!(publish(&left, &messages), publish(&right, &messages));
+    }
+    Ok(Lifted { ledger, ..Lifted::now() })
+}
+
+async fn publish(publisher: &AmqpClient, messages: &[(String, Vec<u8>)]) {
+    join_all(messages.iter().map(|(id, body)| publisher.publish(body, Some(id)))).await;
+}
+
+pub(super) async fn opposite_orders(stage: &mut Stage, label: &str) -> Result<Lifted> {
+    let mut ledger = Ledger::default();
+    let mut events: Vec<_> = (0..DOMAINS)
+        .map(|number| {
+            let domain = format!("d{number}.{label}.order.test");
+            let most = i64::try_from(2 * PASSES).unwrap_or(i64::MAX);
+            ledger.expect(domain.clone(), most, most);
+            json!({"domain": domain, "event": "delivered"})
+        })
+        .collect();
+    let there = serde_json::to_vec(&events).expect("it is JSON");
+    events.reverse();
+    let back = serde_json::to_vec(&events).expect("it is JSON");
+    let bodies: Vec<_> =
+        (0..PASSES).flat_map(|pass| [(pass, "there", &there), (pass, "back", &back)]).collect();
+    let messages: Vec<(String, Vec<u8>)> =
+        bodies.into_iter().map(|(pass, way, body)| (format!("{label}-{way}-{pass}"), body.clone())).collect();
+    publish(&stage.servers.publisher().await, &messages).await;
+    let mut lifted = Lifted { ledger, ..Lifted::now() };
+    lifted.failures.extend(deadlocks(stage));
+    Ok(lifted)
+}
+
+/// Two workers that wait for each other are told so by the database, and say so.
+fn deadlocks(stage: &Stage) -> Option<String> {
+    let seen = stage.workers.iter().any(|worker| worker.service.has_logged("deadlock"));
+    seen.then(|| "a worker has logged a deadlock".to_owned())
+}

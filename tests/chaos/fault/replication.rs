@@ -1,0 +1,55 @@
+//! The replica: it stands still, or takes the primary's place.
+
+use std::time::Duration;
+
+use super::Lifted;
+use crate::chance::Chance;
+use crate::instance::{dev, sql, sql_until};
+use crate::proxy::host;
+use crate::round::Result;
+use crate::stage::Stage;
+
+/// The figure of query that tells how stale its answers are.
+const LAG: &str = "catchall_replica_lag_seconds";
+
+/// How long until the replica replays again.
+const REPLAY: Duration = Duration::from_secs(10);
+
+/// How long until the replica is one that commits wait for.
+const SYNCHRONOUS: Duration = Duration::from_secs(10);
+
+/// Reads go on meanwhile, and how stale they are is told.
+pub(super) async fn pause_replay(stage: &mut Stage, chance: &mut Chance) -> Result<Lifted> {
+    let replica = &stage.servers.replica_url;
+    sql(replica, "select pg_wal_replay_pause()::text").await?;
+    // Query looks once a second.
+    chance.pause(2500, 3500).await;
+    let (_, figures) = stage.query[0].service.ops("/metrics").await;
+    // The statement can be in the way of what is then replayed, and be cancelled for it.
+    let resumed = sql(replica, "select pg_wal_replay_resume()::text").await;
+    let replays = "select 'yes' where pg_get_wal_replay_pause_state() = 'not paused'";
+    sql_until(replica, replays, REPLAY).await.map_err(|error| format!("{error}, {resumed:?}"))?;
+    let lag = figures.lines().find_map(|line| line.strip_prefix(LAG)?.trim().parse::<f64>().ok());
+    let mut lifted = Lifted::now();
+    lifted.note = lag.map(|lag| format!("a lag of {lag:.1} s was told"));
+    if lag.unwrap_or_default() < 1.0 {
+        lifted.failures.push(format!("{LAG} was {lag:?} while the replica replayed nothing"));
+    }
+    Ok(lifted)
+}
+
+/// Commits wait for the replica, so that it has everything that was acknowledged when it takes over.
+pub(super) async fn fail_over(stage: &mut Stage, chance: &mut Chance) -> Result<Lifted> {
+    let (primary, replica) = (&stage.servers.database_url, stage.servers.replica_url.clone());
+    sql(primary, "alter system set synchronous_standby_names = 'replica'").await?;
+    sql(primary, "select pg_reload_conf()::text").await?;
+    let waits = "select sync_state from pg_stat_replication where sync_state = 'sync'";
+    sql_until(primary, waits, SYNCHRONOUS).await?;
+    chance.pause(500, 1500).await;
+    dev(&["kill", "primary"]).await?;
+    chance.pause(500, 2000).await;
+    sql(&replica, "select pg_promote()::text").await?;
+    stage.database_wire.lead_to(host(&replica));
+    stage.primary = replica;
+    Ok(Lifted::now())
+}

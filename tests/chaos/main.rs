@@ -1,0 +1,150 @@
+//! The promise, fault by fault: while events flow something is killed, cut, stopped or filled up, and every
+//! count is compared with what was acknowledged.
+//!
+//! `./dev chaos` starts the servers and says that they may be killed.
+
+mod ask;
+mod chance;
+mod fault;
+mod instance;
+mod ledger;
+mod load;
+#[allow(dead_code, reason = "each test program uses a part of the rig")]
+#[path = "../rig/processes.rs"]
+mod processes;
+mod prober;
+#[allow(dead_code, reason = "each test program uses a part of the rig")]
+#[path = "../rig/proxy.rs"]
+mod proxy;
+mod round;
+#[allow(dead_code, reason = "each test program uses a part of the rig")]
+#[path = "../rig/servers.rs"]
+mod servers;
+mod stage;
+mod table;
+mod watch;
+
+use std::any::Any;
+use std::hash::{BuildHasher, RandomState};
+use std::panic::AssertUnwindSafe;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::{Parser, ValueEnum};
+use futures::FutureExt;
+
+use crate::fault::Fault;
+use crate::load::Load;
+use crate::round::{Act, Result, Round};
+use crate::stage::Stage;
+use crate::table::Table;
+
+/// What `./dev chaos` sets: the servers may be killed.
+const ALLOWED: &str = "CATCHALL_CHAOS";
+
+/// Breaks everything while events flow, and compares every count with what was acknowledged.
+#[derive(Parser)]
+#[command(name = "./dev chaos")]
+struct Arguments {
+    /// How often each fault comes
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+
+    /// What the moments and the events are made from. Drawn and printed unless given
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+
+    /// Only this fault; may be given more than once
+    #[arg(long = "fault", value_name = "NAME", hide_possible_values = true)]
+    faults: Vec<Fault>,
+
+    /// Print the names of the faults and what each is
+    #[arg(long)]
+    list: bool,
+}
+
+fn main() -> ExitCode {
+    if std::env::var_os(ALLOWED).is_none() {
+        println!("the faults are run by ./dev chaos, on servers that may be killed");
+        return ExitCode::SUCCESS;
+    }
+    let arguments = Arguments::parse();
+    if arguments.list {
+        for fault in Fault::value_variants() {
+            println!("{:32}  {}", fault.name(), fault.what());
+        }
+        return ExitCode::SUCCESS;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let all_held = runtime.expect("an event loop").block_on(run(&arguments));
+    if all_held { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Every round of every fault. Returns whether the promise held in all of them.
+async fn run(arguments: &Arguments) -> bool {
+    let seed = arguments.seed.unwrap_or_else(|| RandomState::new().hash_one(()) >> 32);
+    let mut faults = arguments.faults.clone();
+    if faults.is_empty() {
+        faults = Fault::value_variants().to_vec();
+    }
+    println!("chaos: {} faults, {} rounds, seed {seed}", faults.len(), arguments.rounds);
+    let begun = Instant::now();
+    let rounds = faults
+        .iter()
+        .flat_map(|fault| (1..=arguments.rounds).map(|number| Round { fault: *fault, number, seed }));
+    let rounds: Vec<Round> = rounds.collect();
+    let mut table = Table::default();
+    let mut ready = None;
+    for (place, round) in rounds.iter().enumerate() {
+        let (fault, name) = (round.fault, round.fault.name());
+        println!(
+            "chaos: {:4} s  {name}, round {} of {}",
+            begun.elapsed().as_secs(),
+            round.number,
+            arguments.rounds
+        );
+        // A round that fails may leave anything behind, so the next one gets a stage of its own.
+        let next = rounds.get(place + 1).copied().filter(|_| !fault.uses_up_the_stage());
+        let playing = AssertUnwindSafe(play(*round, ready.take(), next)).catch_unwind();
+        let played: Result<_> = playing.await.unwrap_or_else(|panic| Err(words(&*panic)));
+        match played {
+            Ok((act, left)) => {
+                for failure in &act.failures {
+                    println!("chaos: {name}: {failure}");
+                }
+                ready = left.filter(|_| act.failures.is_empty());
+                table.add(fault, act);
+            }
+            Err(reason) => {
+                println!("chaos: {name}: {reason}");
+                table.add_failure(fault, reason);
+            }
+        }
+    }
+    println!("\n{table}");
+    println!("seed {seed}, {} s", begun.elapsed().as_secs());
+    table.all_held()
+}
+
+/// A stage with the load of a round under way. The load ends first.
+type Ready = (Vec<Load>, Stage);
+
+async fn play(round: Round, ready: Option<Ready>, next: Option<Round>) -> Result<(Act, Option<Ready>)> {
+    let (loads, mut stage) = if let Some(ready) = ready {
+        ready
+    } else {
+        let stage = Stage::set().await?;
+        (round.load(&stage).await?, stage)
+    };
+    let (act, loads) = round.play(&mut stage, loads, next).await?;
+    if !act.failures.is_empty() {
+        stage.print_logs();
+    }
+    Ok((act, loads.map(|loads| (loads, stage))))
+}
+
+/// What a panic says: in the parts shared with the other tests, whatever goes wrong is one.
+fn words(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic").to_owned()
+}

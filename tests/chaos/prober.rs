@@ -1,0 +1,177 @@
+//! One PUT and one GET at a time, again and again: when do answers stop, and when do they flow again?
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Request, StatusCode};
+use tokio::task::JoinSet;
+
+use crate::ask::{Answered, Asker};
+use crate::ledger::Ledger;
+use crate::stage::Stage;
+
+/// How often each is sent.
+const EVERY: Duration = Duration::from_millis(40);
+
+/// How long an answer is waited for: longer than every deadline of a service.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Answers in a row that make a flow.
+const FLOW: usize = 15;
+
+/// What became of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// Not known yet.
+    None,
+    /// 2xx, and what it should be.
+    Good,
+    /// 503.
+    Refused,
+    /// No answer, for this reason.
+    Lost(String),
+    /// An answer that nothing explains.
+    Wrong(String),
+}
+
+/// A request and its answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Probe {
+    sent: Instant,
+    /// When the answer came.
+    pub(crate) took: Duration,
+    pub(crate) answer: Answer,
+}
+
+/// The requests of one kind, in the order they were sent.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Track(Arc<Mutex<Vec<Probe>>>);
+
+/// Sends until it is stopped.
+pub(crate) struct Prober {
+    domain: String,
+    puts: Track,
+    gets: Track,
+    stop: Arc<AtomicBool>,
+    sending: tokio::task::JoinHandle<()>,
+}
+
+/// What a stopped prober has seen.
+#[derive(Debug)]
+pub(crate) struct Probes {
+    pub(crate) puts: Vec<Probe>,
+    pub(crate) gets: Vec<Probe>,
+    /// A 202 is counted once, anything else at most once.
+    pub(crate) ledger: Ledger,
+}
+
+impl Prober {
+    /// Begins to send; `label` tells this round's domains from those of others.
+    pub(crate) fn start(stage: &Stage, label: &str) -> Self {
+        let domain = format!("{label}.probe.test");
+        let (puts, gets, stop) = (Track::default(), Track::default(), Arc::new(AtomicBool::new(false)));
+        let sending = {
+            let (ingest, query) = (stage.ingest_url.clone(), stage.query_url.clone());
+            let (domain, puts, gets, stop) = (domain.clone(), puts.clone(), gets.clone(), Arc::clone(&stop));
+            tokio::spawn(async move {
+                let mut under_way = JoinSet::new();
+                for number in 0.. {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    under_way.spawn(put(ingest.clone(), of(number, &domain), puts.clone(), puts.begin()));
+                    under_way.spawn(look(query.clone(), of(0, &domain), gets.clone(), gets.begin()));
+                    while under_way.try_join_next().is_some() {}
+                    tokio::time::sleep(EVERY).await;
+                }
+                under_way.join_all().await;
+            })
+        };
+        Self { domain, puts, gets, stop, sending }
+    }
+
+    /// Whether both flow again since `lifted`, and how long it took until then.
+    pub(crate) fn flow(&self, lifted: Instant) -> Option<Duration> {
+        Some(self.puts.flow(lifted)?.max(self.gets.flow(lifted)?))
+    }
+
+    /// Some domains whose events were sent and acknowledged after `lifted`.
+    pub(crate) fn acknowledged_after(&self, lifted: Instant) -> Vec<String> {
+        let puts = self.puts.0.lock().unwrap();
+        let fresh =
+            puts.iter().enumerate().filter(|(_, put)| put.sent > lifted && put.answer == Answer::Good);
+        fresh.take(FLOW).map(|(number, _)| of(number, &self.domain)).collect()
+    }
+
+    /// Stops, and waits for the last answers.
+    pub(crate) async fn stop(self) -> Probes {
+        self.stop.store(true, Ordering::Relaxed);
+        self.sending.await.expect("it does not panic");
+        let (puts, gets) = (self.puts.take(), self.gets.take());
+        let mut ledger = Ledger::default();
+        for (number, put) in puts.iter().enumerate() {
+            ledger.expect(of(number, &self.domain), i64::from(put.answer == Answer::Good), 1);
+        }
+        Probes { puts, gets, ledger }
+    }
+}
+
+/// Each PUT has a domain of its own, so that one lost and another counted twice do not make up for each other.
+fn of(number: usize, domain: &str) -> String {
+    format!("p{number}.{domain}")
+}
+
+async fn put(ingest: String, domain: String, track: Track, number: usize) {
+    let request =
+        Request::put(format!("{ingest}/events/{domain}/delivered")).header("idempotency-key", domain);
+    let answer = Asker::anew().ask(request.body(Full::<Bytes>::default()).unwrap(), PATIENCE).await;
+    track.end(number, judge(answer, StatusCode::ACCEPTED, ""));
+}
+
+async fn look(query: String, domain: String, track: Track, number: usize) {
+    let answer = Asker::anew().get(&format!("{query}/domains/{domain}"), PATIENCE).await;
+    track.end(number, judge(answer, StatusCode::OK, &domain));
+}
+
+fn judge(answer: Answered, good: StatusCode, holds: &str) -> Answer {
+    match answer {
+        Ok((status, body)) if status == good && body.contains(holds) => Answer::Good,
+        Ok((StatusCode::SERVICE_UNAVAILABLE, _)) => Answer::Refused,
+        Ok((status, body)) => Answer::Wrong(format!("{status} {body}")),
+        Err(reason) => Answer::Lost(reason),
+    }
+}
+
+impl Track {
+    fn begin(&self) -> usize {
+        let mut probes = self.0.lock().unwrap();
+        probes.push(Probe { sent: Instant::now(), took: Duration::ZERO, answer: Answer::None });
+        probes.len() - 1
+    }
+
+    fn end(&self, number: usize, answer: Answer) {
+        let probe = &mut self.0.lock().unwrap()[number];
+        *probe = Probe { took: probe.sent.elapsed(), answer, ..*probe };
+    }
+
+    /// The flow begins with the answer to the first request after the last one that went wrong.
+    fn flow(&self, lifted: Instant) -> Option<Duration> {
+        let probes = self.0.lock().unwrap();
+        let good = |probe: &&Probe| probe.answer == Answer::Good;
+        let open =
+            probes.iter().rposition(|probe| probe.answer != Answer::Good && probe.answer != Answer::None);
+        let since = &probes[open.map_or(0, |last| last + 1)..];
+        // Those sent before the fault was lifted may be answered, but are not what tells that it is over.
+        let first = since.iter().position(|probe| probe.sent + probe.took >= lifted && good(&probe))?;
+        let row = since[first..].iter().take_while(good).count();
+        let begins = since[first].sent + since[first].took;
+        (row >= FLOW).then(|| begins.saturating_duration_since(lifted))
+    }
+
+    fn take(&self) -> Vec<Probe> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}

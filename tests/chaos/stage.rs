@@ -1,0 +1,227 @@
+//! The whole system, on wires that can be cut: one ingest, two workers, one query.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use hyper::StatusCode;
+use socket2::Socket;
+
+use crate::ask::Asker;
+use crate::instance::{data, dev, sql, sql_until};
+use crate::processes::Service;
+use crate::proxy::{Proxy, host, reserve};
+use crate::round::Result;
+use crate::servers::Servers;
+use crate::watch::{Watch, Watcher};
+
+/// How long an event waits for the confirm before its client gets a 503, unless it is said otherwise.
+pub(crate) const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
+
+/// In the URL of the broker: a peer that is gone without a word is noticed after four to six seconds. With less, a
+/// busy machine takes live peers for dead ones.
+const HEARTBEAT: &str = "heartbeat=2";
+
+/// How long the primary works on one statement. After half as long again a silent one is given up.
+const STATEMENT_TIMEOUT_SECS: &str = "6";
+
+/// Messages handed to a worker ahead: few, so that neighbours in the queue are with both.
+const PREFETCH: &str = "100";
+
+/// Lines of each log that are printed after a failure.
+const LOG_LINES: usize = 15;
+
+/// How long the primary and the replica may take to be what they have to be.
+const SERVERS: Duration = Duration::from_secs(30);
+
+/// A process of a service, and who looks at it.
+pub(crate) struct Actor {
+    pub(crate) service: Service,
+    name: &'static str,
+    watcher: Option<Watcher>,
+}
+
+/// Everything one round needs; the next goes on with it.
+pub(crate) struct Stage {
+    /// The servers themselves.
+    pub(crate) servers: Servers,
+    /// The server that has the counters at present.
+    pub(crate) primary: String,
+    pub(crate) ingest_url: String,
+    pub(crate) query_url: String,
+    /// From ingest and the workers to the broker.
+    pub(crate) broker_wire: Proxy,
+    /// From the workers to the primary.
+    pub(crate) database_wire: Proxy,
+    pub(crate) watch: Watch,
+    pub(crate) ingest: Vec<Actor>,
+    pub(crate) workers: Vec<Actor>,
+    pub(crate) query: Vec<Actor>,
+    /// The servers as the services see them.
+    behind: Servers,
+    _ports: [Socket; 2],
+}
+
+impl Stage {
+    /// Starts whatever does not run, and all services on a fresh vhost and a fresh database.
+    pub(crate) async fn set() -> Result<Self> {
+        for server in ["rabbitmq", "primary", "replica"] {
+            dev(&["start", server]).await?;
+        }
+        if !Servers::follow().await {
+            copy_anew().await?;
+        }
+        let servers = Servers::fresh().await;
+        let broker_wire = Proxy::to(host(&servers.amqp_url), true).await;
+        let database_wire = Proxy::to(host(&servers.database_url), true).await;
+        let behind = Servers {
+            amqp_url: format!("{}?{HEARTBEAT}", broker_wire.through(&servers.amqp_url)),
+            database_url: database_wire.through(&servers.database_url),
+            ..servers.clone()
+        };
+        // A port that is shared and never given to others: the address stays while processes come and go.
+        let ports = [reserve(), reserve()];
+        let [ingest_url, query_url] = [&ports[0], &ports[1]].map(|port| format!("http://{}", address(port)));
+        let mut stage = Self {
+            primary: servers.database_url.clone(),
+            servers,
+            ingest_url,
+            query_url,
+            broker_wire,
+            database_wire,
+            watch: Watch::default(),
+            ingest: Vec::new(),
+            workers: Vec::new(),
+            query: Vec::new(),
+            behind,
+            _ports: ports,
+        };
+        stage.fill().await;
+        Ok(stage)
+    }
+
+    /// Starts what is missing, and returns once all of it is ready.
+    pub(crate) async fn fill(&mut self) {
+        if self.ingest.is_empty() {
+            self.start_ingest().await;
+        }
+        while self.workers.len() < 2 {
+            self.start_worker().await;
+        }
+        if self.query.is_empty() {
+            self.start_query().await;
+        }
+    }
+
+    pub(crate) async fn start_ingest(&mut self) {
+        let listen = self.ingest_url.replace("http://", "");
+        let actor = self.start("ingest", &[("CATCHALL_LISTEN", &*listen)]).await;
+        self.ingest.push(actor);
+    }
+
+    pub(crate) async fn start_worker(&mut self) {
+        let more =
+            [("CATCHALL_STATEMENT_TIMEOUT_SECS", STATEMENT_TIMEOUT_SECS), ("CATCHALL_PREFETCH", PREFETCH)];
+        let actor = self.start("worker", &more).await;
+        self.workers.push(actor);
+    }
+
+    pub(crate) async fn start_query(&mut self) {
+        let listen = self.query_url.replace("http://", "");
+        let actor = self.start("query", &[("CATCHALL_LISTEN", &*listen)]).await;
+        self.query.push(actor);
+    }
+
+    async fn start(&self, name: &'static str, more: &[(&str, &str)]) -> Actor {
+        let service = Service::ready(name, &self.behind, more).await;
+        let mut actor = Actor { service, name, watcher: None };
+        actor.look(&self.watch);
+        actor
+    }
+
+    /// The end of the log of every process, for whoever wonders what went wrong.
+    pub(crate) fn print_logs(&self) {
+        for actor in self.ingest.iter().chain(&self.workers).chain(&self.query) {
+            let log = actor.service.log();
+            for line in &log[log.len().saturating_sub(LOG_LINES)..] {
+                println!("chaos: {}: {line}", actor.name);
+            }
+        }
+    }
+
+    /// What keeps a service from being ready.
+    pub(crate) async fn not_ready(&self) -> Option<String> {
+        for actor in self.ingest.iter().chain(&self.workers).chain(&self.query) {
+            let readyz = Asker::anew()
+                .get(&format!("http://{}/readyz", actor.service.ops_address()), Duration::from_secs(5))
+                .await;
+            if !readyz.as_ref().is_ok_and(|(status, _)| *status == StatusCode::OK) {
+                return Some(format!("/readyz of {}: {readyz:?}", actor.name));
+            }
+        }
+        None
+    }
+}
+
+impl Servers {
+    /// Whether the replica is one, and follows the primary.
+    async fn follow() -> bool {
+        let [primary, replica] = ["DATABASE", "REPLICA"]
+            .map(|name| std::env::var(format!("CATCHALL_TEST_{name}_URL")).expect("./dev chaos sets it"));
+        let streams = "select state from pg_stat_replication where state = 'streaming'";
+        let replays = "select 'yes' where pg_is_in_recovery()";
+        sql(&replica, replays).await.is_ok_and(|rows| !rows.is_empty())
+            && sql_until(&primary, streams, SERVERS).await.is_ok()
+    }
+}
+
+/// Makes a new primary and a new replica in the place of what there is.
+async fn copy_anew() -> Result<()> {
+    for server in ["replica", "primary"] {
+        dev(&["stop", server]).await?;
+        fs::remove_dir_all(data(server)).map_err(|error| format!("the data of {server}: {error}"))?;
+    }
+    for server in ["primary", "replica"] {
+        dev(&["start", server]).await?;
+    }
+    Ok(())
+}
+
+fn address(port: &Socket) -> SocketAddr {
+    port.local_addr().ok().and_then(|address| address.as_socket()).expect("it is bound")
+}
+
+impl Actor {
+    /// Has somebody look at it.
+    pub(crate) fn look(&mut self, watch: &Watch) {
+        self.watcher = Some(watch.over(self.name, format!("http://{}", self.service.ops_address())));
+    }
+
+    /// What comes next is our doing: nobody looks at it any more.
+    pub(crate) fn look_away(&mut self) {
+        self.watcher = None;
+    }
+
+    /// Kills it, as a crash of its machine would.
+    pub(crate) async fn kill(mut self) {
+        self.look_away();
+        self.service.signal("KILL");
+        self.service.ended().await;
+    }
+
+    /// Ends it in order.
+    pub(crate) async fn stop(mut self) -> Result<()> {
+        self.look_away();
+        self.service.signal("TERM");
+        let status = self.service.ended().await;
+        if status.success() { Ok(()) } else { Err(format!("{} ended with {status} on SIGTERM", self.name)) }
+    }
+
+    /// The most memory it has had, in megabytes.
+    pub(crate) fn peak_megabytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.service.pid())).unwrap_or_default();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kilobytes = peak.and_then(|peak| peak.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kilobytes.unwrap_or_default() / 1024
+    }
+}

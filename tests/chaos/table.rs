@@ -1,0 +1,138 @@
+//! The result: a row for each fault.
+
+use std::collections::BTreeSet;
+use std::fmt::{self, Write};
+use std::time::Duration;
+
+use crate::fault::Fault;
+use crate::round::Act;
+
+const HEADINGS: [&str; 9] = [
+    "fault",
+    "rounds",
+    "acknowledged",
+    "lost",
+    "duplicated",
+    "503",
+    "2xx after",
+    "counted after",
+    "readyz red and green",
+];
+
+/// What the times in the table are.
+const LEGEND: &str = "\
+503: of the prober's requests. Times: seconds from the moment the fault was lifted, a killed service was started
+again or a killed server accepted connections again, until requests were answered as ever and events sent after it
+were counted; the worst of the rounds. A service that is killed is not asked for its readiness.";
+
+/// All rows so far.
+#[derive(Debug, Default)]
+pub(crate) struct Table(Vec<Row>);
+
+#[derive(Debug)]
+struct Row {
+    fault: Fault,
+    rounds: u32,
+    acknowledged: u64,
+    lost: u64,
+    duplicated: u64,
+    refused: usize,
+    flowing: Duration,
+    counting: Duration,
+    red: BTreeSet<&'static str>,
+    note: Option<String>,
+    failures: Vec<String>,
+}
+
+impl Table {
+    pub(crate) fn add(&mut self, fault: Fault, act: Act) {
+        let row = self.row(fault);
+        row.rounds += 1;
+        row.acknowledged += act.acknowledged;
+        row.lost += act.lost;
+        row.duplicated += act.duplicated;
+        row.refused += act.refused;
+        row.flowing = row.flowing.max(act.flowing);
+        row.counting = row.counting.max(act.counting);
+        row.red.extend(act.red);
+        row.note = act.note.or(row.note.take());
+        row.failures.extend(act.failures);
+    }
+
+    /// A round that was not played to its end.
+    pub(crate) fn add_failure(&mut self, fault: Fault, reason: String) {
+        self.row(fault).failures.push(reason);
+    }
+
+    fn row(&mut self, fault: Fault) -> &mut Row {
+        if self.0.last().is_none_or(|row| row.fault != fault) {
+            self.0.push(Row {
+                fault,
+                rounds: 0,
+                acknowledged: 0,
+                lost: 0,
+                duplicated: 0,
+                refused: 0,
+                flowing: Duration::ZERO,
+                counting: Duration::ZERO,
+                red: BTreeSet::new(),
+                note: None,
+                failures: Vec::new(),
+            });
+        }
+        self.0.last_mut().expect("it was just pushed")
+    }
+
+    /// Whether there is nothing to complain about.
+    pub(crate) fn all_held(&self) -> bool {
+        self.0.iter().all(|row| row.failures.is_empty() && row.lost + row.duplicated == 0)
+    }
+}
+
+impl Row {
+    fn cells(&self) -> [String; 9] {
+        let seconds = |time: Duration| format!("{:.1}", time.as_secs_f64());
+        let red: Vec<&str> = self.red.iter().copied().collect();
+        let failed = if self.failures.is_empty() { "" } else { "  FAILED" };
+        let notes = [self.note.as_deref(), self.fault.takes_time()];
+        let notes = notes.into_iter().flatten().fold(String::new(), |all, note| format!("{all}  ({note})"));
+        [
+            self.fault.name(),
+            self.rounds.to_string(),
+            self.acknowledged.to_string(),
+            self.lost.to_string(),
+            self.duplicated.to_string(),
+            self.refused.to_string(),
+            seconds(self.flowing),
+            seconds(self.counting),
+            format!("{}{notes}{failed}", if red.is_empty() { "-".to_owned() } else { red.join(", ") }),
+        ]
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rows: Vec<[String; 9]> =
+            std::iter::once(HEADINGS.map(str::to_owned)).chain(self.0.iter().map(Row::cells)).collect();
+        for row in &rows {
+            let mut line = String::new();
+            for (column, cell) in row.iter().enumerate() {
+                let width = rows.iter().map(|row| row[column].len()).max().unwrap_or_default();
+                // Words to the left, numbers to the right.
+                match column {
+                    0 => write!(line, "{cell:width$}")?,
+                    8 => write!(line, "  {cell}")?,
+                    _ => write!(line, "  {cell:>width$}")?,
+                }
+            }
+            writeln!(f, "{}", line.trim_end())?;
+        }
+        writeln!(f, "\n{LEGEND}")?;
+        for row in &self.0 {
+            for failure in &row.failures {
+                writeln!(f, "\n{} FAILED: {failure}", row.fault.name())?;
+            }
+        }
+        Ok(())
+    }
+}

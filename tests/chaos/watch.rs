@@ -1,0 +1,65 @@
+//! Looks at `/livez` and `/readyz` of every service all the time.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use hyper::StatusCode;
+use tokio::task::AbortHandle;
+
+use crate::ask::Asker;
+
+/// How often each service is asked.
+const LOOK: Duration = Duration::from_millis(80);
+
+/// A live process answers at once, unless the machine does ten other things.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What was seen of all services since it was last taken.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Seen {
+    /// Services of which `/readyz` was red.
+    pub(crate) red: BTreeSet<&'static str>,
+    /// What was wrong with a `/livez`.
+    pub(crate) dead: Vec<String>,
+}
+
+/// The notes of all watchers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Watch(Arc<Mutex<Seen>>);
+
+/// Looks at one process until it is dropped, which has to be before the process is killed or stopped.
+pub(crate) struct Watcher(AbortHandle);
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Watch {
+    /// Begins to look at a process of the service `name`.
+    pub(crate) fn over(&self, name: &'static str, ops_url: String) -> Watcher {
+        let seen = Arc::clone(&self.0);
+        let asker = Asker::over_one_connection();
+        let looking = tokio::spawn(async move {
+            loop {
+                let livez = asker.get(&format!("{ops_url}/livez"), PATIENCE).await;
+                if !livez.as_ref().is_ok_and(|(status, _)| *status == StatusCode::OK) {
+                    seen.lock().unwrap().dead.push(format!("/livez of {name}: {livez:?}"));
+                }
+                let readyz = asker.get(&format!("{ops_url}/readyz"), PATIENCE).await;
+                if !readyz.is_ok_and(|(status, _)| status == StatusCode::OK) {
+                    seen.lock().unwrap().red.insert(name);
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        });
+        Watcher(looking.abort_handle())
+    }
+
+    /// What was seen since this was last asked.
+    pub(crate) fn take(&self) -> Seen {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
