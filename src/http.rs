@@ -29,10 +29,8 @@ use crate::shutdown::Shutdown;
 /// reconnecting clients away; the kernel cuts this to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// How long a process that is not ready keeps clients out. In a rolling restart another one serves them
-/// meanwhile, and to open a connection to a broker or a database takes less; where nobody else does, clients
-/// had better be told what is wrong.
-const OPEN_AFTER: Duration = Duration::from_secs(3);
+/// How often a process that waits for its turn looks whether there still is another one to serve its clients.
+const OTHERS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Connections of operators and their collectors at a time: far more than there are.
 const OPS_CONNECTIONS: usize = 100;
@@ -123,8 +121,9 @@ fn listen(socket: &TcpListener) -> io::Result<()> {
 /// has had its answer and has left, but no longer than [`GRACE`](crate::shutdown::GRACE). `router` is called on
 /// each event loop, and what it makes is shared with no other.
 ///
-/// Clients get in once the process is ready, or after [`OPEN_AFTER`]: whoever shares the port with another
-/// process shares its clients from then on, and must not fail their requests for want of a connection.
+/// Where another process listens on the port it keeps all of its clients until this one is ready, which would
+/// else get its share of them while it cannot answer. Where none does (any more), clients get in at once, to be
+/// told what is wrong.
 ///
 /// Three quarters of a small request is the kernel's work; keeping the rest on one core, without a lock or
 /// a wake-up between cores, halves the cost of one event loop on many threads.
@@ -143,6 +142,7 @@ pub async fn serve_per_thread<R>(
 where
     R: Fn() -> Router + Clone + Send + 'static,
 {
+    let address = sockets.first().context("no socket to serve on")?.local_addr()?;
     let connections = Arc::new(Semaphore::new(config.max_connections as usize));
     let mut threads = tokio::task::JoinSet::new();
     let (built, building) = mpsc::channel::<Infallible>();
@@ -179,24 +179,31 @@ where
     // the process is ready, with what its routers depend on not known yet.
     drop(built);
     let _ = building.recv();
-    let ready = tokio::select! {
+    tokio::select! {
         () = shutdown => return Ok(()),
-        ready = timeout(OPEN_AFTER, health.ready()) => ready.is_ok(),
-    };
+        () = turn(address, health) => {}
+    }
     for (socket, open) in opening {
-        listen(&socket).with_context(|| cannot_listen(config.listen, "CATCHALL_LISTEN"))?;
+        listen(&socket).with_context(|| cannot_listen(address, "CATCHALL_LISTEN"))?;
         // A thread that is gone has its error waiting below.
         let _ = open.send(socket);
     }
-    if ready {
-        tracing::info!("open to clients");
-    } else {
-        tracing::warn!("open to clients, without being ready for their requests");
-    }
+    tracing::info!("open to clients");
     while let Some(ended) = threads.join_next().await {
         ended?.context("a serving thread panicked")??;
     }
     Ok(())
+}
+
+/// Waits until the process is ready or no other listens at the address.
+async fn turn(address: SocketAddr, health: &Health) {
+    // Beside a socket that listens one that is not shared cannot be bound; those that only have the port, as this
+    // process's own, are in nobody's way.
+    while bind(address, false).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse) {
+        if timeout(OTHERS_INTERVAL, health.ready()).await.is_ok() {
+            return;
+        }
+    }
 }
 
 /// Serves `/livez`, `/readyz` and `/metrics` for as long as it is polled.

@@ -57,6 +57,15 @@ impl Drop for Service {
 impl Service {
     /// Starts a service on ports of its own and returns once it listens, whatever it depends on.
     pub(crate) async fn start(name: &'static str, servers: &Servers, more: &[(&str, &str)]) -> Self {
+        let service = Self::launch(name, servers, more).await;
+        if service.logged("listen").is_some() {
+            service.opens().await;
+        }
+        service
+    }
+
+    /// Starts a service on ports of its own and returns once it has them.
+    pub(crate) async fn launch(name: &'static str, servers: &Servers, more: &[(&str, &str)]) -> Self {
         let mut variables = HashMap::from([
             ("CATCHALL_AMQP_URL", &*servers.amqp_url),
             ("CATCHALL_DATABASE_URL", &servers.database_url),
@@ -76,11 +85,13 @@ impl Service {
         });
         let service = Self { name, child, log };
         eventually("the service says where it listens", async || service.logged("ops_listen")).await;
-        if service.logged("listen").is_some() {
-            let open = async || service.has_logged("open to clients").then_some(());
-            eventually("the service is open to clients", open).await;
-        }
         service
+    }
+
+    /// Waits until the service takes clients.
+    pub(crate) async fn opens(&self) {
+        let open = async || self.has_logged("open to clients").then_some(());
+        eventually("the service is open to clients", open).await;
     }
 
     /// Starts a service and returns once it is ready.

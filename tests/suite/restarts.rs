@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 
 use crate::processes::Service;
+use crate::proxy::{Proxy, host};
 use crate::servers::{Servers, eventually};
 
 /// Restarts of one service. Each has its moments at which a connection can be lost, so that one would prove
@@ -255,4 +256,33 @@ async fn a_rolling_restart_of_query_fails_no_request() {
     let servers = Servers::fresh().await;
     let (query, _) = restart("query", &servers, "GET /domains/restarted.example", StatusCode::OK).await;
     query.answers("restarted.example", "unknown", 0, 0).await;
+}
+
+#[tokio::test]
+async fn a_new_process_takes_no_clients_before_it_is_ready_unless_it_is_alone() {
+    let servers = Servers::fresh().await;
+    let old = Service::ready("ingest", &servers, &[]).await;
+    let address = old.address();
+    let wire = Proxy::to(host(&servers.amqp_url), false).await;
+    let behind = Servers { amqp_url: wire.through(&servers.amqp_url), ..servers.clone() };
+    let settings = [("CATCHALL_LISTEN", &*address), ("CATCHALL_PUBLISH_DEADLINE_MS", "300")];
+    let ready_later = Service::launch("ingest", &behind, &settings).await;
+    ready_later.becomes_unready("connection refused").await;
+    // Each on a connection of its own, of which a process that listens too would get its share.
+    for _ in 0..50 {
+        assert_eq!(old.put("/events/a.com/delivered").await, StatusCode::ACCEPTED);
+    }
+    assert!(!ready_later.has_logged("open to clients"));
+    wire.mend();
+    ready_later.opens().await;
+    ready_later.becomes_ready().await;
+
+    wire.cut();
+    ready_later.becomes_unready("broker: ").await;
+    let never_ready = Service::launch("ingest", &behind, &settings).await;
+    never_ready.becomes_unready("connection refused").await;
+    old.signal("KILL");
+    ready_later.signal("KILL");
+    never_ready.opens().await;
+    assert_eq!(never_ready.put("/events/a.com/delivered").await, StatusCode::SERVICE_UNAVAILABLE);
 }
