@@ -199,7 +199,11 @@ where
 async fn turn(address: SocketAddr, health: &Health) {
     // Beside a socket that listens one that is not shared cannot be bound; those that only have the port, as this
     // process's own, are in nobody's way.
-    while bind(address, false).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse) {
+    let others = || bind(address, false).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
+    if others() {
+        tracing::info!(%address, "another process listens on {address}, and takes its clients until this one is ready");
+    }
+    while others() {
         if timeout(OTHERS_INTERVAL, health.ready()).await.is_ok() {
             return;
         }
