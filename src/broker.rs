@@ -6,7 +6,9 @@
 //! off (it does not cover channel errors and has lost acknowledgements); what breaks is dropped whole and
 //! opened again under this module's own supervision.
 
+mod dead_letters;
 mod deliveries;
+mod letter;
 mod publisher;
 
 use std::fmt;
@@ -27,7 +29,9 @@ use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind
 use socket2::SockRef;
 use tokio::time::timeout;
 
+pub use dead_letters::{DeadLetters, Place};
 pub use deliveries::{Deliveries, Delivery};
+pub use letter::{Letter, Timestamp};
 pub use publisher::{Message, PublishError, Publisher};
 
 /// The exchange events are published to, and the queue they wait in.
@@ -118,6 +122,12 @@ pub enum Error {
          it becomes a dead letter"
     )]
     Unparsable,
+    /// The same of a dead letter, which hides those behind it.
+    #[error(
+        "a dead letter has a property or a routing key that is not UTF-8, which cannot be read here, nor what is \
+         behind it: take it out by the broker's management pages"
+    )]
+    UnparsableLetter,
     /// The broker is there, but the topology is not.
     #[error(
         "{url} has no {kind} {name:?}: create it with \

@@ -25,5 +25,8 @@ pub mod ingest;
 pub mod worker;
 pub mod query;
 pub mod migrate;
-// A tool, and the only one that looks at the whole from outside.
+// Tools: for whoever runs the system.
+pub mod progress;
+pub mod dead_letters;
+// The only one that looks at the whole from outside.
 pub mod load;

@@ -12,7 +12,6 @@
 mod body;
 mod config;
 mod direct;
-mod display;
 mod exchange;
 mod figures;
 mod http1;
@@ -42,7 +41,6 @@ use tokio::task::JoinSet;
 
 use self::config::{Plan, Via};
 use self::direct::Direct;
-use self::display::{Display, Progress};
 use self::http1::Http1;
 use self::http2::Http2;
 use self::ledger::Ledger;
@@ -52,6 +50,7 @@ use self::reading::Reader;
 use self::run::Run;
 use self::sender::{Carrier, send};
 use self::verification::{Baseline, Comparison};
+use crate::progress::{Display, Progress};
 
 pub use self::config::Config;
 pub use self::report::{Outcome, Report};
@@ -197,5 +196,5 @@ fn progress(run: &Run) -> Progress {
     if let Some(trouble) = &figures.trouble {
         note = format!("{note}: {trouble}");
     }
-    Progress { done: figures.done(), note }
+    Progress { done: figures.done(), note, ..Progress::default() }
 }

@@ -88,6 +88,8 @@ fn parse<C: Args>(
         command.try_get_matches_from_mut(arguments).and_then(|matches| Arguments::from_arg_matches(&matches));
     parsed.map_err(|error| match error.kind() {
         ErrorKind::ValueValidation | ErrorKind::InvalidValue | ErrorKind::MissingRequiredArgument => {
+            // The parser has not completed the subcommands it did not come to.
+            command.build();
             ParseError::Sentence(sentence(&command, &error))
         }
         _ => ParseError::Help(error),
@@ -102,9 +104,14 @@ fn sentence(command: &clap::Command, error: &clap::Error) -> String {
         Some(ContextValue::Strings(names)) => names.iter().map(String::as_str).collect(),
         _ => Vec::new(),
     };
+    // The same argument of another subcommand will do: it has the same name, variable and secrecy.
+    let known: Vec<&Arg> = command
+        .get_arguments()
+        .chain(command.get_subcommands().flat_map(clap::Command::get_arguments))
+        .collect();
     let arguments: Vec<&Arg> = names
         .iter()
-        .filter_map(|name| command.get_arguments().find(|argument| *name == argument.to_string()))
+        .filter_map(|name| known.iter().find(|argument| *name == argument.to_string()).copied())
         .collect();
     let sources: Vec<String> = arguments.iter().map(|argument| source(argument)).collect();
     let sources = if sources.is_empty() { names.join(", ") } else { sources.join(", ") };

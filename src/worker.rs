@@ -5,6 +5,7 @@ mod counting;
 mod upkeep;
 mod window;
 
+use std::collections::BTreeSet;
 use std::mem;
 use std::pin::pin;
 use std::process::ExitCode;
@@ -237,7 +238,10 @@ enum Ended {
 #[derive(Debug)]
 struct Settled {
     through: u64,
-    rejected: Vec<u64>,
+    /// The last of those that are not rejected, if there is one: the broker breaks the channel of whoever accepts
+    /// what they have rejected.
+    accepted: Option<u64>,
+    rejected: BTreeSet<u64>,
 }
 
 /// Counts what can be read and keeps what cannot, however long it takes: a failure of the database holds the
@@ -250,16 +254,18 @@ async fn settle(
     window: Window,
 ) -> Result<Settled, HeldTooLong> {
     let Window { portion, tags, poison, last, .. } = window;
+    let poisoned: Vec<u64> = poison.iter().map(|(delivery, _)| delivery.tag()).collect();
     let (mut rejected, refused) = tokio::join!(keep(dead_letters, poison), count(ledger, commits, portion));
     rejected.extend(refused?.into_iter().map(|place| tags[place]));
-    Ok(Settled { through: last, rejected })
+    let accepted = tags.into_iter().chain(poisoned).filter(|tag| !rejected.contains(tag)).max();
+    Ok(Settled { through: last, accepted, rejected })
 }
 
-/// Publishes the poison as dead letters with their reasons. Returns the tags of all if not every one could
-/// be: those are for the queue's own dead-lettering.
-async fn keep(dead_letters: &mut Publisher, poison: Vec<(Delivery, String)>) -> Vec<u64> {
+/// Publishes the poison as dead letters with their reasons. Returns the tags of those that are not known to be
+/// kept so: they are for the queue's own dead-lettering.
+async fn keep(dead_letters: &mut Publisher, poison: Vec<(Delivery, String)>) -> BTreeSet<u64> {
     if poison.is_empty() {
-        return Vec::new();
+        return BTreeSet::new();
     }
     for (_, reason) in &poison {
         tracing::warn!(reason, "a message cannot be read and is kept as a dead letter: {reason}");
@@ -267,13 +273,17 @@ async fn keep(dead_letters: &mut Publisher, poison: Vec<(Delivery, String)>) -> 
     metrics::counter!("catchall_worker_dead_letters_total").increment(poison.len() as u64);
     let messages: Vec<Message> =
         poison.iter().map(|(delivery, reason)| Message::dead_letter(delivery, reason)).collect();
-    match dead_letters.publish(&messages, Instant::now() + DEAD_LETTER_PATIENCE).await {
-        Ok(()) => Vec::new(),
-        Err(error) => {
-            tracing::warn!(reason = %error, "cannot keep dead letters with their reasons: {error}");
-            poison.iter().map(|(delivery, _)| delivery.tag()).collect()
-        }
+    let fates = dead_letters.publish_each(&messages, Instant::now() + DEAD_LETTER_PATIENCE).await;
+    let failed: Vec<_> = poison
+        .iter()
+        .zip(fates)
+        .filter_map(|((delivery, _), fate)| fate.err().map(|error| (delivery.tag(), error)))
+        .collect();
+    if let Some((_, error)) = failed.first() {
+        let count = failed.len();
+        tracing::warn!(reason = %error, count, "cannot keep {count} dead letters with their reasons: {error}");
     }
+    failed.into_iter().map(|(tag, _)| tag).collect()
 }
 
 /// Accepts what is settled. The rejections go first: an acceptance of all up to a tag would drop them.
@@ -281,5 +291,8 @@ async fn accept(deliveries: &Deliveries, settled: Settled) -> Result<(), broker:
     for tag in settled.rejected {
         deliveries.reject(tag).await?;
     }
-    deliveries.accept_through(settled.through).await
+    match settled.accepted {
+        Some(tag) => deliveries.accept_through(tag).await,
+        None => Ok(()),
+    }
 }

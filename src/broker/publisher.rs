@@ -5,22 +5,20 @@ use std::sync::Arc;
 
 use futures::future;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, Event};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
+use super::letter::{self, Letter};
 use super::{Config, DEAD, Delivery, EVENTS, Error, backoff, check_topology, connect, describe, next_event};
 use crate::domain_name::DomainName;
 use crate::event::IdempotencyKey;
 use crate::health::Dependency;
 
 /// AMQP's mark of a message that has to survive a restart of the broker.
-const PERSISTENT: u8 = 2;
-
-/// The header of a dead letter that says why it is one.
-const REASON_HEADER: &str = "catchall-reason";
+pub(super) const PERSISTENT: u8 = 2;
 
 /// The header that makes a message a mark. It is a mark only if the ledger knows its id: nobody else's message
 /// can pass for one.
@@ -66,18 +64,24 @@ impl Message {
         mark
     }
 
-    /// `delivery` as it came, with the reason why it cannot be read in its headers.
+    /// A copy of `delivery` for the dead letters: as it came, with the reason why it cannot be read in its
+    /// headers, when that was found, and an identity if it has none of its own, so that a replay counts once.
     #[must_use]
     pub fn dead_letter(delivery: &Delivery, reason: &str) -> Self {
-        let properties = delivery.properties().clone();
-        let mut headers = properties.headers().clone().unwrap_or_default();
-        headers.insert(REASON_HEADER.into(), AMQPValue::LongString(LongString::from(reason)));
         Self {
             exchange: DEAD,
             routing_key: delivery.routing_key().into(),
-            properties: properties.with_headers(headers).with_delivery_mode(PERSISTENT),
+            properties: letter::buried(delivery.properties(), delivery.message_id(), reason),
             body: delivery.body().to_vec(),
         }
+    }
+
+    /// The message that a dead letter was, under its own id or the one it got with its death.
+    #[must_use]
+    pub fn replay(letter: Letter) -> Self {
+        let properties = letter.revived();
+        let (routing_key, body) = letter.into_parts();
+        Self { exchange: EVENTS, routing_key, properties, body }
     }
 }
 
@@ -138,46 +142,68 @@ impl Publisher {
     ///
     /// Says why not all are confirmed at the deadline, or sooner when waiting is no use.
     pub async fn publish(&mut self, messages: &[Message], deadline: Instant) -> Result<(), PublishError> {
-        let mut pending: Vec<&Message> = messages.iter().collect();
+        self.publish_each(messages, deadline).await.into_iter().collect()
+    }
+
+    /// The same, and tells of each message whether it is confirmed, in their order: for messages that stand
+    /// each for itself.
+    pub async fn publish_each(
+        &mut self,
+        messages: &[Message],
+        deadline: Instant,
+    ) -> Vec<Result<(), PublishError>> {
+        let mut fates = vec![Err(PublishError::Unconfirmed); messages.len()];
+        let mut pending: Vec<usize> = (0..messages.len()).collect();
         let mut published = false;
         while !pending.is_empty() {
             let Some((channel, connection)) = self.channel(deadline).await else {
-                return Err(if published { PublishError::Unconfirmed } else { self.unavailable() });
+                if !published {
+                    fates.fill(Err(self.unavailable()));
+                }
+                return fates;
             };
             published = true;
-            let confirms = future::join_all(pending.iter().map(|message| confirmed(&channel, message)));
-            let Ok(confirms) = timeout_at(deadline, confirms).await else {
-                // A blocked connection goes on when the broker does; any other that is silent is given up,
-                // and what lapin still holds of these messages with it.
-                if !matches!(*self.link.borrow(), Link::Blocked(_)) {
-                    self.condemned.send_replace(connection);
+            let confirms = pending.iter().map(|&i| timeout_at(deadline, confirmed(&channel, &messages[i])));
+            let confirms = future::join_all(confirms).await;
+            if confirms.iter().any(|confirm| matches!(confirm, Ok(Ok(Confirmation::Ack(Some(_)))))) {
+                // Lapin may attach what was returned to another message's confirm, so no confirm of them can be
+                // believed. Opening the next connection checks the topology and reports what it lacks.
+                self.condemned.send_replace(connection);
+                for i in pending {
+                    fates[i] = Err(PublishError::Unroutable);
                 }
-                return Err(PublishError::Unconfirmed);
-            };
-            let mut unknown = Vec::new();
-            for (message, confirm) in pending.into_iter().zip(confirms) {
+                return fates;
+            }
+            let (mut unknown, mut late, mut refused) = (Vec::new(), false, false);
+            for (i, confirm) in pending.into_iter().zip(confirms) {
                 match confirm {
-                    Ok(Confirmation::Ack(None)) => {}
-                    Ok(Confirmation::Nack(_)) => return Err(PublishError::Refused),
-                    Ok(Confirmation::Ack(Some(_))) => {
-                        // Opening the next connection checks the topology and reports what it lacks.
-                        self.condemned.send_replace(connection);
-                        return Err(PublishError::Unroutable);
+                    Ok(Ok(Confirmation::Ack(_))) => fates[i] = Ok(()),
+                    Ok(Ok(Confirmation::Nack(_))) => {
+                        fates[i] = Err(PublishError::Refused);
+                        refused = true;
                     }
-                    Ok(Confirmation::NotRequested) | Err(_) => unknown.push(message),
+                    Ok(Ok(Confirmation::NotRequested) | Err(_)) => unknown.push(i),
+                    Err(_) => late = true,
                 }
             }
-            if !unknown.is_empty() {
+            // A blocked connection goes on when the broker does; any other that is silent is given up, and what
+            // lapin still holds of these messages with it.
+            if !unknown.is_empty() || late && !matches!(*self.link.borrow(), Link::Blocked(_)) {
                 self.condemned.send_replace(connection);
+            }
+            if late || refused {
+                return fates;
+            }
+            if !unknown.is_empty() {
                 // Until the keeper has seen the verdict, the link still shows the channel that has failed.
                 let gone = self.link.wait_for(|link| !matches!(link, Link::Up(_, n) if *n == connection));
                 if !matches!(timeout_at(deadline, gone).await, Ok(Ok(_))) {
-                    return Err(PublishError::Unconfirmed);
+                    return fates;
                 }
             }
             pending = unknown;
         }
-        Ok(())
+        fates
     }
 
     /// Waits until messages are taken, at most until the deadline.

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use serde::Serialize;
 
-use super::display::{Display, Progress};
 use super::ledger::{Difference, Expected, Ledger};
 use super::reading::{Reader, Reading};
 use super::workload::{Names, Workload};
 use crate::counters::Counters;
+use crate::progress::{Display, Progress};
 
 /// Domains that are watched until they have settled before the others are read once. It keeps a million
 /// reads out of the way of the workers.
@@ -86,7 +86,7 @@ impl Baseline {
             before[place] = reading.counters;
             done.set(done.get() + 1);
         });
-        let progress = || Progress { done: done.get(), note: String::new() };
+        let progress = || Progress { done: done.get(), ..Progress::default() };
         display.follow("baseline", "domains", domains.len() as u64, progress, reading).await?;
         Ok(Self { domains, before })
     }
@@ -182,7 +182,7 @@ impl<'a> Comparison<'a> {
         // A message that is delivered twice may come a little later than all that were missing.
         tokio::time::sleep(STILL).await;
         let done = Cell::new(0);
-        let progress = || Progress { done: done.get(), note: String::new() };
+        let progress = || Progress { done: done.get(), ..Progress::default() };
         let places: Vec<usize> = (0..all).collect();
         let look = self.look(&places, reader, |read| done.set(read));
         display.follow("comparing", "domains", all as u64, progress, look).await?;
@@ -200,7 +200,7 @@ impl<'a> Comparison<'a> {
     ) -> anyhow::Result<()> {
         let total = places.len();
         let settled = Cell::new(0);
-        let progress = || Progress { done: settled.get(), note: String::new() };
+        let progress = || Progress { done: settled.get(), ..Progress::default() };
         let work = async {
             loop {
                 self.look(&places, reader, |_| ()).await?;

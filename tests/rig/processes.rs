@@ -19,6 +19,7 @@ pub(crate) fn binary(name: &str) -> &'static str {
         "worker" => env!("CARGO_BIN_EXE_catchall-worker"),
         "query" => env!("CARGO_BIN_EXE_catchall-query"),
         "migrate" => env!("CARGO_BIN_EXE_catchall-migrate"),
+        "dead" => env!("CARGO_BIN_EXE_catchall-dead"),
         "load" => env!("CARGO_BIN_EXE_catchall-load"),
         _ => panic!("there is no catchall-{name}"),
     }

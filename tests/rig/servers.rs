@@ -9,7 +9,9 @@ use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use lapin::options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions};
+use lapin::options::{
+    BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
+};
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
 use serde_json::Value;
@@ -53,9 +55,14 @@ fn at(url: &str, path: &str) -> String {
 impl Servers {
     /// A migrated database and a vhost with the topology.
     pub(crate) async fn fresh() -> Self {
+        Self::with(&topology()).await
+    }
+
+    /// A migrated database and a vhost with another topology.
+    pub(crate) async fn with(definitions: &Value) -> Self {
         let servers = Self::bare().await;
         catchall::postgres::migrate(&servers.database_url.parse().unwrap()).await.unwrap();
-        servers.declare(&topology()).await;
+        servers.declare(definitions).await;
         eventually("the schema is at the replica", async || {
             let mut replica = PgConnection::connect(&servers.replica_url).await.ok()?;
             let found = sqlx::query("select 1 from event_claims").execute(&mut replica).await;
@@ -237,18 +244,44 @@ impl AmqpClient {
     }
 
     pub(crate) async fn publish_with(&self, body: &[u8], properties: BasicProperties) {
+        self.publish_to(catchall::broker::EVENTS, body, properties).await;
+    }
+
+    /// Publishes to any exchange.
+    pub(crate) async fn publish_to(&self, exchange: &str, body: &[u8], properties: BasicProperties) {
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
-        let exchange = catchall::broker::EVENTS.into();
-        let confirm = self.channel.basic_publish(exchange, "any.key".into(), options, body, properties);
+        let confirm =
+            self.channel.basic_publish(exchange.into(), "any.key".into(), options, body, properties);
         assert_eq!(confirm.await.unwrap().await.unwrap(), Confirmation::Ack(None));
+    }
+
+    /// How many messages wait in a queue.
+    pub(crate) async fn waiting(&self, queue: &str) -> u32 {
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        let queue = self.channel.queue_declare(queue.into(), options, FieldTable::default()).await.unwrap();
+        queue.message_count()
     }
 
     /// Takes a message from the dead-letter queue: its body, its headers and its properties.
     pub(crate) async fn dead_letter(&self) -> Option<(Vec<u8>, FieldTable, BasicProperties)> {
+        self.take(catchall::broker::DEAD).await
+    }
+
+    /// Takes a message from a queue.
+    pub(crate) async fn take(&self, queue: &str) -> Option<(Vec<u8>, FieldTable, BasicProperties)> {
         let options = BasicGetOptions { no_ack: true };
-        let message = self.channel.basic_get(catchall::broker::DEAD.into(), options).await.unwrap()?;
+        let message = self.channel.basic_get(queue.into(), options).await.unwrap()?;
         let properties = message.delivery.properties.clone();
         let headers = properties.headers().clone().unwrap_or_default();
         Some((message.delivery.data, headers, properties))
+    }
+
+    /// Takes a message from a queue and gives it back, as a worker does that ends before it accepts it.
+    pub(crate) async fn give_back(&self, queue: &str) -> bool {
+        let taken = self.channel.basic_get(queue.into(), BasicGetOptions::default()).await.unwrap();
+        let Some(message) = taken else { return false };
+        let options = BasicNackOptions { requeue: true, ..Default::default() };
+        self.channel.basic_nack(message.delivery.delivery_tag, options).await.unwrap();
+        true
     }
 }

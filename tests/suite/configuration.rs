@@ -49,7 +49,7 @@ fn a_bad_value_ends_the_process_with_a_sentence_that_names_its_variable() {
 
 #[test]
 fn help_names_every_variable_and_shows_no_secret() {
-    for program in ["ingest", "worker", "query", "migrate"] {
+    for program in ["ingest", "worker", "query", "migrate", "dead"] {
         let (status, stdout, _) = run(program, &["--help"], &URLS);
         assert!(status.success() && stdout.contains("CATCHALL_LOG"), "{stdout}");
         assert!(!stdout.contains("s3cret"), "{stdout}");

@@ -7,7 +7,7 @@ use std::process::Command;
 use catchall::batch::Batch;
 use catchall::broker::{DEAD, EVENTS};
 
-use crate::processes::{Service, run};
+use crate::processes::{Service, binary, run};
 use crate::servers::{Servers, topology};
 
 const README: &str = include_str!("../../README.md");
@@ -69,6 +69,29 @@ async fn the_walkthrough_prints_what_it_says() {
     }
 }
 
+#[tokio::test]
+async fn the_commands_for_dead_letters_are_valid() {
+    let servers = Servers::fresh().await;
+    let (_, help, _) = run("dead", &["--help"], &[]);
+    let examples = help.lines().filter_map(|line| line.strip_prefix("  catchall-dead "));
+    // What is behind a pipe is another program's.
+    let examples = examples.map(|example| example.split(" | ").next().unwrap().to_owned());
+    let steps = transcript(section(README, "### Dead letters", "### Configuration"));
+    let steps = steps.iter().map(|(command, _)| command.strip_prefix("catchall-dead ").unwrap().to_owned());
+    let commands: Vec<String> = examples.chain(steps).collect();
+    assert!(commands.len() >= 10, "{commands:?}");
+    for command in commands {
+        let output = Command::new("bash")
+            .args(["-c", &format!("exec {} {command}", binary("dead"))])
+            .env("CATCHALL_AMQP_URL", &servers.amqp_url)
+            .env("CATCHALL_DATABASE_URL", &servers.database_url)
+            .output()
+            .unwrap();
+        let unknown = command.contains("3f2a9c1b04de");
+        assert_eq!(output.status.code(), Some(i32::from(unknown)), "{command}: {output:?}");
+    }
+}
+
 #[test]
 fn the_samples_of_messages_can_be_read() {
     let samples = blocks(README, "json");
@@ -83,16 +106,28 @@ fn the_samples_of_messages_can_be_read() {
     );
 }
 
+/// The help of a program and of its commands.
+fn help(program: &str) -> String {
+    let (_, mut help, _) = run(program, &["--help"], &[]);
+    if let Some((_, commands)) = help.clone().split_once("\nCommands:\n") {
+        let names = commands.lines().map_while(|line| line.strip_prefix("  ")?.split(' ').next());
+        for name in names.filter(|name| *name != "help") {
+            help += &run(program, &[name, "--help"], &[]).1;
+        }
+    }
+    help
+}
+
 /// The variables a program knows, from its own help.
 fn variables(program: &str) -> BTreeSet<String> {
-    let (_, help, _) = run(program, &["--help"], &[]);
+    let help = help(program);
     let named = help.split("[env: ").skip(1).filter_map(|rest| rest.split(['=', ']']).next());
     named.map(str::to_owned).collect()
 }
 
 #[test]
 fn the_table_of_the_configuration_is_that_of_the_programs() {
-    let programs = ["ingest", "worker", "query", "migrate"];
+    let programs = ["ingest", "worker", "query", "migrate", "dead"];
     let table = section(README, "### Configuration", "\n## ");
     let rows = table.lines().filter_map(|line| line.strip_prefix("| `")).map(|row| {
         let mut cells = row.split('|').map(str::trim);
@@ -105,7 +140,7 @@ fn the_table_of_the_configuration_is_that_of_the_programs() {
         for (program, documented) in programs.iter().zip(&mut documented) {
             if services == "all" || services.split(", ").any(|service| service == *program) {
                 documented.insert(variable.clone());
-                let (_, help, _) = run(program, &["--help"], &[]);
+                let help = help(program);
                 let of_variable = help.split(&*format!("[env: {variable}")).nth(1).unwrap_or_default();
                 let of_variable = of_variable.split("[env: ").next().unwrap();
                 let given = of_variable.split("[default: ").nth(1).and_then(|rest| rest.split(']').next());

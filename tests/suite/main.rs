@@ -5,6 +5,7 @@
 mod compose;
 mod configuration;
 mod connections;
+mod dead_letters;
 mod documents;
 mod house;
 mod ingest;
@@ -19,6 +20,7 @@ mod processes;
 mod proxy;
 mod query;
 mod recovery;
+mod replay;
 mod restarts;
 mod retention;
 #[allow(dead_code, reason = "each test program uses a part of the rig")]

@@ -1,19 +1,20 @@
 //! Messages that cannot be read: kept with their reason, and nobody waits for them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use catchall::broker::{DEAD, EVENTS};
 use hyper::Method;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::processes::Service;
-use crate::servers::{Servers, eventually};
+use crate::servers::{Servers, eventually, topology};
 
 /// A body, how it is labelled, and what the reason says.
-fn poisons() -> Vec<(Vec<u8>, BasicProperties, &'static str)> {
+pub(crate) fn poisons() -> Vec<(Vec<u8>, BasicProperties, &'static str)> {
     let json =
         || BasicProperties::default().with_delivery_mode(2).with_content_type("application/json".into());
     let mut poisons: Vec<(Vec<u8>, BasicProperties, &str)> = [
@@ -77,12 +78,12 @@ async fn poison_is_kept_with_its_reason_and_holds_nothing_up() {
         assert_eq!(headers.inner().get("x-trace"), Some(&AMQPValue::LongInt(7)), "what was there stays");
     }
     assert!(publisher.dead_letter().await.is_none());
-    assert!(!worker.has_logged("not available"), "no message may break a session");
+    assert!(!worker.has_logged("broker is not available"), "no message may break a session");
 }
 
 /// Publishes a message under a routing key that is not UTF-8, which AMQP allows and no Rust client sends: frame by
 /// frame.
-async fn publish_in_latin_1(servers: &Servers, body: &[u8]) {
+pub(crate) async fn publish_in_latin_1(servers: &Servers, exchange: &str, body: &[u8]) {
     let (user, vhost) = servers.amqp_url.trim_start_matches("amqp://").split_once('@').unwrap();
     let ((user, password), (address, vhost)) =
         (user.split_once(':').unwrap(), vhost.split_once('/').unwrap());
@@ -103,7 +104,7 @@ async fn publish_in_latin_1(servers: &Servers, body: &[u8]) {
         frame(1, 0, &[&[0, 10, 0, 40], &short(vhost.as_bytes()), &[0, 0]]),
         frame(1, 1, &[&[0, 20, 0, 10, 0]]),
         frame(1, 1, &[&[0, 85, 0, 10, 0]]),
-        frame(1, 1, &[&[0, 60, 0, 40, 0, 0], &short(b"catchall.events"), &short(b"m\xfcller.de"), &[0]]),
+        frame(1, 1, &[&[0, 60, 0, 40, 0, 0], &short(exchange.as_bytes()), &short(b"m\xfcller.de"), &[0]]),
         [frame(2, 1, &[&header]), frame(3, 1, &[body])].concat(),
     ] {
         stream.write_all(&bytes).await.unwrap();
@@ -128,7 +129,7 @@ async fn a_message_that_ends_the_connection_becomes_a_dead_letter_alone() {
     for number in 0..5 {
         publisher.publish(good, Some(&format!("before-{number}"))).await;
     }
-    publish_in_latin_1(&servers, good).await;
+    publish_in_latin_1(&servers, EVENTS, good).await;
     for number in 0..200 {
         publisher.publish(good, Some(&format!("after-{number}"))).await;
     }
@@ -144,4 +145,87 @@ async fn a_message_that_ends_the_connection_becomes_a_dead_letter_alone() {
     eventually("it is a dead letter", async || (count().await > 0).then_some(())).await;
     assert_eq!(count().await, 1, "and no good one is");
     assert!(worker.has_logged("not UTF-8"));
+}
+
+#[tokio::test]
+async fn only_what_could_not_be_kept_with_its_reason_is_rejected() {
+    const POISONS: usize = 12;
+    let mut definitions = topology();
+    for queue in definitions["queues"].as_array_mut().unwrap() {
+        if queue["name"] == DEAD {
+            // Such a queue refuses exactly what is past its limit.
+            queue["arguments"] =
+                json!({"x-queue-type": "classic", "x-max-length": 5, "x-overflow": "reject-publish"});
+        } else {
+            queue["arguments"]["x-dead-letter-exchange"] = json!("rejected");
+        }
+    }
+    let named = |kind: &str| {
+        let mut object = topology()[kind].as_array().unwrap()[0].clone();
+        object["name"] = json!("rejected");
+        object
+    };
+    let mut queue = named("queues");
+    queue["arguments"] = json!({"x-queue-type": "quorum"});
+    let mut binding = topology()["bindings"].as_array().unwrap()[0].clone();
+    (binding["source"], binding["destination"]) = (json!("rejected"), json!("rejected"));
+    for (kind, object) in [("exchanges", named("exchanges")), ("queues", queue), ("bindings", binding)] {
+        definitions[kind].as_array_mut().unwrap().push(object);
+    }
+    let servers = Servers::with(&definitions).await;
+    let publisher = servers.publisher().await;
+    for number in 0..POISONS {
+        publisher.publish(b"poison", Some(&format!("poison-{number}"))).await;
+    }
+    let _worker = Service::ready("worker", &servers, &[]).await;
+    servers.settle().await;
+    let mut ids = BTreeSet::new();
+    for (queue, count) in [(DEAD, 5), ("rejected", POISONS - 5)] {
+        for _ in 0..count {
+            let what = format!("{queue} has {count}");
+            let (_, headers, properties) = eventually(&what, async || publisher.take(queue).await).await;
+            assert_eq!(headers.contains_key("catchall-reason"), queue == DEAD);
+            assert_eq!(headers.contains_key("catchall-died"), queue == DEAD);
+            assert!(ids.insert(properties.message_id().clone().unwrap().to_string()), "one is there twice");
+        }
+    }
+    assert_eq!(ids.len(), POISONS);
+}
+
+#[tokio::test]
+async fn a_dead_letter_has_an_identity_and_does_not_expire() {
+    let servers = Servers::fresh().await;
+    let publisher = servers.publisher().await;
+    // Before the worker sees them, they cannot expire: a minute is long.
+    let properties = BasicProperties::default().with_expiration("60000".into());
+    // The broker lets a user name nobody but themselves, and the worker's may be another.
+    let user = servers.amqp_url.split("://").nth(1).unwrap().split(':').next().unwrap();
+    let properties = properties.with_user_id(user.into()).with_priority(2);
+    for id in [None, None, Some(""), Some("own")] {
+        let properties = match id {
+            Some(id) => properties.clone().with_message_id(id.into()),
+            None => properties.clone(),
+        };
+        publisher.publish_with(b"poison", properties).await;
+    }
+    let _worker = Service::ready("worker", &servers, &[]).await;
+    let mut identities = BTreeSet::new();
+    for _ in 0..4 {
+        let (_, headers, properties) =
+            eventually("a dead letter is there", async || publisher.dead_letter().await).await;
+        let own = properties.message_id().as_ref().is_some_and(|id| id.as_str() == "own");
+        match headers.inner().get("catchall-letter") {
+            Some(AMQPValue::LongString(id)) => assert!(identities.insert(id.to_string()) && !own),
+            header => assert!(header.is_none() && own),
+        }
+        assert!(
+            matches!(headers.inner().get("catchall-died"), Some(AMQPValue::Timestamp(secs)) if *secs > 1_700_000_000)
+        );
+        assert_eq!(headers.inner().get("catchall-user-id"), Some(&AMQPValue::LongString(user.into())));
+        assert_eq!(
+            (properties.expiration(), properties.user_id(), properties.priority()),
+            (&None, &None, &Some(2))
+        );
+    }
+    assert_eq!(identities.len(), 3);
 }

@@ -15,7 +15,7 @@ const LINE: Duration = Duration::from_secs(5);
 
 /// Where progress is shown.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Display {
+pub(crate) enum Display {
     /// As a bar that moves.
     Terminal,
     /// As lines, as for a log.
@@ -24,21 +24,23 @@ pub(super) enum Display {
 
 /// How far something is.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Progress {
+pub(crate) struct Progress {
     /// So many are done.
-    pub(super) done: u64,
+    pub(crate) done: u64,
     /// What else there is to say.
-    pub(super) note: String,
+    pub(crate) note: String,
+    /// What is to stay on the screen, above what changes: a line each, said once.
+    pub(crate) lines: Vec<String>,
 }
 
 impl Display {
     /// What standard error is.
-    pub(super) fn detect() -> Self {
+    pub(crate) fn detect() -> Self {
         if stderr().is_terminal() { Self::Terminal } else { Self::Lines }
     }
 
     /// Shows progress while `work` is under way: of `total` things, called `unit`.
-    pub(super) async fn follow<F: Future>(
+    pub(crate) async fn follow<F: Future>(
         self,
         phase: &'static str,
         unit: &'static str,
@@ -57,6 +59,7 @@ impl Display {
             tokio::select! {
                 biased;
                 output = &mut work => {
+                    meter.say(&progress().lines);
                     meter.bar.finish_and_clear();
                     return output;
                 }
@@ -92,7 +95,18 @@ impl Meter {
         Self { phase, unit, total, bar, seen: vec![(Instant::now(), 0)] }
     }
 
+    fn say(&self, lines: &[String]) {
+        for line in lines {
+            if self.bar.is_hidden() {
+                eprintln!("{line}");
+            } else {
+                self.bar.println(line);
+            }
+        }
+    }
+
     fn show(&mut self, progress: &Progress) {
+        self.say(&progress.lines);
         let now = Instant::now();
         let (since, before) = self.seen[0];
         #[expect(clippy::cast_precision_loss, reason = "a rate to look at")]

@@ -1,0 +1,209 @@
+//! Dead letters: what waits in `catchall.dead`, looked at, sent back or discarded by a person.
+//!
+//! The queue may be in use meanwhile, by workers and by other operators: what one looks at the others do not
+//! see until the look is over. Nothing is lost wherever this is killed. A letter leaves the queue only after
+//! what was to become of it is certain, so the worst is that it is there a second time, under the same id.
+
+mod command;
+mod doubt;
+mod print;
+mod removal;
+mod selection;
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use uuid::Uuid;
+
+use crate::broker::{self, DeadLetters, Letter, Publisher};
+use crate::health::Health;
+use crate::ledger::Ledger;
+use crate::process::{self, Process};
+use crate::progress::{Display, Progress};
+use crate::shutdown::Shutdown;
+use command::{Command, Count, Discard, List, Replay, Show};
+use doubt::Doubts;
+use removal::{Removal, remove};
+use selection::{Prefix, Selection};
+
+pub use command::Config;
+
+/// The name of the connections.
+const NAME: &str = "catchall-dead";
+
+/// How long the broker may take to confirm what is replayed: longer than any that works does.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The program: see [`process::main`].
+#[must_use]
+pub fn main() -> ExitCode {
+    process::main(NAME, "Looks at the dead letters of catchall, sends them back or discards them", run)
+}
+
+/// Does what it is told and ends early, between two letters, on the shutdown.
+///
+/// # Errors
+///
+/// When the broker or the database is away, or not everything was done: a letter was skipped, a reference is not
+/// known or means several letters, or it was interrupted.
+pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
+    let shutdown = process.shutdown;
+    match config.command {
+        Command::Count(command) => count(&command).await,
+        Command::List(command) => list(&command, shutdown).await,
+        Command::Show(command) => show(&command, shutdown).await,
+        Command::Replay(command) => replay(command, shutdown).await,
+        Command::Discard(command) => discard(command, shutdown).await,
+    }
+}
+
+async fn count(Count { broker, json }: &Count) -> anyhow::Result<()> {
+    let letters = DeadLetters::open(broker, NAME).await?;
+    let count = letters.count();
+    letters.close().await?;
+    if *json {
+        println!("{}", serde_json::json!({ "count": count }));
+    } else {
+        println!("{count}");
+    }
+    Ok(())
+}
+
+async fn list(List { broker, limit, reason, json }: &List, shutdown: Shutdown) -> anyhow::Result<()> {
+    let selection = Selection::All { reason: reason.clone() };
+    let letters = DeadLetters::open(broker, NAME).await?;
+    // Without a filter no more are asked for than are printed.
+    let letters = if reason.is_none() { letters.limited_to(*limit) } else { letters };
+    print(
+        letters,
+        shutdown,
+        |letter| selection.takes(letter),
+        *limit,
+        |letter, out| {
+            if *json { print::line_as_json(letter, out) } else { print::line(letter, out) }
+        },
+    )
+    .await?;
+    Ok(())
+}
+
+async fn show(Show { broker, reference, json }: &Show, shutdown: Shutdown) -> anyhow::Result<()> {
+    let letters = DeadLetters::open(broker, NAME).await?;
+    let matches = |letter: &Letter| reference.is_of(letter.reference());
+    let shown = print(letters, shutdown, matches, u64::MAX, |letter, out| {
+        if *json { print::whole_as_json(letter, out) } else { print::whole(letter, out) }
+    })
+    .await?;
+    if shown == 0 {
+        bail!("no letter has the reference {reference}");
+    }
+    Ok(())
+}
+
+/// Prints the letters that match as they are found, at most so many, and returns how many there were.
+async fn print(
+    mut letters: DeadLetters,
+    shutdown: Shutdown,
+    matches: impl Fn(&Letter) -> bool,
+    most: u64,
+    write: impl Fn(&Letter, &mut io::StdoutLock<'_>) -> io::Result<()>,
+) -> anyhow::Result<u64> {
+    let (seen, printed) = (Cell::new(0), Cell::new(0));
+    let total = letters.count();
+    let work = async {
+        while printed.get() < most
+            && let Some(letter) = next(&mut letters, &shutdown).await?
+        {
+            seen.set(seen.get() + 1);
+            if matches(&letter) {
+                match write(&letter, &mut io::stdout().lock()) {
+                    Ok(()) => printed.set(printed.get() + 1),
+                    // Whoever reads has seen enough, as `head` does.
+                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
+                    Err(error) => return Err(error).context("cannot print"),
+                }
+            }
+        }
+        Ok(())
+    };
+    let progress = || Progress { done: seen.get(), ..Progress::default() };
+    // A bar would be drawn across what is printed.
+    Display::Lines.follow("looking", "letters", total, progress, work).await?;
+    letters.close().await?;
+    Ok(printed.get())
+}
+
+async fn replay(command: Replay, shutdown: Shutdown) -> anyhow::Result<()> {
+    let Replay { broker, ledger, chosen, even_if_counted } = command;
+    // First, so that nothing has been touched where there is no database.
+    let horizon = Ledger::new(&ledger).horizon().await.context("cannot tell which claims are forgotten")?;
+    let doubts = if even_if_counted { Doubts::none() } else { Doubts::beyond(horizon) };
+    let health = Health::default();
+    let publisher = Publisher::connect(broker.clone(), NAME.into(), health.dependency("broker"));
+    act(&broker, chosen.into(), Removal::Replay { publisher, doubts }, shutdown).await
+}
+
+async fn discard(Discard { broker, chosen, yes: _ }: Discard, shutdown: Shutdown) -> anyhow::Result<()> {
+    act(&broker, chosen.into(), Removal::Discard, shutdown).await
+}
+
+async fn act(
+    broker: &broker::Config,
+    mut selection: Selection,
+    removal: Removal,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    if let Selection::Named(references) = &mut selection
+        && !references.iter().all(Prefix::is_whole)
+    {
+        let letters = DeadLetters::open(broker, NAME).await?;
+        *references = resolve(references, letters, &shutdown).await?;
+    }
+    let letters = DeadLetters::open(broker, NAME).await?;
+    remove(letters, selection, removal, &shutdown).await
+}
+
+/// Completes references, so that nothing is done where one of them means letters that differ. What no letter has
+/// stays as it is.
+async fn resolve(
+    prefixes: &BTreeSet<Prefix>,
+    mut letters: DeadLetters,
+    shutdown: &Shutdown,
+) -> anyhow::Result<BTreeSet<Prefix>> {
+    let mut found: BTreeMap<&Prefix, Uuid> = BTreeMap::new();
+    let seen = Cell::new(0);
+    let total = letters.count();
+    let work = async {
+        while let Some(letter) = next(&mut letters, shutdown).await? {
+            seen.set(seen.get() + 1);
+            let reference = letter.reference();
+            for prefix in prefixes.iter().filter(|prefix| prefix.is_of(reference)) {
+                let first = *found.entry(prefix).or_insert(reference);
+                if first != reference {
+                    let (first, second) = (first.simple(), reference.simple());
+                    bail!("{prefix} is the beginning of {first} and of {second}: nothing was done");
+                }
+            }
+        }
+        Ok(())
+    };
+    let progress = || Progress { done: seen.get(), ..Progress::default() };
+    Display::detect().follow("looking", "letters", total, progress, work).await?;
+    letters.close().await?;
+    let whole =
+        |prefix| found.get(prefix).map_or_else(|| Prefix::clone(prefix), |found| Prefix::from(*found));
+    Ok(prefixes.iter().map(whole).collect())
+}
+
+/// The next letter, unless it is time to stop.
+async fn next(letters: &mut DeadLetters, shutdown: &Shutdown) -> anyhow::Result<Option<Letter>> {
+    tokio::select! {
+        biased;
+        () = shutdown.clone() => bail!("interrupted"),
+        letter = letters.next() => Ok(letter?),
+    }
+}

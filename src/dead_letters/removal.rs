@@ -1,0 +1,162 @@
+//! Letters that leave the queue: sent back, or discarded.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::mem;
+
+use anyhow::bail;
+use indicatif::HumanCount;
+use tokio::time::Instant;
+
+use super::doubt::Doubts;
+use super::print::short_reference;
+use super::selection::{Prefix, Selection};
+use super::{PATIENCE, next};
+use crate::broker::{DeadLetters, Letter, Message, Place, Publisher};
+use crate::progress::{Display, Progress};
+use crate::shutdown::Shutdown;
+
+/// Letters that are published together: each batch costs a wait for the broker's disk.
+const BATCH_LETTERS: usize = 100;
+
+/// Bytes after which a batch is full, whatever its number: they are in memory.
+const BATCH_BYTES: usize = 8 << 20;
+
+/// What becomes of a letter.
+pub(super) enum Removal {
+    /// It is published again.
+    Replay {
+        /// Where.
+        publisher: Publisher,
+        /// But not these.
+        doubts: Doubts,
+    },
+    /// Nothing.
+    Discard,
+}
+
+/// What was done so far.
+#[derive(Debug, Default)]
+struct Done {
+    seen: Cell<u64>,
+    removed: Cell<u64>,
+    skipped: Cell<u64>,
+    /// What is to be said about single letters.
+    lines: RefCell<Vec<String>>,
+}
+
+/// Removes the letters that are meant, says how it went, and fails unless all of them are.
+pub(super) async fn remove(
+    mut letters: DeadLetters,
+    selection: Selection,
+    mut removal: Removal,
+    shutdown: &Shutdown,
+) -> anyhow::Result<()> {
+    let (phase, past) = match removal {
+        Removal::Replay { .. } => ("replaying", "replayed"),
+        Removal::Discard => ("discarding", "discarded"),
+    };
+    let done = Done::default();
+    let total = letters.count();
+    let mut found = BTreeMap::new();
+    let progress = || Progress {
+        done: done.seen.get(),
+        note: format!(
+            ", {} {past}, {} skipped",
+            HumanCount(done.removed.get()),
+            HumanCount(done.skipped.get())
+        ),
+        lines: done.lines.take(),
+    };
+    let work = async {
+        let ended = remove_all(&mut letters, &selection, &mut removal, &mut found, &done, shutdown).await;
+        // Only when the channel is closed is what was taken certain to be gone.
+        ended.and(letters.close().await.map_err(Into::into))
+    };
+    let ended = Display::detect().follow(phase, "letters", total, progress, work).await;
+    let (removed, skipped) = (done.removed.get(), done.skipped.get());
+    let left = total.saturating_sub(removed);
+    println!("{past} {removed}, skipped {skipped}, left {left}");
+    ended?;
+    let mut unknown = 0;
+    if let Selection::Named(references) = &selection {
+        for reference in references {
+            match found.get(reference) {
+                None => {
+                    unknown += 1;
+                    eprintln!("{reference}: no letter has this reference");
+                }
+                Some(1) => {}
+                Some(alike) => eprintln!("{reference}: {alike} letters are alike and have this reference"),
+            }
+        }
+    }
+    match (skipped, unknown) {
+        (0, 0) => Ok(()),
+        (_, 0) => bail!("skipped {skipped} of the letters"),
+        (0, _) => bail!("{unknown} of the references are of no letter"),
+        (_, _) => bail!("skipped {skipped} of the letters, and {unknown} of the references are of none"),
+    }
+}
+
+async fn remove_all(
+    letters: &mut DeadLetters,
+    selection: &Selection,
+    removal: &mut Removal,
+    found: &mut BTreeMap<Prefix, u64>,
+    done: &Done,
+    shutdown: &Shutdown,
+) -> anyhow::Result<()> {
+    let (mut batch, mut bytes) = (Vec::new(), 0);
+    while let Some(letter) = next(letters, shutdown).await? {
+        done.seen.set(done.seen.get() + 1);
+        if !selection.takes(&letter) {
+            continue;
+        }
+        if let Selection::Named(_) = selection {
+            *found.entry(Prefix::from(letter.reference())).or_default() += 1;
+        }
+        if let Removal::Replay { doubts, .. } = removal
+            && let Some(doubt) = doubts.about(&letter)
+        {
+            done.skipped.set(done.skipped.get() + 1);
+            done.lines.borrow_mut().push(format!("{} is skipped: {doubt}", short_reference(&letter)));
+            continue;
+        }
+        bytes += letter.body().len();
+        batch.push(letter);
+        if batch.len() >= BATCH_LETTERS || bytes >= BATCH_BYTES {
+            remove_batch(letters, removal, mem::take(&mut batch), done).await?;
+            bytes = 0;
+        }
+    }
+    remove_batch(letters, removal, batch, done).await
+}
+
+async fn remove_batch(
+    letters: &mut DeadLetters,
+    removal: &mut Removal,
+    batch: Vec<Letter>,
+    done: &Done,
+) -> anyhow::Result<()> {
+    let places: Vec<Place> = batch.iter().map(Letter::place).collect();
+    let fates = match removal {
+        Removal::Replay { publisher, .. } => {
+            let messages: Vec<Message> = batch.into_iter().map(Message::replay).collect();
+            publisher.publish_each(&messages, Instant::now() + PATIENCE).await
+        }
+        Removal::Discard => vec![Ok(()); places.len()],
+    };
+    let mut failed = None;
+    for (place, fate) in places.into_iter().zip(fates) {
+        match fate {
+            Ok(()) => {
+                letters.take(place).await?;
+                done.removed.set(done.removed.get() + 1);
+            }
+            Err(error) => _ = failed.get_or_insert(error),
+        }
+    }
+    // What was not published is given back, and so is everything behind it: the broker will not take it either.
+    failed.map_or(Ok(()), |error| Err(error.into()))
+}

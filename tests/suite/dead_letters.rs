@@ -1,0 +1,298 @@
+//! Dead letters: looked at, sent back so that each counts once, discarded, by the real program.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::{Child, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use catchall::broker::{DEAD, EVENTS};
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldArray, FieldTable};
+use serde_json::{Value, json};
+use sqlx::{Connection as _, PgConnection};
+
+use crate::poison::{poisons, publish_in_latin_1};
+use crate::processes::{Service, command, run};
+use crate::servers::{AmqpClient, Servers, eventually};
+
+impl Servers {
+    /// Runs `catchall-dead` to its end: its exit status and what it printed.
+    pub(crate) fn dead(&self, arguments: &[&str]) -> (i32, String, String) {
+        let variables =
+            [("CATCHALL_AMQP_URL", &*self.amqp_url), ("CATCHALL_DATABASE_URL", &*self.database_url)];
+        let (status, stdout, stderr) = run("dead", arguments, &variables);
+        (status.code().expect("it ends by itself"), stdout, stderr)
+    }
+
+    /// The same for what has to succeed.
+    pub(crate) fn dead_well(&self, arguments: &[&str]) -> String {
+        let (status, stdout, stderr) = self.dead(arguments);
+        assert_eq!(status, 0, "{arguments:?}: {stdout}{stderr}");
+        stdout
+    }
+
+    /// The letters, by what `list` or `show` print as JSON.
+    pub(crate) fn letters(&self, arguments: &[&str]) -> Vec<Value> {
+        let printed = self.dead_well(arguments);
+        printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    pub(crate) fn spawn_dead(&self, arguments: &[&str]) -> Child {
+        let mut command = command("dead");
+        command.env("CATCHALL_AMQP_URL", &self.amqp_url).env("CATCHALL_DATABASE_URL", &self.database_url);
+        command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Says that claims may have been forgotten that were last met before this.
+    pub(crate) async fn forget_claims_before(&self, kind: &str, time: SystemTime) {
+        let mut connection = PgConnection::connect(&self.database_url).await.unwrap();
+        sqlx::query("insert into forgotten_claims values ($1, to_timestamp($2))")
+            .bind(kind)
+            .bind(time.duration_since(UNIX_EPOCH).unwrap().as_secs_f64())
+            .execute(&mut connection)
+            .await
+            .unwrap();
+        connection.close().await.unwrap();
+    }
+}
+
+impl AmqpClient {
+    /// Puts a letter among the dead ones, as a worker does.
+    pub(crate) async fn bury(&self, body: &str, message_id: Option<&str>, headers: &[(&str, AMQPValue)]) {
+        self.publish_to(DEAD, body.as_bytes(), letter(message_id, headers)).await;
+    }
+}
+
+pub(crate) fn letter(message_id: Option<&str>, headers: &[(&str, AMQPValue)]) -> BasicProperties {
+    let mut table = FieldTable::default();
+    for (name, value) in headers {
+        table.insert((*name).into(), value.clone());
+    }
+    let properties =
+        BasicProperties::default().with_content_type("application/json".into()).with_headers(table);
+    match message_id {
+        Some(id) => properties.with_message_id(id.into()),
+        None => properties,
+    }
+}
+
+pub(crate) fn text(text: &str) -> AMQPValue {
+    AMQPValue::LongString(text.into())
+}
+
+pub(crate) fn at(time: SystemTime) -> AMQPValue {
+    AMQPValue::Timestamp(time.duration_since(UNIX_EPOCH).unwrap().as_secs())
+}
+
+/// The headers of a letter that the worker made long ago, when it could not read what it reads now.
+pub(crate) fn mended() -> [(&'static str, AMQPValue); 1] {
+    [("catchall-reason", text("the count 3 is not read here"))]
+}
+
+/// What the broker writes when it moves a message.
+pub(crate) fn moved(reason: &str, time: SystemTime) -> [(&'static str, AMQPValue); 1] {
+    let mut death = FieldTable::default();
+    death.insert("queue".into(), text(EVENTS));
+    death.insert("reason".into(), text(reason));
+    death.insert("time".into(), at(time));
+    [("x-death", AMQPValue::FieldArray(FieldArray::from(vec![AMQPValue::FieldTable(death)])))]
+}
+
+pub(crate) fn delivered(domain: &str) -> String {
+    format!(r#"{{"domain":"{domain}","event":"delivered"}}"#)
+}
+
+#[tokio::test]
+async fn letters_are_listed_and_shown_and_stay() {
+    let servers = Servers::fresh().await;
+    let publisher = servers.publisher().await;
+    let poisons = poisons();
+    {
+        let _worker = Service::ready("worker", &servers, &[]).await;
+        for (number, (body, properties, _)) in poisons.iter().enumerate() {
+            let mut headers = FieldTable::default();
+            headers.insert("x-trace".into(), AMQPValue::LongInt(7));
+            let properties = properties.clone().with_headers(headers);
+            // Every third without an id of its own.
+            let properties = match number % 3 {
+                0 => properties,
+                _ => properties.with_message_id(format!("poison-{number}").into()),
+            };
+            publisher.publish_with(body, properties).await;
+        }
+        let count = u32::try_from(poisons.len()).unwrap();
+        eventually("all are dead", async || (publisher.waiting(DEAD).await == count).then_some(())).await;
+    }
+    assert_eq!(servers.dead_well(&["count"]), format!("{}\n", poisons.len()));
+    assert_eq!(servers.letters(&["count", "--json"]), [json!({ "count": poisons.len() })]);
+
+    let listed = servers.letters(&["list", "--json"]);
+    assert_eq!(listed.len(), poisons.len());
+    let plain = servers.dead_well(&["list"]);
+    let mut references = BTreeSet::new();
+    for (number, (body, _, reason)) in poisons.iter().enumerate() {
+        let is_it = |letter: &&Value| {
+            letter["size"] == body.len()
+                && letter["reason"].as_str().unwrap().contains(reason)
+                && (number % 3 == 0) == letter["message_id"].is_null()
+        };
+        let found: Vec<&Value> = listed.iter().filter(is_it).collect();
+        assert!(!found.is_empty(), "{reason} is not listed: {listed:#?}");
+        let id = format!("poison-{number}");
+        let found = found.iter().find(|letter| number % 3 == 0 || letter["message_id"] == *id).unwrap();
+        let reference = found["ref"].as_str().unwrap();
+        assert!(references.insert(reference), "{reference} means two letters");
+        let line = plain.lines().find(|line| line.starts_with(&reference[..12])).unwrap();
+        assert!(line.contains(reason), "{line}");
+
+        let [shown] = &servers.letters(&["show", reference, "--json"])[..] else { panic!() };
+        assert_eq!(shown["headers"]["x-trace"], 7);
+        assert_eq!(shown["moved_by_broker"], false);
+        assert_eq!(shown["routing_key"], "any.key");
+        assert!(shown["died"].as_str().unwrap().ends_with('Z'), "{shown}");
+        assert_eq!(shown["letter_id"].is_null(), number % 3 != 0, "{shown}");
+        match std::str::from_utf8(body) {
+            Ok(body) => assert_eq!(shown["body"], body),
+            Err(_) => assert_eq!(shown["body_hex"], "fffe00"),
+        }
+        let plain = servers.dead_well(&["show", &reference[..12]]);
+        assert!(plain.contains(reference) && plain.contains("header x-trace"), "{plain}");
+    }
+    assert!(plain.contains("\\xff\\xfe\\0"), "{plain}");
+
+    assert_eq!(servers.dead_well(&["list", "--limit", "3"]).lines().count(), 3);
+    let some = servers.letters(&["list", "--json", "--reason", "missing field"]);
+    assert_eq!(some.len(), poisons.iter().filter(|(_, _, reason)| reason.contains("missing field")).count());
+    let (status, _, stderr) = servers.dead(&["show", &"0".repeat(32)]);
+    assert!(status == 1 && stderr.contains("no letter has the reference"), "{stderr}");
+    // Nobody has taken any, and they are still what they were.
+    let again: BTreeSet<String> =
+        servers.letters(&["list", "--json"]).iter().map(|letter| letter["ref"].to_string()).collect();
+    assert_eq!(again.len(), poisons.len());
+    assert!(references.iter().all(|reference| again.contains(&format!("\"{reference}\""))));
+}
+
+#[tokio::test]
+async fn only_what_is_meant_is_discarded() {
+    let servers = Servers::fresh().await;
+    let publisher = servers.publisher().await;
+    let references = || -> BTreeMap<String, String> {
+        let letters = servers.letters(&["list", "--json", "--limit", "1000"]);
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        letters.iter().map(|letter| (text(&letter["message_id"]), text(&letter["ref"]))).collect()
+    };
+    // More than the program has in its hands at a time, and a pair that shares its first digit.
+    for number in 0..300 {
+        let reason = if number % 100 == 0 { "rare" } else { "frequent" };
+        let id = format!("m-{number}");
+        publisher.bury("no event", Some(&id), &[("catchall-reason", text(reason))]).await;
+    }
+    for _ in 0..3 {
+        publisher.bury("all alike", None, &[("catchall-reason", text("frequent"))]).await;
+    }
+    let before = references();
+    assert_eq!(before.len(), 301);
+
+    let (one, other) = (&before["m-7"], &before["m-250"]);
+    assert_eq!(
+        servers.dead_well(&["discard", one, &other[..12].to_uppercase()]),
+        "discarded 2, skipped 0, left 301\n"
+    );
+    let (status, stdout, stderr) = servers.dead(&["discard", one, &before["m-8"]]);
+    assert_eq!((status, &*stdout), (1, "discarded 1, skipped 0, left 300\n"));
+    assert!(stderr.contains(&format!("{one}: no letter has this reference")), "{stderr}");
+    let (status, stdout, stderr) = servers.dead(&["discard", &one[..1], &before["m-9"]]);
+    assert_eq!((status, &*stdout), (1, ""));
+    assert!(stderr.contains("is the beginning of") && stderr.contains("nothing was done"), "{stderr}");
+    let (status, stdout, stderr) = servers.dead(&["discard", &before[""]]);
+    assert_eq!((status, &*stdout), (0, "discarded 3, skipped 0, left 297\n"));
+    assert!(stderr.contains("3 letters are alike"), "{stderr}");
+
+    let (status, _, stderr) = servers.dead(&["discard", "--all", "--reason", "rare"]);
+    assert!(status == 2 && stderr.contains("--yes is required"), "{stderr}");
+    assert_eq!(
+        servers.dead_well(&["discard", "--all", "--reason", "rare", "--yes"]),
+        "discarded 3, skipped 0, left 294\n"
+    );
+    let mut expected = before;
+    for gone in ["", "m-7", "m-250", "m-8", "m-0", "m-100", "m-200"] {
+        expected.remove(gone).unwrap();
+    }
+    assert_eq!(references(), expected);
+    assert_eq!(servers.dead_well(&["discard", "--all", "--yes"]), "discarded 294, skipped 0, left 0\n");
+    assert_eq!(publisher.waiting(EVENTS).await, 0);
+
+    assert_eq!(servers.dead_well(&["count"]), "0\n");
+    assert_eq!(servers.dead_well(&["list"]), "");
+    assert_eq!(servers.dead_well(&["replay", "--all"]), "replayed 0, skipped 0, left 0\n");
+    assert_eq!(servers.dead(&["replay", "abc"]).0, 1);
+}
+
+#[tokio::test]
+async fn nothing_is_touched_where_something_is_missing() {
+    let away = [
+        ("CATCHALL_AMQP_URL", "amqp://alice:s3cret@127.0.0.1:1/%2f"),
+        ("CATCHALL_DATABASE_URL", "postgres://alice:s3cret@127.0.0.1:1/catchall"),
+    ];
+    for (arguments, code, sentence) in [
+        (&["count"][..], 1, "amqp://127.0.0.1:1/%2f: connection refused"),
+        (&["list"], 1, "amqp://127.0.0.1:1/%2f: connection refused"),
+        (&["show", "abc"], 1, "amqp://127.0.0.1:1/%2f: connection refused"),
+        (&["discard", "abc"], 1, "amqp://127.0.0.1:1/%2f: connection refused"),
+        (&["replay", "--all"], 1, "postgres://127.0.0.1:1/catchall: "),
+        (&["count", "--amqp-url", "http://alice:s3cret@broker"], 2, "CATCHALL_AMQP_URL (--amqp-url <URL>)"),
+        (&["replay", "--all", "--database-url", "s3cret"], 2, "CATCHALL_DATABASE_URL (--database-url <URL>)"),
+        (&["show", "xyz"], 2, "up to 32 hexadecimal digits"),
+        (&["show"], 2, "<REF> is required; see --help"),
+        (&["replay"], 2, "<REF|--all> is required; see --help"),
+        (&["replay", "abc", "--reason", "x"], 2, "cannot be used with"),
+        (&["discard", "--all"], 2, "--yes is required; see --help"),
+        (&["discard", "--reason", "x", "--yes"], 2, "<REF|--all> is required; see --help"),
+        (&["replay", "--all", "abc"], 2, "cannot be used with"),
+        (&["list", "--limit", "many"], 2, "the value \"many\" of --limit <N> is not valid"),
+        (&["bury"], 2, "unrecognized subcommand"),
+        (&[], 2, "Usage: catchall-dead"),
+    ] {
+        let (status, stdout, stderr) = run("dead", arguments, &away);
+        assert_eq!(status.code(), Some(code), "{arguments:?}: {stdout}{stderr}");
+        assert!(stderr.contains(sentence), "{arguments:?}: {stderr}");
+        assert!(!stderr.contains("s3cret"), "{stderr}");
+    }
+    for (arguments, variable) in [
+        (&["count"][..], "CATCHALL_AMQP_URL (--amqp-url <URL>) is required"),
+        (&["replay", "--all"], "CATCHALL_DATABASE_URL (--database-url <URL>)"),
+    ] {
+        let (status, _, stderr) = run("dead", arguments, &[]);
+        assert!(status.code() == Some(2) && stderr.contains(variable), "{stderr}");
+    }
+    for command in ["count", "list", "show", "replay", "discard"] {
+        let (status, help, _) = run("dead", &[command, "--help"], &away);
+        assert!(status.success() && help.contains("CATCHALL_AMQP_URL") && !help.contains("s3cret"), "{help}");
+        assert_eq!(help.contains("CATCHALL_DATABASE_URL"), command == "replay");
+    }
+
+    let servers = Servers::bare().await;
+    let (status, _, stderr) = servers.dead(&["count"]);
+    assert!(status == 1 && stderr.contains("has no exchange \"catchall.events\": create it"), "{stderr}");
+    let servers = Servers::fresh().await;
+    let publisher = servers.publisher().await;
+    publisher.bury(&delivered("a.com"), Some("m-1"), &mended()).await;
+    let (status, _, stderr) =
+        servers.dead(&["replay", "--all", "--database-url", "postgres://alice:s3cret@127.0.0.1:1/catchall"]);
+    assert!(status == 1 && stderr.contains("cannot tell which claims are forgotten"), "{stderr}");
+    assert_eq!(servers.dead_well(&["count"]), "1\n");
+}
+
+#[tokio::test]
+async fn a_letter_that_cannot_be_parsed_is_told_of_and_stays() {
+    let servers = Servers::fresh().await;
+    publish_in_latin_1(&servers, DEAD, b"{}").await;
+    for arguments in [&["list"][..], &["discard", "--all", "--yes"], &["replay", "--all"]] {
+        let (status, _, stderr) = servers.dead(arguments);
+        assert!(
+            status == 1 && stderr.contains("not UTF-8") && stderr.contains("management pages"),
+            "{stderr}"
+        );
+    }
+    let publisher = servers.publisher().await;
+    eventually("it is still there", async || (publisher.waiting(DEAD).await == 1).then_some(())).await;
+}
