@@ -17,7 +17,7 @@ mod figures;
 mod http1;
 mod http2;
 pub mod ledger;
-mod pace;
+pub mod pace;
 mod population;
 mod post;
 mod reading;

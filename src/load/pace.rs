@@ -12,13 +12,14 @@ const TICK: Duration = Duration::from_micros(250);
 
 /// A fixed number of requests per second.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Rate {
+pub struct Rate {
     per_second: f64,
 }
 
 impl Rate {
     /// A rate above 0.
-    pub(super) fn per_second(per_second: f64) -> Self {
+    #[must_use]
+    pub fn per_second(per_second: f64) -> Self {
         Self { per_second }
     }
 
@@ -37,7 +38,7 @@ fn nanos(duration: Duration) -> u64 {
 
 /// Lets requests go when they are due.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub struct Pace {
     rate: Rate,
     begun: Instant,
     due: Arc<Semaphore>,
@@ -46,7 +47,11 @@ pub(super) struct Pace {
 impl Pace {
     /// Begins now, with a thread of its own: the event loop's timer counts whole milliseconds, which is longer
     /// than an answer takes.
-    pub(super) fn begin(rate: Rate, requests: u64) -> std::io::Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// When the thread cannot be started.
+    pub fn begin(rate: Rate, requests: u64) -> std::io::Result<Self> {
         let (begun, due) = (Instant::now(), Arc::new(Semaphore::new(0)));
         let permits = Arc::clone(&due);
         thread::Builder::new().name("pace".into()).spawn(move || {
@@ -66,22 +71,24 @@ impl Pace {
     }
 
     /// Waits until another request is due; `false` when there is nothing to wait for any more.
-    pub(super) async fn wait(&self) -> bool {
+    pub async fn wait(&self) -> bool {
         self.due.acquire().await.map(tokio::sync::SemaphorePermit::forget).is_ok()
     }
 
     /// Whether another request is due already.
-    pub(super) fn is_due(&self) -> bool {
+    #[must_use]
+    pub fn is_due(&self) -> bool {
         self.due.try_acquire().map(tokio::sync::SemaphorePermit::forget).is_ok()
     }
 
     /// The moment request `index` was due at: what its latency is counted from.
-    pub(super) fn moment(&self, index: u64) -> Instant {
+    #[must_use]
+    pub fn moment(&self, index: u64) -> Instant {
         self.begun + self.rate.due(index)
     }
 
     /// Nothing is due any more.
-    pub(super) fn stop(&self) {
+    pub fn stop(&self) {
         self.due.close();
     }
 }
