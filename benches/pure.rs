@@ -1,0 +1,169 @@
+//! The pure parts, in events per second and with what they allocate: `cargo bench --bench pure`.
+
+use catchall::batch::Batch;
+use catchall::bulk::{self, MediaType};
+use catchall::counters::Counters;
+use catchall::domain_name::DomainName;
+use catchall::event::Event;
+use catchall::load::workload::{Draw, Names, Shape, Workload};
+use divan::counter::ItemsCount;
+use divan::{AllocProfiler, Bencher, black_box};
+
+#[global_allocator]
+static ALLOCATIONS: AllocProfiler = AllocProfiler::system();
+
+/// Events of one body: a full bulk request of `catchall-load`.
+const EVENTS: u32 = 1_000;
+
+/// Makes the events, the same in every run.
+const SEED: u64 = 1;
+
+/// Few domains many times, and many domains once.
+const SHAPES: [Shape; 2] = [Shape::Waves, Shape::Uniform];
+
+fn main() {
+    divan::main();
+}
+
+/// The events of the first messages of a workload.
+fn draws(shape: Shape) -> impl Iterator<Item = Vec<Draw>> {
+    let mut workload = Workload::new(shape, SEED, 10_000_000);
+    std::iter::repeat_with(move || (0..EVENTS).map(|_| workload.draw()).collect())
+}
+
+/// Events as a client writes them.
+fn written(shape: Shape, draws: &[Draw]) -> Vec<String> {
+    let names = Names::new(shape, SEED);
+    let written = draws.iter().map(|draw| {
+        let mut name = Vec::new();
+        names.spell(draw.domain, &mut name);
+        let name = String::from_utf8(name).expect("names are ASCII");
+        format!(r#"{{"domain":"{name}","event":"{}"}}"#, draw.outcome.as_str())
+    });
+    written.collect()
+}
+
+/// A full bulk request.
+fn request(shape: Shape) -> Vec<String> {
+    draws(shape).next().map(|draws| written(shape, &draws)).unwrap_or_default()
+}
+
+/// Events as the system has them.
+fn read(written: &[String]) -> Vec<Event> {
+    let events = written.iter().map(|event| serde_json::from_str(event));
+    events.collect::<Result<_, _>>().expect("they are well-formed")
+}
+
+/// What each of the first messages carries.
+fn batches(shape: Shape) -> impl Iterator<Item = Batch> {
+    draws(shape).map(move |draws| {
+        let mut batch = Batch::default();
+        for event in read(&written(shape, &draws)) {
+            batch.record(event);
+        }
+        batch
+    })
+}
+
+/// What the first message carries.
+fn batch(shape: Shape) -> Batch {
+    batches(shape).next().unwrap_or_default()
+}
+
+mod domain_name {
+    use super::{Bencher, DomainName, ItemsCount, black_box};
+
+    #[divan::bench(args = ["nukosiqiguvo.nl", "NuKoSiQiGuVo.nl", "müller.example", "例え.テスト"])]
+    fn parse(bencher: Bencher<'_, '_>, spelling: &str) {
+        bencher.counter(ItemsCount::new(1_usize)).bench(|| DomainName::parse(black_box(spelling)));
+    }
+}
+
+/// What ingest does with the body of a bulk request.
+mod read_bulk {
+    use super::{Batch, Bencher, EVENTS, ItemsCount, MediaType, SHAPES, Shape, black_box, bulk, request};
+
+    #[divan::bench(args = SHAPES)]
+    fn ndjson(bencher: Bencher<'_, '_>, shape: Shape) {
+        measure(bencher, &request(shape).join("\n"), MediaType::NdJson);
+    }
+
+    #[divan::bench(args = SHAPES)]
+    fn array(bencher: Bencher<'_, '_>, shape: Shape) {
+        measure(bencher, &format!("[{}]", request(shape).join(",")), MediaType::JsonArray);
+    }
+
+    fn measure(bencher: Bencher<'_, '_>, body: &str, media_type: MediaType) {
+        bencher.counter(ItemsCount::new(EVENTS)).bench(|| {
+            let mut batch = Batch::default();
+            let events = bulk::events(black_box(body.as_bytes()), media_type).expect("it is well-formed");
+            events.for_each(|event| batch.record(event.expect("so are its events")));
+            batch
+        });
+    }
+}
+
+mod fold {
+    use super::{Batch, Bencher, Counters, EVENTS, ItemsCount, SHAPES, Shape, batch, batches, read, request};
+    use catchall::tally::Tally;
+
+    /// Messages of one transaction.
+    const MESSAGES: usize = 100;
+
+    /// Events into the group that is open.
+    #[divan::bench(args = SHAPES)]
+    fn record(bencher: Bencher<'_, '_>, shape: Shape) {
+        let events = read(&request(shape));
+        bencher.counter(ItemsCount::new(EVENTS)).with_inputs(|| events.clone()).bench_values(|events| {
+            let mut batch = Batch::default();
+            for event in events {
+                batch.record(event);
+            }
+            batch
+        });
+    }
+
+    /// A bulk request into a group that has one already.
+    #[divan::bench(args = SHAPES)]
+    fn merge(bencher: Bencher<'_, '_>, shape: Shape) {
+        let batch = batch(shape);
+        let inputs = bencher.counter(ItemsCount::new(EVENTS)).with_inputs(|| (batch.clone(), batch.clone()));
+        inputs.bench_values(|(mut open, request)| {
+            open.merge(request);
+            open
+        });
+    }
+
+    /// What the worker does with the messages of a transaction.
+    #[divan::bench(args = SHAPES)]
+    fn window(bencher: Bencher<'_, '_>, shape: Shape) {
+        let messages: Vec<Batch> = batches(shape).take(MESSAGES).collect();
+        bencher.counter(ItemsCount::new(MESSAGES * EVENTS as usize)).bench(|| {
+            let mut tally: Tally<_> = Tally::default();
+            for (domain, counters) in messages.iter().flat_map(|batch| batch.plain.iter()) {
+                tally.record(domain, Counters::clone(counters));
+            }
+            tally.len()
+        });
+    }
+}
+
+mod message {
+    use super::{Batch, Bencher, EVENTS, ItemsCount, SHAPES, Shape, batch, black_box};
+
+    #[divan::bench(args = SHAPES)]
+    fn encode(bencher: Bencher<'_, '_>, shape: Shape) {
+        let batch = batch(shape);
+        bencher.counter(ItemsCount::new(EVENTS)).bench(|| black_box(&batch).to_json());
+    }
+
+    #[divan::bench(args = SHAPES)]
+    fn decode(bencher: Bencher<'_, '_>, shape: Shape) {
+        let bodies = batch(shape).to_json();
+        bencher.counter(ItemsCount::new(EVENTS)).bench(|| {
+            for body in &bodies {
+                let _ = black_box(Batch::from_json(black_box(body)));
+            }
+        });
+    }
+}
