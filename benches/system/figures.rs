@@ -1,0 +1,114 @@
+//! What a row came to.
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+/// All figures of one row. Times are in the units of their names; an event of a row of reads is a read.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Figures {
+    /// Events acknowledged.
+    pub(crate) events: u64,
+    /// From the first to the last answer.
+    pub(crate) seconds: f64,
+    /// Events per second that were offered; nothing in a closed loop.
+    pub(crate) offered_per_second: Option<f64>,
+    pub(crate) acknowledged_per_second: f64,
+    /// Until the last was in the primary; nothing where nothing is written.
+    pub(crate) counted_per_second: Option<f64>,
+    /// Processor time of each process.
+    pub(crate) micros_per_event: Option<Micros>,
+    pub(crate) latency_ms: Latency,
+    pub(crate) peak_megabytes: Peaks,
+    /// Most messages that were seen in the queue.
+    pub(crate) queue_messages: Option<u64>,
+    /// Whether accepted events waited in ever greater number.
+    pub(crate) backlog_grows: Option<bool>,
+    /// From the last answer until the last event was counted.
+    pub(crate) seconds_behind: Option<f64>,
+    /// The most the replica was behind.
+    pub(crate) lag_seconds: Option<f64>,
+    pub(crate) deadlocks: u64,
+    pub(crate) lost: u64,
+    pub(crate) duplicated: u64,
+    /// What else there is to say.
+    pub(crate) notes: Vec<String>,
+    /// Why it was not played to its end.
+    pub(crate) failure: Option<String>,
+}
+
+impl Figures {
+    /// Events per second that count: those in the primary, or what is read.
+    pub(crate) fn rate(&self) -> f64 {
+        self.counted_per_second.unwrap_or(self.acknowledged_per_second)
+    }
+}
+
+/// Processor time in microseconds; nothing of what did not run.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct Micros {
+    pub(crate) ingest: Option<f64>,
+    pub(crate) broker: f64,
+    pub(crate) worker: Option<f64>,
+    pub(crate) primary: f64,
+    pub(crate) replica: f64,
+    pub(crate) query: Option<f64>,
+    pub(crate) load: f64,
+}
+
+impl Micros {
+    /// All of it but the load generator's.
+    pub(crate) fn stack(&self) -> f64 {
+        let services = [self.ingest, self.worker, self.query].into_iter().flatten().sum::<f64>();
+        services + self.broker + self.primary + self.replica
+    }
+
+    /// What came since `before`, for each of so many events.
+    pub(crate) fn since(self, before: Self, events: u64) -> Self {
+        let each = |now: f64, before: f64| (now - before) / real(events.max(1));
+        let service = |now: Option<f64>, before: Option<f64>| Some(each(now?, before?));
+        Self {
+            ingest: service(self.ingest, before.ingest),
+            broker: each(self.broker, before.broker),
+            worker: service(self.worker, before.worker),
+            primary: each(self.primary, before.primary),
+            replica: each(self.replica, before.replica),
+            query: service(self.query, before.query),
+            load: each(self.load, before.load),
+        }
+    }
+}
+
+/// Latencies in milliseconds.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Latency {
+    pub(crate) p50: Option<f64>,
+    pub(crate) p95: Option<f64>,
+    pub(crate) p99: Option<f64>,
+}
+
+impl Latency {
+    /// Of latencies in microseconds.
+    pub(crate) fn of(micros: &Histogram<u64>) -> Self {
+        let share = |share| (!micros.is_empty()).then(|| real(micros.value_at_quantile(share)) / 1000.0);
+        Self { p50: share(0.50), p95: share(0.95), p99: share(0.99) }
+    }
+}
+
+/// The most memory each service has had, in megabytes; of several the largest.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct Peaks {
+    pub(crate) ingest: Option<u64>,
+    pub(crate) worker: Option<u64>,
+    pub(crate) query: Option<u64>,
+}
+
+/// For latencies in microseconds up to a minute.
+pub(crate) fn histogram() -> Histogram<u64> {
+    Histogram::new_with_max(60_000_000, 3).expect("three digits and a minute are in range")
+}
+
+/// A count to reckon with.
+#[expect(clippy::cast_precision_loss, reason = "figures to look at")]
+pub(crate) fn real(count: u64) -> f64 {
+    count as f64
+}

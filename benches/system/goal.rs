@@ -1,0 +1,108 @@
+//! Goals, and whether they are met.
+
+use serde::Serialize;
+
+use crate::figures::Figures;
+use crate::row::Row;
+
+/// What the naive design does on the machine the goals were set on, in events per second. On a slower machine a rate
+/// goal is as much lower.
+const REFERENCE_NAIVE: f64 = 6_000.0;
+
+/// A total that is this share of another one is not lower: two runs of the same differ as much.
+const NOT_LOWER: f64 = 0.95;
+
+/// A pace was kept when this share of the events of the time was acknowledged in it.
+const KEPT: f64 = 0.99;
+
+/// What is counted at the pace it is offered at is counted this soon after it was accepted.
+const MAX_BEHIND_SECONDS: f64 = 3.0;
+
+/// What a row should come to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Goal {
+    /// At least so many events counted per second.
+    Counted(f64),
+    /// At least so many reads per second.
+    Read(f64),
+    /// So many events per second, offered, accepted and counted, and no queue that grows.
+    Sustained(f64),
+    /// At most so many microseconds of all processes but the load generator's, per event.
+    Stack(f64),
+    /// At most so many microseconds of query and the replica, per read: nobody else has to do with it.
+    ReadStack(f64),
+    /// Ingest takes at most so many times the processor time of the server that does nothing.
+    TimesFloor(f64),
+    /// In milliseconds.
+    P95(f64),
+    /// In milliseconds.
+    P99(f64),
+    /// The replica is never more seconds behind.
+    Lag(f64),
+    /// Counted no slower than another row.
+    NotBelow(Row),
+    /// No transaction was ended because it waited in a circle.
+    NoDeadlock,
+}
+
+/// A goal in words, and whether it is met.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Verdict {
+    pub(crate) goal: String,
+    pub(crate) met: bool,
+}
+
+/// By how much goals for rates are lower on this machine.
+pub(crate) fn slowness(naive: Option<&Figures>) -> f64 {
+    naive.map_or(1.0, |naive| (naive.rate() / REFERENCE_NAIVE).min(1.0))
+}
+
+impl Goal {
+    /// Whether `figures` meet it, on a machine of this [`slowness`].
+    pub(crate) fn judge<'a>(
+        self,
+        figures: &Figures,
+        slowness: f64,
+        other: impl Fn(Row) -> Option<&'a Figures>,
+    ) -> Verdict {
+        let ingest = |figures: &Figures| figures.micros_per_event.and_then(|micros| micros.ingest);
+        let stack = figures.micros_per_event.map(|micros| micros.stack());
+        let at_most = |value: Option<f64>, limit: f64| value.is_some_and(|value| value <= limit);
+        let (goal, met) = match self {
+            Self::Counted(rate) => (format!("{rate}/s counted"), figures.rate() >= rate * slowness),
+            Self::Read(rate) => (format!("{rate}/s"), figures.rate() >= rate * slowness),
+            Self::Sustained(rate) => {
+                let offered = figures.offered_per_second.unwrap_or(rate);
+                let kept = figures.acknowledged_per_second >= KEPT * offered;
+                let counted = at_most(figures.seconds_behind, MAX_BEHIND_SECONDS);
+                (format!("{rate}/s sustained"), kept && counted && figures.backlog_grows == Some(false))
+            }
+            Self::Stack(limit) => (format!("{limit} us"), at_most(stack, limit)),
+            Self::ReadStack(limit) => {
+                let both = figures.micros_per_event.and_then(|micros| Some(micros.query? + micros.replica));
+                (format!("query and replica {limit} us"), at_most(both, limit))
+            }
+            Self::TimesFloor(times) => {
+                let floor = other(Row::Floor).and_then(ingest);
+                let met = ingest(figures).zip(floor).is_some_and(|(ingest, floor)| ingest <= times * floor);
+                (format!("ingest {times} x floor"), met)
+            }
+            Self::P95(limit) => (format!("p95 {limit} ms"), at_most(figures.latency_ms.p95, limit)),
+            Self::P99(limit) => (format!("p99 {limit} ms"), at_most(figures.latency_ms.p99, limit)),
+            Self::Lag(limit) => (format!("lag {limit} s"), at_most(figures.lag_seconds, limit)),
+            Self::NotBelow(row) => {
+                let met = other(row).is_some_and(|other| figures.rate() >= NOT_LOWER * other.rate());
+                (format!("not below {}", row.name()), met)
+            }
+            Self::NoDeadlock => ("no deadlock".into(), figures.deadlocks == 0),
+        };
+        Verdict { goal, met: met && figures.failure.is_none() }
+    }
+}
+
+impl Verdict {
+    /// In words for the table.
+    pub(crate) fn words(&self) -> String {
+        format!("{} {}", self.goal, if self.met { "met" } else { "MISSED" })
+    }
+}

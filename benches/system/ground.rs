@@ -1,0 +1,122 @@
+//! The table a row is played on: as it is, empty, or with a population that is there and warm.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context;
+use catchall::load::workload::{Names, Shape};
+use sqlx::{Connection, PgConnection};
+
+use crate::load::{Amount, Order};
+use crate::measure;
+use crate::servers::Servers;
+use crate::sql;
+use crate::stage::{Cast, Stage};
+
+/// What a row wants to find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ground {
+    /// Whatever there is.
+    Any,
+    /// No domain.
+    Empty,
+    /// The first so many domains of the population of `catchall-load`.
+    Domains(u32),
+}
+
+/// The table as it is.
+#[derive(Debug, Default)]
+pub(crate) struct Grounds {
+    present: Option<Ground>,
+}
+
+/// Bytes of rows that are sent to the server together.
+const PIECE: usize = 1 << 20;
+
+/// Reads every row in key order, and with it its page and its entry in the index: afterwards both are in memory.
+/// A plain scan of a large table would use only a corner of it.
+const WARM: &str = "\
+set enable_seqscan = off;
+set enable_bitmapscan = off;
+select sum(delivered) from domain_counters where domain > ''";
+
+impl Grounds {
+    /// Makes the table what a row wants to find, and all of it warm on both servers.
+    pub(crate) async fn prepare(&mut self, ground: Ground, servers: &Servers) -> anyhow::Result<()> {
+        if ground == Ground::Any || self.present == Some(ground) {
+            return Ok(());
+        }
+        self.present = None;
+        match ground {
+            Ground::Any => {}
+            Ground::Empty => sql::execute(&servers.database_url, "truncate domain_counters").await?,
+            Ground::Domains(domains) => populate(domains, servers).await?,
+        }
+        self.present = Some(ground).filter(|ground| *ground != Ground::Empty);
+        Ok(())
+    }
+}
+
+async fn populate(domains: u32, servers: &Servers) -> anyhow::Result<()> {
+    let Servers { database_url, replica_url, .. } = servers;
+    eprintln!("bench: filling the table with {domains} domains");
+    fill(domains, database_url).await.context("cannot fill the table")?;
+    sql::execute(database_url, "vacuum (analyze) domain_counters").await?;
+    sql::execute(database_url, "checkpoint").await?;
+    sql::replayed(database_url, replica_url).await?;
+    sql::execute(database_url, WARM).await?;
+    sql::execute(replica_url, WARM).await?;
+    // The first write to a page after a checkpoint costs a whole page of WAL. Checkpoints are rare, so this is
+    // not what a row is to measure.
+    eprintln!("bench: touching the table");
+    let order = Order {
+        via: "bulk",
+        shape: Shape::Uniform,
+        domains: Some(domains),
+        batch: None,
+        rate: None,
+        amount: Amount::Events(u64::from(domains / 10).max(1)),
+        seed: 1_000,
+    };
+    let stage = Stage::set(Cast::Whole { workers: 1 }, servers).await?;
+    measure::events(&stage, &order, std::future::ready(Ok(measure::Beside::default()))).await?;
+    stage.clear().await;
+    Ok(())
+}
+
+/// Each domain with one event, in key order: the dense heap and index of a table that was loaded from a backup.
+/// Within one transaction with `truncate`, rows can be frozen from the start, so no later pass over them writes
+/// them again.
+async fn fill(domains: u32, database_url: &str) -> anyhow::Result<()> {
+    let mut connection = PgConnection::connect(database_url).await?;
+    sqlx::raw_sql("begin; truncate domain_counters").execute(&mut connection).await?;
+    let mut copy = connection
+        .copy_in_raw("copy domain_counters (domain, delivered, bounced) from stdin with (freeze)")
+        .await?;
+    // Sorted in parts: the names of all of them at once would take a gigabyte.
+    let mut parts: BTreeMap<[u8; 2], Vec<u32>> = BTreeMap::new();
+    let mut name = Vec::new();
+    for domain in 0..domains {
+        name.clear();
+        Names::Population.spell_canonical(domain, &mut name);
+        parts.entry([name[0], name[1]]).or_default().push(domain);
+    }
+    let mut piece = Vec::with_capacity(PIECE + 64);
+    for part in parts.into_values() {
+        let mut names: Vec<String> =
+            part.into_iter().map(|domain| Names::Population.canonical(domain)).collect();
+        names.sort_unstable();
+        for name in names {
+            piece.extend_from_slice(name.as_bytes());
+            piece.extend_from_slice(b"\t1\t0\n");
+            if piece.len() >= PIECE {
+                copy.send(&*piece).await?;
+                piece.clear();
+            }
+        }
+    }
+    copy.send(&*piece).await?;
+    copy.finish().await?;
+    sqlx::raw_sql("commit").execute(&mut connection).await?;
+    connection.close().await?;
+    Ok(())
+}

@@ -1,0 +1,164 @@
+//! The table of figures: every way in and out of the real system, measured beside the naive design and beside a
+//! server that does nothing, all in one run on one machine.
+//!
+//! `./dev bench` starts the servers and says that the machine is free to be measured.
+
+#[allow(dead_code, reason = "one of its two kinds of connection is enough here")]
+#[path = "../../tests/chaos/ask.rs"]
+mod ask;
+mod baseline;
+mod figures;
+mod goal;
+mod ground;
+mod load;
+mod measure;
+mod meter;
+mod play;
+mod prober;
+#[allow(dead_code, reason = "each test program uses a part of the rig")]
+#[path = "../../tests/rig/processes.rs"]
+mod processes;
+mod reader;
+mod row;
+mod scale;
+#[allow(dead_code, reason = "each test program uses a part of the rig")]
+#[path = "../../tests/rig/servers.rs"]
+mod servers;
+mod sql;
+mod stage;
+mod table;
+mod verification;
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use futures::FutureExt;
+
+use crate::baseline::Baseline;
+use crate::figures::Figures;
+use crate::ground::Grounds;
+use crate::row::Row;
+use crate::scale::Scale;
+use crate::servers::Servers;
+use crate::table::Table;
+
+/// What `./dev bench` sets: the servers are this program's own.
+const ALLOWED: &str = "CATCHALL_BENCH";
+
+/// Measures every way in and out of the system, beside the naive design.
+#[derive(Parser)]
+#[command(name = "./dev bench", max_term_width = 110)]
+struct Arguments {
+    /// Only this row, and those it is compared with; may be given more than once
+    #[arg(long = "row", value_name = "NAME", hide_possible_values = true)]
+    rows: Vec<Row>,
+
+    /// A few seconds for each row, and a tenth of the domains: a few minutes instead of half an hour
+    #[arg(long)]
+    short: bool,
+
+    /// Seconds for each row [default: 60, and 180 for uniform; 5 with --short]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    seconds: Option<u32>,
+
+    /// Domains of the large table [default: 10000000; 1000000 with --short]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1_000..=30_000_000))]
+    domains: Option<u32>,
+
+    /// Print the table as one JSON object on standard output
+    #[arg(long)]
+    json: bool,
+
+    /// Print the names of the rows and what each is
+    #[arg(long)]
+    list: bool,
+
+    #[command(subcommand)]
+    part: Option<Part>,
+}
+
+/// What this program starts of itself, to be measured as any other process is.
+#[derive(Subcommand)]
+enum Part {
+    /// The naive design
+    #[command(hide = true)]
+    Naive(baseline::Naive),
+    /// A server that does nothing
+    #[command(hide = true)]
+    Floor,
+    /// Reads counters
+    #[command(hide = true)]
+    Reader(reader::Config),
+}
+
+fn main() -> ExitCode {
+    if std::env::var_os(ALLOWED).is_none() {
+        println!("the system is measured by ./dev bench, on servers of its own");
+        return ExitCode::SUCCESS;
+    }
+    // What cargo says to every benchmark.
+    let arguments = Arguments::parse_from(std::env::args_os().filter(|argument| argument != "--bench"));
+    if arguments.list {
+        for row in Row::value_variants() {
+            println!("{:12}  {}", row.name(), row.what());
+        }
+        return ExitCode::SUCCESS;
+    }
+    let played = match &arguments.part {
+        Some(Part::Naive(config)) => baseline::serve(Baseline::Naive, Some(config)),
+        Some(Part::Floor) => baseline::serve(Baseline::Floor, None),
+        Some(Part::Reader(config)) => reader::main(config),
+        None => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+            let held = runtime.expect("an event loop").block_on(run(&arguments));
+            return if held { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        }
+    };
+    match played {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Plays every row. Returns whether every event was counted once, whatever the figures are.
+async fn run(arguments: &Arguments) -> bool {
+    let scale = Scale::new(arguments.short, arguments.seconds, arguments.domains);
+    let rows = row::with_those_they_need(&arguments.rows, &scale);
+    let begun = Instant::now();
+    eprintln!("bench: {} rows; {scale}", rows.len());
+    let servers = Servers::fresh().await;
+    let mut table = Table::new(&servers, &scale).await;
+    let mut grounds = Grounds::default();
+    for row in rows {
+        eprintln!("bench: {:4} s  {}: {}", begun.elapsed().as_secs(), row.name(), row.what());
+        let playing = play::play(row, &scale, &servers, &mut grounds, &table);
+        let played = match AssertUnwindSafe(playing).catch_unwind().await {
+            Ok(played) => played.map_err(|error| format!("{error:#}")),
+            Err(panic) => Err(words(&*panic)),
+        };
+        let figures = played.unwrap_or_else(|reason| {
+            eprintln!("bench: {}: {reason}", row.name());
+            Figures { failure: Some(reason), ..Figures::default() }
+        });
+        table.add(row, figures);
+        eprintln!("bench: {:4} s  {}: {}", begun.elapsed().as_secs(), row.name(), table.last_in_words());
+    }
+    if arguments.json {
+        println!("{}", table.json());
+    } else {
+        println!("{table}");
+    }
+    table.all_counted_once()
+}
+
+/// What a panic says: in the parts shared with the tests, whatever goes wrong is one.
+fn words(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic").to_owned()
+}

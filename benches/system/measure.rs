@@ -1,0 +1,143 @@
+//! One run of events, from the first that is sent until the last is in the primary and at the replica.
+
+use std::time::{Duration, Instant};
+
+use crate::figures::{Figures, Latency, real};
+use crate::load::{Amount, Load, Order, Report};
+use crate::sql;
+use crate::stage::{Look, Stage};
+
+/// How often the processes are looked at while events are sent.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How often, once all is sent, for the moment when all is counted.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// How long nothing may be counted before what is missing is given up.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+/// What was done beside the load.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Beside {
+    /// Delivered events it has sent itself.
+    pub(crate) delivered: u64,
+    /// Processor time of its process in microseconds, where it has one.
+    pub(crate) micros: f64,
+    /// What the row is about, if it is this and not the load.
+    pub(crate) latency_ms: Option<Latency>,
+    /// Answers that were not right.
+    pub(crate) wrong: u64,
+    pub(crate) notes: Vec<String>,
+}
+
+/// Sends what is ordered while `beside` is done, and waits until all of it is counted. Returns the figures, but for
+/// the comparison of the counts, and what the load said of itself.
+pub(crate) async fn events(
+    stage: &Stage,
+    order: &Order,
+    beside: impl Future<Output = anyhow::Result<Beside>>,
+) -> anyhow::Result<(Figures, Report, Beside)> {
+    let servers = &stage.servers;
+    let deadlocks = sql::deadlocks(&servers.database_url).await?;
+    let before = stage.micros();
+    let load = Load::start(order, &stage.ingest_url(), &servers.amqp_url)?;
+    let mut looks = Vec::new();
+    let (report, beside) = {
+        let looking = async {
+            loop {
+                tokio::time::sleep(LOOK).await;
+                match stage.look().await {
+                    Ok(look) => looks.push(look),
+                    Err(error) => return error,
+                }
+            }
+        };
+        let sending = async { tokio::try_join!(load.end(order.amount), beside) };
+        tokio::select! {
+            biased;
+            sent = sending => sent?,
+            error = looking => return Err(error),
+        }
+    };
+    let sent = Instant::now();
+    let events = report.acknowledged + beside.delivered;
+    let mut behind = None;
+    if stage.has_workers() {
+        settle(stage, events).await;
+        behind = Some(sent.elapsed().as_secs_f64());
+    }
+    let counted_seconds = report.seconds + behind.unwrap_or_default();
+    sql::replayed(&servers.database_url, &servers.replica_url).await?;
+    looks.push(stage.look().await?);
+    let mut micros = stage.micros().since(before, events);
+    micros.load = (report.micros + beside.micros) / real(events.max(1));
+    let figures = Figures {
+        events,
+        seconds: report.seconds,
+        offered_per_second: order.rate,
+        acknowledged_per_second: per_second(report.acknowledged, report.seconds),
+        counted_per_second: Some(per_second(report.acknowledged, counted_seconds)),
+        micros_per_event: Some(micros),
+        latency_ms: beside.latency_ms.unwrap_or(report.latency_ms),
+        peak_megabytes: stage.peaks(),
+        queue_messages: stage.has_workers().then(|| most(&looks, |look| look.messages)),
+        backlog_grows: grows(&looks, order, &report),
+        seconds_behind: behind,
+        lag_seconds: looks.iter().filter_map(|look| look.lag_seconds).max_by(f64::total_cmp),
+        deadlocks: sql::deadlocks(&servers.database_url).await? - deadlocks,
+        notes: notes(order, &report, &beside),
+        ..Figures::default()
+    };
+    Ok((figures, report, beside))
+}
+
+/// Waits until so many events are counted, or none is for a long time.
+async fn settle(stage: &Stage, events: u64) {
+    let (mut counted, mut last) = (0, Instant::now());
+    while counted < events && last.elapsed() < PATIENCE {
+        tokio::time::sleep(SETTLE).await;
+        let now = stage.counted().await;
+        if now > counted {
+            (counted, last) = (now, Instant::now());
+        }
+    }
+}
+
+/// Whether more and more accepted events wait to be counted: in the last quarter of the time, than in the second,
+/// by more than is counted in a second. Nothing where the time is too short to tell, or ingest accepts nothing.
+fn grows(looks: &[Look], order: &Order, report: &Report) -> Option<bool> {
+    // The last look is at what was settled.
+    let looks = &looks[..looks.len().saturating_sub(1)];
+    let backlogs: Vec<u64> = looks.iter().map(|look| look.accepted.saturating_sub(look.counted)).collect();
+    let quarter = backlogs.len() / 4;
+    let nothing_accepted = looks.last().is_none_or(|look| look.accepted == 0);
+    if quarter == 0 || nothing_accepted || matches!(order.amount, Amount::Events(_)) {
+        return None;
+    }
+    let mean = |part: &[u64]| real(part.iter().sum()) / real(part.len() as u64);
+    let (second, last) = (&backlogs[quarter..2 * quarter], &backlogs[backlogs.len() - quarter..]);
+    Some(mean(last) - mean(second) > per_second(report.acknowledged, report.seconds))
+}
+
+fn notes(order: &Order, report: &Report, beside: &Beside) -> Vec<String> {
+    let Report { refused, unknown, errors, last_error, .. } = report;
+    let mut notes = beside.notes.clone();
+    if refused + unknown + errors > 0 {
+        let last = last_error.clone().unwrap_or_default();
+        notes.push(format!("{refused} refused, {unknown} unknown, {errors} errors, the last: {last}"));
+    }
+    if let Amount::Events(events) = order.amount
+        && report.acknowledged < events
+    {
+        notes.push(format!("{events} events were to be sent"));
+    }
+    notes
+}
+
+fn most(looks: &[Look], of: impl Fn(&Look) -> u64) -> u64 {
+    looks.iter().map(of).max().unwrap_or_default()
+}
+
+pub(crate) fn per_second(events: u64, seconds: f64) -> f64 {
+    if seconds > 0.0 { real(events) / seconds } else { 0.0 }
+}

@@ -1,0 +1,61 @@
+//! Processor time and memory of processes, as the kernel counts them.
+
+use std::fs;
+
+use crate::figures::real;
+
+/// The kernel counts in hundredths of a second, whatever its own clock is (`USER_HZ`).
+const MICROS_PER_TICK: f64 = 10_000.0;
+
+/// What /proc says of a process.
+struct Stat {
+    state: char,
+    parent: u32,
+    /// Of itself, in ticks.
+    own: u64,
+    /// Of its children that have ended, in ticks.
+    ended: u64,
+}
+
+fn stat(pid: u32) -> Option<Stat> {
+    let line = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Before that stands the program's name, which may hold anything.
+    let (_, rest) = line.rsplit_once(") ")?;
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    let number = |place: usize| fields.get(place)?.parse::<u64>().ok();
+    Some(Stat {
+        state: fields.first()?.chars().next()?,
+        parent: fields.get(1)?.parse().ok()?,
+        own: number(11)? + number(12)?,
+        ended: number(13)? + number(14)?,
+    })
+}
+
+/// Processor time of a process in microseconds; 0 when it is gone.
+pub(crate) fn micros(pid: u32) -> f64 {
+    stat(pid).map_or(0.0, |stat| real(stat.own) * MICROS_PER_TICK)
+}
+
+/// Processor time of a process and of all its children, the ended ones too: of a server with a process for each
+/// connection.
+pub(crate) fn tree_micros(pid: u32) -> f64 {
+    let Some(root) = stat(pid) else { return 0.0 };
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let children = pids.filter_map(stat).filter(|stat| stat.parent == pid);
+    let ticks: u64 = children.map(|child| child.own + child.ended).sum();
+    real(root.own + root.ended + ticks) * MICROS_PER_TICK
+}
+
+/// Whether a process has ended and nobody has asked how. Until then its figures stay.
+pub(crate) fn has_ended(pid: u32) -> bool {
+    stat(pid).is_none_or(|stat| stat.state == 'Z')
+}
+
+/// The most memory a process has had, in megabytes.
+pub(crate) fn peak_megabytes(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kilobytes: u64 = peak.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kilobytes.div_ceil(1024))
+}

@@ -1,0 +1,210 @@
+//! Plays a row: sets the stage, measures, and compares the counts.
+
+use anyhow::Context;
+use catchall::counters::Counters;
+use catchall::load::workload::Shape;
+
+use crate::baseline::Baseline;
+use crate::figures::{Figures, real};
+use crate::goal::slowness;
+use crate::ground::Grounds;
+use crate::load::{Amount, Order};
+use crate::measure::{self, Beside, per_second};
+use crate::prober::probe;
+use crate::reader::{self, read};
+use crate::row::Row;
+use crate::scale::Scale;
+use crate::servers::Servers;
+use crate::sql;
+use crate::stage::{Cast, Stage};
+use crate::table::Table;
+use crate::verification::compare;
+
+/// The pace at which costs are compared, whatever the size of the table: the cost depends on it. Far below what each
+/// of them can take.
+const COMPARED_RATE: f64 = 60_000.0;
+
+/// Domains of a population so large that hardly one comes twice.
+const NEW_DOMAINS: u32 = 100_000_000;
+
+/// Domains of the row of hot reads: as many as waves emit at a time.
+const HOT_DOMAINS: u32 = 20;
+
+/// Events for each second of a row that is about how fast a queue is worked off.
+const EVENTS_PER_SECOND: u64 = 200_000;
+
+/// The same where messages are not folded on their way in: 30 kB for each 500 of them wait at the broker.
+const ARRAY_EVENTS_PER_SECOND: u64 = 500_000;
+
+/// Reads per second beside a load.
+const READS_BESIDE: f64 = 2_000.0;
+
+/// What is to be done in a row.
+enum Scene {
+    Events(Cast, Order),
+    /// Events, and probes that tell how fresh the answers are.
+    Probed(Order),
+    /// Events, and so many reads per second.
+    ReadBeside(Order, f64),
+    /// Of so many domains; so many per second, or a closed loop.
+    Reads(u32, Option<f64>),
+}
+
+/// Plays a row on its ground; rows before it are in `table`.
+pub(crate) async fn play(
+    row: Row,
+    scale: &Scale,
+    servers: &Servers,
+    grounds: &mut Grounds,
+    table: &Table,
+) -> anyhow::Result<Figures> {
+    grounds.prepare(row.ground(scale), servers).await?;
+    match scene(row, scale, table)? {
+        Scene::Events(cast, order) => {
+            play_events(cast, &order, servers, async |_| Ok(Beside::default())).await
+        }
+        Scene::Probed(order) => {
+            let probing = async |stage: &Stage| {
+                let query = stage.query_address()?.to_string();
+                probe(&stage.ingest_url(), &query, scale.seconds).await
+            };
+            play_events(WHOLE, &order, servers, probing).await
+        }
+        Scene::ReadBeside(order, rate) => {
+            let reading = async |stage: &Stage| {
+                let (reads, micros) = read(&reads(stage, scale, scale.domains, Some(rate))?).await?;
+                let latency = reads.latency_ms;
+                let [p50, p95, p99] = [latency.p50, latency.p95, latency.p99]
+                    .map(|ms| format!("{:.2}", ms.unwrap_or_default()));
+                let rate = per_second(reads.answered, reads.seconds);
+                let notes = vec![format!("reads: {rate:.0}/s, p50 {p50}, p95 {p95}, p99 {p99} ms")];
+                Ok(Beside { micros, wrong: reads.wrong, notes, ..Beside::default() })
+            };
+            play_events(WHOLE, &order, servers, reading).await
+        }
+        Scene::Reads(domains, rate) => play_reads(domains, rate, scale, servers).await,
+    }
+}
+
+const WHOLE: Cast = Cast::Whole { workers: 1 };
+
+fn scene(row: Row, scale: &Scale, table: &Table) -> anyhow::Result<Scene> {
+    let slowness = slowness(table.figures(Row::Naive));
+    let put = Order {
+        via: "put",
+        shape: Shape::Waves,
+        domains: None,
+        batch: None,
+        rate: None,
+        amount: Amount::Seconds(scale.seconds),
+        seed: row.seed(),
+    };
+    let bulk = Order { via: "bulk", ..put };
+    let amqp = Order { via: "amqp", ..put };
+    let over = |domains, rate: f64| Order {
+        shape: Shape::Uniform,
+        domains: Some(domains),
+        rate: Some(rate * slowness),
+        ..bulk
+    };
+    let all = Order { shape: Shape::Zipf, domains: Some(scale.domains), ..bulk };
+    let backlog = Order { amount: Amount::Events(EVENTS_PER_SECOND * scale.seconds), ..all };
+    let half = |of: Row| {
+        let figures = table.figures(of).filter(|figures| figures.failure.is_none());
+        let figures = figures.with_context(|| format!("the rate of {} is not known", of.name()))?;
+        anyhow::Ok(figures.rate() / 2.0)
+    };
+    Ok(match row {
+        Row::Naive => Scene::Events(Cast::Baseline(Baseline::Naive), put),
+        Row::Floor => Scene::Events(Cast::Baseline(Baseline::Floor), put),
+        Row::Put => Scene::Events(WHOLE, put),
+        Row::PutHalf => Scene::Events(WHOLE, Order { rate: Some(half(Row::Put)?), ..put }),
+        Row::PutH2 => Scene::Events(WHOLE, Order { via: "put-h2", ..put }),
+        Row::Bulk => Scene::Events(WHOLE, bulk),
+        Row::Amqp => Scene::Events(WHOLE, amqp),
+        Row::AmqpArrays => {
+            let amount = Amount::Events(ARRAY_EVENTS_PER_SECOND * scale.seconds);
+            Scene::Events(WHOLE, Order { batch: Some(500), amount, ..amqp })
+        }
+        Row::Fresh => Scene::Probed(Order { rate: Some(20_000.0 * slowness), ..put }),
+        Row::Growth => Scene::Events(WHOLE, over(NEW_DOMAINS, COMPARED_RATE)),
+        Row::SizeSmall => Scene::Events(WHOLE, over(scale.fewer_domains(), COMPARED_RATE)),
+        Row::Size => Scene::Events(WHOLE, over(scale.domains, COMPARED_RATE)),
+        Row::SizeLarge => Scene::Events(WHOLE, over(scale.more_domains(), COMPARED_RATE)),
+        Row::Zipf => Scene::Events(WHOLE, Order { rate: Some(200_000.0 * slowness), ..all }),
+        Row::Uniform => {
+            let amount = Amount::Seconds(scale.sustained_seconds);
+            Scene::Events(WHOLE, Order { amount, ..over(scale.domains, 100_000.0) })
+        }
+        Row::OneWorker => Scene::Events(WHOLE, backlog),
+        Row::TwoWorkers => Scene::Events(Cast::Whole { workers: 2 }, backlog),
+        Row::Get => Scene::Reads(scale.domains, None),
+        Row::GetHot => Scene::Reads(HOT_DOMAINS, None),
+        Row::GetHalf => Scene::Reads(scale.domains, Some(half(Row::Get)?)),
+        Row::Mixed => Scene::ReadBeside(over(scale.domains, 70_000.0), READS_BESIDE),
+    })
+}
+
+async fn play_events(
+    cast: Cast,
+    order: &Order,
+    servers: &Servers,
+    beside: impl AsyncFnOnce(&Stage) -> anyhow::Result<Beside>,
+) -> anyhow::Result<Figures> {
+    let url = &servers.database_url;
+    let before = sql::sums(url).await?;
+    let stage = Stage::set(cast, servers).await?;
+    let measured = measure::events(&stage, order, beside(&stage)).await;
+    stage.clear().await;
+    let (mut figures, report, beside) = measured?;
+    if matches!(cast, Cast::Baseline(Baseline::Floor)) {
+        figures.counted_per_second = None;
+        return Ok(figures);
+    }
+    let after = sql::sums(url).await?;
+    let added =
+        Counters { delivered: after.delivered - before.delivered, bounced: after.bounced - before.bounced };
+    let more = Counters { delivered: beside.delivered, bounced: 0 };
+    let difference = compare(order, &report, more, added, url).await?;
+    figures.lost = difference.lost;
+    figures.duplicated = difference.duplicated;
+    if beside.wrong > 0 {
+        figures.failure = Some(format!("{} reads were answered wrongly", beside.wrong));
+    }
+    Ok(figures)
+}
+
+async fn play_reads(
+    domains: u32,
+    rate: Option<f64>,
+    scale: &Scale,
+    servers: &Servers,
+) -> anyhow::Result<Figures> {
+    let stage = Stage::set(Cast::Readers, servers).await?;
+    let config = reads(&stage, scale, domains, rate)?;
+    let before = stage.micros();
+    let read = read(&config).await;
+    let after = stage.micros();
+    let peak_megabytes = stage.peaks();
+    stage.clear().await;
+    let (reads, reader_micros) = read?;
+    let mut micros = after.since(before, reads.answered);
+    micros.load = reader_micros / real(reads.answered.max(1));
+    let example = reads.example.unwrap_or_default();
+    Ok(Figures {
+        events: reads.answered,
+        seconds: reads.seconds,
+        offered_per_second: rate,
+        acknowledged_per_second: per_second(reads.answered, reads.seconds),
+        micros_per_event: Some(micros),
+        latency_ms: reads.latency_ms,
+        peak_megabytes,
+        failure: (reads.wrong > 0).then(|| format!("{} wrong answers, as {example}", reads.wrong)),
+        ..Figures::default()
+    })
+}
+
+fn reads(stage: &Stage, scale: &Scale, domains: u32, rate: Option<f64>) -> anyhow::Result<reader::Config> {
+    let (address, seconds) = (stage.query_address()?, scale.seconds);
+    Ok(reader::Config { address, domains, rate, seconds, connections: 64 })
+}

@@ -1,0 +1,71 @@
+//! How long it takes from the 202 to the GET that shows the event.
+
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
+
+use anyhow::{anyhow, ensure};
+use bytes::Bytes;
+use futures::future::try_join_all;
+use http_body_util::Full;
+use hyper::{Request, StatusCode};
+use serde::Deserialize;
+
+use crate::ask::Asker;
+use crate::figures::{Latency, histogram};
+use crate::measure::Beside;
+
+/// Probes at a time: few, so that they do not measure themselves.
+const AT_ONCE: u32 = 2;
+
+/// Between two GETs of one probe, which is as exact as it can be.
+const BETWEEN: Duration = Duration::from_millis(1);
+
+/// Between two probes.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// An event that is not to be seen after this long is missing.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Sends events of new domains, one after the other, for so many seconds.
+pub(crate) async fn probe(ingest_url: &str, query_address: &str, seconds: u64) -> anyhow::Result<Beside> {
+    let until = Instant::now() + Duration::from_secs(seconds);
+    let (micros, sent) = (RefCell::new(histogram()), RefCell::new(0));
+    let probing = (0..AT_ONCE).map(async |prober| {
+        let asker = Asker::over_one_connection();
+        let mut number = 0;
+        while Instant::now() < until {
+            let domain = format!("probe{prober}-{number}.example");
+            number += 1;
+            let put = Request::put(format!("{ingest_url}/events/{domain}/delivered"));
+            let answer = asker.ask(put.body(Full::<Bytes>::default())?, PATIENCE).await;
+            let (status, body) = answer.map_err(|error| anyhow!(error))?;
+            ensure!(status == StatusCode::ACCEPTED, "a probe was answered {status}: {body}");
+            *sent.borrow_mut() += 1;
+            let accepted = Instant::now();
+            while !is_counted(&asker, &format!("http://{query_address}/domains/{domain}")).await? {
+                ensure!(accepted.elapsed() < PATIENCE, "{domain} is not to be seen after {PATIENCE:?}");
+                tokio::time::sleep(BETWEEN).await;
+            }
+            let took = u64::try_from(accepted.elapsed().as_micros())?;
+            micros.borrow_mut().saturating_record(took);
+            tokio::time::sleep(PAUSE).await;
+        }
+        anyhow::Ok(())
+    });
+    try_join_all(probing).await?;
+    let delivered = *sent.borrow();
+    let latency = Latency::of(&micros.borrow());
+    let notes = vec![format!("latency: from the 202 to the GET that shows it, {delivered} probes")];
+    Ok(Beside { delivered, latency_ms: Some(latency), notes, ..Beside::default() })
+}
+
+async fn is_counted(asker: &Asker, url: &str) -> anyhow::Result<bool> {
+    #[derive(Deserialize)]
+    struct Served {
+        delivered: u64,
+    }
+    let (status, body) = asker.get(url, PATIENCE).await.map_err(|error| anyhow!(error))?;
+    ensure!(status == StatusCode::OK, "{url} was answered {status}: {body}");
+    let served: Served = serde_json::from_str(&body)?;
+    Ok(served.delivered > 0)
+}

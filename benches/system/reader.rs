@@ -1,0 +1,218 @@
+//! Reads counters by HTTP/1.1 on connections that are kept: in a closed loop, or at a rate.
+//!
+//! A program of its own, so that what it takes of the machine is measured beside what it asks for.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, ensure};
+use bytes::Bytes;
+use catchall::load::pace::{Pace, Rate};
+use catchall::load::workload::{Names, Shape, Workload};
+use hdrhistogram::Histogram;
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::{Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpStream;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::task::JoinSet;
+
+use crate::baseline::myself;
+use crate::figures::{Latency, histogram};
+use crate::load::Printing;
+
+/// What is read, and how.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Config {
+    #[arg(long)]
+    pub(crate) address: SocketAddr,
+    /// Any of so many domains of the population
+    #[arg(long)]
+    pub(crate) domains: u32,
+    /// Reads per second; a closed loop without
+    #[arg(long)]
+    pub(crate) rate: Option<f64>,
+    #[arg(long)]
+    pub(crate) seconds: u64,
+    #[arg(long, default_value_t = 64)]
+    pub(crate) connections: usize,
+}
+
+/// What it came to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Reads {
+    /// Answered with the counters of the domain that was asked for.
+    pub(crate) answered: u64,
+    /// Answered with anything else.
+    pub(crate) wrong: u64,
+    /// What the first of those was.
+    pub(crate) example: Option<String>,
+    /// Until the last answer.
+    pub(crate) seconds: f64,
+    pub(crate) latency_ms: Latency,
+}
+
+/// Reads by a process of its own; with what came of it, its processor time in microseconds.
+pub(crate) async fn read(config: &Config) -> anyhow::Result<(Reads, f64)> {
+    let mut command = myself("reader")?;
+    command.args(["--address", &config.address.to_string(), "--domains", &config.domains.to_string()]);
+    command.args(["--seconds", &config.seconds.to_string()]);
+    command.args(["--connections", &config.connections.to_string()]);
+    if let Some(rate) = config.rate {
+        command.args(["--rate", &rate.to_string()]);
+    }
+    let mut reader = Printing::start(&mut command).context("cannot start a reader")?;
+    reader.ended().await.context("the reader")
+}
+
+/// The program.
+pub(crate) fn main(config: &Config) -> anyhow::Result<()> {
+    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+    let reads = runtime.block_on(run(config))?;
+    println!("{}", serde_json::to_string(&reads)?);
+    Ok(())
+}
+
+struct Run {
+    pace: Option<Pace>,
+    until: Instant,
+    state: RefCell<State>,
+}
+
+struct State {
+    domains: Workload,
+    /// How many were begun.
+    begun: u64,
+    answered: u64,
+    wrong: u64,
+    example: Option<String>,
+    last: Instant,
+    micros: Histogram<u64>,
+}
+
+async fn run(config: &Config) -> anyhow::Result<Reads> {
+    let mut connections = Vec::new();
+    for _ in 0..config.connections {
+        connections.push(connect(config.address).await?);
+    }
+    let begun = Instant::now();
+    // An open loop begins no more than there is time for, however late it is.
+    #[expect(clippy::cast_precision_loss, reason = "seconds are few")]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is not negative")]
+    let requests = |rate: f64| (rate * config.seconds as f64) as u64;
+    let pace = config.rate.map(|rate| Pace::begin(Rate::per_second(rate), requests(rate))).transpose()?;
+    let run = Rc::new(Run {
+        pace,
+        until: begun + Duration::from_secs(config.seconds),
+        state: RefCell::new(State {
+            domains: Workload::new(Shape::Uniform, 1, config.domains),
+            begun: 0,
+            answered: 0,
+            wrong: 0,
+            example: None,
+            last: begun,
+            micros: histogram(),
+        }),
+    });
+    let mut readers = JoinSet::new();
+    for connection in connections {
+        readers.spawn_local(ask(Rc::clone(&run), connection, config.address));
+    }
+    let in_time = tokio::time::timeout_at(run.until.into(), async {
+        while let Some(ended) = readers.join_next().await {
+            ended??;
+        }
+        anyhow::Ok(())
+    });
+    if let Ok(ended) = in_time.await {
+        ended?;
+    }
+    if let Some(pace) = &run.pace {
+        pace.stop();
+    }
+    // Those who wait for an answer still get it.
+    while let Some(ended) = readers.join_next().await {
+        ended??;
+    }
+    let state = run.state.borrow();
+    ensure!(state.answered > 0, "nothing was answered: {:?}", state.example);
+    Ok(Reads {
+        answered: state.answered,
+        wrong: state.wrong,
+        example: state.example.clone(),
+        seconds: state.last.duration_since(begun).as_secs_f64(),
+        latency_ms: Latency::of(&state.micros),
+    })
+}
+
+async fn connect(address: SocketAddr) -> anyhow::Result<SendRequest<Empty<Bytes>>> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let (requests, connection) = handshake(TokioIo::new(stream)).await?;
+    // What goes wrong with it is told to the request that is under way.
+    tokio::task::spawn_local(connection);
+    Ok(requests)
+}
+
+/// Asks on one connection until the end.
+async fn ask(
+    run: Rc<Run>,
+    mut connection: SendRequest<Empty<Bytes>>,
+    address: SocketAddr,
+) -> anyhow::Result<()> {
+    loop {
+        if let Some(pace) = &run.pace {
+            if !pace.wait().await {
+                return Ok(());
+            }
+        } else if Instant::now() >= run.until {
+            return Ok(());
+        }
+        let (due, domain) = run.state.borrow_mut().next(run.pace.as_ref());
+        let name = Names::Population.canonical(domain);
+        let request = Request::get(format!("/domains/{name}")).header(header::HOST, address.to_string());
+        connection.ready().await?;
+        let (head, body) = connection.send_request(request.body(Empty::new())?).await?.into_parts();
+        let body = body.collect().await?.to_bytes();
+        let now = Instant::now();
+        let right = head.status == StatusCode::OK && is_about(&body, &name).is_ok();
+        let state = &mut *run.state.borrow_mut();
+        state.last = now;
+        if right {
+            state.answered += 1;
+            let micros = now.saturating_duration_since(due).as_micros();
+            state.micros.saturating_record(u64::try_from(micros).unwrap_or(u64::MAX));
+        } else {
+            state.wrong += 1;
+            state.example.get_or_insert_with(|| format!("{}: {}", head.status, body.escape_ascii()));
+        }
+    }
+}
+
+impl State {
+    /// When the next request was due, and for what.
+    fn next(&mut self, pace: Option<&Pace>) -> (Instant, u32) {
+        let due = pace.map_or_else(Instant::now, |pace| pace.moment(self.begun));
+        self.begun += 1;
+        (due, self.domains.draw().domain)
+    }
+}
+
+/// Whether an answer is that of this domain, which is there and has been counted.
+fn is_about(body: &[u8], name: &str) -> anyhow::Result<()> {
+    #[derive(Deserialize)]
+    struct Served<'a> {
+        domain: &'a str,
+        delivered: u64,
+        bounced: u64,
+    }
+    let served: Served<'_> = serde_json::from_slice(body)?;
+    if served.domain == name && served.delivered + served.bounced > 0 {
+        return Ok(());
+    }
+    Err(anyhow!("another domain, or one that was never seen"))
+}

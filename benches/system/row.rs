@@ -1,0 +1,153 @@
+//! The rows of the table: what each is, where it is played, and what it should come to.
+
+use clap::ValueEnum;
+use serde::{Serialize, Serializer};
+
+use crate::goal::Goal;
+use crate::ground::Ground;
+use crate::scale::Scale;
+
+/// One row. Their order is that of the run: tables are made as seldom as can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Row {
+    /// The naive design: an upsert for each PUT, on the same HTTP server; PUT by HTTP/1.1, waves
+    Naive,
+    /// The same HTTP server with a handler that does nothing; PUT by HTTP/1.1, waves
+    Floor,
+    /// PUT by HTTP/1.1, waves
+    Put,
+    /// PUT by HTTP/1.1 at half the rate of put, waves: the latency
+    PutHalf,
+    /// PUT by HTTP/2 without TLS, waves
+    PutH2,
+    /// POST of 1,000 events, waves
+    Bulk,
+    /// Published to the broker, an event per message, waves
+    Amqp,
+    /// Published to the broker, 500 events per message, waves
+    AmqpArrays,
+    /// From the 202 to the GET that shows it, beside 20,000 PUT/s, waves
+    Fresh,
+    /// POST of 1,000 events at 60,000/s, hardly a domain twice, into an empty table
+    Growth,
+    /// The cost beside a table a tenth as large: POST of 1,000 at 60,000/s, uniform
+    SizeSmall,
+    /// The cost beside the large table: POST of 1,000 at 60,000/s, uniform
+    Size,
+    /// POST of 1,000 events at 200,000/s, zipf over the large table
+    Zipf,
+    /// POST of 1,000 events at 100,000/s, uniform over the large table
+    Uniform,
+    /// POST of 1,000 events as fast as they are taken, zipf over the large table, one worker
+    OneWorker,
+    /// The same with two workers
+    TwoWorkers,
+    /// GET of any domain of the large table
+    Get,
+    /// GET of 20 domains
+    GetHot,
+    /// GET of any domain at half the rate of get: the latency
+    GetHalf,
+    /// POST of 1,000 at 70,000/s, uniform over the large table, beside 2,000 GET/s
+    Mixed,
+    /// The cost beside a table three times as large: POST of 1,000 at 60,000/s, uniform
+    SizeLarge,
+}
+
+impl Row {
+    pub(crate) fn name(self) -> String {
+        let value = self.to_possible_value();
+        value.map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+
+    /// What it is, in words.
+    pub(crate) fn what(self) -> String {
+        let value = self.to_possible_value();
+        value.and_then(|value| value.get_help().map(ToString::to_string)).unwrap_or_default()
+    }
+
+    /// Makes the events of a run: no row has another's domains.
+    pub(crate) fn seed(self) -> u64 {
+        self as u64 + 1
+    }
+
+    /// The rows it is compared with.
+    fn needs(self) -> Option<Self> {
+        match self {
+            Self::PutHalf => Some(Self::Put),
+            Self::TwoWorkers => Some(Self::OneWorker),
+            Self::GetHalf => Some(Self::Get),
+            _ => None,
+        }
+    }
+
+    /// Where it is played.
+    pub(crate) fn ground(self, scale: &Scale) -> Ground {
+        match self {
+            // Waves bring their own domains, and few.
+            Self::Naive
+            | Self::Floor
+            | Self::Put
+            | Self::PutHalf
+            | Self::PutH2
+            | Self::Bulk
+            | Self::Amqp
+            | Self::AmqpArrays
+            | Self::Fresh => Ground::Any,
+            Self::Growth => Ground::Empty,
+            Self::SizeSmall => Ground::Domains(scale.fewer_domains()),
+            Self::Size
+            | Self::Zipf
+            | Self::Uniform
+            | Self::OneWorker
+            | Self::TwoWorkers
+            | Self::Get
+            | Self::GetHot
+            | Self::GetHalf
+            | Self::Mixed => Ground::Domains(scale.domains),
+            Self::SizeLarge => Ground::Domains(scale.more_domains()),
+        }
+    }
+
+    /// What it should come to.
+    pub(crate) fn goals(self) -> &'static [Goal] {
+        match self {
+            Self::Put => &[Goal::Counted(65_000.0), Goal::Stack(15.0), Goal::TimesFloor(1.6)],
+            Self::PutHalf => &[Goal::P95(20.0), Goal::P99(40.0)],
+            Self::PutH2 => &[Goal::Counted(140_000.0), Goal::Stack(9.0)],
+            Self::Bulk => &[Goal::Counted(2_000_000.0), Goal::Stack(0.8)],
+            Self::Amqp => &[Goal::Counted(25_000.0)],
+            Self::Fresh => &[Goal::P99(150.0)],
+            Self::Zipf => &[Goal::Sustained(200_000.0)],
+            Self::Uniform => &[Goal::Sustained(100_000.0), Goal::Lag(5.0), Goal::Stack(14.0)],
+            Self::TwoWorkers => &[Goal::NotBelow(Self::OneWorker), Goal::NoDeadlock],
+            Self::Get => &[Goal::Read(45_000.0), Goal::ReadStack(28.0)],
+            Self::GetHalf => &[Goal::P99(10.0)],
+            _ => &[],
+        }
+    }
+
+    /// Whether the whole system is at work in it, and not what it is compared with.
+    pub(crate) fn is_ours(self) -> bool {
+        !matches!(self, Self::Naive | Self::Floor)
+    }
+}
+
+impl Serialize for Row {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.name())
+    }
+}
+
+/// The rows that are asked for, or all, with those they are compared with, in the order of the run.
+pub(crate) fn with_those_they_need(asked: &[Row], scale: &Scale) -> Vec<Row> {
+    if asked.is_empty() {
+        let all = Row::value_variants().iter().copied();
+        return all.filter(|row| *row != Row::SizeLarge || scale.with_larger).collect();
+    }
+    let needed = asked.iter().filter_map(|row| row.needs());
+    let mut rows: Vec<Row> = asked.iter().copied().chain(needed).chain([Row::Naive, Row::Floor]).collect();
+    rows.sort_unstable();
+    rows.dedup();
+    rows
+}

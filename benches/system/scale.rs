@@ -1,0 +1,47 @@
+//! How long and how large: the full form and the short one.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// How long each row takes, and how large the tables are.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Scale {
+    /// Seconds of a row.
+    pub(crate) seconds: u64,
+    /// Seconds of the row that shows what can be sustained.
+    pub(crate) sustained_seconds: u64,
+    /// Domains of the large table.
+    pub(crate) domains: u32,
+    /// Whether a table three times as large is measured too.
+    pub(crate) with_larger: bool,
+}
+
+impl Scale {
+    pub(crate) fn new(short: bool, seconds: Option<u32>, domains: Option<u32>) -> Self {
+        let (usual, sustained, usual_domains) = if short { (5, 5, 1_000_000) } else { (60, 180, 10_000_000) };
+        Self {
+            seconds: seconds.map_or(usual, u64::from),
+            sustained_seconds: seconds.map_or(sustained, u64::from),
+            domains: domains.unwrap_or(usual_domains),
+            with_larger: !short,
+        }
+    }
+
+    /// Domains of the small table.
+    pub(crate) fn fewer_domains(&self) -> u32 {
+        self.domains / 10
+    }
+
+    /// Domains of the larger table.
+    pub(crate) fn more_domains(&self) -> u32 {
+        self.domains * 3
+    }
+}
+
+impl fmt::Display for Scale {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seconds, sustained_seconds, domains, .. } = self;
+        write!(f, "{seconds} s a row, {sustained_seconds} s uniform; the large table has {domains} domains")
+    }
+}

@@ -1,0 +1,190 @@
+//! The processes of one row, each started for it: what one row leaves in a process is not measured in another.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use catchall::broker::EVENTS;
+use lapin::options::{QueueDeclareOptions, QueuePurgeOptions};
+use lapin::types::FieldTable;
+use lapin::{Channel, Connection, ConnectionProperties};
+
+use crate::baseline::{Baseline, Running};
+use crate::figures::{Micros, Peaks};
+use crate::meter;
+use crate::processes::Service;
+use crate::servers::Servers;
+
+/// Which processes there are beside the servers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Cast {
+    /// One of the two servers the system is compared with.
+    Baseline(Baseline),
+    /// Ingest, query and so many workers.
+    Whole { workers: usize },
+    /// Query alone.
+    Readers,
+}
+
+/// The processes of one row.
+pub(crate) struct Stage {
+    pub(crate) servers: Servers,
+    baseline: Option<Running>,
+    ingest: Option<Service>,
+    workers: Vec<Service>,
+    query: Option<Service>,
+    broker_pid: u32,
+    primary_pid: u32,
+    replica_pid: u32,
+    queue: Channel,
+    _connection: Connection,
+}
+
+/// What a look at the processes shows.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Look {
+    /// Events that ingest has accepted since it was started.
+    pub(crate) accepted: u64,
+    /// Events that the workers have counted since they were started.
+    pub(crate) counted: u64,
+    /// Messages that wait in the queue.
+    pub(crate) messages: u64,
+    /// How far the replica is behind, where query is there to tell.
+    pub(crate) lag_seconds: Option<f64>,
+}
+
+impl Stage {
+    /// Starts the processes and returns once all are ready.
+    pub(crate) async fn set(cast: Cast, servers: &Servers) -> anyhow::Result<Self> {
+        let connection = Connection::connect(&servers.amqp_url, ConnectionProperties::default()).await?;
+        let queue = connection.create_channel().await?;
+        // What a row that failed has left would be counted in this one.
+        queue.queue_purge(EVENTS.into(), QueuePurgeOptions::default()).await?;
+        let mut stage = Self {
+            servers: servers.clone(),
+            baseline: None,
+            ingest: None,
+            workers: Vec::new(),
+            query: None,
+            broker_pid: pid("rabbitmq")?,
+            primary_pid: pid("primary")?,
+            replica_pid: pid("replica")?,
+            queue,
+            _connection: connection,
+        };
+        match cast {
+            Cast::Baseline(baseline) => {
+                stage.baseline = Some(Running::start(baseline, &servers.database_url)?);
+            }
+            Cast::Whole { workers } => {
+                stage.ingest = Some(Service::ready("ingest", servers, &[]).await);
+                for _ in 0..workers {
+                    stage.workers.push(Service::ready("worker", servers, &[]).await);
+                }
+                stage.query = Some(Service::ready("query", servers, &[]).await);
+            }
+            Cast::Readers => stage.query = Some(Service::ready("query", servers, &[]).await),
+        }
+        Ok(stage)
+    }
+
+    /// Where events are sent.
+    pub(crate) fn ingest_url(&self) -> String {
+        let ingest = self.ingest.as_ref().map(Service::url);
+        ingest.or_else(|| self.baseline.as_ref().map(Running::url)).unwrap_or_default()
+    }
+
+    /// Where counters are read: host and port.
+    pub(crate) fn query_address(&self) -> anyhow::Result<std::net::SocketAddr> {
+        let address = self.query.as_ref().map(Service::address).context("there is no query")?;
+        Ok(address.parse()?)
+    }
+
+    /// Whether events go through workers.
+    pub(crate) fn has_workers(&self) -> bool {
+        !self.workers.is_empty()
+    }
+
+    /// Processor time until now, of all but the load generator.
+    pub(crate) fn micros(&self) -> Micros {
+        let service = |service: &Service| meter::micros(service.pid());
+        let baseline = self.baseline.as_ref().map(|baseline| meter::micros(baseline.pid()));
+        Micros {
+            ingest: self.ingest.as_ref().map(service).or(baseline),
+            broker: meter::tree_micros(self.broker_pid),
+            worker: self.has_workers().then(|| self.workers.iter().map(service).sum()),
+            primary: meter::tree_micros(self.primary_pid),
+            replica: meter::tree_micros(self.replica_pid),
+            query: self.query.as_ref().map(service),
+            load: 0.0,
+        }
+    }
+
+    /// The most memory until now.
+    pub(crate) fn peaks(&self) -> Peaks {
+        let service = |service: &Service| meter::peak_megabytes(service.pid());
+        let baseline = self.baseline.as_ref().and_then(|baseline| meter::peak_megabytes(baseline.pid()));
+        Peaks {
+            ingest: self.ingest.as_ref().and_then(service).or(baseline),
+            worker: self.workers.iter().filter_map(service).max(),
+            query: self.query.as_ref().and_then(service),
+        }
+    }
+
+    /// How many events the workers have counted since they were started.
+    pub(crate) async fn counted(&self) -> u64 {
+        let mut counted = 0;
+        for worker in &self.workers {
+            let (_, figures) = worker.ops("/metrics").await;
+            counted += whole(figure(&figures, "catchall_worker_delivered_total"));
+            counted += whole(figure(&figures, "catchall_worker_bounced_total"));
+        }
+        counted
+    }
+
+    pub(crate) async fn look(&self) -> anyhow::Result<Look> {
+        let mut look = Look { counted: self.counted().await, ..Look::default() };
+        if let Some(ingest) = &self.ingest {
+            let (_, figures) = ingest.ops("/metrics").await;
+            look.accepted = whole(figure(&figures, "catchall_ingest_accepted_events_total"));
+        }
+        if let Some(query) = &self.query {
+            let (_, figures) = query.ops("/metrics").await;
+            look.lag_seconds = Some(figure(&figures, "catchall_replica_lag_seconds"));
+        }
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let declared = self.queue.queue_declare(EVENTS.into(), passive, FieldTable::default()).await;
+        look.messages = declared.context("the queue")?.message_count().into();
+        Ok(look)
+    }
+
+    /// Ends all processes in order, so that nothing is left unsettled for the next row.
+    pub(crate) async fn clear(mut self) {
+        let services = self.ingest.iter_mut().chain(&mut self.workers).chain(&mut self.query);
+        let services: Vec<&mut Service> = services.collect();
+        for service in &services {
+            service.signal("TERM");
+        }
+        for service in services {
+            service.ended().await;
+        }
+    }
+}
+
+/// The process of a server, which `./dev` has started.
+fn pid(server: &str) -> anyhow::Result<u32> {
+    let instance = std::env::var("CATCHALL_DEV").context("./dev bench says which instance is its own")?;
+    let file = PathBuf::from(instance).join("run").join(format!("{server}.pid"));
+    let pid = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    Ok(pid.trim().parse()?)
+}
+
+/// The figure of a name as Prometheus reads it; 0 for one that was never set.
+fn figure(figures: &str, name: &str) -> f64 {
+    let values = figures.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    values.filter_map(|value| value.parse::<f64>().ok()).sum()
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counters are neither")]
+fn whole(counter: f64) -> u64 {
+    counter as u64
+}

@@ -1,0 +1,274 @@
+//! The result: a row for each thing that was measured, with its goals.
+
+use std::fmt::{self, Write};
+
+use hyper::Method;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::figures::{Figures, Micros, Peaks};
+use crate::goal::{Goal, Verdict, slowness};
+use crate::row::Row;
+use crate::scale::Scale;
+use crate::servers::Servers;
+use crate::sql;
+
+const HEADINGS: [&str; 22] = [
+    "row",
+    "acked/s",
+    "counted/s",
+    "ingest",
+    "broker",
+    "worker",
+    "primary",
+    "replica",
+    "query",
+    "stack",
+    "load",
+    "p50",
+    "p95",
+    "p99",
+    "MB",
+    "x naive",
+    "x floor",
+    "queue",
+    "behind",
+    "lag",
+    "lost",
+    "dup",
+];
+
+/// What the columns are.
+const LEGEND: &str = "\
+acked/s: events (of get: reads) answered per second. counted/s: until the last of them was in the primary. ingest to
+load: microseconds of processor time per event of each process, until the replica had all of it; of naive and floor
+their servers stand under ingest. stack: all but load, the load generator. p50 to p99: ms of latency; at a fixed rate
+from the moment an event was due. MB: the most memory of ingest/worker/query. x naive, x floor: the rate as a multiple
+of theirs. queue: most messages seen in it. behind: seconds from the last answer until all was counted. lag: most
+seconds the replica was behind. Where naive is slower than 6,000/s, a goal for a rate is as much lower.";
+
+/// What a service may take.
+struct Allowance {
+    service: &'static str,
+    megabytes: u64,
+    taken: fn(&Peaks) -> Option<u64>,
+}
+
+const MEMORY: [Allowance; 3] = [
+    Allowance { service: "ingest", megabytes: 128, taken: |peaks| peaks.ingest },
+    Allowance { service: "worker", megabytes: 512, taken: |peaks| peaks.worker },
+    Allowance { service: "query", megabytes: 128, taken: |peaks| peaks.query },
+];
+
+/// All rows so far, and where they were measured.
+#[derive(Debug)]
+pub(crate) struct Table {
+    rows: Vec<(Row, Figures)>,
+    scale: Scale,
+    machine: Machine,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Machine {
+    cores: usize,
+    processor: String,
+    memory_gigabytes: u64,
+    postgres: String,
+    rabbitmq: String,
+    /// Of this program and all it measures.
+    build: &'static str,
+}
+
+impl Machine {
+    async fn of(servers: &Servers) -> Self {
+        let postgres = sql::text(&servers.database_url, "select current_setting('server_version')").await;
+        let overview = servers.management(Method::GET, "/api/overview", "").await;
+        let overview: Value = serde_json::from_str(&overview).unwrap_or_default();
+        Self {
+            cores: std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
+            processor: entry("/proc/cpuinfo", "model name").unwrap_or_default(),
+            memory_gigabytes: entry("/proc/meminfo", "MemTotal")
+                .and_then(|total| total.trim_end_matches(" kB").parse::<u64>().ok())
+                .map_or(0, |kilobytes| kilobytes.div_ceil(1 << 20)),
+            postgres: postgres.unwrap_or_default(),
+            rabbitmq: overview["rabbitmq_version"].as_str().unwrap_or_default().to_owned(),
+            build: if cfg!(debug_assertions) { "debug: the figures say nothing" } else { "release" },
+        }
+    }
+}
+
+/// The first value of this name in a file of /proc.
+fn entry(file: &str, name: &str) -> Option<String> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let mut entries = text.lines().filter_map(|line| line.split_once(':'));
+    entries.find(|(entry, _)| entry.trim() == name).map(|(_, value)| value.trim().to_owned())
+}
+
+impl Table {
+    pub(crate) async fn new(servers: &Servers, scale: &Scale) -> Self {
+        Self { rows: Vec::new(), scale: *scale, machine: Machine::of(servers).await }
+    }
+
+    pub(crate) fn add(&mut self, row: Row, figures: Figures) {
+        self.rows.push((row, figures));
+    }
+
+    /// What a row has come to.
+    pub(crate) fn figures(&self, row: Row) -> Option<&Figures> {
+        self.rows.iter().find(|(played, _)| *played == row).map(|(_, figures)| figures)
+    }
+
+    /// Whether every row was played to its end and nothing was lost or counted twice.
+    pub(crate) fn all_counted_once(&self) -> bool {
+        self.rows
+            .iter()
+            .all(|(_, figures)| figures.failure.is_none() && figures.lost + figures.duplicated == 0)
+    }
+
+    /// The last row, for those who watch.
+    pub(crate) fn last_in_words(&self) -> String {
+        let Some((row, figures)) = self.rows.last() else { return String::new() };
+        if let Some(failure) = &figures.failure {
+            return format!("FAILED: {failure}");
+        }
+        let stack = figures.micros_per_event.map(|micros| micros.stack()).unwrap_or_default();
+        let goals = self.verdicts(*row, figures).into_iter().map(|verdict| verdict.words());
+        let Figures { lost, duplicated, .. } = figures;
+        let first = format!("{:.0}/s, {stack:.2} us, {lost} lost, {duplicated} duplicated", figures.rate());
+        std::iter::once(first)
+            .chain(goals)
+            .chain(figures.notes.iter().cloned())
+            .collect::<Vec<_>>()
+            .join(", ")
+    }
+
+    fn verdicts(&self, row: Row, figures: &Figures) -> Vec<Verdict> {
+        let slowness = slowness(self.figures(Row::Naive));
+        let judge = |goal: &Goal| goal.judge(figures, slowness, |row| self.figures(row));
+        row.goals().iter().map(judge).collect()
+    }
+
+    /// The most memory a service took in any row, and whether that is as little as it should be.
+    fn memory(&self) -> Vec<Verdict> {
+        let ours = self.rows.iter().filter(|(row, _)| row.is_ours());
+        let peaks: Vec<&Peaks> = ours.map(|(_, figures)| &figures.peak_megabytes).collect();
+        let most = MEMORY.iter().filter_map(|Allowance { service, megabytes, taken }| {
+            let most = peaks.iter().filter_map(|peaks| taken(peaks)).max()?;
+            Some(Verdict { goal: format!("{service} {most} MB, below {megabytes}"), met: most < *megabytes })
+        });
+        most.collect()
+    }
+
+    /// The rate as a multiple of another row's.
+    fn times(&self, figures: &Figures, other: Row) -> Option<f64> {
+        let rate = self.figures(other)?.rate();
+        (rate > 0.0).then(|| figures.rate() / rate)
+    }
+
+    /// All of it for programs.
+    pub(crate) fn json(&self) -> Value {
+        let rows = self.rows.iter().map(|(row, figures)| {
+            json!({
+                "row": row,
+                "what": row.what(),
+                "figures": figures,
+                "stack_micros_per_event": figures.micros_per_event.map(|micros| micros.stack()),
+                "times_naive": self.times(figures, Row::Naive),
+                "times_floor": self.times(figures, Row::Floor),
+                "goals": self.verdicts(*row, figures),
+            })
+        });
+        let rows: Vec<Value> = rows.collect();
+        let slowness = slowness(self.figures(Row::Naive));
+        json!({
+            "machine": self.machine, "scale": self.scale, "rate_goals_times": slowness, "rows": rows,
+            "memory": self.memory(),
+        })
+    }
+
+    fn cells(&self, row: Row, figures: &Figures) -> [String; 22] {
+        let rate = |rate: f64| format!("{rate:.0}");
+        let some = |value: Option<f64>, digits: usize| {
+            value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
+        };
+        let (micros, latency) = (figures.micros_per_event, figures.latency_ms);
+        // Bulk events take less than one, reads more than twenty.
+        let micros = |of: fn(&Micros) -> Option<f64>| some(micros.as_ref().and_then(of), 2);
+        let Peaks { ingest, worker, query } = figures.peak_megabytes;
+        let megabytes = [ingest, worker, query].map(|peak| peak.map_or("-".into(), |peak| peak.to_string()));
+        [
+            row.name(),
+            rate(figures.acknowledged_per_second),
+            figures.counted_per_second.map_or("-".into(), rate),
+            micros(|micros| micros.ingest),
+            micros(|micros| Some(micros.broker)),
+            micros(|micros| micros.worker),
+            micros(|micros| Some(micros.primary)),
+            micros(|micros| Some(micros.replica)),
+            micros(|micros| micros.query),
+            micros(|micros| Some(micros.stack())),
+            micros(|micros| Some(micros.load)),
+            some(latency.p50, 2),
+            some(latency.p95, 2),
+            some(latency.p99, 2),
+            megabytes.join("/"),
+            some(self.times(figures, Row::Naive), 1),
+            some(self.times(figures, Row::Floor), 2),
+            figures.queue_messages.map_or("-".into(), |messages| messages.to_string()),
+            some(figures.seconds_behind, 1),
+            some(figures.lag_seconds, 1),
+            figures.lost.to_string(),
+            figures.duplicated.to_string(),
+        ]
+    }
+
+    /// What stands behind the numbers of a row.
+    fn remarks(&self, row: Row, figures: &Figures) -> String {
+        if figures.failure.is_some() {
+            return "FAILED".into();
+        }
+        let goals = self.verdicts(row, figures).into_iter().map(|verdict| verdict.words());
+        let grows = (figures.backlog_grows == Some(true)).then(|| "the backlog grows".to_owned());
+        let remarks = goals.chain(grows).chain(figures.notes.iter().cloned());
+        remarks.collect::<Vec<_>>().join("; ")
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Machine { cores, processor, memory_gigabytes, postgres, rabbitmq, build } = &self.machine;
+        writeln!(
+            f,
+            "{cores} cores of {processor}, {memory_gigabytes} GB; PostgreSQL {postgres}, RabbitMQ {rabbitmq}; {build}"
+        )?;
+        writeln!(f, "{}\n", self.scale)?;
+        let cells = self.rows.iter().map(|(row, figures)| self.cells(*row, figures));
+        let lines: Vec<[String; 22]> = std::iter::once(HEADINGS.map(str::to_owned)).chain(cells).collect();
+        let remarks = self.rows.iter().map(|(row, figures)| self.remarks(*row, figures));
+        let remarks: Vec<String> = std::iter::once("goals and remarks".to_owned()).chain(remarks).collect();
+        for (cells, remark) in lines.iter().zip(&remarks) {
+            let mut line = String::new();
+            for (column, cell) in cells.iter().enumerate() {
+                let width = lines.iter().map(|cells| cells[column].len()).max().unwrap_or_default();
+                // Words to the left, numbers to the right.
+                if column == 0 {
+                    write!(line, "{cell:width$}")?;
+                } else {
+                    write!(line, "  {cell:>width$}")?;
+                }
+            }
+            writeln!(f, "{}", format!("{line}  {remark}").trim_end())?;
+        }
+        writeln!(f, "\n{LEGEND}\n")?;
+        let memory: Vec<String> = self.memory().iter().map(Verdict::words).collect();
+        writeln!(f, "memory, the most of all rows: {}", memory.join("; "))?;
+        // On a machine that was busy with other things naive is slow too, and goals are met that should not be.
+        writeln!(f, "goals for rates were multiplied by {:.2}", slowness(self.figures(Row::Naive)))?;
+        for (row, figures) in &self.rows {
+            if let Some(failure) = &figures.failure {
+                writeln!(f, "\n{} FAILED: {failure}", row.name())?;
+            }
+        }
+        Ok(())
+    }
+}
