@@ -100,7 +100,7 @@ impl Load {
                 "--retry-for",
                 "120",
                 "--settle-within",
-                "60",
+                "120",
             ])
             .args(arguments)
             .args(["--seed", &seed.to_string(), "--rate", &rate.to_string()])

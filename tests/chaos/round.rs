@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::chance::Chance;
-use crate::fault::{Fault, Visible};
+use crate::fault::{Fault, PATIENCE, Visible};
 use crate::ledger::counters;
 use crate::load::Load;
 use crate::prober::{Answer, Probe, Prober, Probes};
@@ -14,7 +14,7 @@ use crate::stage::{PUBLISH_DEADLINE, Stage};
 pub(crate) type Result<T> = std::result::Result<T, String>;
 
 /// How long this program's own events may take to be counted when everything else has been.
-const SETTLE: Duration = Duration::from_secs(30);
+const SETTLE: Duration = Duration::from_secs(90);
 
 /// How much later than its deadline a 503 may come, on a machine that does ten other things.
 const LATE: Duration = Duration::from_secs(2);
@@ -76,7 +76,7 @@ impl Round {
         chance.pause(500, 1500).await;
         let lifted = fault.inflict(stage, &mut chance, &label).await?;
         let mut act = Act { note: lifted.note, failures: lifted.failures, ..Act::default() };
-        recover(fault, stage, &prober, lifted.at, &mut act).await;
+        recover(stage, &prober, lifted.at, &mut act).await;
         let probes = prober.stop().await;
         let seen = stage.watch.take();
         let begin_next = async {
@@ -117,7 +117,7 @@ impl Round {
 }
 
 /// Waits until requests are answered, events counted and services ready.
-async fn recover(fault: Fault, stage: &Stage, prober: &Prober, lifted: Instant, act: &mut Act) {
+async fn recover(stage: &Stage, prober: &Prober, lifted: Instant, act: &mut Act) {
     let (mut flowing, mut counting) = (None, None);
     loop {
         flowing = flowing.or_else(|| prober.flow(lifted));
@@ -130,11 +130,10 @@ async fn recover(fault: Fault, stage: &Stage, prober: &Prober, lifted: Instant, 
         if flowing.is_some() && counting.is_some() && not_ready.is_none() {
             break;
         }
-        if lifted.elapsed() > fault.patience() {
+        if lifted.elapsed() > PATIENCE {
             act.failures.push(format!(
-                "not well again after {:?}: 2xx after {flowing:?}, counted after {counting:?}, {not_ready:?}",
-                fault.patience()
-            ));
+                "not well again after {PATIENCE:?}: 2xx after {flowing:?}, counted after {counting:?}, {not_ready:?}"
+));
             break;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
