@@ -140,7 +140,10 @@ async fn print(
 async fn replay(command: Replay, shutdown: Shutdown) -> anyhow::Result<()> {
     let Replay { broker, ledger, chosen, even_if_counted } = command;
     // First, so that nothing has been touched where there is no database.
-    let horizon = Ledger::new(&ledger).horizon().await.context("cannot tell which claims are forgotten")?;
+    let horizon = Ledger::new(&ledger, "catchall-dead")
+        .horizon()
+        .await
+        .context("cannot tell which claims are forgotten")?;
     let doubts = if even_if_counted { Doubts::none() } else { Doubts::beyond(horizon) };
     let health = Health::default();
     let publisher = Publisher::connect(broker.clone(), NAME.into(), health.dependency("broker"));

@@ -49,7 +49,7 @@ pub struct Config {
     /// How long the primary works on one statement, in seconds, before it gives it up to be tried again; a full batch
     /// must fit in. A primary that is gone without a word is given up after half as long again, and until then this
     /// worker counts nothing
-    #[arg(long = "statement-timeout", env = "CATCHALL_STATEMENT_TIMEOUT_SECS", value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    #[arg(long, env = "CATCHALL_STATEMENT_TIMEOUT_SECS", value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub statement_timeout_secs: u32,
 }
 
@@ -116,16 +116,16 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// A ledger that connects when it is first used.
+    /// A ledger that connects when it is first used, under this name, which the primary shows its operators.
     #[must_use]
-    pub fn new(config: &Config) -> Self {
+    pub fn new(config: &Config, application: &str) -> Self {
         let statement = Duration::from_secs(config.statement_timeout_secs.into());
         let session = [
             ("statement_timeout", &*format!("{}s", statement.as_secs())),
             ("lock_timeout", STANDSTILL),
             ("idle_in_transaction_session_timeout", STANDSTILL),
         ];
-        let database = Database::new(&config.primary.database_url, "catchall-worker", CONNECTIONS, &session);
+        let database = Database::new(&config.primary.database_url, application, CONNECTIONS, &session);
         Self { database, patience: statement * 3 / 2, clock: Arc::default() }
     }
 

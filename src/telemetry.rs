@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 #[group(skip)]
 pub struct Config {
     /// What is logged: a level (error, warn, info, debug, trace) or a filter as of tracing-subscriber
-    #[arg(long, env = "CATCHALL_LOG", value_name = "FILTER", default_value = "info,lapin=off,sqlx=warn", value_parser = filter)]
+    #[arg(long, env = "CATCHALL_LOG", value_name = "FILTER", default_value = "info,lapin=off,sqlx=error", value_parser = filter)]
     pub log: String,
 
     /// How it is logged: text for people, json for machines

@@ -141,10 +141,11 @@ impl Servers {
 
     /// The ledger, as a worker uses it.
     pub(crate) fn ledger(&self) -> Ledger {
-        Ledger::new(&ledger::Config {
+        let config = ledger::Config {
             primary: ledger::Primary { database_url: self.database_url.parse().unwrap() },
             statement_timeout_secs: 60,
-        })
+        };
+        Ledger::new(&config, "catchall-tests")
     }
 
     /// The counters of a domain on the primary.
