@@ -7,14 +7,15 @@ use std::time::Duration;
 use anyhow::Context;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, FailedToBufferBody, PathRejection};
-use axum::extract::{DefaultBodyLimit, FromRequest, Path, Request, State};
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{post, put};
 use axum::{Json, Router};
 use serde::Serialize;
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use tower_http::decompression::RequestDecompressionLayer;
 
 use crate::batch::Batch;
@@ -36,6 +37,13 @@ const BODIES_AT_ONCE: usize = 16;
 
 /// How long the body of a bulk request may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// From this many events on, a group shows that there is load, and the next one is worth waiting for.
+const LOADED: usize = 64;
+
+/// How far apart a publisher's messages are under load. What a message costs the broker, nearly a millisecond of
+/// processor time however many events are in it, is so paid at most two hundred times a second.
+const SPACING: Duration = Duration::from_millis(5);
 
 /// The clients' name for the key under which a request counts once (draft-ietf-httpapi-idempotency-key-header).
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -66,8 +74,9 @@ pub struct Config {
     max_waiting_events: u32,
 
     /// Publishers of each thread, with a connection to the broker each: how many batches can be on their way at
-    /// once. More lower the latency of a distant broker; each batch then holds fewer events and costs more
-    #[arg(long, env = "CATCHALL_PUBLISHERS", value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    /// once. More lower the latency of a distant broker; but what the broker does for a batch costs it as much as a
+    /// hundred events, and each batch then holds fewer
+    #[arg(long, env = "CATCHALL_PUBLISHERS", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     publishers: u16,
 }
 
@@ -137,8 +146,13 @@ async fn publish(intake: Arc<Intake>, mut publisher: Publisher, patience: Durati
     let accepted = metrics::counter!("catchall_ingest_accepted_events_total");
     let refused = metrics::counter!("catchall_ingest_refused_events_total");
     let confirm_seconds = metrics::histogram!("catchall_ingest_confirm_seconds");
+    let mut spaced = None;
     loop {
+        if let Some(next) = spaced {
+            sleep_until(next).await;
+        }
         let round = intake.take().await;
+        spaced = (round.weight >= LOADED).then(|| Instant::now() + SPACING);
         let bodies = round.items.to_json();
         let messages: Vec<Message> =
             bodies.into_iter().map(|body| Message::events(body, Some(IdempotencyKey::fresh()))).collect();
@@ -186,7 +200,7 @@ fn waiting_limit() -> Problem {
 async fn put_event(
     State(intake): State<Arc<Intake>>,
     path: Result<Path<(String, String)>, PathRejection>,
-    headers: HeaderMap,
+    key: Result<RequestKey, Problem>,
 ) -> Result<StatusCode, Problem> {
     let Path((domain, outcome)) = path.map_err(|error| Problem::BadRequest(error.body_text()))?;
     let outcome: Outcome = outcome
@@ -194,10 +208,21 @@ async fn put_event(
         .map_err(|error: crate::event::UnknownOutcome| Problem::NotFound(error.to_string()))?;
     let domain = DomainName::parse(&domain)
         .map_err(|error| Problem::BadRequest(format!("the domain {domain:?} is not valid: {error}")))?;
-    let event = Event { domain, outcome, count: 1, key: idempotency_key(&headers)? };
+    let event = Event { domain, outcome, count: 1, key: key?.0 };
     let gate = intake.join(1, |batch| batch.record(event)).map_err(|_| waiting_limit())?;
     confirmed(gate).await?;
     Ok(StatusCode::ACCEPTED)
+}
+
+/// The key of a request, if it has one. (To extract all headers would copy them.)
+struct RequestKey(Option<IdempotencyKey>);
+
+impl<S: Sync> FromRequestParts<S> for RequestKey {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        idempotency_key(&parts.headers).map(Self)
+    }
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, Problem> {

@@ -1,8 +1,10 @@
 //! A window: what has been taken from the queue for one transaction.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use futures::FutureExt;
+use tokio::time::{Instant, timeout_at};
 
 use crate::batch::Batch;
 use crate::broker::{self, Deliveries, Delivery};
@@ -24,6 +26,8 @@ pub(super) struct Window {
     pub(super) poison: Vec<(Delivery, String)>,
     /// The tag of the first message of either kind.
     pub(super) first: u64,
+    /// When that was taken.
+    begun: Option<Instant>,
     /// The tag of the last message of either kind. Every message up to it is in this window or in one that
     /// is settled, which is what makes one acceptance for all of them right.
     pub(super) last: u64,
@@ -56,9 +60,28 @@ impl Window {
         Ok(())
     }
 
+    /// Gathers on until there is enough for a transaction, or the first message has waited for so long.
+    pub(super) async fn grow(
+        &mut self,
+        deliveries: &mut Deliveries,
+        max_rows: usize,
+        enough_messages: usize,
+        linger: Duration,
+    ) -> Result<(), broker::Error> {
+        let Some(begun) = self.begun else { return Ok(()) };
+        let growing = async {
+            while self.rows < max_rows && self.tags.len() + self.poison.len() < enough_messages {
+                self.gather(deliveries, max_rows).await?;
+            }
+            Ok(())
+        };
+        timeout_at(begun + linger, growing).await.unwrap_or(Ok(()))
+    }
+
     fn add(&mut self, delivery: Delivery) {
         if self.is_empty() {
             self.first = delivery.tag();
+            self.begun = Some(Instant::now());
         }
         self.last = delivery.tag();
         match read(&delivery) {
