@@ -19,9 +19,10 @@ use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 
 use crate::ALLOWED;
+use crate::stage::THREADS;
 
-/// Connections of each thread of the naive design. On two cores more make it no faster.
-const CONNECTIONS: u32 = 16;
+/// Connections of the naive design to the primary. On two cores more make it no faster.
+const CONNECTIONS: u32 = 32;
 
 /// What the naive design needs to know.
 #[derive(Clone, Debug, clap::Args)]
@@ -51,10 +52,9 @@ pub(crate) fn myself(part: &str) -> anyhow::Result<Command> {
 
 /// Serves until SIGTERM, on a port that is printed once it is ready.
 pub(crate) fn serve(baseline: Baseline, naive: Option<&Naive>) -> anyhow::Result<()> {
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let config = http::Config {
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-        threads: u16::try_from(threads).unwrap_or(1),
+        threads: THREADS,
         max_connections: 10_000,
     };
     let sockets = config.bind()?;

@@ -27,6 +27,8 @@ pub(crate) struct Figures {
     pub(crate) seconds_behind: Option<f64>,
     /// The most the replica was behind.
     pub(crate) lag_seconds: Option<f64>,
+    /// The share of the processor time that was wanted and that a hypervisor gave to others.
+    pub(crate) stolen: Option<f64>,
     pub(crate) deadlocks: u64,
     pub(crate) lost: u64,
     pub(crate) duplicated: u64,

@@ -12,6 +12,9 @@ const REFERENCE_NAIVE: f64 = 6_000.0;
 /// A total that is this share of another one is not lower: two runs of the same differ as much.
 const NOT_LOWER: f64 = 0.95;
 
+/// Costs that differ by no more than this share do not depend on what differs.
+const FLAT: f64 = 0.25;
+
 /// A pace was kept when this share of the events of the time was acknowledged in it.
 const KEPT: f64 = 0.99;
 
@@ -41,6 +44,8 @@ pub(crate) enum Goal {
     Lag(f64),
     /// Counted no slower than another row.
     NotBelow(Row),
+    /// The stack takes at most a quarter more or less per event than in another row.
+    Flat(Row),
     /// No transaction was ended because it waited in a circle.
     NoDeadlock,
 }
@@ -93,6 +98,12 @@ impl Goal {
             Self::NotBelow(row) => {
                 let met = other(row).is_some_and(|other| figures.rate() >= NOT_LOWER * other.rate());
                 (format!("not below {}", row.name()), met)
+            }
+            Self::Flat(row) => {
+                let other = other(row).and_then(|other| other.micros_per_event).map(|micros| micros.stack());
+                let ratio = stack.zip(other).map(|(stack, other)| stack / other);
+                let goal = format!("within {:.0} % of {}", FLAT * 100.0, row.name());
+                (goal, ratio.is_some_and(|ratio| (1.0 - FLAT..=1.0 + FLAT).contains(&ratio)))
             }
             Self::NoDeadlock => ("no deadlock".into(), figures.deadlocks == 0),
         };

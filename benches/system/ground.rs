@@ -73,6 +73,7 @@ async fn populate(domains: u32, servers: &Servers) -> anyhow::Result<()> {
         shape: Shape::Uniform,
         domains: Some(domains),
         batch: None,
+        connections: None,
         rate: None,
         amount: Amount::Events(u64::from(domains / 10).max(1)),
         seed: 1_000,

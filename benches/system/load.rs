@@ -25,6 +25,8 @@ pub(crate) struct Order {
     pub(crate) domains: Option<u32>,
     /// Events of a request or message, where it is not the usual number.
     pub(crate) batch: Option<u32>,
+    /// Connections, where they are not the usual number.
+    pub(crate) connections: Option<u32>,
     /// Events per second; nothing for a closed loop.
     pub(crate) rate: Option<f64>,
     pub(crate) amount: Amount,
@@ -114,7 +116,7 @@ pub(crate) struct Load(Printing);
 
 impl Load {
     pub(crate) fn start(order: &Order, ingest_url: &str, amqp_url: &str) -> anyhow::Result<Self> {
-        let Order { via, shape, domains, batch, rate, amount, seed } = order;
+        let Order { via, shape, domains, batch, connections, rate, amount, seed } = order;
         let events = match amount {
             Amount::Seconds(_) => ENOUGH,
             Amount::Events(events) => *events,
@@ -126,6 +128,7 @@ impl Load {
         let options = [
             ("--domains", domains.map(|domains| domains.to_string())),
             ("--batch", batch.map(|batch| batch.to_string())),
+            ("--connections", connections.map(|connections| connections.to_string())),
             ("--rate", rate.map(|rate| rate.to_string())),
         ];
         for (option, value) in options {

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::figures::{Figures, Latency, real};
 use crate::load::{Amount, Load, Order, Report};
+use crate::meter::Machine;
 use crate::sql;
 use crate::stage::{Look, Stage};
 
@@ -40,6 +41,7 @@ pub(crate) async fn events(
     let servers = &stage.servers;
     let deadlocks = sql::deadlocks(&servers.database_url).await?;
     let before = stage.micros();
+    let machine = Machine::now();
     let load = Load::start(order, &stage.ingest_url(), &servers.amqp_url)?;
     let mut looks = Vec::new();
     let (report, beside) = {
@@ -84,6 +86,7 @@ pub(crate) async fn events(
         backlog_grows: grows(&looks, order, &report),
         seconds_behind: behind,
         lag_seconds: looks.iter().filter_map(|look| look.lag_seconds).max_by(f64::total_cmp),
+        stolen: Machine::stolen_since(machine),
         deadlocks: sql::deadlocks(&servers.database_url).await? - deadlocks,
         notes: notes(order, &report, &beside),
         ..Figures::default()

@@ -52,6 +52,33 @@ pub(crate) fn has_ended(pid: u32) -> bool {
     stat(pid).is_none_or(|stat| stat.state == 'Z')
 }
 
+/// Processor time of the whole machine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Machine {
+    /// What somebody used or wanted, in ticks.
+    wanted: u64,
+    /// What the hypervisor gave to others instead, in ticks.
+    stolen: u64,
+}
+
+impl Machine {
+    /// Until now.
+    pub(crate) fn now() -> Option<Self> {
+        let text = fs::read_to_string("/proc/stat").ok()?;
+        let ticks = text.lines().next()?.split_ascii_whitespace().skip(1).map(str::parse::<u64>);
+        // user, nice, system, idle, iowait, irq, softirq, steal
+        let ticks: Vec<u64> = ticks.collect::<Result<_, _>>().ok()?;
+        let stolen = *ticks.get(7)?;
+        Some(Self { wanted: ticks[..3].iter().chain(&ticks[5..8]).sum(), stolen })
+    }
+
+    /// The share of what was wanted since then that was not given.
+    pub(crate) fn stolen_since(before: Option<Self>) -> Option<f64> {
+        let (before, now) = (before?, Self::now()?);
+        Some(real(now.stolen - before.stolen) / real((now.wanted - before.wanted).max(1)))
+    }
+}
+
 /// The most memory a process has had, in megabytes.
 pub(crate) fn peak_megabytes(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;

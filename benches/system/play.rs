@@ -10,6 +10,7 @@ use crate::goal::slowness;
 use crate::ground::Grounds;
 use crate::load::{Amount, Order};
 use crate::measure::{self, Beside, per_second};
+use crate::meter::Machine;
 use crate::prober::probe;
 use crate::reader::{self, read};
 use crate::row::Row;
@@ -23,6 +24,10 @@ use crate::verification::compare;
 /// The pace at which costs are compared, whatever the size of the table: the cost depends on it. Far below what each
 /// of them can take.
 const COMPARED_RATE: f64 = 60_000.0;
+
+/// Connections of PUT over HTTP/1.1, with an event on its way on each: few for a mail platform, and enough that
+/// events share confirms as they do under load.
+const PUT_CONNECTIONS: u32 = 256;
 
 /// Domains of a population so large that hardly one comes twice.
 const NEW_DOMAINS: u32 = 100_000_000;
@@ -95,12 +100,13 @@ fn scene(row: Row, scale: &Scale, table: &Table) -> anyhow::Result<Scene> {
         shape: Shape::Waves,
         domains: None,
         batch: None,
+        connections: Some(PUT_CONNECTIONS),
         rate: None,
         amount: Amount::Seconds(scale.seconds),
         seed: row.seed(),
     };
-    let bulk = Order { via: "bulk", ..put };
-    let amqp = Order { via: "amqp", ..put };
+    let bulk = Order { via: "bulk", connections: None, ..put };
+    let amqp = Order { via: "amqp", connections: None, ..put };
     let over = |domains, rate: f64| Order {
         shape: Shape::Uniform,
         domains: Some(domains),
@@ -119,7 +125,7 @@ fn scene(row: Row, scale: &Scale, table: &Table) -> anyhow::Result<Scene> {
         Row::Floor => Scene::Events(Cast::Baseline(Baseline::Floor), put),
         Row::Put => Scene::Events(WHOLE, put),
         Row::PutHalf => Scene::Events(WHOLE, Order { rate: Some(half(Row::Put)?), ..put }),
-        Row::PutH2 => Scene::Events(WHOLE, Order { via: "put-h2", ..put }),
+        Row::PutH2 => Scene::Events(WHOLE, Order { via: "put-h2", connections: None, ..put }),
         Row::Bulk => Scene::Events(WHOLE, bulk),
         Row::Amqp => Scene::Events(WHOLE, amqp),
         Row::AmqpArrays => {
@@ -183,6 +189,7 @@ async fn play_reads(
     let stage = Stage::set(Cast::Readers, servers).await?;
     let config = reads(&stage, scale, domains, rate)?;
     let before = stage.micros();
+    let machine = Machine::now();
     let read = read(&config).await;
     let after = stage.micros();
     let peak_megabytes = stage.peaks();
@@ -199,6 +206,7 @@ async fn play_reads(
         micros_per_event: Some(micros),
         latency_ms: reads.latency_ms,
         peak_megabytes,
+        stolen: Machine::stolen_since(machine),
         failure: (reads.wrong > 0).then(|| format!("{} wrong answers, as {example}", reads.wrong)),
         ..Figures::default()
     })

@@ -77,6 +77,7 @@ impl Row {
             Self::PutHalf => Some(Self::Put),
             Self::TwoWorkers => Some(Self::OneWorker),
             Self::GetHalf => Some(Self::Get),
+            Self::Size | Self::SizeLarge => Some(Self::SizeSmall),
             _ => None,
         }
     }
@@ -120,6 +121,7 @@ impl Row {
             Self::Fresh => &[Goal::P99(150.0)],
             Self::Zipf => &[Goal::Sustained(200_000.0)],
             Self::Uniform => &[Goal::Sustained(100_000.0), Goal::Lag(5.0), Goal::Stack(14.0)],
+            Self::Size | Self::SizeLarge => &[Goal::Flat(Self::SizeSmall)],
             Self::TwoWorkers => &[Goal::NotBelow(Self::OneWorker), Goal::NoDeadlock],
             Self::Get => &[Goal::Read(45_000.0), Goal::ReadStack(28.0)],
             Self::GetHalf => &[Goal::P99(10.0)],

@@ -14,6 +14,10 @@ use crate::meter;
 use crate::processes::Service;
 use crate::servers::Servers;
 
+/// Serving threads of ingest, query and what they are compared with: the cores are everybody's here, and the
+/// fewer threads, the more events or names share a confirm or a query.
+pub(crate) const THREADS: u16 = 1;
+
 /// Which processes there are beside the servers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Cast {
@@ -71,18 +75,20 @@ impl Stage {
             queue,
             _connection: connection,
         };
+        let threads = THREADS.to_string();
+        let threads = [("CATCHALL_THREADS", &*threads)];
         match cast {
             Cast::Baseline(baseline) => {
                 stage.baseline = Some(Running::start(baseline, &servers.database_url)?);
             }
             Cast::Whole { workers } => {
-                stage.ingest = Some(Service::ready("ingest", servers, &[]).await);
+                stage.ingest = Some(Service::ready("ingest", servers, &threads).await);
                 for _ in 0..workers {
                     stage.workers.push(Service::ready("worker", servers, &[]).await);
                 }
-                stage.query = Some(Service::ready("query", servers, &[]).await);
+                stage.query = Some(Service::ready("query", servers, &threads).await);
             }
-            Cast::Readers => stage.query = Some(Service::ready("query", servers, &[]).await),
+            Cast::Readers => stage.query = Some(Service::ready("query", servers, &threads).await),
         }
         Ok(stage)
     }

@@ -13,7 +13,7 @@ use crate::scale::Scale;
 use crate::servers::Servers;
 use crate::sql;
 
-const HEADINGS: [&str; 22] = [
+const HEADINGS: [&str; 23] = [
     "row",
     "acked/s",
     "counted/s",
@@ -34,6 +34,7 @@ const HEADINGS: [&str; 22] = [
     "queue",
     "behind",
     "lag",
+    "steal",
     "lost",
     "dup",
 ];
@@ -45,7 +46,8 @@ load: microseconds of processor time per event of each process, until the replic
 their servers stand under ingest. stack: all but load, the load generator. p50 to p99: ms of latency; at a fixed rate
 from the moment an event was due. MB: the most memory of ingest/worker/query. x naive, x floor: the rate as a multiple
 of theirs. queue: most messages seen in it. behind: seconds from the last answer until all was counted. lag: most
-seconds the replica was behind. Where naive is slower than 6,000/s, a goal for a rate is as much lower.";
+seconds the replica was behind. steal: per cent of the processor time that was wanted and that the machine's host
+gave to others; a row with much of it says little of rates and latencies. Where naive is slower than 6,000/s, a goal for a rate is as much lower.";
 
 /// What a service may take.
 struct Allowance {
@@ -186,7 +188,7 @@ impl Table {
         })
     }
 
-    fn cells(&self, row: Row, figures: &Figures) -> [String; 22] {
+    fn cells(&self, row: Row, figures: &Figures) -> [String; 23] {
         let rate = |rate: f64| format!("{rate:.0}");
         let some = |value: Option<f64>, digits: usize| {
             value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
@@ -217,6 +219,7 @@ impl Table {
             figures.queue_messages.map_or("-".into(), |messages| messages.to_string()),
             some(figures.seconds_behind, 1),
             some(figures.lag_seconds, 1),
+            some(figures.stolen.map(|share| share * 100.0), 0),
             figures.lost.to_string(),
             figures.duplicated.to_string(),
         ]
@@ -243,7 +246,7 @@ impl fmt::Display for Table {
         )?;
         writeln!(f, "{}\n", self.scale)?;
         let cells = self.rows.iter().map(|(row, figures)| self.cells(*row, figures));
-        let lines: Vec<[String; 22]> = std::iter::once(HEADINGS.map(str::to_owned)).chain(cells).collect();
+        let lines: Vec<[String; 23]> = std::iter::once(HEADINGS.map(str::to_owned)).chain(cells).collect();
         let remarks = self.rows.iter().map(|(row, figures)| self.remarks(*row, figures));
         let remarks: Vec<String> = std::iter::once("goals and remarks".to_owned()).chain(remarks).collect();
         for (cells, remark) in lines.iter().zip(&remarks) {
