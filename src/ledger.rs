@@ -201,13 +201,10 @@ async fn transaction(
     let keyed: Vec<&(IdempotencyKey, Event)> = fresh.iter().flat_map(|batch| &batch.keyed).collect();
     let fresh_events = claims::claim_events(&mut transaction, &keyed).await?;
     let duplicates = batches.len() - fresh.len() + keyed.len() - fresh_events.len();
-    let mut tally = Tally::default();
-    for (domain, counters) in fresh.iter().flat_map(|batch| batch.plain.iter()) {
-        tally.record(domain, *counters);
-    }
-    for event in fresh_events {
-        tally.record(&event.domain, Counters::of(event.outcome, event.count));
-    }
+    let plain = fresh.iter().flat_map(|batch| batch.plain.iter()).map(|(domain, sum)| (domain, *sum));
+    let fresh_events = fresh_events.into_iter();
+    let keyed = fresh_events.map(|event| (&event.domain, Counters::of(event.outcome, event.count)));
+    let tally: Tally<_> = plain.chain(keyed).collect();
     add(&mut transaction, &tally).await?;
     transaction.commit().await?;
     let mut added = Counters::default();
