@@ -23,6 +23,8 @@ pub(crate) struct Figures {
     pub(crate) queue_messages: Option<u64>,
     /// Whether accepted events waited in ever greater number.
     pub(crate) backlog_grows: Option<bool>,
+    /// By what share the services' memory grew in the second half of the time.
+    pub(crate) memory_growth: Option<f64>,
     /// From the last answer until the last event was counted.
     pub(crate) seconds_behind: Option<f64>,
     /// The most the replica was behind.

@@ -15,6 +15,10 @@ const NOT_LOWER: f64 = 0.95;
 /// Costs that differ by no more than this share do not depend on what differs.
 const FLAT: f64 = 0.25;
 
+/// Memory that grows by no more than this share in the second half of the time is flat: an allocator is never quite
+/// done.
+const NO_GROWTH: f64 = 0.1;
+
 /// A pace was kept when this share of the events of the time was acknowledged in it.
 const KEPT: f64 = 0.99;
 
@@ -46,6 +50,8 @@ pub(crate) enum Goal {
     NotBelow(Row),
     /// The stack takes at most a quarter more or less per event than in another row.
     Flat(Row),
+    /// The memory of the services does not grow.
+    FlatMemory,
     /// No transaction was ended because it waited in a circle.
     NoDeadlock,
 }
@@ -104,6 +110,10 @@ impl Goal {
                 let ratio = stack.zip(other).map(|(stack, other)| stack / other);
                 let goal = format!("within {:.0} % of {}", FLAT * 100.0, row.name());
                 (goal, ratio.is_some_and(|ratio| (1.0 - FLAT..=1.0 + FLAT).contains(&ratio)))
+            }
+            Self::FlatMemory => {
+                let growth = figures.memory_growth.unwrap_or(f64::NAN);
+                (format!("memory {:+.0} % in the second half", growth * 100.0), growth <= NO_GROWTH)
             }
             Self::NoDeadlock => ("no deadlock".into(), figures.deadlocks == 0),
         };

@@ -84,6 +84,7 @@ pub(crate) async fn events(
         peak_megabytes: stage.peaks(),
         queue_messages: stage.has_workers().then(|| most(&looks, |look| look.messages)),
         backlog_grows: grows(&looks, order, &report),
+        memory_growth: memory_growth(&looks),
         seconds_behind: behind,
         lag_seconds: looks.iter().filter_map(|look| look.lag_seconds).max_by(f64::total_cmp),
         stolen: Machine::stolen_since(machine),
@@ -120,6 +121,14 @@ fn grows(looks: &[Look], order: &Order, report: &Report) -> Option<bool> {
     let mean = |part: &[u64]| real(part.iter().sum()) / real(part.len() as u64);
     let (second, last) = (&backlogs[quarter..2 * quarter], &backlogs[backlogs.len() - quarter..]);
     Some(mean(last) - mean(second) > per_second(report.acknowledged, report.seconds))
+}
+
+/// How much more memory the services have in the last quarter of the time than in the second, as a share. Nothing
+/// where the time is too short to tell.
+fn memory_growth(looks: &[Look]) -> Option<f64> {
+    let quarter = looks.len() / 4;
+    let mean = |part: &[Look]| real(part.iter().map(|look| look.megabytes).sum()) / real(part.len() as u64);
+    (quarter > 0).then(|| mean(&looks[looks.len() - quarter..]) / mean(&looks[quarter..2 * quarter]) - 1.0)
 }
 
 fn notes(order: &Order, report: &Report, beside: &Beside) -> Vec<String> {

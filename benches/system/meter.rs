@@ -81,8 +81,16 @@ impl Machine {
 
 /// The most memory a process has had, in megabytes.
 pub(crate) fn peak_megabytes(pid: u32) -> Option<u64> {
+    kilobytes(pid, "VmHWM:").map(|kilobytes| kilobytes.div_ceil(1024))
+}
+
+/// The memory a process has now, in megabytes.
+pub(crate) fn megabytes(pid: u32) -> Option<u64> {
+    kilobytes(pid, "VmRSS:").map(|kilobytes| kilobytes.div_ceil(1024))
+}
+
+fn kilobytes(pid: u32, name: &str) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kilobytes: u64 = peak.trim().strip_suffix(" kB")?.parse().ok()?;
-    Some(kilobytes.div_ceil(1024))
+    let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+    value.trim().strip_suffix(" kB")?.parse().ok()
 }

@@ -120,7 +120,9 @@ impl Row {
             Self::Amqp => &[Goal::Counted(25_000.0)],
             Self::Fresh => &[Goal::P99(150.0)],
             Self::Zipf => &[Goal::Sustained(200_000.0)],
-            Self::Uniform => &[Goal::Sustained(100_000.0), Goal::Lag(5.0), Goal::Stack(14.0)],
+            Self::Uniform => {
+                &[Goal::Sustained(100_000.0), Goal::Lag(5.0), Goal::Stack(14.0), Goal::FlatMemory]
+            }
             Self::Size | Self::SizeLarge => &[Goal::Flat(Self::SizeSmall)],
             Self::TwoWorkers => &[Goal::NotBelow(Self::OneWorker), Goal::NoDeadlock],
             Self::Get => &[Goal::Read(45_000.0), Goal::ReadStack(28.0)],

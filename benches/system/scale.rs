@@ -42,6 +42,9 @@ impl Scale {
 impl fmt::Display for Scale {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { seconds, sustained_seconds, domains, .. } = self;
-        write!(f, "{seconds} s a row, {sustained_seconds} s uniform; the large table has {domains} domains")
+        write!(
+            f,
+            "{seconds} s a row, {sustained_seconds} s uniform; the large table has {domains} domains, loaded in key order"
+        )
     }
 }

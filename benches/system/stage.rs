@@ -54,6 +54,8 @@ pub(crate) struct Look {
     pub(crate) messages: u64,
     /// How far the replica is behind, where query is there to tell.
     pub(crate) lag_seconds: Option<f64>,
+    /// Memory of all services together.
+    pub(crate) megabytes: u64,
 }
 
 impl Stage {
@@ -157,6 +159,8 @@ impl Stage {
             let (_, figures) = query.ops("/metrics").await;
             look.lag_seconds = Some(figure(&figures, "catchall_replica_lag_seconds"));
         }
+        let services = self.ingest.iter().chain(&self.workers).chain(&self.query);
+        look.megabytes = services.filter_map(|service| meter::megabytes(service.pid())).sum();
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let declared = self.queue.queue_declare(EVENTS.into(), passive, FieldTable::default()).await;
         look.messages = declared.context("the queue")?.message_count().into();
