@@ -1,12 +1,13 @@
 //! Domain names, parsed once.
 
-use std::borrow::{Borrow, Cow};
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
 use compact_str::CompactString;
 use idna::AsciiDenyList;
 use idna::uts46::{DnsLength, Hyphens, Uts46};
+use serde::{Serialize, Serializer};
 
 /// Longest spelling that is looked at, in bytes. A name of 253 octets can be written with up to four
 /// bytes per character; what is longer cannot become a domain name and is refused before any work.
@@ -165,9 +166,9 @@ impl FromStr for DomainName {
     }
 }
 
-impl Borrow<str> for DomainName {
-    fn borrow(&self) -> &str {
-        &self.0
+impl Serialize for DomainName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
     }
 }
 

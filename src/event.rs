@@ -154,7 +154,7 @@ pub(crate) struct EventRef<'a> {
 impl Serialize for EventRef<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut event = serializer.serialize_struct("Event", 4)?;
-        event.serialize_field("domain", self.domain.as_str())?;
+        event.serialize_field("domain", self.domain)?;
         event.serialize_field("event", self.outcome.as_str())?;
         if self.count != 1 {
             event.serialize_field("count", &self.count)?;

@@ -1,6 +1,5 @@
 //! Query: what is known of a domain, from a replica.
 
-use std::collections::HashMap;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,8 +51,8 @@ pub struct Config {
     max_waiting_reads: u32,
 }
 
-/// What one read found, for all who wait for it; nothing when the replica did not answer.
-type Found = Option<Arc<HashMap<String, Counters>>>;
+/// What one read found, in the order of the names, for all who wait for it; nothing when the replica did not answer.
+type Found = Option<Arc<[Counters]>>;
 
 /// Where the handlers of one thread leave names, and its readers take them.
 type Questions = Group<Vec<DomainName>, Found>;
@@ -133,7 +132,7 @@ async fn read(questions: Arc<Questions>, replica: Replica) {
                 reads.increment(round.weight as u64);
                 read_seconds.record(begun.elapsed());
                 away = false;
-                Some(Arc::new(found))
+                Some(found.into())
             }
             Err(error) => {
                 failed.increment(round.weight as u64);
@@ -152,7 +151,7 @@ async fn read(questions: Arc<Questions>, replica: Replica) {
 /// What is known of a domain.
 #[derive(Debug, Serialize)]
 struct Answer {
-    domain: String,
+    domain: DomainName,
     status: Status,
     delivered: u64,
     bounced: u64,
@@ -167,13 +166,17 @@ async fn get_domain(
     let Path(domain) = path.map_err(|error| Problem::BadRequest(error.body_text()))?;
     let domain = DomainName::parse(&domain)
         .map_err(|error| Problem::BadRequest(format!("the domain {domain:?} is not valid: {error}")))?;
-    let gate = questions.join(1, |names| names.push(domain.clone()));
+    let mut place = 0;
+    let gate = questions.join(1, |names| {
+        place = names.len();
+        names.push(domain.clone());
+    });
     let gate =
         gate.map_err(|_| Problem::Unavailable("too many requests are waiting for the database".into()))?;
     let Ok(Some(found)) = gate.await else {
         return Err(Problem::Unavailable("the database cannot be read".into()));
     };
-    let counters = found.get(domain.as_str()).copied().unwrap_or_default();
+    let counters = found.get(place).copied().unwrap_or_default();
     let Counters { delivered, bounced } = counters;
-    Ok(Json(Answer { domain: domain.to_string(), status: counters.status(threshold), delivered, bounced }))
+    Ok(Json(Answer { domain, status: counters.status(threshold), delivered, bounced }))
 }

@@ -1,6 +1,5 @@
 //! The Postgres replica: counters, read over connections that cannot write.
 
-use std::collections::HashMap;
 use std::mem;
 use std::time::Duration;
 
@@ -39,18 +38,24 @@ impl Replica {
         Self(Database::new(&config.replica_url, "catchall-query", connections, &SESSION))
     }
 
-    /// The counters of those `names` that have had events, by name.
+    /// The counters of each of the names, in their order. A name that was never seen has had no events.
     ///
     /// # Errors
     ///
     /// When the replica is not there, or did not answer in time.
-    pub async fn counters(&self, names: &[DomainName]) -> Result<HashMap<String, Counters>, Error> {
+    pub async fn counters(&self, names: &[DomainName]) -> Result<Vec<Counters>, Error> {
+        let mut counters = vec![Counters::default(); names.len()];
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         let read = async move |pool| sqlx::query_as(READ).bind(names).fetch_all(&pool).await;
-        let rows: Vec<(String, i64, i64)> = self.0.run(PATIENCE, read).await?;
+        let rows: Vec<(i64, i64, i64)> = self.0.run(PATIENCE, read).await?;
         let count = |bigint: i64| u64::try_from(bigint).unwrap_or(0);
-        let counters = |delivered, bounced| Counters { delivered: count(delivered), bounced: count(bounced) };
-        Ok(rows.into_iter().map(|(name, delivered, bounced)| (name, counters(delivered, bounced))).collect())
+        for (place, delivered, bounced) in rows {
+            let place = usize::try_from(place - 1).ok().and_then(|place| counters.get_mut(place));
+            if let Some(counters) = place {
+                *counters = Counters { delivered: count(delivered), bounced: count(bounced) };
+            }
+        }
+        Ok(counters)
     }
 
     /// Keeps `replica` and the figures of its lag up to date for as long as it is polled. A replica that falls
@@ -86,9 +91,11 @@ impl Replica {
     }
 }
 
+/// The place of a name, from 1, says whose counters they are in a third of the bytes.
 const READ: &str = "\
 -- catchall: read counters
-select domain, delivered, bounced from domain_counters where domain = any($1::text[])";
+select place, delivered, bounced
+from unnest($1::text[]) with ordinality as asked (domain, place) join domain_counters using (domain)";
 
 /// How old answers may be at most, in seconds: zero on a primary, and on a replica that receives and has nothing
 /// left to replay; else the time since the last transaction that was replayed, which on an idle primary is longer
