@@ -18,6 +18,13 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a database is looked at: often enough that readiness is news, seldom enough to cost nothing.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
+/// SQLSTATE's classes of a value that is not valid and of a broken constraint. All others are about the server,
+/// the session or the statement, and may be over the next time.
+const REFUSALS: [&str; 2] = ["22", "23"];
+
+/// SQLSTATE's class of a transaction that was rolled back in favour of others.
+const CONFLICT: &str = "40";
+
 /// SQLSTATE of a query for a table that is not there.
 const UNDEFINED_TABLE: &str = "42P01";
 
@@ -72,14 +79,26 @@ impl fmt::Debug for Url {
 pub struct Error {
     url: String,
     reason: String,
-    refused: bool,
+    /// SQLSTATE, if the database said what is wrong.
+    code: Option<String>,
 }
 
 impl Error {
     /// Whether the database refuses the data itself: the same again would be refused again.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
-        self.refused
+        REFUSALS.iter().any(|class| self.is_of(class))
+    }
+
+    /// Whether the transaction was cancelled for what others do at the same time, as a replica cancels a read that is
+    /// in the way of what it has to replay. The same again has nothing to do with those.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        self.is_of(CONFLICT)
+    }
+
+    fn is_of(&self, class: &str) -> bool {
+        self.code.as_ref().is_some_and(|code| code.starts_with(class))
     }
 }
 
@@ -134,17 +153,17 @@ impl Database {
     {
         let used = self.current().clone();
         let mut task = tokio::spawn(work(used.clone()));
-        let (reason, refused) = match tokio::time::timeout(patience, &mut task).await {
+        let (reason, code) = match tokio::time::timeout(patience, &mut task).await {
             Ok(Ok(Ok(done))) => return Ok(done),
-            Ok(Ok(Err(error))) => (describe(&error), is_refusal(&error)),
-            Ok(Err(panicked)) => (panicked.to_string(), false),
+            Ok(Ok(Err(error))) => (describe(&error), code(&error)),
+            Ok(Err(panicked)) => (panicked.to_string(), None),
             Err(_) => {
                 self.replace(&used);
                 task.abort();
-                (format!("no answer within {patience:?}"), false)
+                (format!("no answer within {patience:?}"), None)
             }
         };
-        Err(Error { url: self.url.to_string(), reason, refused })
+        Err(Error { url: self.url.to_string(), reason, code })
     }
 
     /// Puts a new pool in the place of the one that was used, unless another has done so.
@@ -215,7 +234,7 @@ async fn within<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result
 ///
 /// When the database is not there, or a migration that was applied is not the one this build has.
 pub async fn migrate(url: &Url) -> Result<(), Error> {
-    let failed = |reason: String| Error { url: url.to_string(), reason, refused: false };
+    let failed = |reason: String| Error { url: url.to_string(), reason, code: None };
     let mut connection = PgConnection::connect_with(&url.0.clone().application_name("catchall-migrate"))
         .await
         .map_err(|error| failed(describe(&error)))?;
@@ -254,11 +273,8 @@ fn check_schema(applied: &[(i64, Vec<u8>)]) -> Result<(), SchemaError> {
     Ok(())
 }
 
-/// SQLSTATE's classes of a value that is not valid and of a broken constraint. All others are about the server,
-/// the session or the statement, and may be over the next time.
-fn is_refusal(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-    code.is_some_and(|code| ["22", "23"].iter().any(|class| code.starts_with(class)))
+fn code(error: &sqlx::Error) -> Option<String> {
+    Some(error.as_database_error()?.code()?.into_owned())
 }
 
 /// What went wrong in words an operator can act on; the driver's own where there are no better ones.

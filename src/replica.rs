@@ -15,6 +15,10 @@ const SESSION: [(&str, &str); 2] = [("default_transaction_read_only", "on"), ("s
 /// How long a read may take before its connection is given up: longer than the server lets it run.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How often a read is tried that the replica cancels because it is in the way of replay. What is read next begins
+/// after what was then replayed.
+const TRIES: u32 = 3;
+
 /// Answers older than this are told in the log. A healthy replica is behind by milliseconds.
 const STALE: Duration = Duration::from_secs(10);
 
@@ -44,6 +48,16 @@ impl Replica {
     ///
     /// When the replica is not there, or did not answer in time.
     pub async fn counters(&self, names: &[DomainName]) -> Result<Vec<Counters>, Error> {
+        let mut tries = 1;
+        loop {
+            match self.read(names).await {
+                Err(error) if error.is_conflict() && tries < TRIES => tries += 1,
+                done => return done,
+            }
+        }
+    }
+
+    async fn read(&self, names: &[DomainName]) -> Result<Vec<Counters>, Error> {
         let mut counters = vec![Counters::default(); names.len()];
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         let read = async move |pool| sqlx::query_as(READ).bind(names).fetch_all(&pool).await;

@@ -4,7 +4,7 @@ use hyper::{Method, StatusCode, header};
 use serde_json::{Value, json};
 
 use crate::processes::Service;
-use crate::servers::Servers;
+use crate::servers::{Servers, eventually};
 
 #[tokio::test]
 async fn the_rule_is_applied_to_what_the_replica_has() {
@@ -70,4 +70,36 @@ async fn it_reads_over_connections_that_cannot_write_wherever_they_lead() {
     let writable = format!("{}?options=-c%20default_transaction_read_only%3Doff", servers.database_url);
     let on_writable = Servers { replica_url: writable, ..servers };
     Service::ready("query", &on_writable, &[]).await;
+}
+
+/// Makes every session's first read fail as a replica fails one that is in the way of replay, which itself cannot be
+/// made to happen at will. A session keeps its advisory lock, whatever becomes of the transaction.
+const CANCEL_ONCE: &str = "\
+create function cancelled_before() returns bool language plpgsql as $$
+begin
+    if exists (select from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()) then
+        return true;
+    end if;
+    perform pg_advisory_lock(pg_backend_pid());
+    raise exception 'canceling statement due to conflict with recovery' using errcode = '40001';
+end $$;
+alter table domain_counters rename to counters;
+create view domain_counters as
+    select 'a.com'::text collate \"C\" as domain, 7::bigint as delivered, 0::bigint as bounced where cancelled_before();
+grant select on domain_counters to public";
+
+#[tokio::test]
+async fn a_read_that_is_cancelled_for_replay_is_read_again() {
+    let servers = Servers::fresh().await;
+    let query = Service::ready("query", &servers, &[]).await;
+    servers.execute(CANCEL_ONCE).await;
+    let read = async || {
+        let (status, answer) = query.get("/domains/a.com").await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+        (answer["delivered"] == 7).then_some(())
+    };
+    eventually("the replica has it", read).await;
+    for _ in 0..50 {
+        assert_eq!(read().await, Some(()));
+    }
 }
