@@ -226,15 +226,16 @@ const MARKS_ARRIVED: &str = "\
 -- catchall: note marks that arrived
 update queue_marks set arrived_at = now() where id = any($1::uuid[]) and arrived_at is null";
 
-/// One row per domain, in key order. A sum stops at the end of bigint instead of failing the transaction,
-/// and with it everybody's events.
+/// One row per domain, in key order. A sum stops at the end of bigint instead of failing the transaction, and with it
+/// everybody's events. The first update of a row makes room for the next ones: see the third migration.
 const ADD: &str = "\
 -- catchall: add to the counters
 insert into domain_counters as c (domain, delivered, bounced)
 select * from unnest($1::text[], $2::bigint[], $3::bigint[])
 on conflict (domain) do update set
     delivered = c.delivered + least(excluded.delivered, 9223372036854775807 - c.delivered),
-    bounced = c.bounced + least(excluded.bounced, 9223372036854775807 - c.bounced)";
+    bounced = c.bounced + least(excluded.bounced, 9223372036854775807 - c.bounced),
+    room = null";
 
 async fn add(connection: &mut PgConnection, tally: &Tally<&DomainName>) -> Result<(), sqlx::Error> {
     if tally.is_empty() {

@@ -37,6 +37,7 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
     Migrator::with_migrations(vec![
         migration(1, "ledger", include_str!("../migrations/0001_ledger.sql")),
         migration(2, "retention", include_str!("../migrations/0002_retention.sql")),
+        migration(3, "room", include_str!("../migrations/0003_room.sql")),
     ])
 });
 
