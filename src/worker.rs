@@ -64,6 +64,22 @@ pub struct Config {
     /// later
     #[arg(long, env = "CATCHALL_LINGER_MS", value_name = "MS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(..=10_000))]
     linger_ms: u32,
+
+    /// The same while transactions take long, which they do when many domains come in: then each waits twice as long as
+    /// the last one took, but no longer than this. The more rows are written together, the closer they lie and the less
+    /// each costs
+    #[arg(long, env = "CATCHALL_MAX_LINGER_MS", value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(..=60_000))]
+    max_linger_ms: u32,
+}
+
+impl Config {
+    /// How long a transaction waits for company after one that took so long. Short ones wait as little as they may: to
+    /// wait is worth it where rows are the cost, and those take their time.
+    fn linger(&self, took: Duration) -> Duration {
+        let (least, most) = (self.linger_ms, self.linger_ms.max(self.max_linger_ms));
+        let [least, most] = [least, most].map(|ms| Duration::from_millis(ms.into()));
+        (2 * took).clamp(least, most)
+    }
 }
 
 /// The program: see [`process::main`].
@@ -187,7 +203,7 @@ impl Worker {
         shutdown: Shutdown,
     ) -> Result<(), Ended> {
         let max_rows = self.config.max_rows as usize;
-        let linger = Duration::from_millis(self.config.linger_ms.into());
+        let mut took = Duration::ZERO;
         let mut handed_out = HandedOut::new(prefetch, self.ledger.clock());
         let enough = usize::from(prefetch) / 2;
         let mut gathering = Window::default();
@@ -204,6 +220,7 @@ impl Worker {
                 }
             }
             if !stopping {
+                let linger = self.config.linger(took);
                 tokio::select! {
                     () = shutdown.clone() => stopping = true,
                     grown = gathering.grow(&mut deliveries, max_rows, enough, linger) => grown?,
@@ -212,6 +229,7 @@ impl Worker {
             let mut window = mem::take(&mut gathering);
             let held_since = handed_out.since(window.first);
             window.portion.before = Some(held_since.after(self.config.retention.max_hold()));
+            let begun = Instant::now();
             let mut settling = pin!(settle(&self.ledger, &mut self.dead_letters, &self.commits, window));
             let settled = loop {
                 let arriving = async {
@@ -228,6 +246,7 @@ impl Worker {
                     gathered = arriving => gathered?,
                 }
             };
+            took = begun.elapsed();
             handed_out.accept(settled.through, self.ledger.clock());
             accept(&deliveries, settled).await?;
             if caution.accepted() == Trust::Regained {
