@@ -16,6 +16,8 @@ use tokio::sync::{Notify, oneshot};
 pub struct Group<T, A: Clone> {
     open: Mutex<Open<T, A>>,
     filled: Notify,
+    filled_enough: Notify,
+    enough: usize,
     capacity: usize,
 }
 
@@ -57,10 +59,17 @@ impl<T: Default, A: Clone> Open<T, A> {
 }
 
 impl<T: Default, A: Clone> Group<T, A> {
-    /// A group that gathers up to `capacity` of weight at a time, which bounds its memory.
+    /// A group that gathers up to `capacity` of weight at a time, which bounds its memory, and of which
+    /// `enough` is worth a round at once, whatever else that round could wait for.
     #[must_use]
-    pub fn new(capacity: usize) -> Self {
-        Self { open: Mutex::new(Open::new()), filled: Notify::new(), capacity }
+    pub fn new(enough: usize, capacity: usize) -> Self {
+        Self {
+            open: Mutex::new(Open::new()),
+            filled: Notify::new(),
+            filled_enough: Notify::new(),
+            enough,
+            capacity,
+        }
     }
 
     /// Adds to the open group and returns the gate to wait at. An item of any weight fits into an empty
@@ -77,7 +86,11 @@ impl<T: Default, A: Clone> Group<T, A> {
         } else if open.weight + weight > self.capacity {
             return Err(Full);
         }
+        let before = open.weight;
         open.weight += weight;
+        if before < self.enough && open.weight >= self.enough {
+            self.filled_enough.notify_one();
+        }
         add(&mut open.items);
         Ok(open.gate.clone())
     }
@@ -89,6 +102,17 @@ impl<T: Default, A: Clone> Group<T, A> {
             let filled = self.filled.notified();
             if let Some(round) = self.take_now() {
                 return round;
+            }
+            filled.await;
+        }
+    }
+
+    /// Waits until there is enough in the open group. It may be dropped while it waits.
+    pub async fn enough(&self) {
+        loop {
+            let filled = self.filled_enough.notified();
+            if self.open().weight >= self.enough {
+                return;
             }
             filled.await;
         }
@@ -114,7 +138,7 @@ mod tests {
 
     #[tokio::test]
     async fn all_who_joined_one_round_get_its_answer() {
-        let group = Group::<Vec<u8>, &str>::new(10);
+        let group = Group::<Vec<u8>, &str>::new(1, 10);
         let gates = [group.join(1, |items| items.push(1)), group.join(1, |items| items.push(2))];
         let round = group.take().await;
         let late = group.join(1, |items| items.push(3)).unwrap();
@@ -128,7 +152,7 @@ mod tests {
 
     #[tokio::test]
     async fn it_is_bounded_and_takes_anything_when_empty() {
-        let group = Group::<Vec<u8>, ()>::new(3);
+        let group = Group::<Vec<u8>, ()>::new(1, 3);
         drop(group.join(5, |_| {}).unwrap());
         assert_eq!(group.join(1, |_| {}).map(drop), Err(Full));
         drop(group.take().await);
@@ -139,7 +163,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_round_that_is_lost_lets_nobody_wait_for_ever() {
-        let group = Group::<Vec<u8>, ()>::new(3);
+        let group = Group::<Vec<u8>, ()>::new(1, 3);
         let gate = group.join(1, |_| {}).unwrap();
         drop(group.take().await);
         assert!(gate.await.is_err());
@@ -147,9 +171,22 @@ mod tests {
 
     #[tokio::test]
     async fn a_round_waits_for_the_first_to_join() {
-        let group = Group::<Vec<u8>, ()>::new(3);
+        let group = Group::<Vec<u8>, ()>::new(1, 3);
         let (round, _gate) = tokio::join!(group.take(), async { group.join(1, |items| items.push(7)) });
         assert_eq!(round.items, [7]);
         assert!(group.take().now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn enough_is_told_when_it_is_there() {
+        let group = Group::<Vec<u8>, ()>::new(3, 9);
+        drop(group.join(2, |_| {}).unwrap());
+        assert!(group.enough().now_or_never().is_none());
+        let ((), _gate) = tokio::join!(group.enough(), async { group.join(1, |_| {}) });
+        assert_eq!(group.take().await.weight, 3);
+        assert!(group.enough().now_or_never().is_none());
+        drop(group.join(5, |_| {}).unwrap());
+        assert!(group.enough().now_or_never().is_some());
+        assert!(group.take().now_or_never().is_some());
     }
 }

@@ -93,7 +93,7 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
 
 /// The routes of one thread, with the readers behind them. To be called on the thread's event loop.
 fn router(config: &Config, health: &Health) -> Router {
-    let questions = Arc::new(Questions::new(config.max_waiting_reads as usize));
+    let questions = Arc::new(Questions::new(1, config.max_waiting_reads as usize));
     let replica = Replica::new(&config.replica, READS_AT_ONCE);
     for _ in 0..READS_AT_ONCE {
         tokio::spawn(read(Arc::clone(&questions), replica.clone()));

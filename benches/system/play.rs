@@ -27,7 +27,7 @@ const COMPARED_RATE: f64 = 60_000.0;
 
 /// Connections of PUT over HTTP/1.1, with an event on its way on each: few for a mail platform, and enough that
 /// events share confirms as they do under load.
-const PUT_CONNECTIONS: u32 = 256;
+const PUT_CONNECTIONS: u32 = 512;
 
 /// Domains of a population so large that hardly one comes twice.
 const NEW_DOMAINS: u32 = 100_000_000;
