@@ -23,7 +23,7 @@ use crate::shutdown::{GRACE, Shutdown};
 use caution::{Caution, Trust};
 use counting::{HeldTooLong, count};
 use upkeep::upkeep;
-use window::{HandedOut, Window};
+use window::{HandedOut, Window, linger};
 
 /// How long a dead letter waits for the broker's confirm before the message is left to the queue's own
 /// dead-lettering, which keeps it as safely but without the reason.
@@ -70,16 +70,6 @@ pub struct Config {
     /// each costs
     #[arg(long, env = "CATCHALL_MAX_LINGER_MS", value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(..=60_000))]
     max_linger_ms: u32,
-}
-
-impl Config {
-    /// How long a transaction waits for company after one that took so long. Short ones wait as little as they may: to
-    /// wait is worth it where rows are the cost, and those take their time.
-    fn linger(&self, took: Duration) -> Duration {
-        let (least, most) = (self.linger_ms, self.linger_ms.max(self.max_linger_ms));
-        let [least, most] = [least, most].map(|ms| Duration::from_millis(ms.into()));
-        (2 * took).clamp(least, most)
-    }
 }
 
 /// The program: see [`process::main`].
@@ -203,6 +193,9 @@ impl Worker {
         shutdown: Shutdown,
     ) -> Result<(), Ended> {
         let max_rows = self.config.max_rows as usize;
+        let milliseconds = |ms: u32| Duration::from_millis(ms.into());
+        let least_linger = milliseconds(self.config.linger_ms);
+        let most_linger = milliseconds(self.config.max_linger_ms);
         let mut took = Duration::ZERO;
         let mut handed_out = HandedOut::new(prefetch, self.ledger.clock());
         let enough = usize::from(prefetch) / 2;
@@ -220,7 +213,7 @@ impl Worker {
                 }
             }
             if !stopping {
-                let linger = self.config.linger(took);
+                let linger = linger(took, least_linger, most_linger);
                 tokio::select! {
                     () = shutdown.clone() => stopping = true,
                     grown = gathering.grow(&mut deliveries, max_rows, enough, linger) => grown?,

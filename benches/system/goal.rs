@@ -50,6 +50,8 @@ pub(crate) enum Goal {
     NotBelow(Row),
     /// The stack takes at most a quarter more or less per event than in another row.
     Flat(Row),
+    /// More processor time goes to the broker than to all others, and what it takes is counted at once.
+    BrokerLimits,
     /// The memory of the services does not grow.
     FlatMemory,
     /// No transaction was ended because it waited in a circle.
@@ -110,6 +112,12 @@ impl Goal {
                 let ratio = stack.zip(other).map(|(stack, other)| stack / other);
                 let goal = format!("within {:.0} % of {}", FLAT * 100.0, row.name());
                 (goal, ratio.is_some_and(|ratio| (1.0 - FLAT..=1.0 + FLAT).contains(&ratio)))
+            }
+            Self::BrokerLimits => {
+                let share = figures.micros_per_event.map(|micros| micros.broker / micros.stack());
+                let share = share.unwrap_or(f64::NAN);
+                let met = share > 0.5 && at_most(figures.seconds_behind, MAX_BEHIND_SECONDS);
+                (format!("the broker the limit, with {:.0} % of the stack", share * 100.0), met)
             }
             Self::FlatMemory => {
                 let growth = figures.memory_growth.unwrap_or(f64::NAN);

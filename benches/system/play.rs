@@ -35,11 +35,8 @@ const NEW_DOMAINS: u32 = 100_000_000;
 /// Domains of the row of hot reads: as many as waves emit at a time.
 const HOT_DOMAINS: u32 = 20;
 
-/// Events for each second of a row that is about how fast a queue is worked off.
-const EVENTS_PER_SECOND: u64 = 200_000;
-
-/// The same where messages are not folded on their way in: 30 kB for each 500 of them wait at the broker.
-const ARRAY_EVENTS_PER_SECOND: u64 = 500_000;
+/// Events for each second of a row that is about how fast a queue is worked off, which takes about that long.
+const EVENTS_PER_SECOND: u64 = 300_000;
 
 /// Reads per second beside a load.
 const READS_BESIDE: f64 = 2_000.0;
@@ -128,10 +125,7 @@ fn scene(row: Row, scale: &Scale, table: &Table) -> anyhow::Result<Scene> {
         Row::PutH2 => Scene::Events(WHOLE, Order { via: "put-h2", connections: None, ..put }),
         Row::Bulk => Scene::Events(WHOLE, bulk),
         Row::Amqp => Scene::Events(WHOLE, amqp),
-        Row::AmqpArrays => {
-            let amount = Amount::Events(ARRAY_EVENTS_PER_SECOND * scale.seconds);
-            Scene::Events(WHOLE, Order { batch: Some(500), amount, ..amqp })
-        }
+        Row::AmqpArrays => Scene::Events(WHOLE, Order { batch: Some(500), ..amqp }),
         Row::Fresh => Scene::Probed(Order { rate: Some(20_000.0 * slowness), ..put }),
         Row::Growth => Scene::Events(WHOLE, over(NEW_DOMAINS, COMPARED_RATE)),
         Row::SizeSmall => Scene::Events(WHOLE, over(scale.fewer_domains(), COMPARED_RATE)),

@@ -117,7 +117,7 @@ impl Row {
             Self::PutHalf => &[Goal::P95(20.0), Goal::P99(40.0)],
             Self::PutH2 => &[Goal::Counted(140_000.0), Goal::Stack(9.0)],
             Self::Bulk => &[Goal::Counted(2_000_000.0), Goal::Stack(0.8)],
-            Self::Amqp => &[Goal::Counted(25_000.0)],
+            Self::Amqp => &[Goal::Counted(25_000.0), Goal::BrokerLimits],
             Self::Fresh => &[Goal::P99(150.0)],
             Self::Zipf => &[Goal::Sustained(200_000.0)],
             Self::Uniform => {

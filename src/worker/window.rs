@@ -96,6 +96,12 @@ impl Window {
     }
 }
 
+/// How long a transaction waits for company after one that took so long. Short ones wait as little as they may: to wait
+/// is worth it where rows are the cost, and those take their time.
+pub(super) fn linger(took: Duration, least: Duration, most: Duration) -> Duration {
+    (2 * took).clamp(least, most.max(least))
+}
+
 /// What a message says, or why it cannot be read now or ever.
 fn read(delivery: &Delivery) -> Result<(Option<IdempotencyKey>, Batch), String> {
     if let Some(media_type) = delivery.content_type() {
@@ -149,6 +155,15 @@ impl HandedOut {
 mod tests {
     use super::*;
     use std::time::Duration;
+
+    #[test]
+    fn a_transaction_lingers_as_long_as_the_last_one_makes_it_worth() {
+        let ms = Duration::from_millis;
+        for (took, lingers) in [(0, 10), (5, 10), (6, 12), (400, 800), (501, 1000), (90_000, 1000)] {
+            assert_eq!(linger(ms(took), ms(10), ms(1000)), ms(lingers), "after {took} ms");
+        }
+        assert_eq!(linger(ms(90_000), ms(10), ms(0)), ms(10), "the least wins");
+    }
 
     #[test]
     fn a_message_was_handed_out_after_the_one_a_prefetch_before_was_accepted() {
