@@ -2,6 +2,7 @@
 #![doc = include_str!("../ARCHITECTURE.md")]
 
 // Vocabulary: pure, no I/O, no clock.
+pub mod excerpt;
 pub mod domain_name;
 pub mod event;
 pub mod counters;
