@@ -12,7 +12,7 @@ use crate::tally::Tally;
 
 /// Most events in a message that is written here. At some 65 bytes each a message stays near 64 kB, of
 /// which the broker and a worker hold many at a time, and what a message costs is shared by a thousand.
-const MESSAGE_EVENTS: usize = 1000;
+pub const MESSAGE_EVENTS: usize = 1000;
 
 /// The events of one message, or of the messages that are being gathered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

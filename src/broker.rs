@@ -10,6 +10,7 @@ mod dead_letters;
 mod deliveries;
 mod letter;
 mod publisher;
+mod supervisor;
 
 use std::fmt;
 use std::net::Shutdown;

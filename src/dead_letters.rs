@@ -146,7 +146,7 @@ async fn replay(command: Replay, shutdown: Shutdown) -> anyhow::Result<()> {
         .context("cannot tell which claims are forgotten")?;
     let doubts = if even_if_counted { Doubts::none() } else { Doubts::beyond(horizon) };
     let health = Health::default();
-    let publisher = Publisher::connect(broker.clone(), NAME.into(), health.dependency("broker"));
+    let publisher = Publisher::connect(broker.clone(), NAME.into(), health.dependency("broker"), PATIENCE);
     act(&broker, chosen.into(), Removal::Replay { publisher, doubts }, shutdown).await
 }
 

@@ -1,5 +1,7 @@
 //! Ingest: HTTP events in, confirmed messages out.
 
+mod pace;
+
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +15,9 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{post, put};
 use axum::{Json, Router};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use metrics::{Counter, Histogram};
 use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until};
@@ -23,10 +28,11 @@ use crate::broker::{self, Message, PublishError, Publisher};
 use crate::bulk::{self, MediaType};
 use crate::domain_name::DomainName;
 use crate::event::{Event, IdempotencyKey, Outcome};
-use crate::group::{Gate, Group};
+use crate::group::{Gate, Group, Round};
 use crate::health::Health;
 use crate::http::{self, Problem, Rejected};
 use crate::process::{self, Process};
+use pace::Pace;
 
 /// Largest body of a bulk request in bytes, unpacked: 10,000 events of a kilobyte each.
 const MAX_BODY: usize = 10 * 1024 * 1024;
@@ -37,17 +43,6 @@ const BODIES_AT_ONCE: usize = 16;
 
 /// How long the body of a bulk request may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// From this many events on, a group shows that there is load, and the next one is worth waiting for.
-const LOADED: usize = 64;
-
-/// How far apart a publisher's messages are under load. What a message costs the broker, nearly a millisecond of
-/// processor time however many events are in it, is so paid at most two hundred times a second.
-const SPACING: Duration = Duration::from_millis(5);
-
-/// From this many events on, a message is sent at once: what it costs the broker is then a microsecond for each, and
-/// the spacing would only keep clients waiting.
-const ENOUGH: usize = 1000;
 
 /// The clients' name for the key under which a request counts once (draft-ietf-httpapi-idempotency-key-header).
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -72,22 +67,16 @@ pub struct Config {
     #[arg(long, env = "CATCHALL_PUBLISH_DEADLINE_MS", value_name = "MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
     publish_deadline_ms: u64,
 
-    /// Events that may wait for the broker, on each thread, before further ones get a 503 at once. Each takes
-    /// some 100 bytes
+    /// Events that may wait for the broker's confirm, on each thread, before further ones get a 503 at once. Each
+    /// takes some 100 bytes
     #[arg(long, env = "CATCHALL_MAX_WAITING_EVENTS", value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
     max_waiting_events: u32,
-
-    /// Publishers of each thread, with a connection to the broker each: how many batches can be on their way at
-    /// once. More lower the latency of a distant broker; but what the broker does for a batch costs it as much as a
-    /// hundred events, and each batch then holds fewer
-    #[arg(long, env = "CATCHALL_PUBLISHERS", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
-    publishers: u16,
 }
 
 /// What became of a group of events.
 type Published = Result<(), PublishError>;
 
-/// Where the handlers of one thread leave events, and its publishers take them.
+/// Where the handlers of one thread leave events, and its publisher takes them.
 type Intake = Group<Batch, Published>;
 
 /// The program: see [`process::main`].
@@ -122,15 +111,13 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     }
 }
 
-/// The routes of one thread, with the publishers behind them. To be called on the thread's event loop.
+/// The routes of one thread, with the publisher behind them. To be called on the thread's event loop.
 fn router(config: &Config, health: &Health) -> Router {
-    let intake = Arc::new(Intake::new(ENOUGH, config.max_waiting_events as usize));
-    for number in 0..config.publishers {
-        let name = format!("catchall-ingest publisher {number}");
-        let publisher = Publisher::connect(config.broker.clone(), name, health.dependency("broker"));
-        let deadline = Duration::from_millis(config.publish_deadline_ms);
-        tokio::spawn(publish(Arc::clone(&intake), publisher, deadline));
-    }
+    let intake = Arc::new(Intake::new(config.max_waiting_events as usize));
+    let timeout = Duration::from_millis(config.publish_deadline_ms);
+    let broker = health.dependency("broker");
+    let publisher = Publisher::connect(config.broker.clone(), "catchall-ingest".into(), broker, timeout);
+    tokio::spawn(publish(Arc::clone(&intake), publisher, timeout));
     let bulk = Bulk { intake: Arc::clone(&intake), bodies: Arc::new(Semaphore::new(BODIES_AT_ONCE)) };
     let bulk = post(post_events)
         .layer((
@@ -145,34 +132,66 @@ fn router(config: &Config, health: &Health) -> Router {
     http::with_problems(routes)
 }
 
-/// Takes what has gathered, publishes it and answers everyone in it, for ever.
-async fn publish(intake: Arc<Intake>, mut publisher: Publisher, patience: Duration) {
-    let accepted = metrics::counter!("catchall_ingest_accepted_events_total");
-    let refused = metrics::counter!("catchall_ingest_refused_events_total");
-    let confirm_seconds = metrics::histogram!("catchall_ingest_confirm_seconds");
-    let mut spaced = None;
+/// Takes what has gathered whenever the pace allows it, publishes it and answers everyone in it, for ever.
+async fn publish(intake: Arc<Intake>, publisher: Publisher, timeout: Duration) {
+    let metrics = Metrics::register();
+    let mut pace = Pace::default();
+    let mut under_way = FuturesUnordered::new();
     loop {
-        if let Some(next) = spaced {
+        let next = async {
             tokio::select! {
-                () = sleep_until(next) => {}
-                () = intake.enough() => {}
+                () = sleep_until(pace.due()) => {}
+                () = intake.reaches(pace.enough()) => {}
+            }
+            intake.take().await
+        };
+        tokio::select! {
+            biased;
+            Some((events, took)) = under_way.next(), if !under_way.is_empty() => pace.confirmed(events, took),
+            round = next => {
+                pace.published(round.answer.weight(), Instant::now());
+                under_way.push(publish_round(round, &publisher, timeout, &metrics));
             }
         }
-        let round = intake.take().await;
-        spaced = (round.weight >= LOADED).then(|| Instant::now() + SPACING);
-        let bodies = round.items.to_json();
-        let messages: Vec<Message> =
-            bodies.into_iter().map(|body| Message::events(body, Some(IdempotencyKey::fresh()))).collect();
-        let published = publisher.publish(&messages, Instant::from_std(round.since) + patience).await;
-        match &published {
-            Ok(()) => {
-                accepted.increment(round.weight as u64);
-                confirm_seconds.record(round.since.elapsed());
-            }
-            Err(_) => refused.increment(round.weight as u64),
+    }
+}
+
+/// Publishes what was gathered and answers everyone in it. Returns how many events that were, and how long it took.
+async fn publish_round(
+    round: Round<'_, Batch, Published>,
+    publisher: &Publisher,
+    timeout: Duration,
+    metrics: &Metrics,
+) -> (usize, Duration) {
+    let Round { items, since, answer } = round;
+    let (events, begun) = (answer.weight(), Instant::now());
+    let message = |body| Message::events(body, Some(IdempotencyKey::fresh()));
+    let messages = items.to_json().into_iter().map(message).collect();
+    let published = publisher.publish(messages, Instant::from_std(since) + timeout).await;
+    match &published {
+        Ok(()) => {
+            metrics.accepted_events.increment(events as u64);
+            metrics.confirm_seconds.record(since.elapsed());
         }
-        // Nobody is left to hear it when every client has gone.
-        let _ = round.answer.send(published);
+        Err(_) => metrics.refused_events.increment(events as u64),
+    }
+    answer.send(published);
+    (events, begun.elapsed())
+}
+
+struct Metrics {
+    accepted_events: Counter,
+    refused_events: Counter,
+    confirm_seconds: Histogram,
+}
+
+impl Metrics {
+    fn register() -> Self {
+        Self {
+            accepted_events: metrics::counter!("catchall_ingest_accepted_events_total"),
+            refused_events: metrics::counter!("catchall_ingest_refused_events_total"),
+            confirm_seconds: metrics::histogram!("catchall_ingest_confirm_seconds"),
+        }
     }
 }
 
@@ -189,7 +208,7 @@ impl From<&PublishError> for Problem {
     fn from(error: &PublishError) -> Self {
         Self::Unavailable(match error {
             // Where the broker is and what is wrong with it is for the operators, who find it at /readyz.
-            PublishError::Unavailable(_) => "the broker cannot be reached, nothing was counted".into(),
+            PublishError::Unavailable(_) => "the broker does not take events now, nothing was counted".into(),
             PublishError::Unconfirmed => {
                 "the broker did not confirm in time: the event may or may not be counted".into()
             }

@@ -93,7 +93,7 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
 
 /// The routes of one thread, with the readers behind them. To be called on the thread's event loop.
 fn router(config: &Config, health: &Health) -> Router {
-    let questions = Arc::new(Questions::new(1, config.max_waiting_reads as usize));
+    let questions = Arc::new(Questions::new(config.max_waiting_reads as usize));
     let replica = Replica::new(&config.replica, READS_AT_ONCE);
     for _ in 0..READS_AT_ONCE {
         tokio::spawn(read(Arc::clone(&questions), replica.clone()));
@@ -129,13 +129,13 @@ async fn read(questions: Arc<Questions>, replica: Replica) {
         let begun = Instant::now();
         let found = match replica.counters(&round.items).await {
             Ok(found) => {
-                reads.increment(round.weight as u64);
+                reads.increment(round.answer.weight() as u64);
                 read_seconds.record(begun.elapsed());
                 away = false;
                 Some(found.into())
             }
             Err(error) => {
-                failed.increment(round.weight as u64);
+                failed.increment(round.answer.weight() as u64);
                 // Once per outage: the next thousand reads have nothing new to say.
                 if !std::mem::replace(&mut away, true) {
                     tracing::warn!(reason = %error, "cannot read: {error}");
@@ -143,8 +143,7 @@ async fn read(questions: Arc<Questions>, replica: Replica) {
                 None
             }
         };
-        // Nobody is left to hear it when every client has gone.
-        let _ = round.answer.send(found);
+        round.answer.send(found);
     }
 }
 

@@ -22,7 +22,7 @@ use crate::process::{self, Process};
 use crate::shutdown::{GRACE, Shutdown};
 use caution::{Caution, Trust};
 use counting::{HeldTooLong, count};
-use upkeep::upkeep;
+use upkeep::{MARK_PATIENCE, upkeep};
 use window::{HandedOut, Window, linger};
 
 /// How long a dead letter waits for the broker's confirm before the message is left to the queue's own
@@ -100,6 +100,7 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         config.broker.clone(),
         "catchall-worker marks".into(),
         health.dependency("broker"),
+        MARK_PATIENCE,
     );
     let upkeep = upkeep(ledger.clone(), marks, config.retention.clone());
     let worker = Worker {
@@ -107,6 +108,7 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
             config.broker.clone(),
             "catchall-worker dead letters".into(),
             health.dependency("broker"),
+            DEAD_LETTER_PATIENCE,
         ),
         broker: health.dependency("broker"),
         commits: health.dependency("database"),
@@ -223,7 +225,7 @@ impl Worker {
             let held_since = handed_out.since(window.first);
             window.portion.before = Some(held_since.after(self.config.retention.max_hold()));
             let begun = Instant::now();
-            let mut settling = pin!(settle(&self.ledger, &mut self.dead_letters, &self.commits, window));
+            let mut settling = pin!(settle(&self.ledger, &self.dead_letters, &self.commits, window));
             let settled = loop {
                 let arriving = async {
                     if stopping || gathering.rows >= max_rows {
@@ -275,7 +277,7 @@ struct Settled {
 /// begun it ends by itself, and what is delivered again is known by its id.
 async fn settle(
     ledger: &Ledger,
-    dead_letters: &mut Publisher,
+    dead_letters: &Publisher,
     commits: &Dependency,
     window: Window,
 ) -> Result<Settled, HeldTooLong> {
@@ -289,7 +291,7 @@ async fn settle(
 
 /// Publishes the poison as dead letters with their reasons. Returns the tags of those that are not known to be
 /// kept so: they are for the queue's own dead-lettering.
-async fn keep(dead_letters: &mut Publisher, poison: Vec<(Delivery, String)>) -> BTreeSet<u64> {
+async fn keep(dead_letters: &Publisher, poison: Vec<(Delivery, String)>) -> BTreeSet<u64> {
     if poison.is_empty() {
         return BTreeSet::new();
     }
@@ -299,7 +301,7 @@ async fn keep(dead_letters: &mut Publisher, poison: Vec<(Delivery, String)>) -> 
     metrics::counter!("catchall_worker_dead_letters_total").increment(poison.len() as u64);
     let messages: Vec<Message> =
         poison.iter().map(|(delivery, reason)| Message::dead_letter(delivery, reason)).collect();
-    let fates = dead_letters.publish_each(&messages, Instant::now() + DEAD_LETTER_PATIENCE).await;
+    let fates = dead_letters.publish_each(messages, Instant::now() + DEAD_LETTER_PATIENCE).await;
     let failed: Vec<_> = poison
         .iter()
         .zip(fates)

@@ -143,7 +143,7 @@ async fn remove_batch(
     let fates = match removal {
         Removal::Replay { publisher, .. } => {
             let messages: Vec<Message> = batch.into_iter().map(Message::replay).collect();
-            publisher.publish_each(&messages, Instant::now() + PATIENCE).await
+            publisher.publish_each(messages, Instant::now() + PATIENCE).await
         }
         Removal::Discard => vec![Ok(()); places.len()],
     };

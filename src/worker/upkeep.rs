@@ -9,15 +9,15 @@ use crate::ledger::{Kind, Ledger, RetentionConfig};
 use crate::postgres;
 
 /// How long a mark waits for the broker. The next one will do as well.
-const MARK_PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const MARK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Sends marks and forgets claims, for ever. Every worker does, and none depends on another: marks are sent by
 /// whoever finds one due, and what one is forgetting the others pass over.
-pub(super) async fn upkeep(ledger: Ledger, mut marks: Publisher, config: RetentionConfig) {
+pub(super) async fn upkeep(ledger: Ledger, marks: Publisher, config: RetentionConfig) {
     loop {
         tokio::time::sleep(config.mark_interval()).await;
         // Whether database and broker are there is told elsewhere.
-        match mark(&ledger, &mut marks, &config).await {
+        match mark(&ledger, &marks, &config).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(reason = %error, "cannot send a mark: {error}"),
             Err(error) => tracing::debug!(reason = %error, "cannot note a mark: {error}"),
@@ -30,11 +30,11 @@ pub(super) async fn upkeep(ledger: Ledger, mut marks: Publisher, config: Retenti
 
 async fn mark(
     ledger: &Ledger,
-    marks: &mut Publisher,
+    marks: &Publisher,
     config: &RetentionConfig,
 ) -> Result<Result<(), PublishError>, postgres::Error> {
     let Some(id) = ledger.begin_mark(config.mark_interval()).await? else { return Ok(Ok(())) };
-    Ok(marks.publish(&[Message::mark(id)], Instant::now() + MARK_PATIENCE).await)
+    Ok(marks.publish(vec![Message::mark(id)], Instant::now() + MARK_PATIENCE).await)
 }
 
 /// Forgets all that may be, in small steps. After each it rests as long as the step took, so that forgetting
