@@ -18,7 +18,7 @@ use crate::scale::Scale;
 use crate::servers::Servers;
 use crate::sql;
 use crate::stage::{Cast, Stage};
-use crate::verification::{Difference, compare};
+use crate::verification::{Difference, Sample, compare};
 
 /// The numbers of connections, each with an event on its way.
 const STEPS: [u32; 17] = [1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048];
@@ -154,10 +154,10 @@ impl Player<'_> {
         let (floor, _, _) = measure::events(&self.floor, &floor_order, nothing()).await?;
         let url = &self.servers.database_url;
         let order = Order { amount: Amount::Seconds(self.seconds), ..order };
-        let before = sql::sums(url).await?;
+        let (before, sample) = (sql::sums(url).await?, Sample::read(&order, url).await?);
         let (figures, report, _) = measure::events(&self.system, &order, nothing()).await?;
         let added = sql::between(before, sql::sums(url).await?);
-        let difference = compare(&order, &report, Counters::default(), added, url).await?;
+        let difference = compare(&order, &report, &sample, Counters::default(), added, url).await?;
         let rate = per_second(report.acknowledged, report.seconds);
         let run = Run {
             rate,

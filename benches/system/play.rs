@@ -20,7 +20,7 @@ use crate::servers::Servers;
 use crate::sql;
 use crate::stage::{Cast, Stage};
 use crate::table::Table;
-use crate::verification::compare;
+use crate::verification::{Sample, compare};
 
 /// The pace at which costs are compared, whatever the size of the table: the cost depends on it. Far below what each
 /// of them can take.
@@ -161,6 +161,7 @@ async fn play_events(
 ) -> anyhow::Result<Figures> {
     let url = &servers.database_url;
     let before = sql::sums(url).await?;
+    let sample = Sample::read(order, url).await?;
     let stage = Stage::set(cast, servers).await?;
     let measured = measure::events(&stage, order, beside(&stage)).await;
     stage.clear().await;
@@ -172,7 +173,7 @@ async fn play_events(
     let after = sql::sums(url).await?;
     let added = sql::between(before, after);
     let more = Counters { delivered: beside.delivered, bounced: 0 };
-    let difference = compare(order, &report, more, added, url).await?;
+    let difference = compare(order, &report, &sample, more, added, url).await?;
     figures.lost = difference.lost;
     figures.duplicated = difference.duplicated;
     if beside.wrong > 0 {
