@@ -3,6 +3,8 @@
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+use crate::frontier::Step;
+
 /// All figures of one row. Times are in the units of their names; an event of a row of reads is a read.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Figures {
@@ -34,6 +36,9 @@ pub(crate) struct Figures {
     pub(crate) deadlocks: u64,
     pub(crate) lost: u64,
     pub(crate) duplicated: u64,
+    /// Of the row that has several numbers of connections: each of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) frontier: Vec<Step>,
     /// What else there is to say.
     pub(crate) notes: Vec<String>,
     /// Why it was not played to its end.

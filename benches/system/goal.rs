@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::figures::Figures;
+use crate::frontier::{COMPARED, FALL};
 use crate::row::Row;
 
 /// What the naive design does on the machine the goals were set on, in events per second. On a slower machine a rate
@@ -40,6 +41,12 @@ pub(crate) enum Goal {
     ReadStack(f64),
     /// Ingest takes at most so many times the processor time of the server that does nothing.
     TimesFloor(f64),
+    /// More connections never get less.
+    NoFall,
+    /// At one number of connections at least half the rate of the server that does nothing.
+    HalfOfFloor,
+    /// In milliseconds.
+    P50(f64),
     /// In milliseconds.
     P95(f64),
     /// In milliseconds.
@@ -100,6 +107,20 @@ impl Goal {
                 let met = ingest(figures).zip(floor).is_some_and(|(ingest, floor)| ingest <= times * floor);
                 (format!("ingest {times} x floor"), met)
             }
+            Self::NoFall => {
+                let steps = figures.frontier.iter().filter_map(|step| Some((step.times_before?, step)));
+                let worst = steps.min_by(|(left, _), (right, _)| left.total_cmp(right));
+                let (times, at) = worst.map_or((f64::NAN, 0), |(times, step)| (times, step.connections));
+                let least = format!("at {at} connections {:+.1} %", (times - 1.0) * 100.0);
+                let goal = format!("no step {:.0} % below the one before ({least})", FALL * 100.0);
+                (goal, times >= 1.0 - FALL)
+            }
+            Self::HalfOfFloor => {
+                let step = figures.frontier.iter().find(|step| step.connections == COMPARED);
+                let times = step.map_or(f64::NAN, |step| step.rate / step.floor);
+                (format!("half of floor at {COMPARED} ({times:.2})"), times >= 0.5)
+            }
+            Self::P50(limit) => (format!("p50 {limit} ms"), at_most(figures.latency_ms.p50, limit)),
             Self::P95(limit) => (format!("p95 {limit} ms"), at_most(figures.latency_ms.p95, limit)),
             Self::P99(limit) => (format!("p99 {limit} ms"), at_most(figures.latency_ms.p99, limit)),
             Self::Lag(limit) => (format!("lag {limit} s"), at_most(figures.lag_seconds, limit)),

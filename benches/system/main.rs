@@ -8,11 +8,13 @@
 mod ask;
 mod baseline;
 mod figures;
+mod frontier;
 mod goal;
 mod ground;
 mod load;
 mod measure;
 mod meter;
+mod picture;
 mod play;
 mod prober;
 #[allow(dead_code, reason = "each test program uses a part of the rig")]
@@ -31,6 +33,7 @@ mod verification;
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -72,6 +75,10 @@ struct Arguments {
     #[arg(long)]
     json: bool,
 
+    /// Draw the frontier into this file, as SVG
+    #[arg(long, value_name = "FILE")]
+    picture: Option<PathBuf>,
+
     /// Print the names of the rows and what each is
     #[arg(long)]
     list: bool,
@@ -106,6 +113,11 @@ fn main() -> ExitCode {
             println!("{:12}  {}", row.name(), row.what());
         }
         return ExitCode::SUCCESS;
+    }
+    if arguments.picture.is_some() && !(arguments.rows.is_empty() || arguments.rows.contains(&Row::Frontier))
+    {
+        eprintln!("--picture draws the row {}, which is not among those asked for", Row::Frontier.name());
+        return ExitCode::FAILURE;
     }
     let played = match &arguments.part {
         Some(Part::Naive(config)) => baseline::serve(Baseline::Naive, Some(config)),
@@ -148,6 +160,12 @@ async fn run(arguments: &Arguments) -> bool {
         });
         table.add(row, figures);
         eprintln!("bench: {:4} s  {}: {}", begun.elapsed().as_secs(), row.name(), table.last_in_words());
+    }
+    let steps = table.figures(Row::Frontier).map(|figures| &*figures.frontier).unwrap_or_default();
+    if let Some(file) = arguments.picture.as_ref().filter(|_| !steps.is_empty())
+        && let Err(error) = std::fs::write(file, picture::svg(steps))
+    {
+        eprintln!("bench: {}: {error}", file.display());
     }
     if arguments.json {
         println!("{}", table.json());

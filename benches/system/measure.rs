@@ -40,6 +40,7 @@ pub(crate) async fn events(
 ) -> anyhow::Result<(Figures, Report, Beside)> {
     let servers = &stage.servers;
     let deadlocks = sql::deadlocks(&servers.database_url).await?;
+    let counted = stage.counted().await;
     let before = stage.micros();
     let machine = Machine::now();
     let load = Load::start(order, &stage.ingest_url(), &servers.amqp_url)?;
@@ -65,7 +66,7 @@ pub(crate) async fn events(
     let events = report.acknowledged + beside.delivered;
     let mut behind = None;
     if stage.has_workers() {
-        settle(stage, events).await;
+        settle(stage, counted + events).await;
         behind = Some(sent.elapsed().as_secs_f64());
     }
     let counted_seconds = report.seconds + behind.unwrap_or_default();
@@ -95,7 +96,7 @@ pub(crate) async fn events(
     Ok((figures, report, beside))
 }
 
-/// Waits until so many events are counted, or none is for a long time.
+/// Waits until the workers have counted so many events since they were started, or count none for a long time.
 async fn settle(stage: &Stage, events: u64) {
     let (mut counted, mut last) = (0, Instant::now());
     while counted < events && last.elapsed() < PATIENCE {

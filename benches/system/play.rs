@@ -6,6 +6,7 @@ use catchall::load::workload::Shape;
 
 use crate::baseline::Baseline;
 use crate::figures::{Figures, real};
+use crate::frontier;
 use crate::goal::slowness;
 use crate::ground::Grounds;
 use crate::load::{Amount, Order};
@@ -19,7 +20,7 @@ use crate::servers::Servers;
 use crate::sql;
 use crate::stage::{Cast, Stage};
 use crate::table::Table;
-use crate::verification::compare;
+use crate::verification::{Sample, compare};
 
 /// The pace at which costs are compared, whatever the size of the table: the cost depends on it. Far below what each
 /// of them can take.
@@ -28,6 +29,9 @@ const COMPARED_RATE: f64 = 60_000.0;
 /// Connections of PUT over HTTP/1.1, with an event on its way on each: few for a mail platform, and enough that
 /// events share confirms as they do under load.
 const PUT_CONNECTIONS: u32 = 512;
+
+/// Makes the events of the first of many runs; those of the others follow.
+const FRONTIER_SEED: u64 = 10_000;
 
 /// Domains of a population so large that hardly one comes twice.
 const NEW_DOMAINS: u32 = 100_000_000;
@@ -48,6 +52,8 @@ enum Scene {
     Probed(Order),
     /// Events, and so many reads per second.
     ReadBeside(Order, f64),
+    /// Events over one number of connections after the other.
+    Frontier(Order),
     /// Of so many domains; so many per second, or a closed loop.
     Reads(u32, Option<f64>),
 }
@@ -84,6 +90,7 @@ pub(crate) async fn play(
             };
             play_events(WHOLE, &order, servers, reading).await
         }
+        Scene::Frontier(order) => frontier::play(order, scale, servers).await,
         Scene::Reads(domains, rate) => play_reads(domains, rate, scale, servers).await,
     }
 }
@@ -122,6 +129,7 @@ fn scene(row: Row, scale: &Scale, table: &Table) -> anyhow::Result<Scene> {
         Row::Floor => Scene::Events(Cast::Baseline(Baseline::Floor), put),
         Row::Put => Scene::Events(WHOLE, put),
         Row::PutHalf => Scene::Events(WHOLE, Order { rate: Some(half(Row::Put)?), ..put }),
+        Row::Frontier => Scene::Frontier(Order { seed: FRONTIER_SEED, ..put }),
         Row::PutH2 => Scene::Events(WHOLE, Order { via: "put-h2", connections: None, ..put }),
         Row::Bulk => Scene::Events(WHOLE, bulk),
         Row::Amqp => Scene::Events(WHOLE, amqp),
@@ -153,6 +161,7 @@ async fn play_events(
 ) -> anyhow::Result<Figures> {
     let url = &servers.database_url;
     let before = sql::sums(url).await?;
+    let sample = Sample::read(order, url).await?;
     let stage = Stage::set(cast, servers).await?;
     let measured = measure::events(&stage, order, beside(&stage)).await;
     stage.clear().await;
@@ -162,10 +171,9 @@ async fn play_events(
         return Ok(figures);
     }
     let after = sql::sums(url).await?;
-    let added =
-        Counters { delivered: after.delivered - before.delivered, bounced: after.bounced - before.bounced };
+    let added = sql::between(before, after);
     let more = Counters { delivered: beside.delivered, bounced: 0 };
-    let difference = compare(order, &report, more, added, url).await?;
+    let difference = compare(order, &report, &sample, more, added, url).await?;
     figures.lost = difference.lost;
     figures.duplicated = difference.duplicated;
     if beside.wrong > 0 {

@@ -18,6 +18,8 @@ pub(crate) enum Row {
     Put,
     /// PUT by HTTP/1.1 at half the rate of put, waves: the latency
     PutHalf,
+    /// PUT by HTTP/1.1 over 1 to 2,048 connections, each beside floor, waves
+    Frontier,
     /// PUT by HTTP/2 without TLS, waves
     PutH2,
     /// POST of 1,000 events, waves
@@ -90,6 +92,7 @@ impl Row {
             | Self::Floor
             | Self::Put
             | Self::PutHalf
+            | Self::Frontier
             | Self::PutH2
             | Self::Bulk
             | Self::Amqp
@@ -115,6 +118,7 @@ impl Row {
         match self {
             Self::Put => &[Goal::Counted(65_000.0), Goal::Stack(15.0), Goal::TimesFloor(1.6)],
             Self::PutHalf => &[Goal::P95(20.0), Goal::P99(40.0)],
+            Self::Frontier => &[Goal::NoFall, Goal::HalfOfFloor, Goal::P50(4.0)],
             Self::PutH2 => &[Goal::Counted(140_000.0), Goal::Stack(9.0)],
             Self::Bulk => &[Goal::Counted(2_000_000.0), Goal::Stack(0.8)],
             Self::Amqp => &[Goal::Counted(25_000.0), Goal::BrokerLimits],

@@ -4,6 +4,9 @@ use std::fmt;
 
 use serde::Serialize;
 
+/// Seconds of one run of one number of connections: there are many.
+const STEP_SECONDS: u64 = 3;
+
 /// How long each row takes, and how large the tables are.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Scale {
@@ -11,6 +14,8 @@ pub(crate) struct Scale {
     pub(crate) seconds: u64,
     /// Seconds of the row that shows what can be sustained.
     pub(crate) sustained_seconds: u64,
+    /// Seconds of one run of one number of connections.
+    pub(crate) step_seconds: u64,
     /// Domains of the large table.
     pub(crate) domains: u32,
     /// Whether a table three times as large is measured too.
@@ -23,6 +28,7 @@ impl Scale {
         Self {
             seconds: seconds.map_or(usual, u64::from),
             sustained_seconds: seconds.map_or(sustained, u64::from),
+            step_seconds: seconds.map_or(STEP_SECONDS, |seconds| u64::from(seconds).min(STEP_SECONDS)),
             domains: domains.unwrap_or(usual_domains),
             with_larger: !short,
         }

@@ -36,6 +36,11 @@ pub(crate) async fn sums(url: &str) -> anyhow::Result<Counters> {
     Ok(Counters { delivered: delivered.parse()?, bounced: bounced.parse()? })
 }
 
+/// What was added to all counters between two looks.
+pub(crate) fn between(before: Counters, after: Counters) -> Counters {
+    Counters { delivered: after.delivered - before.delivered, bounced: after.bounced - before.bounced }
+}
+
 /// How often a transaction was ended because it waited in a circle.
 pub(crate) async fn deadlocks(url: &str) -> anyhow::Result<u64> {
     const DEADLOCKS: &str = "select deadlocks::text from pg_stat_database where datname = current_database()";

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::figures::{Figures, Micros, Peaks};
+use crate::frontier::Step;
 use crate::goal::{Goal, Verdict, slowness};
 use crate::row::Row;
 use crate::scale::Scale;
@@ -263,6 +264,20 @@ impl fmt::Display for Table {
             writeln!(f, "{}", format!("{line}  {remark}").trim_end())?;
         }
         writeln!(f, "\n{LEGEND}\n")?;
+        for (row, figures) in self.rows.iter().filter(|(_, figures)| !figures.frontier.is_empty()) {
+            writeln!(f, "{}, medians; times: the rate as a multiple of that of the step before", row.name())?;
+            writeln!(f, "connections       /s     p50     p99       us  floor /s  x floor  times  runs")?;
+            for step in &figures.frontier {
+                let Step { connections, rate, p50_ms, p99_ms, micros, floor, times_before, runs, .. } = step;
+                let times = times_before.map_or("-".into(), |times| format!("{times:.2}"));
+                writeln!(
+                    f,
+                    "{connections:11}  {rate:7.0}  {p50_ms:6.2}  {p99_ms:6.2}  {micros:7.2}  {floor:8.0}  {:7.2}  {times:>5}  {runs:4}",
+                    rate / floor
+                )?;
+            }
+            writeln!(f)?;
+        }
         let memory: Vec<String> = self.memory().iter().map(Verdict::words).collect();
         writeln!(f, "memory, the most of all rows: {}", memory.join("; "))?;
         // On a machine that was busy with other things naive is slow too, and goals are met that should not be.

@@ -11,6 +11,12 @@ use crate::load::{Order, Report};
 /// Domains that are read together.
 const TOGETHER: usize = 10_000;
 
+/// Domains of a sample from the first on, the most frequent of zipf.
+const FREQUENT: u32 = 100_000;
+
+/// Domains of a sample, or a few more, that are spread over all others.
+const SPREAD: u32 = 100_000;
+
 /// Events that are missing, and those that were counted too often.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Difference {
@@ -37,11 +43,53 @@ impl Difference {
     }
 }
 
-/// Compares what was added to all counters with what was acknowledged, `more` being what others have sent. The
-/// domains of waves, which no other run has, are compared one by one.
+/// The domains that are compared one by one: of a population the most frequent of zipf and as many that are spread
+/// over all others; of waves, which no other run has, all.
+///
+/// The sums of all counters alone would not tell an event that was lost beside one that was counted twice.
+#[derive(Debug)]
+pub(crate) struct Sample {
+    shape: Shape,
+    domains: u32,
+    /// Of a population, before the run.
+    before: Vec<Counters>,
+}
+
+impl Sample {
+    /// Reads the counters of the sample before the events of `order` are sent.
+    pub(crate) async fn read(order: &Order, database_url: &str) -> anyhow::Result<Self> {
+        let Order { shape, domains, .. } = *order;
+        let mut sample = Self { shape, domains: domains.unwrap_or(1), before: Vec::new() };
+        if shape != Shape::Waves {
+            let numbers: Vec<u32> =
+                (0..sample.domains).filter(|domain| sample.place(*domain).is_some()).collect();
+            sample.before = each(&numbers, Names::new(shape, order.seed), database_url).await?;
+        }
+        Ok(sample)
+    }
+
+    /// Where in the sample a domain is, if it is there.
+    fn place(&self, domain: u32) -> Option<usize> {
+        if self.shape == Shape::Waves || domain < FREQUENT {
+            return Some(domain as usize);
+        }
+        let (beyond, stride) = (domain - FREQUENT, (self.domains.saturating_sub(FREQUENT) / SPREAD).max(1));
+        beyond.is_multiple_of(stride).then(|| (FREQUENT + beyond / stride) as usize)
+    }
+
+    /// The numbers of the first so many domains.
+    fn numbers(&self, count: usize) -> Vec<u32> {
+        let all = 0..if self.shape == Shape::Waves { u32::MAX } else { self.domains };
+        all.filter(|domain| self.place(*domain).is_some()).take(count).collect()
+    }
+}
+
+/// Compares what was added to all counters with what was acknowledged, `more` being what others have sent, and each
+/// domain of the sample.
 pub(crate) async fn compare(
     order: &Order,
     report: &Report,
+    sample: &Sample,
     more: Counters,
     added: Counters,
     database_url: &str,
@@ -55,39 +103,41 @@ pub(crate) async fn compare(
         return Ok(Difference { lost, duplicated: counted.saturating_sub(expected + report.unknown) });
     }
     // An event is handed out in its place, so what was acknowledged is what comes first.
-    let mut events = Workload::new(order.shape, order.seed, order.domains.unwrap_or(1));
+    let mut events = Workload::new(order.shape, order.seed, sample.domains);
     let mut all = more;
-    let mut domains: Vec<Counters> = Vec::new();
+    let mut expected = sample.before.clone();
     for _ in 0..acknowledged {
         let draw = events.draw();
         let event = Counters::of(draw.outcome, 1);
         all += event;
-        if order.shape == Shape::Waves {
-            let place = draw.domain as usize;
-            if domains.len() <= place {
-                domains.resize(place + 1, Counters::default());
+        if let Some(place) = sample.place(draw.domain) {
+            if expected.len() <= place {
+                expected.resize(place + 1, Counters::default());
             }
-            domains[place] += event;
+            expected[place] += event;
         }
     }
-    let mut each = Difference::default();
-    let names = Names::new(order.shape, order.seed);
+    let numbers = sample.numbers(expected.len());
+    let counted = each(&numbers, Names::new(order.shape, order.seed), database_url).await?;
+    let mut difference = Difference::default();
+    for (expected, counted) in expected.iter().zip(&counted) {
+        difference.add(expected.delivered, counted.delivered);
+        difference.add(expected.bounced, counted.bounced);
+    }
+    Ok(difference.or_worse(Difference::between(all, added)))
+}
+
+/// The counters of each of these domains.
+async fn each(numbers: &[u32], names: Names, database_url: &str) -> anyhow::Result<Vec<Counters>> {
     let mut connection = PgConnection::connect(database_url).await?;
-    for (part, expected) in domains.chunks(TOGETHER).enumerate() {
-        let first = part * TOGETHER;
-        let names: Vec<String> = (first..first + expected.len())
-            .filter_map(|domain| u32::try_from(domain).ok())
-            .map(|domain| names.canonical(domain))
-            .collect();
+    let mut all = Vec::with_capacity(numbers.len());
+    for part in numbers.chunks(TOGETHER) {
+        let names: Vec<String> = part.iter().map(|domain| names.canonical(*domain)).collect();
         let counted = counters(&mut connection, &names).await?;
-        for (name, expected) in names.iter().zip(expected) {
-            let counted = counted.get(name).copied().unwrap_or_default();
-            each.add(expected.delivered, counted.delivered);
-            each.add(expected.bounced, counted.bounced);
-        }
+        all.extend(names.iter().map(|name| counted.get(name).copied().unwrap_or_default()));
     }
     connection.close().await?;
-    Ok(each.or_worse(Difference::between(all, added)))
+    Ok(all)
 }
 
 async fn counters(

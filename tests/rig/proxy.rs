@@ -14,7 +14,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 /// Chunks that may be on their way in one direction while the wire is slow.
-const ON_THE_WAY: usize = 1024;
+const ON_THE_WAY: usize = 8192;
+
+/// A frame of AMQP without a payload, by which a server shows that it is alive.
+const HEARTBEAT: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 0xce];
+
+/// How often a server that answers late shows that it is alive: more often than any client here asks for.
+const BEAT: Duration = Duration::from_millis(500);
 
 /// Forwards connections for as long as the wire is whole.
 pub(crate) struct Proxy {
@@ -40,6 +46,9 @@ pub(crate) enum Wire {
     Breaking(usize),
     /// Everything takes so much longer in either direction.
     Slow(Duration),
+    /// What a broker says to a client that has published something takes so much longer, as if its disk were slow:
+    /// confirms are late. Connecting is not, nor are the broker's heartbeats, nor is what others are told.
+    LateConfirms(Duration),
     /// Connections stay open and new ones are accepted, but nothing is forwarded, not even their end. What was
     /// open in that time stays dead when the wire is mended, as after a failure of what is in between.
     Silent,
@@ -140,13 +149,17 @@ async fn forward(client: TcpStream, mut state: watch::Receiver<State>) {
     }
     let Ok(server) = TcpStream::connect(server).await else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
-    let dead = Arc::new(AtomicBool::new(false));
+    let (dead, publishes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let (mut client, mut server) = (client, server);
     let carried = {
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
-        let there = Lane { state: state.clone(), dead: Arc::clone(&dead) }.carry(from_client, to_server);
-        let back = Lane { state: state.clone(), dead: Arc::clone(&dead) }.carry(from_server, to_client);
+        let lane = |way| {
+            let (state, dead, publishes) = (state.clone(), Arc::clone(&dead), Arc::clone(&publishes));
+            Lane { way, state, dead, publishes }
+        };
+        let there = lane(Way::There).carry(from_client, to_server);
+        let back = lane(Way::Back).carry(from_server, to_client);
         let (mut there, mut back) = (pin!(there), pin!(back));
         let both = async {
             tokio::select! {
@@ -175,23 +188,44 @@ async fn forward(client: TcpStream, mut state: watch::Receiver<State>) {
     }
 }
 
+/// From the client to the server, or from the server to the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    There,
+    Back,
+}
+
 /// One direction of a connection.
 struct Lane {
+    way: Way,
     state: watch::Receiver<State>,
     /// Whether the connection has ever lost a byte: then it can never be used again.
     dead: Arc<AtomicBool>,
+    /// Whether the client speaks AMQP and has published something.
+    publishes: Arc<AtomicBool>,
 }
 
 impl Lane {
     async fn carry(self, from: impl AsyncRead, to: impl AsyncWrite) -> io::Result<()> {
         let (queue, mut waiting) = mpsc::channel(ON_THE_WAY);
-        let dead = Arc::clone(&self.dead);
+        let (dead, publishes) = (Arc::clone(&self.dead), Arc::clone(&self.publishes));
+        let is_back = self.way == Way::Back;
         let take = self.take(from, queue);
         let give = async {
             let mut to = pin!(to);
+            let mut frames = Frames::of_a_server();
             while let Some((due, bytes)) = waiting.recv().await {
+                while is_back && publishes.load(Ordering::Relaxed) && Instant::now() + BEAT < due {
+                    sleep_until(Instant::now() + BEAT).await;
+                    if frames.is_between() {
+                        to.write_all(&HEARTBEAT).await?;
+                    }
+                }
                 sleep_until(due).await;
                 to.write_all(&bytes).await?;
+                if is_back {
+                    frames.read(&bytes);
+                }
             }
             // Nor does an end get through.
             if dead.load(Ordering::Relaxed) { Ok(()) } else { to.shutdown().await }
@@ -204,6 +238,7 @@ impl Lane {
         let mut from = pin!(from);
         let mut buffer = vec![0; 64 * 1024];
         let mut left = None;
+        let mut frames = (self.way == Way::There).then(Frames::of_a_client);
         loop {
             let read = from.read(&mut buffer).await;
             let wire = self.state.borrow().wire;
@@ -218,9 +253,20 @@ impl Lane {
                 continue;
             }
             let mut bytes = buffer[..size].to_vec();
+            if let Some(read) = &mut frames
+                && read.read(&bytes)
+            {
+                self.publishes.store(true, Ordering::Relaxed);
+                frames = None;
+            }
             let mut due = Instant::now();
             match wire {
                 Wire::Slow(delay) => due += delay,
+                Wire::LateConfirms(delay) => {
+                    if self.way == Way::Back && self.publishes.load(Ordering::Relaxed) {
+                        due += delay;
+                    }
+                }
                 Wire::Breaking(more) => {
                     let left = left.get_or_insert(more);
                     bytes.truncate(*left);
@@ -237,6 +283,65 @@ impl Lane {
                 return Err(io::ErrorKind::ConnectionReset.into());
             }
         }
+    }
+}
+
+/// Follows the frames of AMQP in one direction: a type, a channel and a size, the payload, and an end.
+struct Frames {
+    /// What a client says before its first frame, as far as it is still to come; of something that is not AMQP
+    /// there are no frames.
+    greeting: &'static [u8],
+    is_amqp: bool,
+    /// The beginning of a frame.
+    head: Vec<u8>,
+    /// Bytes of it that are still to come.
+    rest: usize,
+}
+
+impl Frames {
+    /// Type, channel and size.
+    const HEAD: usize = 7;
+
+    /// The type of a frame that begins the content of a message.
+    const CONTENT: u8 = 2;
+
+    fn of_a_client() -> Self {
+        Self { greeting: b"AMQP\0\0\x09\x01", ..Self::of_a_server() }
+    }
+
+    fn of_a_server() -> Self {
+        Self { greeting: b"", is_amqp: true, head: Vec::new(), rest: 0 }
+    }
+
+    /// Whether the last frame is complete.
+    fn is_between(&self) -> bool {
+        self.is_amqp && self.head.is_empty() && self.rest == 0
+    }
+
+    /// Reads on, and tells whether the content of a message has begun.
+    fn read(&mut self, mut bytes: &[u8]) -> bool {
+        let mut content = false;
+        while self.is_amqp && !bytes.is_empty() {
+            if let [expected, greeting @ ..] = self.greeting {
+                self.is_amqp = bytes[0] == *expected;
+                (self.greeting, bytes) = (greeting, &bytes[1..]);
+            } else if self.rest > 0 {
+                let size = self.rest.min(bytes.len());
+                self.rest -= size;
+                bytes = &bytes[size..];
+            } else {
+                self.head.push(bytes[0]);
+                bytes = &bytes[1..];
+                if let [kind, _, _, size @ ..] = &*self.head
+                    && self.head.len() == Self::HEAD
+                {
+                    content |= *kind == Self::CONTENT;
+                    self.rest = size.iter().fold(0, |size, byte| size << 8 | usize::from(*byte)) + 1;
+                    self.head.clear();
+                }
+            }
+        }
+        content
     }
 }
 
