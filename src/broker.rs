@@ -9,6 +9,7 @@
 mod dead_letters;
 mod deliveries;
 mod letter;
+mod pending;
 mod publisher;
 mod supervisor;
 
@@ -198,8 +199,15 @@ fn describe(error: &lapin::Error, url: &Url) -> String {
     match error.kind() {
         ErrorKind::IOError(io) => match io.kind() {
             std::io::ErrorKind::ConnectionRefused => "connection refused".into(),
-            std::io::ErrorKind::ConnectionAborted if url.0.scheme == AMQPScheme::AMQP => {
-                "the peer closed the connection during the handshake (does it speak AMQP without TLS?)".into()
+            std::io::ErrorKind::ConnectionAborted => {
+                let mut likely =
+                    "the connection was closed during the handshake: behind a balancer the broker it \
+                                  chose is down, or the broker is starting or stopping"
+                        .to_owned();
+                if url.0.scheme == AMQPScheme::AMQP {
+                    likely += ", or the port expects TLS (amqps) or another protocol";
+                }
+                likely
             }
             _ => io.to_string(),
         },

@@ -87,7 +87,15 @@ impl<T: Default, A: Clone> Open<T, A> {
     fn new() -> Self {
         let (answer, gate) = oneshot::channel();
         let (weight, taken, wanted) = (0, 0, usize::MAX);
-        Self { items: T::default(), weight, since: Instant::now(), answer, gate: gate.shared(), taken, wanted }
+        Self {
+            items: T::default(),
+            weight,
+            since: Instant::now(),
+            answer,
+            gate: gate.shared(),
+            taken,
+            wanted,
+        }
     }
 }
 

@@ -1,19 +1,17 @@
 //! The task that owns a connection for publishing.
 
-use std::collections::{BTreeMap, HashSet};
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use lapin::options::ConfirmSelectOptions;
-use lapin::types::ShortString;
-use lapin::{Channel, Confirmation, Connection, Event};
-use tokio::sync::{mpsc, oneshot};
+use lapin::{Channel, Connection, Event};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use super::publisher::{Message, Outcomes, PublishError, Request, confirmed};
+use super::pending::{Broken, Confirm, Pending, Publish};
+use super::publisher::{Request, confirmed};
 use super::{Config, Error, backoff, check_topology, connect, describe, next_event};
 use crate::health::Dependency;
 
@@ -106,8 +104,8 @@ impl Supervisor {
                     let channel = channel.clone();
                     pulse.published(now);
                     confirms.push(async move {
-                        let confirmed = confirmed(&channel, &messages[number]).await;
-                        Confirm { request, number, published: now, confirmed }
+                        let answer = confirmed(&channel, &messages[number]).await.into();
+                        Confirm { request, number, published: now, answer }
                     });
                 }
             }
@@ -217,186 +215,26 @@ impl Pulse {
     }
 }
 
-/// A message that is to be published.
-struct Publish {
-    request: u64,
-    number: usize,
-    messages: Arc<[Message]>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// What came of one message.
-struct Confirm {
-    request: u64,
-    number: usize,
-    published: Instant,
-    confirmed: lapin::Result<Confirmation>,
-}
-
-/// Why a connection cannot be used further.
-enum Broken {
-    /// A message came back, because no queue takes it.
-    Returned,
-    /// It, or its channel, is gone.
-    Lost(lapin::Error),
-}
-
-/// The requests that have no answer yet, by number.
-#[derive(Debug)]
-struct Pending {
-    requests: BTreeMap<u64, Unanswered>,
-    next: u64,
-    /// Why nothing can be published, when nothing can.
-    reason: Arc<str>,
-}
-
-#[derive(Debug)]
-struct Unanswered {
-    messages: Arc<[Message]>,
-    /// What became of each message, once that is known.
-    outcomes: Vec<Option<Result<(), PublishError>>>,
-    deadline: Instant,
-    answer: oneshot::Sender<Outcomes>,
-    /// Whether it was published over the present connection.
-    sent: bool,
-    /// Whether it was ever published.
-    published: bool,
-}
-
-impl Default for Pending {
-    fn default() -> Self {
-        Self { requests: BTreeMap::new(), next: 0, reason: "not connected yet".into() }
-    }
-}
-
-impl Pending {
-    fn add(&mut self, Request { messages, deadline, answer }: Request) {
-        let outcomes = vec![None; messages.len()];
-        let messages = messages.into();
-        let request = Unanswered { messages, outcomes, deadline, answer, sent: false, published: false };
-        self.requests.insert(self.next, request);
-        self.next += 1;
-        self.answer_complete(self.next - 1);
-    }
-
-    fn next_deadline(&self) -> Option<Instant> {
-        self.requests.values().map(|request| request.deadline).min()
-    }
-
-    /// What is to be published now. A request that cannot be confirmed before its deadline, as confirms go, is refused
-    /// instead: it is certain then that nothing of it was counted.
-    fn send(&mut self, now: Instant, expected: Option<Duration>) -> Vec<Publish> {
-        let mut publishes = Vec::new();
-        let mut too_late = Vec::new();
-        for (&number, unsent) in self.requests.iter_mut().filter(|(_, request)| !request.sent) {
-            match expected {
-                Some(expected) if !unsent.published && now + expected > unsent.deadline => {
-                    too_late.push((number, expected));
-                }
-                _ => {
-                    (unsent.sent, unsent.published) = (true, true);
-                    let unknown = unsent.outcomes.iter().enumerate().filter(|(_, outcome)| outcome.is_none());
-                    publishes.extend(unknown.map(|(message, _)| Publish {
-                        request: number,
-                        number: message,
-                        messages: Arc::clone(&unsent.messages),
-                    }));
-                }
-            }
-        }
-        for (number, expected) in too_late {
-            let reason = format!("it takes {expected:.1?} to confirm, longer than this may wait");
-            self.answer(number, &PublishError::Unavailable(reason.into()));
-        }
-        publishes
-    }
-
-    /// The connection is gone: what has no answer is published over the next one.
-    fn unsend(&mut self) {
-        self.requests.values_mut().for_each(|request| request.sent = false);
-    }
-
-    /// Answers those whose time is over.
-    fn expire(&mut self, now: Instant) {
-        let late = self.requests.iter().filter(|(_, request)| request.deadline <= now);
-        let late: Vec<(u64, bool)> = late.map(|(&number, request)| (number, request.published)).collect();
-        for (number, published) in late {
-            let error = if published {
-                PublishError::Unconfirmed
-            } else {
-                PublishError::Unavailable(Arc::clone(&self.reason))
-            };
-            self.answer(number, &error);
-        }
-    }
-
-    /// Takes confirms that have come.
-    ///
-    /// Lapin hands a returned message to the confirm that comes next, whosever that is, and its own confirm then looks
-    /// like any other. It never comes earlier, though: among the confirms that have come by then, or have come before,
-    /// is the one with the returned message. So all are looked at before one is believed, and with the first returned
-    /// message the connection ends.
-    fn settle(&mut self, confirms: Vec<Confirm>) -> Result<(), Broken> {
-        let returned: HashSet<Option<ShortString>> = confirms
-            .iter()
-            .filter_map(|confirm| match &confirm.confirmed {
-                Ok(Confirmation::Ack(Some(message)) | Confirmation::Nack(Some(message))) => {
-                    Some(message.properties.message_id().clone())
-                }
-                _ => None,
-            })
-            .collect();
-        if !returned.is_empty() {
-            self.give_up(&returned);
-            return Err(Broken::Returned);
-        }
-        let mut lost = None;
-        for Confirm { request, number, confirmed, .. } in confirms {
-            let outcome = match confirmed {
-                Ok(Confirmation::Ack(_)) => Ok(()),
-                Ok(Confirmation::Nack(_)) => Err(PublishError::Refused),
-                Ok(Confirmation::NotRequested) => Err(PublishError::Unconfirmed),
-                Err(error) => {
-                    lost = Some(error);
-                    continue;
-                }
-            };
-            // It is not there if its time was over before.
-            if let Some(unanswered) = self.requests.get_mut(&request) {
-                unanswered.outcomes[number] = Some(outcome);
-                self.answer_complete(request);
-            }
-        }
-        lost.map_or(Ok(()), |error| Err(Broken::Lost(error)))
-    }
-
-    /// Answers all that was published over a connection on which messages with these ids were returned. Of the others
-    /// nothing is known.
-    fn give_up(&mut self, returned: &HashSet<Option<ShortString>>) {
-        let sent: Vec<u64> =
-            self.requests.iter().filter(|(_, request)| request.sent).map(|(&number, _)| number).collect();
-        for number in sent {
-            let Some(request) = self.requests.get_mut(&number) else { continue };
-            for (message, outcome) in request.messages.iter().zip(&mut request.outcomes) {
-                if message.id().is_some_and(|id| returned.contains(&Some(id.clone()))) {
-                    *outcome = Some(Err(PublishError::Unroutable));
-                }
-            }
-            self.answer(number, &PublishError::Unconfirmed);
-        }
-    }
-
-    fn answer_complete(&mut self, number: u64) {
-        if self.requests.get(&number).is_some_and(|request| request.outcomes.iter().all(Option::is_some)) {
-            self.answer(number, &PublishError::Unconfirmed);
-        }
-    }
-
-    /// Answers a request; `unknown` becomes of the messages that have no outcome.
-    fn answer(&mut self, number: u64, unknown: &PublishError) {
-        if let Some(Unanswered { outcomes, answer, .. }) = self.requests.remove(&number) {
-            let outcomes = outcomes.into_iter().map(|outcome| outcome.unwrap_or(Err(unknown.clone())));
-            // Nobody is left to hear it when its maker has gone.
-            let _ = answer.send(outcomes.collect());
-        }
+    #[test]
+    fn only_a_connection_that_owes_confirms_can_be_silent() {
+        let begin = Instant::now();
+        let at = |secs| begin + Duration::from_secs(secs);
+        let mut pulse = Pulse::new(begin);
+        assert_eq!((pulse.silent_since(), pulse.expected()), (None, None));
+        pulse.published(at(10));
+        pulse.published(at(12));
+        assert_eq!(pulse.silent_since(), Some(at(10)), "what waits does not make it older");
+        pulse.confirmed(at(10), at(13));
+        assert_eq!(pulse.silent_since(), Some(at(13)));
+        assert_eq!(pulse.expected(), Some(Duration::from_secs(3)));
+        pulse.confirmed(at(12), at(15));
+        assert_eq!((pulse.silent_since(), pulse.expected()), (None, None), "only the next message will tell");
+        pulse.published(at(20));
+        pulse.goes_on(at(30));
+        assert_eq!(pulse.silent_since(), Some(at(30)), "it could not confirm while it was blocked");
     }
 }

@@ -66,3 +66,69 @@ impl Pace {
         self.confirm = (self.confirm * (MEAN_OF - 1) + took) / MEAN_OF;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// A pace after many messages of so many events, each confirmed in so long.
+    fn after_many(events: usize, confirm: Duration) -> (Pace, Instant) {
+        let (mut pace, now) = (Pace::default(), Instant::now());
+        for _ in 0..100 {
+            pace.published(events, now);
+            pace.confirmed(events, confirm);
+        }
+        (pace, now)
+    }
+
+    #[test]
+    fn the_first_event_is_sent_at_once() {
+        let pace = Pace::default();
+        assert!(pace.due() <= Instant::now());
+        assert_eq!(pace.enough(), 1);
+    }
+
+    #[test]
+    fn messages_are_two_confirms_apart_and_never_far() {
+        for (confirm, spacing) in [(MS, 2 * MS), (4 * MS, 8 * MS), (300 * MS, 20 * MS)] {
+            let (pace, last) = after_many(50, confirm);
+            let apart = pace.due() - last;
+            assert!(
+                apart <= spacing && apart + MS / 100 > spacing,
+                "{apart:?} after confirms of {confirm:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_broker_that_is_slow_has_several_messages_under_way() {
+        let (mut pace, now) = after_many(50, MS);
+        pace.published(50, now);
+        assert_eq!((pace.due(), pace.enough()), (now + MAX_SPACING, usize::MAX));
+        pace.published(50, now + MAX_SPACING);
+        pace.confirmed(50, 30 * MS);
+        assert_eq!(pace.due(), now + 2 * MAX_SPACING, "one is still under way");
+    }
+
+    #[test]
+    fn when_nearly_all_wait_nobody_is_waited_for() {
+        let (pace, _) = after_many(64, MS);
+        assert_eq!(pace.enough(), 56);
+        let (pace, _) = after_many(1, MS);
+        assert_eq!(pace.enough(), 1);
+        let (pace, _) = after_many(100_000, MS);
+        assert_eq!(pace.enough(), MESSAGE_EVENTS, "a full message");
+    }
+
+    #[test]
+    fn a_crowd_that_has_left_is_forgotten() {
+        let (mut pace, now) = after_many(1000, MS);
+        for _ in 0..60 {
+            pace.published(1, now);
+            pace.confirmed(1, MS);
+        }
+        assert_eq!(pace.enough(), 1);
+    }
+}
