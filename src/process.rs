@@ -58,6 +58,7 @@ pub fn main<C: Args>(
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let shutdown = shutdown::requested()?;
+            tokio::spawn(telemetry::upkeep(figures.clone()));
             run(config, Process { figures, shutdown }).await
         })
     });

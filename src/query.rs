@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use crate::counters::{Counters, Status};
 use crate::domain_name::DomainName;
+use crate::excerpt::excerpt;
 use crate::group::Group;
 use crate::health::{Dependency, Health};
 use crate::http::{self, Problem};
@@ -156,15 +157,22 @@ struct Answer {
     bounced: u64,
 }
 
+/// The domain of a path.
+fn domain(path: Result<Path<String>, PathRejection>) -> Result<DomainName, Problem> {
+    let Path(domain) = path.map_err(|error| Problem::BadRequest(excerpt(error.body_text())))?;
+    DomainName::parse(&domain).map_err(|error| {
+        let domain = excerpt(format_args!("{domain:?}"));
+        Problem::BadRequest(format!("the domain {domain} is not valid: {error}"))
+    })
+}
+
 /// `GET /domains/{domain}`. A domain that was never seen has had no events, which is an answer like any other.
 async fn get_domain(
     questions: &Questions,
     path: Result<Path<String>, PathRejection>,
     threshold: u64,
 ) -> Result<Json<Answer>, Problem> {
-    let Path(domain) = path.map_err(|error| Problem::BadRequest(error.body_text()))?;
-    let domain = DomainName::parse(&domain)
-        .map_err(|error| Problem::BadRequest(format!("the domain {domain:?} is not valid: {error}")))?;
+    let domain = domain(path)?;
     let mut place = 0;
     let gate = questions.join(1, |names| {
         place = names.len();

@@ -16,6 +16,7 @@ use super::EVENTS;
 use super::dead_letters::Place;
 use super::publisher::PERSISTENT;
 use crate::event::IdempotencyKey;
+use crate::excerpt::excerpt;
 
 /// What the headers begin with that are ours.
 const OURS: &str = "catchall-";
@@ -251,7 +252,7 @@ pub(super) fn buried(
 ) -> BasicProperties {
     let string = |text: &str| AMQPValue::LongString(LongString::from(text));
     let mut headers = properties.headers().clone().unwrap_or_default();
-    headers.insert(REASON_HEADER.into(), string(reason));
+    headers.insert(REASON_HEADER.into(), string(&excerpt(reason)));
     headers.insert(DIED_HEADER.into(), AMQPValue::Timestamp(Timestamp::now().0));
     if message_id.is_none() {
         headers.insert(LETTER_HEADER.into(), string(&IdempotencyKey::fresh().to_string()));

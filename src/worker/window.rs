@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::batch::Batch;
 use crate::broker::{self, Deliveries, Delivery};
 use crate::event::IdempotencyKey;
+use crate::excerpt::excerpt;
 use crate::ledger::{Moment, Portion};
 
 /// Messages that are read without a pause for whatever else this thread has to do: at up to a thousand
@@ -91,7 +92,7 @@ impl Window {
                 self.portion.batches.push((id, batch));
                 self.portion.marks.extend(delivery.mark());
             }
-            Err(reason) => self.poison.push((delivery, reason)),
+            Err(reason) => self.poison.push((delivery, excerpt(reason))),
         }
     }
 }
