@@ -208,23 +208,16 @@ impl Worker {
         });
         loop {
             let max_rows = self.row_limit.now();
-            // A new consumer shows that what comes next was not handed out long ago, which nothing else does where
-            // little comes.
-            let asked = self.ledger.clock();
-            let unknown = asked.since(handed_out.will_be_since(deliveries.seen() + 1));
-            if !stopping && (prefetch < throttle.prefetch() || unknown > max_hold / 4) {
-                prefetch = throttle.prefetch();
-                let before = tokio::select! {
-                    () = &mut grace => return Ok(()),
-                    renewed = deliveries.renew(prefetch) => renewed?,
-                };
-                handed_out.renew(prefetch, before, asked);
-            }
-            if gathering.is_empty() {
+            while gathering.is_empty() {
                 tokio::select! {
                     () = shutdown.clone() => return Ok(()),
                     gathered = gathering.gather(&mut deliveries, max_rows) => gathered?,
-                    () = tokio::time::sleep(IDLE_LOOK.min(max_hold / 8)) => continue,
+                    () = tokio::time::sleep(IDLE_LOOK.min(max_hold / 8)) => {
+                        let now = self.ledger.clock();
+                        if handed_out.is_stale(deliveries.seen(), now, max_hold) {
+                            handed_out.renew(prefetch, renew(&mut deliveries, None, prefetch).await?, now);
+                        }
+                    }
                 }
             }
             if !stopping {
@@ -257,9 +250,21 @@ impl Worker {
                 }
             };
             took = begun.elapsed();
-            handed_out.accept(settled.through, ledger.clock());
-            accept(&deliveries, settled).await?;
+            let now = ledger.clock();
+            let stale = handed_out.is_stale(deliveries.seen(), now, max_hold);
+            handed_out.accept(settled.through, now);
             throttle.settled();
+            if !stopping && (stale || prefetch < throttle.prefetch()) {
+                prefetch = throttle.prefetch();
+                tokio::select! {
+                    () = &mut grace => return Ok(()),
+                    before = renew(&mut deliveries, Some(settled), prefetch) => {
+                        handed_out.renew(prefetch, before?, now);
+                    }
+                }
+            } else {
+                accept(&deliveries, settled).await?;
+            }
         }
     }
 }
@@ -331,6 +336,21 @@ async fn keep(dead_letters: &mut Publisher, poison: Vec<Poison>) -> BTreeSet<u64
     }
     rejected.extend(failed.into_iter().map(|(tag, _)| tag));
     rejected
+}
+
+/// Accepts what is settled, and consumes anew: with another prefetch, or to know that what comes is new. Returns the
+/// tag of the last message that came before.
+async fn renew(
+    deliveries: &mut Deliveries,
+    settled: Option<Settled>,
+    prefetch: u16,
+) -> Result<u64, broker::Error> {
+    deliveries.pause().await?;
+    // Before more is handed out: otherwise a message that ends the process would bring these back with it.
+    if let Some(settled) = settled {
+        accept(deliveries, settled).await?;
+    }
+    deliveries.resume(prefetch).await
 }
 
 /// Accepts what is settled. The rejections go first: an acceptance of all up to a tag would drop them.

@@ -128,25 +128,35 @@ impl Deliveries {
         Ok(Self { config, channel, consumer, earlier, last: 0, events, _connection: connection })
     }
 
-    /// Consumes anew, with at most `prefetch` messages handed out and not yet accepted beside those that have been until
-    /// now. Returns the tag of the last of those: every later one was handed out after this was called, because its
-    /// consumer did not exist before.
+    /// Lets nothing more be handed out until this is [resumed](Self::resume). What the broker has handed out and not sent
+    /// goes back to the queue, and counts towards the delivery limit: it is none while all that the prefetch allows is in
+    /// our hands, so do this before accepting some of it.
     ///
     /// # Errors
     ///
-    /// When the connection, the channel or the queue is gone. This must not be used any more when it was dropped.
-    pub async fn renew(&mut self, prefetch: u16) -> Result<u64, Error> {
+    /// When the connection, the channel or the queue is gone, and so it is taken to be when this was dropped.
+    pub async fn pause(&mut self) -> Result<(), Error> {
         let Self { config, channel, consumer, earlier, .. } = self;
-        let renewing = async {
-            // What the consumer was handed stays in our hands. What the broker has not sent yet goes back to the queue.
+        let pausing = async {
             channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
             while let Some(delivery) = consumer.next().await {
                 earlier.push_back(Delivery(delivery?));
             }
-            consume(channel, prefetch).await
+            Ok(())
         };
-        let renewed = renewing.await.map_err(|error| failed(config, &error))?;
-        self.consumer = renewed;
+        pausing.await.map_err(|error| failed(config, &error))
+    }
+
+    /// Lets messages be handed out again, at most `prefetch` beside those that were before the pause. Returns the tag of
+    /// the last of those: every later one is handed out after this was called, because its consumer did not exist
+    /// before.
+    ///
+    /// # Errors
+    ///
+    /// As [`pause`](Self::pause).
+    pub async fn resume(&mut self, prefetch: u16) -> Result<u64, Error> {
+        self.consumer =
+            consume(&self.channel, prefetch).await.map_err(|error| failed(&self.config, &error))?;
         Ok(self.seen())
     }
 

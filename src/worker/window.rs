@@ -20,6 +20,9 @@ const READS_AT_A_STRETCH: usize = 32;
 /// published.
 const MAX_POISON_BYTES: usize = 8 << 20;
 
+/// The part of the longest hold by which it may be uncertain when a message was handed out.
+const STALE_PART: u32 = 4;
+
 /// What has been taken from the queue for one transaction.
 #[derive(Debug, Default)]
 pub(super) struct Window {
@@ -207,8 +210,14 @@ impl HandedOut {
         self.floors[0].1
     }
 
-    /// The same of a message that has not been asked for yet.
-    pub(super) fn will_be_since(&self, tag: u64) -> Moment {
+    /// Whether the message behind the last one that was seen would seem to have been handed out long ago, though it may
+    /// come only now. That is so where little comes: until a new consumer shows the contrary, it could have been here
+    /// all the time.
+    pub(super) fn is_stale(&self, seen: u64, now: Moment, max_hold: Duration) -> bool {
+        now.since(self.will_be_since(seen + 1)) > max_hold / STALE_PART
+    }
+
+    fn will_be_since(&self, tag: u64) -> Moment {
         let known = self.floors.partition_point(|(floor, _)| *floor < tag);
         self.floors[known.saturating_sub(1)].1
     }
@@ -258,6 +267,9 @@ mod tests {
         // Of the first consumer were the messages up to the eighth, four of which are in our hands.
         handed_out.renew(20, 8, at(50));
         assert_eq!(handed_out.will_be_since(9), at(50));
+        let hold = Duration::from_secs(40);
+        assert!(!handed_out.is_stale(8, at(60), hold) && handed_out.is_stale(8, at(61), hold));
+        assert!(!handed_out.is_stale(8, at(40), hold), "a clock that stepped back");
         assert_eq!(handed_out.since(5), at(5));
         assert_eq!(handed_out.since(8), at(5));
         handed_out.accept(6, at(60));

@@ -249,6 +249,28 @@ async fn a_fresh_worker_takes_little_until_it_has_achieved_something() {
     servers.settle_at("good.com", 100, 0).await;
 }
 
+/// Whatever is returned comes nearer to the delivery limit.
+#[tokio::test]
+async fn a_worker_that_takes_more_and_more_returns_nothing() {
+    const POISONS: u32 = 300;
+    let servers = Servers::fresh().await;
+    let publisher = servers.publisher().await;
+    for number in 0..POISONS {
+        publisher.publish(b"poison", Some(&format!("poison-{number}"))).await;
+    }
+    let _worker = Service::start("worker", &servers, &[]).await;
+    let all = async || (publisher.waiting(DEAD).await == POISONS).then_some(());
+    eventually("all are dead letters", all).await;
+    let mut returned = 0;
+    // A copy has the headers with which its message was delivered.
+    while let Some((_, headers, _)) = publisher.dead_letter().await {
+        if let Some(AMQPValue::LongLongInt(1..)) = headers.inner().get("x-delivery-count") {
+            returned += 1;
+        }
+    }
+    assert!(returned <= POISONS / 10, "{returned} messages were returned");
+}
+
 #[tokio::test]
 async fn only_what_could_not_be_kept_with_its_reason_is_rejected() {
     const POISONS: usize = 12;
