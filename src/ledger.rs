@@ -16,7 +16,7 @@ use crate::counters::Counters;
 use crate::domain_name::DomainName;
 use crate::event::{Event, IdempotencyKey};
 use crate::health::Dependency;
-use crate::postgres::{Database, Error, Url};
+use crate::postgres::{Database, Error, Steps, Url};
 use crate::tally::Tally;
 
 pub use retention::{Config as RetentionConfig, Horizon, Kind};
@@ -46,11 +46,19 @@ pub struct Config {
     #[command(flatten)]
     pub primary: Primary,
 
-    /// How long the primary works on one statement, in seconds, before it gives it up to be tried again; a full batch
-    /// must fit in. A primary that is gone without a word is given up after half as long again, and until then this
-    /// worker counts nothing
+    /// How long the primary works on one statement, in seconds, before it gives it up. What was too much is then counted
+    /// in halves, and the next transactions are smaller. A primary that is gone without a word is given up after half as
+    /// long again, and until then this worker counts nothing
     #[arg(long, env = "CATCHALL_STATEMENT_TIMEOUT_SECS", value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub statement_timeout_secs: u32,
+}
+
+impl Config {
+    /// How long the primary works on one statement.
+    #[must_use]
+    pub fn statement_timeout(&self) -> Duration {
+        Duration::from_secs(self.statement_timeout_secs.into())
+    }
 }
 
 /// What is to be counted, and under which conditions.
@@ -76,6 +84,12 @@ impl Moment {
     pub fn after(self, duration: Duration) -> Self {
         Self { epoch_seconds: self.epoch_seconds + duration.as_secs_f64() }
     }
+
+    /// How much later this is; nothing where it is not.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::try_from_secs_f64(self.epoch_seconds - earlier.epoch_seconds).unwrap_or_default()
+    }
 }
 
 /// Why a portion was not counted.
@@ -85,6 +99,9 @@ pub enum ApplyError {
     /// an id.
     #[error(transparent)]
     Transient(Error),
+    /// The same, but a statement took too long: less of it may do.
+    #[error(transparent)]
+    Late(Error),
     /// The database refuses something in it, and would again.
     #[error(transparent)]
     Refused(Error),
@@ -108,8 +125,8 @@ pub struct Applied {
 #[derive(Clone, Debug)]
 pub struct Ledger {
     database: Database,
-    /// How long work may take before its connection is given up: longer than the server lets any of its statements
-    /// run, so that only a peer that is gone without a word is.
+    /// How long a statement may take before its connection is given up: longer than the server lets it run, so that
+    /// only a peer that is gone without a word is.
     patience: Duration,
     /// The primary's clock as it was last read, the bits of its seconds since 1970.
     clock: Arc<AtomicU64>,
@@ -119,7 +136,7 @@ impl Ledger {
     /// A ledger that connects when it is first used, under this name, which the primary shows its operators.
     #[must_use]
     pub fn new(config: &Config, application: &str) -> Self {
-        let statement = Duration::from_secs(config.statement_timeout_secs.into());
+        let statement = config.statement_timeout();
         let session = [
             ("statement_timeout", &*format!("{}s", statement.as_secs())),
             ("lock_timeout", STANDSTILL),
@@ -171,11 +188,12 @@ impl Ledger {
     ///
     /// Nothing was counted, or (of what is transient) the answer to the commit was lost.
     pub async fn apply(&self, portion: Arc<Portion>, part: Range<usize>) -> Result<Applied, ApplyError> {
-        let work = async move |pool| transaction(&pool, &portion, part).await;
-        match self.database.run(self.patience, work).await {
+        let work = async move |pool, steps| transaction(&pool, &steps, &portion, part).await;
+        match self.database.run_steps(self.patience, work).await {
             Ok(Some(applied)) => Ok(applied),
             Ok(None) => Err(ApplyError::TooLate),
             Err(error) if error.is_refusal() => Err(ApplyError::Refused(error)),
+            Err(error) if error.is_timeout() => Err(ApplyError::Late(error)),
             Err(error) => Err(ApplyError::Transient(error)),
         }
     }
@@ -184,28 +202,32 @@ impl Ledger {
 /// Nothing when it is too late.
 async fn transaction(
     pool: &PgPool,
+    steps: &Steps,
     portion: &Portion,
     part: Range<usize>,
 ) -> Result<Option<Applied>, sqlx::Error> {
     let mut transaction = pool.begin().await?;
     let now = now(&mut transaction).await?;
+    steps.done();
     if portion.before.is_some_and(|before| now > before) {
         transaction.rollback().await?;
         return Ok(None);
     }
     if part.end == portion.batches.len() && !portion.marks.is_empty() {
         sqlx::query(MARKS_ARRIVED).bind(&portion.marks).execute(&mut *transaction).await?;
+        steps.done();
     }
     let batches = &portion.batches[part];
-    let fresh = claims::claim_messages(&mut transaction, batches).await?;
+    let fresh = claims::claim_messages(&mut transaction, steps, batches).await?;
     let keyed: Vec<&(IdempotencyKey, Event)> = fresh.iter().flat_map(|batch| &batch.keyed).collect();
-    let fresh_events = claims::claim_events(&mut transaction, &keyed).await?;
+    let fresh_events = claims::claim_events(&mut transaction, steps, &keyed).await?;
     let duplicates = batches.len() - fresh.len() + keyed.len() - fresh_events.len();
     let plain = fresh.iter().flat_map(|batch| batch.plain.iter()).map(|(domain, sum)| (domain, *sum));
     let fresh_events = fresh_events.into_iter();
     let keyed = fresh_events.map(|event| (&event.domain, Counters::of(event.outcome, event.count)));
     let tally: Tally<_> = plain.chain(keyed).collect();
     add(&mut transaction, &tally).await?;
+    steps.done();
     transaction.commit().await?;
     let mut added = Counters::default();
     tally.iter().for_each(|(_, counters)| added += *counters);

@@ -78,6 +78,9 @@ pub(super) struct List {
     #[command(flatten)]
     pub(super) broker: broker::Config,
 
+    #[command(flatten)]
+    pub(super) message: broker::MessageLimit,
+
     /// Most letters to print
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub(super) limit: u64,
@@ -96,6 +99,9 @@ pub(super) struct Show {
     #[command(flatten)]
     pub(super) broker: broker::Config,
 
+    #[command(flatten)]
+    pub(super) message: broker::MessageLimit,
+
     /// A reference as `list` prints it, or its beginning
     #[arg(value_name = "REF")]
     pub(super) reference: Prefix,
@@ -109,6 +115,9 @@ pub(super) struct Show {
 pub(super) struct Replay {
     #[command(flatten)]
     pub(super) broker: broker::Config,
+
+    #[command(flatten)]
+    pub(super) message: broker::MessageLimit,
 
     #[command(flatten)]
     pub(super) ledger: ledger::Config,
@@ -126,6 +135,9 @@ pub(super) struct Replay {
 pub(super) struct Discard {
     #[command(flatten)]
     pub(super) broker: broker::Config,
+
+    #[command(flatten)]
+    pub(super) message: broker::MessageLimit,
 
     #[command(flatten)]
     pub(super) chosen: Chosen,

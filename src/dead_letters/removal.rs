@@ -117,10 +117,10 @@ async fn remove_all(
             *found.entry(Prefix::from(letter.reference())).or_default() += 1;
         }
         if let Removal::Replay { doubts, .. } = removal
-            && let Some(doubt) = doubts.about(&letter)
+            && let Some(obstacle) = unread(&letter).or_else(|| doubts.about(&letter))
         {
             done.skipped.set(done.skipped.get() + 1);
-            done.lines.borrow_mut().push(format!("{} is skipped: {doubt}", short_reference(&letter)));
+            done.lines.borrow_mut().push(format!("{} is skipped: {obstacle}", short_reference(&letter)));
             continue;
         }
         bytes += letter.body().len();
@@ -131,6 +131,14 @@ async fn remove_all(
         }
     }
     remove_batch(letters, removal, batch, done).await
+}
+
+/// Why there is nothing to be replayed.
+fn unread(letter: &Letter) -> Option<String> {
+    let size = letter.unread()?;
+    Some(format!(
+        "its body of {size} bytes was not read; CATCHALL_MAX_MESSAGE_BYTES says how large it may be"
+    ))
 }
 
 async fn remove_batch(

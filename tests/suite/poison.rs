@@ -1,12 +1,13 @@
 //! Messages that cannot be read: kept with their reason, and nobody waits for them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use catchall::broker::{DEAD, EVENTS};
-use hyper::Method;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
-use serde_json::{Value, json};
+use serde_json::json;
+use sqlx::{Connection as _, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -81,22 +82,55 @@ async fn poison_is_kept_with_its_reason_and_holds_nothing_up() {
     assert!(!worker.has_logged("broker is not available"), "no message may break a session");
 }
 
-/// Publishes a message under a routing key that is not UTF-8, which AMQP allows and no Rust client sends: frame by
-/// frame.
-pub(crate) async fn publish_in_latin_1(servers: &Servers, exchange: &str, body: &[u8]) {
+/// A message as AMQP allows it and no Rust client sends it.
+pub(crate) struct RawMessage<'a> {
+    pub(crate) key: &'a [u8],
+    /// AMQP's flags of the properties that follow.
+    pub(crate) flags: u16,
+    pub(crate) properties: Vec<u8>,
+    pub(crate) body: &'a [u8],
+}
+
+impl<'a> RawMessage<'a> {
+    /// Under a routing key that is not UTF-8.
+    pub(crate) fn in_latin_1(body: &'a [u8]) -> Self {
+        Self { key: b"m\xfcller.de", flags: 1 << 12, properties: vec![2], body }
+    }
+
+    /// With headers of arrays in arrays.
+    pub(crate) fn deep(depth: usize, body: &'a [u8]) -> Self {
+        let nested = (0..depth).fold(b"V".to_vec(), |inner, _| [&b"A"[..], &long(&inner)].concat());
+        let headers = [&short(b"deep")[..], &nested, &short(b"number"), b"I", &[0, 0, 0, 7]].concat();
+        let properties = [&long(&headers)[..], &[2]].concat();
+        Self { key: b"any.key", flags: 1 << 13 | 1 << 12, properties, body }
+    }
+}
+
+fn short(text: &[u8]) -> Vec<u8> {
+    [&[u8::try_from(text.len()).unwrap()], text].concat()
+}
+
+fn long(text: &[u8]) -> Vec<u8> {
+    [&u32::try_from(text.len()).unwrap().to_be_bytes()[..], text].concat()
+}
+
+/// Publishes a message frame by frame, and waits for the confirm.
+pub(crate) async fn publish_raw(servers: &Servers, exchange: &str, message: &RawMessage<'_>) {
+    const LARGEST_FRAME: u32 = 128 << 10;
+    let RawMessage { key, flags, properties, body } = message;
     let (user, vhost) = servers.amqp_url.trim_start_matches("amqp://").split_once('@').unwrap();
     let ((user, password), (address, vhost)) =
         (user.split_once(':').unwrap(), vhost.split_once('/').unwrap());
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let short = |text: &[u8]| [&[u8::try_from(text.len()).unwrap()], text].concat();
-    let long = |text: &[u8]| [&u32::try_from(text.len()).unwrap().to_be_bytes()[..], text].concat();
     let frame = |kind: u8, channel: u8, payload: &[&[u8]]| {
         [&[kind, 0, channel][..], &long(&payload.concat()), &[0xce]].concat()
     };
     let response = format!("\0{user}\0{password}");
     let start_ok = [&[0; 4][..], &short(b"PLAIN"), &long(response.as_bytes()), &short(b"en_US")].concat();
-    let tune_ok = [&[7, 255][..], &[0, 2, 0, 0], &[0, 0]].concat();
-    let header = [&[0, 60, 0, 0][..], &(body.len() as u64).to_be_bytes(), &[0x10, 0, 2]].concat();
+    let tune_ok = [&[7, 255][..], &LARGEST_FRAME.to_be_bytes(), &[0, 0]].concat();
+    let header =
+        [&[0, 60, 0, 0][..], &(body.len() as u64).to_be_bytes(), &flags.to_be_bytes(), properties].concat();
+    let bodies = body.chunks(LARGEST_FRAME as usize - 8).flat_map(|part| frame(3, 1, &[part])).collect();
     for bytes in [
         b"AMQP\0\0\x09\x01".to_vec(),
         frame(1, 0, &[&[0, 10, 0, 11], &start_ok]),
@@ -104,8 +138,9 @@ pub(crate) async fn publish_in_latin_1(servers: &Servers, exchange: &str, body: 
         frame(1, 0, &[&[0, 10, 0, 40], &short(vhost.as_bytes()), &[0, 0]]),
         frame(1, 1, &[&[0, 20, 0, 10, 0]]),
         frame(1, 1, &[&[0, 85, 0, 10, 0]]),
-        frame(1, 1, &[&[0, 60, 0, 40, 0, 0], &short(exchange.as_bytes()), &short(b"m\xfcller.de"), &[0]]),
-        [frame(2, 1, &[&header]), frame(3, 1, &[body])].concat(),
+        frame(1, 1, &[&[0, 60, 0, 40, 0, 0], &short(exchange.as_bytes()), &short(key), &[0]]),
+        frame(2, 1, &[&header]),
+        bodies,
     ] {
         stream.write_all(&bytes).await.unwrap();
     }
@@ -116,35 +151,124 @@ pub(crate) async fn publish_in_latin_1(servers: &Servers, exchange: &str, body: 
     }
 }
 
-/// The client library ends the connection on it, and all that was handed out with it comes back too. Only the bad
-/// one may reach the delivery limit.
+/// What ends the connection of most clients, or the process, or fills its memory.
 #[tokio::test]
-async fn a_message_that_ends_the_connection_becomes_a_dead_letter_alone() {
+async fn what_no_client_library_reads_becomes_a_dead_letter_and_stops_nobody() {
     let servers = Servers::fresh().await;
-    // The limit of 100 only takes longer.
-    let policy = r#"{"pattern":"^catchall.events$","apply-to":"queues","definition":{"delivery-limit":20}}"#;
-    servers.management(Method::PUT, &format!("/api/policies/{}/short", servers.name), policy).await;
+    let limit = [("CATCHALL_MAX_MESSAGE_BYTES", "524288")];
+    let worker = Service::ready("worker", &servers, &limit).await;
     let publisher = servers.publisher().await;
     let good = br#"{"domain":"good.com","event":"delivered"}"#;
-    for number in 0..5 {
-        publisher.publish(good, Some(&format!("before-{number}"))).await;
+    let bad = br#"{"domain":"bad.com","event":"delivered"}"#;
+    // It would be counted, if only it were shorter.
+    let large = [bad.to_vec(), vec![b' '; 600_000]].concat();
+    for round in 0..10 {
+        for number in 0..10 {
+            publisher.publish(good, Some(&format!("good-{round}-{number}"))).await;
+        }
+        publish_raw(&servers, EVENTS, &RawMessage::in_latin_1(bad)).await;
+        match round {
+            2 => publish_raw(&servers, EVENTS, &RawMessage::deep(18_000, bad)).await,
+            4 => publisher.publish(&large, Some("large")).await,
+            6 => {
+                // Whoever says so themselves is believed.
+                let mut headers = FieldTable::default();
+                headers.insert("catchall-unreadable".into(), AMQPValue::LongString("forged".into()));
+                let properties = BasicProperties::default().with_message_id("forged".into());
+                publisher.publish_with(bad, properties.with_headers(headers)).await;
+            }
+            _ => {}
+        }
+        // The good ones are not held up by what is between them.
+        servers.settle_at("good.com", 10 * (round + 1), 0).await;
     }
-    publish_in_latin_1(&servers, EVENTS, good).await;
-    for number in 0..200 {
-        publisher.publish(good, Some(&format!("after-{number}"))).await;
-    }
-    let worker = Service::ready("worker", &servers, &[]).await;
-    servers.settle_at("good.com", 205, 0).await;
-    // A library that cannot read it cannot show it either: the broker says what it has.
-    let path = format!("/api/queues/{}/catchall.dead/get", servers.name);
-    let look = r#"{"count":10,"ackmode":"ack_requeue_true","encoding":"base64"}"#;
-    let count = async || {
-        let letters = servers.management(Method::POST, &path, look).await;
-        serde_json::from_str::<Vec<Value>>(&letters).unwrap().len()
+    eventually("all are dead letters", async || (publisher.waiting(DEAD).await == 13).then_some(())).await;
+    assert_eq!(servers.counters("bad.com").await, (0, 0));
+    let complaints = |line: &String| line.contains("WARN") && !line.contains("kept as a dead letter");
+    assert_eq!(worker.log().into_iter().filter(complaints).collect::<Vec<_>>(), Vec::<String>::new());
+    assert_eq!(worker.count_logged("its routing key is not UTF-8 (m\\\\xfcller.de)"), 10);
+    assert_eq!(worker.count_logged("its header deep lies too deep"), 1);
+    assert_eq!(worker.count_logged("its body of 600040 bytes is larger than 524288 and was not read"), 1);
+    let (_, figures) = worker.ops("/metrics").await;
+    assert!(figures.contains("catchall_worker_duplicates_total 0"), "nothing came back: {figures}");
+
+    // The broker has kept them as they were.
+    let mut reasons: Vec<String> = servers
+        .letters(&["list", "--json"])
+        .iter()
+        .map(|letter| letter["reason"].as_str().unwrap().to_owned())
+        .collect();
+    reasons.sort();
+    let garbled = "it cannot be read whole: its routing key is not UTF-8 (m\\xfcller.de)";
+    assert_eq!(reasons.iter().filter(|reason| *reason == garbled).count(), 10, "{reasons:?}");
+    assert!(reasons.contains(&"it cannot be read whole: its header deep lies too deep".to_owned()));
+    assert!(reasons.contains(&"it cannot be read whole: forged".to_owned()));
+    assert!(reasons.contains(&"moved by the broker: rejected by a worker".to_owned()), "the tool reads more");
+}
+
+/// A message that ends the process, in whatever way, must not meet a thousand good ones there.
+#[tokio::test]
+async fn a_fresh_worker_takes_little_until_it_has_achieved_something() {
+    let servers = Servers::fresh().await;
+    let publisher = servers.publisher().await;
+    let good = br#"{"domain":"good.com","event":"delivered"}"#;
+    let fill = async |batch: &str| {
+        for number in 0..50 {
+            publisher.publish(good, Some(&format!("{batch}-{number}"))).await;
+        }
     };
-    eventually("it is a dead letter", async || (count().await > 0).then_some(())).await;
-    assert_eq!(count().await, 1, "and no good one is");
-    assert!(worker.has_logged("not UTF-8"));
+    let lock = async || {
+        let mut locks = PgConnection::connect(&servers.database_url).await.unwrap();
+        sqlx::raw_sql("begin; lock table domain_counters in exclusive mode")
+            .execute(&mut locks)
+            .await
+            .unwrap();
+        locks
+    };
+    fill("first").await;
+    let locks = lock().await;
+    for _ in 0..3 {
+        let mut worker = Service::start("worker", &servers, &[]).await;
+        let taken = async || (publisher.waiting(EVENTS).await < 50).then_some(());
+        eventually("the worker has taken a message", taken).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(publisher.waiting(EVENTS).await, 49);
+        worker.signal("KILL");
+        worker.ended().await;
+        let back = async || (publisher.waiting(EVENTS).await == 50).then_some(());
+        eventually("the message is back", back).await;
+    }
+    let _worker = Service::start("worker", &servers, &[]).await;
+    drop(locks);
+    servers.settle_at("good.com", 50, 0).await;
+    // One that has achieved something takes what there is.
+    let locks = lock().await;
+    fill("second").await;
+    eventually("all is taken", async || (publisher.waiting(EVENTS).await == 0).then_some(())).await;
+    drop(locks);
+    servers.settle_at("good.com", 100, 0).await;
+}
+
+/// Whatever is returned comes nearer to the delivery limit.
+#[tokio::test]
+async fn a_worker_that_takes_more_and_more_returns_nothing() {
+    const POISONS: u32 = 300;
+    let servers = Servers::fresh().await;
+    let publisher = servers.publisher().await;
+    for number in 0..POISONS {
+        publisher.publish(b"poison", Some(&format!("poison-{number}"))).await;
+    }
+    let _worker = Service::start("worker", &servers, &[]).await;
+    let all = async || (publisher.waiting(DEAD).await == POISONS).then_some(());
+    eventually("all are dead letters", all).await;
+    let mut returned = 0;
+    // A copy has the headers with which its message was delivered.
+    while let Some((_, headers, _)) = publisher.dead_letter().await {
+        if let Some(AMQPValue::LongLongInt(1..)) = headers.inner().get("x-delivery-count") {
+            returned += 1;
+        }
+    }
+    assert!(returned <= POISONS / 10, "{returned} messages were returned");
 }
 
 #[tokio::test]
