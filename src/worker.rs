@@ -72,12 +72,35 @@ pub struct Config {
     max_linger_ms: u32,
 }
 
+impl Config {
+    /// What a message waits for before its transaction begins must fit into the time it may be held, or every window is
+    /// too late: a transaction that hangs and is tried again, and then company.
+    fn check(&self) -> Result<(), String> {
+        let hold = self.retention.max_hold();
+        let linger = Duration::from_millis(self.linger_ms.max(self.max_linger_ms).into());
+        let statement = Duration::from_secs(self.ledger.statement_timeout_secs.into());
+        let least = linger + 2 * statement;
+        if hold < least {
+            return Err(format!(
+                "CATCHALL_MAX_HOLD_SECS (--max-hold-secs <SECONDS>) is {} and has to be at least {}, which is twice \
+                 CATCHALL_STATEMENT_TIMEOUT_SECS ({}) and what CATCHALL_LINGER_MS and CATCHALL_MAX_LINGER_MS allow ({linger:?}): \
+                 what is held longer is given back uncounted",
+                hold.as_secs(),
+                least.as_secs_f64().ceil(),
+                statement.as_secs(),
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// The program: see [`process::main`].
 #[must_use]
 pub fn main() -> ExitCode {
-    process::main(
+    process::main_checked(
         "catchall-worker",
         "Counts the delivery events that wait in RabbitMQ into Postgres, each exactly once",
+        Config::check,
         run,
     )
 }
