@@ -73,24 +73,23 @@ pub struct Config {
 }
 
 impl Config {
-    /// What a message waits for before its transaction begins must fit into the time it may be held, or every window is
-    /// too late: a transaction that hangs and is tried again, and then company.
+    /// What a message may wait for before its own transaction must fit into the time it may be held, or windows are too
+    /// late whatever they do: the one before, with a statement that is given up and tried again, and then company.
     fn check(&self) -> Result<(), String> {
         let hold = self.retention.max_hold();
-        let linger = Duration::from_millis(self.linger_ms.max(self.max_linger_ms).into());
-        let statement = Duration::from_secs(self.ledger.statement_timeout_secs.into());
-        let least = linger + 2 * statement;
-        if hold < least {
-            return Err(format!(
-                "CATCHALL_MAX_HOLD_SECS (--max-hold-secs <SECONDS>) is {} and has to be at least {}, which is twice \
-                 CATCHALL_STATEMENT_TIMEOUT_SECS ({}) and what CATCHALL_LINGER_MS and CATCHALL_MAX_LINGER_MS allow ({linger:?}): \
-                 what is held longer is given back uncounted",
-                hold.as_secs(),
-                least.as_secs_f64().ceil(),
-                statement.as_secs(),
-            ));
+        let linger_ms = self.linger_ms.max(self.max_linger_ms);
+        let statement_secs = self.ledger.statement_timeout_secs;
+        let least = Duration::from_millis(linger_ms.into()) + 2 * Duration::from_secs(statement_secs.into());
+        if hold >= least {
+            return Ok(());
         }
-        Ok(())
+        Err(format!(
+            "the value {} of CATCHALL_MAX_HOLD_SECS (--max-hold-secs <SECONDS>) is not valid: it has to be at least {}, twice \
+             CATCHALL_STATEMENT_TIMEOUT_SECS ({statement_secs}) and the longer of CATCHALL_LINGER_MS and \
+             CATCHALL_MAX_LINGER_MS ({linger_ms}), or messages would be given back uncounted",
+            hold.as_secs(),
+            least.as_secs_f64().ceil(),
+        ))
     }
 }
 
