@@ -39,7 +39,7 @@ use stream::{Filtered, Wire};
 pub use dead_letters::{DeadLetters, Place};
 pub use deliveries::{Deliveries, Delivery};
 pub use letter::{Letter, Timestamp};
-pub use publisher::{Message, PublishError, Publisher};
+pub use publisher::{Message, Priority, PublishError, Publisher};
 
 /// The exchange events are published to, and the queue they wait in.
 pub const EVENTS: &str = "catchall.events";

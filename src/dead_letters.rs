@@ -139,13 +139,13 @@ async fn print(
 }
 
 async fn replay(command: Replay, shutdown: Shutdown) -> anyhow::Result<()> {
-    let Replay { broker, message, ledger, chosen, even_if_counted } = command;
+    let Replay { broker, message, ledger, hold, chosen, even_if_counted } = command;
     // First, so that nothing has been touched where there is no database.
     let horizon = Ledger::new(&ledger, "catchall-dead")
         .horizon()
         .await
         .context("cannot tell which claims are forgotten")?;
-    let doubts = if even_if_counted { Doubts::none() } else { Doubts::beyond(horizon) };
+    let doubts = if even_if_counted { Doubts::none() } else { Doubts::beyond(horizon, hold.max_hold()) };
     let health = Health::default();
     let publisher = Publisher::connect(broker.clone(), NAME.into(), health.dependency("broker"), PATIENCE);
     act(&broker, message, chosen.into(), Removal::Replay { publisher, doubts }, shutdown).await

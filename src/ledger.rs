@@ -1,12 +1,13 @@
 //! The ledger on the Postgres primary: every message and every keyed event counted once.
 
 mod claims;
+mod clock;
+mod durability;
 mod retention;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
@@ -16,10 +17,13 @@ use crate::counters::Counters;
 use crate::domain_name::DomainName;
 use crate::event::{Event, IdempotencyKey};
 use crate::health::Dependency;
-use crate::postgres::{Database, Error, Steps, Url};
+use crate::postgres::{Database, Error, Steps, Url, WATCH_INTERVAL, misconfigured};
 use crate::tally::Tally;
+use clock::Clock;
+use durability::Settings;
 
-pub use retention::{Config as RetentionConfig, Horizon, Kind};
+pub use clock::Moment;
+pub use retention::{Config as RetentionConfig, HoldConfig, Horizon, Kind, Pruning, Watermark};
 
 /// One transaction and one step of upkeep at a time, and one connection to spare for when the last has just died.
 const CONNECTIONS: u32 = 3;
@@ -66,30 +70,10 @@ impl Config {
 pub struct Portion {
     /// The contents of messages, each under the id of its message if it has one.
     pub batches: Vec<(Option<IdempotencyKey>, Batch)>,
-    /// Marks that were handed out with them: see [`Ledger::begin_mark`].
+    /// Marks that were handed out with them: see [`Ledger::begin_watermark`].
     pub marks: Vec<Uuid>,
     /// Counted no later than this: after that the claims the messages rely on may be forgotten.
     pub before: Option<Moment>,
-}
-
-/// A moment on the clock of the primary, which all workers share. The default is the epoch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd)]
-pub struct Moment {
-    epoch_seconds: f64,
-}
-
-impl Moment {
-    /// The moment so much later.
-    #[must_use]
-    pub fn after(self, duration: Duration) -> Self {
-        Self { epoch_seconds: self.epoch_seconds + duration.as_secs_f64() }
-    }
-
-    /// How much later this is; nothing where it is not.
-    #[must_use]
-    pub fn since(self, earlier: Self) -> Duration {
-        Duration::try_from_secs_f64(self.epoch_seconds - earlier.epoch_seconds).unwrap_or_default()
-    }
 }
 
 /// Why a portion was not counted.
@@ -128,8 +112,7 @@ pub struct Ledger {
     /// How long a statement may take before its connection is given up: longer than the server lets it run, so that
     /// only a peer that is gone without a word is.
     patience: Duration,
-    /// The primary's clock as it was last read, the bits of its seconds since 1970.
-    clock: Arc<AtomicU64>,
+    clock: Arc<Clock>,
 }
 
 impl Ledger {
@@ -146,21 +129,33 @@ impl Ledger {
         Self { database, patience: statement * 3 / 2, clock: Arc::default() }
     }
 
-    /// Waits until the primary is there with the schema this build needs.
+    /// Waits until the primary is there with the schema this build needs, and keeps what it commits.
     pub async fn ready(&self) {
         loop {
             self.database.ready().await;
-            let read = async |pool: PgPool| now(&mut *pool.acquire().await?).await;
-            if let Ok(now) = self.database.run(self.patience, read).await {
-                return self.set_clock(now);
+            let clock = Arc::clone(&self.clock);
+            let look = async move |pool: PgPool| look(&mut *pool.acquire().await?, &clock).await.map(drop);
+            // What a clock that was ahead has left behind is gone before anything is claimed by the clock of now.
+            if self.database.run(self.patience, look).await.is_ok() && self.discard_future().await.is_ok() {
+                return;
             }
+            // Why, the watch tells.
+            tokio::time::sleep(WATCH_INTERVAL).await;
         }
     }
 
     /// Keeps `database` and the [clock](Self::clock) up to date for as long as it is polled.
     pub async fn watch(&self, database: Dependency) {
+        let mut warned = None;
         let look = async |connection: &mut PgConnection| {
-            self.set_clock(now(connection).await?);
+            let settings = look(connection, &self.clock).await?.1;
+            let warning = settings.warning();
+            if warning != warned
+                && let Some(warning) = warning
+            {
+                tracing::warn!("{warning}");
+            }
+            warned = warning;
             Ok(())
         };
         self.database.watch(database, look).await;
@@ -170,11 +165,12 @@ impl Ledger {
     /// it first was [ready](Self::ready).
     #[must_use]
     pub fn clock(&self) -> Moment {
-        Moment { epoch_seconds: f64::from_bits(self.clock.load(Ordering::Relaxed)) }
+        self.clock.last()
     }
 
-    fn set_clock(&self, Moment { epoch_seconds }: Moment) {
-        self.clock.store(epoch_seconds.to_bits(), Ordering::Relaxed);
+    /// Waits until the primary's clock is set back, or has been since this was last waited for.
+    pub async fn clock_set_back(&self) {
+        self.clock.set_back().await;
     }
 
     /// Counts a part of the batches of a portion; with the last of them it notes the marks. Once this returns,
@@ -188,7 +184,8 @@ impl Ledger {
     ///
     /// Nothing was counted, or (of what is transient) the answer to the commit was lost.
     pub async fn apply(&self, portion: Arc<Portion>, part: Range<usize>) -> Result<Applied, ApplyError> {
-        let work = async move |pool, steps| transaction(&pool, &steps, &portion, part).await;
+        let clock = Arc::clone(&self.clock);
+        let work = async move |pool, steps| transaction(&pool, &steps, &clock, &portion, part).await;
         match self.database.run_steps(self.patience, work).await {
             Ok(Some(applied)) => Ok(applied),
             Ok(None) => Err(ApplyError::TooLate),
@@ -203,11 +200,13 @@ impl Ledger {
 async fn transaction(
     pool: &PgPool,
     steps: &Steps,
+    clock: &Clock,
     portion: &Portion,
     part: Range<usize>,
 ) -> Result<Option<Applied>, sqlx::Error> {
+    let begun = Instant::now();
     let mut transaction = pool.begin().await?;
-    let now = now(&mut transaction).await?;
+    let (now, _) = look_since(begun, &mut transaction, clock).await?;
     steps.done();
     if portion.before.is_some_and(|before| now > before) {
         transaction.rollback().await?;
@@ -234,19 +233,34 @@ async fn transaction(
     Ok(Some(Applied { duplicates, rows: tally.len(), added }))
 }
 
-/// The beginning of the transaction, which is what `claimed_at` gets.
-const NOW: &str = "\
--- catchall: read the clock
-select extract(epoch from now())::float8";
+/// The clock shows the beginning of the transaction, which is what `claimed_at` gets. The settings are those of this
+/// session, which may be older or newer than a change of what is set for its role or its database.
+const LOOK: &str = "\
+-- catchall: look at the clock and at what a commit means
+select extract(epoch from now())::float8,
+    current_setting('synchronous_commit'), current_setting('fsync'), current_setting('full_page_writes')";
 
-async fn now(connection: &mut PgConnection) -> Result<Moment, sqlx::Error> {
-    let epoch_seconds = sqlx::query_scalar(NOW).fetch_one(connection).await?;
-    Ok(Moment { epoch_seconds })
+/// Reads the clock and fails where a commit of this session does not last.
+async fn look(connection: &mut PgConnection, clock: &Clock) -> Result<(Moment, Settings), sqlx::Error> {
+    look_since(Instant::now(), connection, clock).await
+}
+
+/// The same in a transaction that was begun at some time after `asked`.
+async fn look_since(
+    asked: Instant,
+    connection: &mut PgConnection,
+    clock: &Clock,
+) -> Result<(Moment, Settings), sqlx::Error> {
+    let (epoch_seconds, synchronous_commit, fsync, full_page_writes) =
+        sqlx::query_as(LOOK).fetch_one(connection).await?;
+    let settings = Settings { synchronous_commit, fsync, full_page_writes };
+    settings.check().map_err(misconfigured)?;
+    Ok((clock.observe(epoch_seconds, asked), settings))
 }
 
 const MARKS_ARRIVED: &str = "\
 -- catchall: note marks that arrived
-update queue_marks set arrived_at = now() where id = any($1::uuid[]) and arrived_at is null";
+update watermarks set arrived_at = now() where id = any($1::uuid[]) and arrived_at is null";
 
 /// One row per domain, in key order. A sum stops at the end of bigint instead of failing the transaction, and with it
 /// everybody's events. The first update of a row makes room for the next ones: see the third migration.

@@ -17,7 +17,7 @@ use crate::health::Dependency;
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How often a database is looked at: often enough that readiness is news, seldom enough to cost nothing.
-const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+pub(crate) const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// SQLSTATE's classes of a value that is not valid and of a broken constraint. All others are about the server,
 /// the session or the statement, and may be over the next time.
@@ -42,6 +42,7 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
         migration(1, "ledger", include_str!("../migrations/0001_ledger.sql")),
         migration(2, "retention", include_str!("../migrations/0002_retention.sql")),
         migration(3, "room", include_str!("../migrations/0003_room.sql")),
+        migration(4, "watermarks", include_str!("../migrations/0004_watermarks.sql")),
     ])
 });
 
@@ -198,7 +199,13 @@ impl Database {
         };
         let (reason, code, given_up) = match ended {
             Some(Ok(Ok(done))) => return Ok(done),
-            Some(Ok(Err(error))) => (describe(&error), code(&error), false),
+            Some(Ok(Err(error))) => {
+                if is_misconfigured(&error) {
+                    // Sessions stay as they were opened, and this one is of no use.
+                    self.replace(&used);
+                }
+                (describe(&error), code(&error), false)
+            }
             Some(Err(panicked)) => (panicked.to_string(), None, false),
             None => {
                 self.replace(&used);
@@ -316,6 +323,15 @@ fn check_schema(applied: &[(i64, Vec<u8>)]) -> Result<(), SchemaError> {
     Ok(())
 }
 
+/// The error of work that finds a session not to be as it has to be: later ones may be.
+pub(crate) fn misconfigured(reason: &'static str) -> sqlx::Error {
+    sqlx::Error::Configuration(reason.into())
+}
+
+fn is_misconfigured(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Configuration(_))
+}
+
 fn code(error: &sqlx::Error) -> Option<String> {
     Some(error.as_database_error()?.code()?.into_owned())
 }
@@ -328,6 +344,7 @@ fn describe(error: &sqlx::Error) -> String {
             "connection refused".into()
         }
         sqlx::Error::PoolTimedOut => "no connection to be had in time".into(),
+        sqlx::Error::Configuration(reason) => reason.to_string(),
         error => error.to_string(),
     }
 }

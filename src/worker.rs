@@ -78,12 +78,34 @@ pub struct Config {
     max_linger_ms: u32,
 }
 
+impl Config {
+    /// What a message may wait for before its own transaction must fit into the time it may be held, or windows are too
+    /// late whatever they do: the one before, with a statement that is given up and tried again, and then company.
+    fn check(&self) -> Result<(), String> {
+        let hold = self.retention.max_hold();
+        let linger_ms = self.linger_ms.max(self.max_linger_ms);
+        let statement_secs = self.ledger.statement_timeout_secs;
+        let least = Duration::from_millis(linger_ms.into()) + 2 * Duration::from_secs(statement_secs.into());
+        if hold >= least {
+            return Ok(());
+        }
+        Err(format!(
+            "the value {} of CATCHALL_MAX_HOLD_SECS (--max-hold-secs <SECONDS>) is not valid: it has to be at least {}, twice \
+             CATCHALL_STATEMENT_TIMEOUT_SECS ({statement_secs}) and the longer of CATCHALL_LINGER_MS and \
+             CATCHALL_MAX_LINGER_MS ({linger_ms}), or messages would be given back uncounted",
+            hold.as_secs(),
+            least.as_secs_f64().ceil(),
+        ))
+    }
+}
+
 /// The program: see [`process::main`].
 #[must_use]
 pub fn main() -> ExitCode {
-    process::main(
+    process::main_checked(
         "catchall-worker",
         "Counts the delivery events that wait in RabbitMQ into Postgres, each exactly once",
+        Config::check,
         run,
     )
 }

@@ -59,13 +59,14 @@ impl Message {
         self
     }
 
-    /// A message without events that shows, when it arrives, that all before it have been handed out.
+    /// A message without events that shows, when it arrives, that all before it of its class of priorities have been
+    /// handed out.
     #[must_use]
-    pub fn mark(id: Uuid) -> Self {
+    pub fn mark(id: Uuid, priority: Priority) -> Self {
         let mut headers = FieldTable::default();
         headers.insert(MARK_HEADER.into(), AMQPValue::LongString(id.to_string().into()));
         let mut mark = Self::events(b"[]".into(), None);
-        mark.properties = mark.properties.with_headers(headers);
+        mark.properties = mark.properties.with_headers(headers).with_priority(priority as u8);
         mark
     }
 
@@ -88,6 +89,16 @@ impl Message {
         let (routing_key, body) = letter.into_parts();
         Self { exchange: EVENTS, routing_key, properties, body }
     }
+}
+
+/// The ends of the scale of priorities, whatever classes the broker makes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Priority {
+    /// None is lower. It is not what a message has that names none.
+    Lowest = 0,
+    /// None is higher: from 4.3 on the broker takes all above 31 for 31.
+    Highest = u8::MAX,
 }
 
 /// Why messages were not accepted, or are not known to be.
