@@ -212,6 +212,11 @@ impl Service {
         assert!(sent.unwrap().success());
     }
 
+    /// How the process has ended, if it has.
+    pub(crate) fn has_ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
     /// Waits until the process has ended.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
         eventually("the process has ended", async || self.child.try_wait().unwrap()).await

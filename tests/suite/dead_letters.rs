@@ -10,7 +10,8 @@ use lapin::types::{AMQPValue, FieldArray, FieldTable};
 use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
 
-use crate::poison::{poisons, publish_in_latin_1};
+use crate::frames::publish_in_latin_1;
+use crate::poison::poisons;
 use crate::processes::{Service, command, run};
 use crate::servers::{AmqpClient, Servers, eventually};
 

@@ -7,9 +7,8 @@ use hyper::Method;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
+use crate::frames::publish_in_latin_1;
 use crate::processes::Service;
 use crate::servers::{Servers, eventually, topology};
 
@@ -79,41 +78,6 @@ async fn poison_is_kept_with_its_reason_and_holds_nothing_up() {
     }
     assert!(publisher.dead_letter().await.is_none());
     assert!(!worker.has_logged("broker is not available"), "no message may break a session");
-}
-
-/// Publishes a message under a routing key that is not UTF-8, which AMQP allows and no Rust client sends: frame by
-/// frame.
-pub(crate) async fn publish_in_latin_1(servers: &Servers, exchange: &str, body: &[u8]) {
-    let (user, vhost) = servers.amqp_url.trim_start_matches("amqp://").split_once('@').unwrap();
-    let ((user, password), (address, vhost)) =
-        (user.split_once(':').unwrap(), vhost.split_once('/').unwrap());
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    let short = |text: &[u8]| [&[u8::try_from(text.len()).unwrap()], text].concat();
-    let long = |text: &[u8]| [&u32::try_from(text.len()).unwrap().to_be_bytes()[..], text].concat();
-    let frame = |kind: u8, channel: u8, payload: &[&[u8]]| {
-        [&[kind, 0, channel][..], &long(&payload.concat()), &[0xce]].concat()
-    };
-    let response = format!("\0{user}\0{password}");
-    let start_ok = [&[0; 4][..], &short(b"PLAIN"), &long(response.as_bytes()), &short(b"en_US")].concat();
-    let tune_ok = [&[7, 255][..], &[0, 2, 0, 0], &[0, 0]].concat();
-    let header = [&[0, 60, 0, 0][..], &(body.len() as u64).to_be_bytes(), &[0x10, 0, 2]].concat();
-    for bytes in [
-        b"AMQP\0\0\x09\x01".to_vec(),
-        frame(1, 0, &[&[0, 10, 0, 11], &start_ok]),
-        frame(1, 0, &[&[0, 10, 0, 31], &tune_ok]),
-        frame(1, 0, &[&[0, 10, 0, 40], &short(vhost.as_bytes()), &[0, 0]]),
-        frame(1, 1, &[&[0, 20, 0, 10, 0]]),
-        frame(1, 1, &[&[0, 85, 0, 10, 0]]),
-        frame(1, 1, &[&[0, 60, 0, 40, 0, 0], &short(exchange.as_bytes()), &short(b"m\xfcller.de"), &[0]]),
-        [frame(2, 1, &[&header]), frame(3, 1, &[body])].concat(),
-    ] {
-        stream.write_all(&bytes).await.unwrap();
-    }
-    // The confirm, basic.ack of delivery 1, is the last thing the broker says.
-    let (mut said, ack) = (Vec::new(), frame(1, 1, &[&[0, 60, 0, 80], &1_u64.to_be_bytes(), &[0]]));
-    while !said.ends_with(&ack) {
-        assert!(stream.read_buf(&mut said).await.unwrap() > 0, "{}", said.escape_ascii());
-    }
 }
 
 /// The client library ends the connection on it, and all that was handed out with it comes back too. Only the bad
