@@ -100,7 +100,11 @@ impl Round {
             }
         };
         let (sent, next) = tokio::join!(Load::end_all(loads), begin_next);
-        for sent in sent? {
+        let sent = sent.unwrap_or_else(|reason| {
+            act.failures.push(reason);
+            Vec::new()
+        });
+        for sent in sent {
             act.acknowledged += sent.acknowledged;
             act.lost += sent.lost;
             act.duplicated += sent.duplicated;

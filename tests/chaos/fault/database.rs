@@ -181,12 +181,9 @@ async fn settled(ledger: &Ledger, stage: &Stage) -> Result<()> {
 
 /// How many claims the workers have forgotten since they were started.
 async fn forgotten(stage: &Stage) -> f64 {
-    const FORGOTTEN: &str = "catchall_worker_forgotten_claims_total ";
     let mut forgotten = 0.0;
     for worker in &stage.workers {
-        let (_, figures) = worker.service.ops("/metrics").await;
-        let value = figures.lines().find_map(|line| line.strip_prefix(FORGOTTEN)?.parse::<f64>().ok());
-        forgotten += value.unwrap_or_default();
+        forgotten += worker.service.figure("catchall_worker_forgotten_claims_total").await;
     }
     forgotten
 }

@@ -79,8 +79,10 @@ pub(super) async fn replay(stage: &mut Stage, chance: &mut Chance, label: &str) 
             };
         }
     };
-    if let Err(missing) = await_letters(&publisher, POISONS).await {
-        lifted.failures.push(missing);
+    // A letter that was sent back and not yet taken out when the tool was killed is there twice, under one id.
+    let left = publisher.waiting(DEAD).await as usize;
+    if left < POISONS {
+        lifted.failures.push(format!("{left} letters are left of {POISONS} that nobody can read"));
     }
     empty(&servers).await;
     lifted.note = Some(format!("{MENDED} letters, the tool was killed {killed} times"));

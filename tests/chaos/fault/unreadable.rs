@@ -46,6 +46,9 @@ const SECONDS: u64 = 10;
 /// How long no good message may be counted while one bad one a second comes.
 const STANDSTILL: Duration = Duration::from_secs(3);
 
+/// After that long it is no use to wait on.
+const FOR_GOOD: Duration = Duration::from_secs(15);
+
 /// Frames hold 128 KiB, and a level of nesting takes five bytes.
 const DEPTH: u32 = 18_000;
 
@@ -158,7 +161,9 @@ pub(super) async fn unparsable(stage: &mut Stage, label: &str) -> Result<Lifted>
     }
     // A good one among them is missed by the comparison.
     let bad = usize::try_from(SECONDS).unwrap_or(usize::MAX);
-    lifted.failures.extend(await_letters(&stage.servers.publisher().await, bad).await.err());
+    if lifted.failures.is_empty() {
+        lifted.failures.extend(await_letters(&stage.servers.publisher().await, bad).await.err());
+    }
     empty(&stage.servers).await;
     Ok(lifted)
 }
@@ -173,7 +178,7 @@ async fn longest_standstill(primary: &str, domain: &str, most: u64) -> Result<(D
         if now > counted {
             (counted, last) = (now, Instant::now());
         }
-        if counted.unsigned_abs() >= most || last.elapsed() > super::PATIENCE {
+        if counted.unsigned_abs() >= most || last.elapsed() > FOR_GOOD {
             return Ok((longest, last));
         }
     }
