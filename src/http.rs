@@ -130,7 +130,6 @@ fn bind(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
 
 /// Begins to listen. Connections inherit what is set here: the kernel gives up a peer that has not acknowledged, or not
 /// read, what was sent to it, also when the process has nothing more to say.
-
 fn listen(socket: &TcpListener) -> io::Result<()> {
     let socket = SockRef::from(socket);
     #[cfg(target_os = "linux")]

@@ -31,7 +31,6 @@ use crate::http::{self, Budget, Problem};
 use crate::process::{self, Process};
 use pace::Pace;
 
-
 /// The clients' name for the key under which a request counts once (draft-ietf-httpapi-idempotency-key-header).
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 

@@ -139,7 +139,9 @@ impl Supervisor {
                         confirmed.push(confirm);
                     }
                     let now = Instant::now();
-                    confirmed.iter().for_each(|confirm| pulse.confirmed(confirm.published, now));
+                    for confirm in &confirmed {
+                        pulse.confirmed(confirm.published, now);
+                    }
                     match self.pending.settle(confirmed) {
                         Ok(()) => {}
                         Err(Broken::Returned) => return Ok("it has no queue for a message".into()),

@@ -44,11 +44,7 @@ fn soon() -> Duration {
     SOON + SOON.mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 
-async fn pass(
-    ledger: &Ledger,
-    marks: &Publisher,
-    config: &RetentionConfig,
-) -> Result<(), postgres::Error> {
+async fn pass(ledger: &Ledger, marks: &Publisher, config: &RetentionConfig) -> Result<(), postgres::Error> {
     ledger.discard_future().await?;
     if let Some(watermark) = ledger.begin_watermark(config.mark_interval()).await?
         && let Err(error) = publish(marks, watermark).await
@@ -59,10 +55,7 @@ async fn pass(
     forget(ledger, config).await
 }
 
-async fn publish(
-    marks: &Publisher,
-    Watermark { lowest, highest }: Watermark,
-) -> Result<(), PublishError> {
+async fn publish(marks: &Publisher, Watermark { lowest, highest }: Watermark) -> Result<(), PublishError> {
     let both = vec![Message::mark(lowest, Priority::Lowest), Message::mark(highest, Priority::Highest)];
     marks.publish(both, Instant::now() + MARK_PATIENCE).await
 }

@@ -1,11 +1,15 @@
 //! The faults: what each breaks, who depends on it, and what may be seen of it outside.
 
 mod alarms;
+mod clients;
+mod database;
 mod kills;
+mod letters;
 mod messages;
 mod replication;
 mod restarts;
 mod sessions;
+mod unreadable;
 mod wires;
 
 use std::time::{Duration, Instant};
@@ -53,6 +57,15 @@ pub(crate) enum Fault {
     BrokerWireBreaks,
     /// the wire to the broker forwards nothing and says nothing
     BrokerWireSilent,
+    /// the broker's confirms come a second late
+    #[value(name = "late-confirms-1s")]
+    LateConfirms1,
+    /// the broker's confirms come three seconds late, of five that ingest waits
+    #[value(name = "late-confirms-3s")]
+    LateConfirms3,
+    /// the broker's confirms come four and a half seconds late, of five that ingest waits
+    #[value(name = "late-confirms-4.5s")]
+    LateConfirms4,
     /// the wire of the workers to the primary is cut
     DatabaseWireCut,
     /// the wire to the primary takes 300 ms longer in each direction
@@ -67,6 +80,24 @@ pub(crate) enum Fault {
     DiskAlarm,
     /// the queue is at its length limit while no worker runs
     FullQueue,
+    /// a thousand connections of HTTP/1.1 whose bodies trickle in or whose answers nobody reads
+    SlowConnections,
+    /// a thousand streams of HTTP/2 whose bodies trickle in or whose answers nobody reads
+    SlowStreams,
+    /// small requests whose errors would repeat ten megabytes, and messages of the same kind
+    Amplification,
+    /// a message a second that no client library can parse, among a thousand good ones a second
+    UnparsableMessages,
+    /// messages whose headers are nested so deep that a parser's stack may not hold them
+    DeepHeaders,
+    /// the primary is slow, and allows a statement a second
+    StatementTimeout,
+    /// the clock of the primary was three days ahead and steps back
+    ClockStepsBack,
+    /// claims are forgotten after seconds, while events come again and again
+    ShortRetention,
+    /// dead letters are sent back to be counted, by a program that is killed and run again
+    ReplayDeadLetters,
     /// every message is delivered several times, to two workers at once
     DeliverTwice,
     /// two workers write the same thousand domains, which came in opposite orders
@@ -88,6 +119,10 @@ pub(crate) enum Fault {
 pub(crate) enum Visible {
     /// Nothing: every request is answered as ever.
     Nothing,
+    /// Hardly any request is answered with 503: one in a hundred at most.
+    Few,
+    /// Many requests are answered with 503, but hardly any without the word that nothing was counted.
+    Uncounted,
     /// Some requests are answered with 503.
     Refusals,
     /// Some requests must be answered with 503: the fault lasts longer than the deadline.
@@ -147,6 +182,8 @@ impl Fault {
     pub(crate) fn visible_to_senders(self) -> Visible {
         match self {
             Self::KillIngest => Visible::Silence,
+            Self::LateConfirms1 | Self::LateConfirms3 => Visible::Few,
+            Self::LateConfirms4 => Visible::Uncounted,
             Self::MemoryAlarm | Self::DiskAlarm | Self::FullQueue => Visible::CertainRefusals,
             Self::KillBroker | Self::BrokerWireCut | Self::BrokerWireBreaks | Self::BrokerWireSilent => {
                 Visible::Refusals
@@ -182,7 +219,8 @@ impl Fault {
 
     /// Whether the servers are not what they were.
     pub(crate) fn uses_up_the_stage(self) -> bool {
-        self == Self::FailOver
+        // Times and claims of the last two are not what they would be without.
+        matches!(self, Self::FailOver | Self::ClockStepsBack | Self::ShortRetention)
     }
 
     /// Breaks something, waits and mends it again.
@@ -203,13 +241,25 @@ impl Fault {
             Self::BrokerWireSlow => wires::be(&stage.broker_wire, slow, chance).await,
             Self::BrokerWireBreaks => wires::breaks(&stage.broker_wire, chance).await,
             Self::BrokerWireSilent => wires::be(&stage.broker_wire, Wire::Silent, chance).await,
+            Self::LateConfirms1 => wires::late(stage, Duration::from_secs(1)).await,
+            Self::LateConfirms3 => wires::late(stage, Duration::from_secs(3)).await,
+            Self::LateConfirms4 => wires::late(stage, Duration::from_millis(4500)).await,
             Self::DatabaseWireCut => wires::be(&stage.database_wire, Wire::Cut, chance).await,
             Self::DatabaseWireSlow => wires::be(&stage.database_wire, slow, chance).await,
             Self::DatabaseWireBreaks => wires::breaks(&stage.database_wire, chance).await,
             Self::DatabaseWireSilent => wires::be(&stage.database_wire, Wire::Silent, chance).await,
-            Self::MemoryAlarm => alarms::memory(stage, chance).await,
-            Self::DiskAlarm => alarms::disk(stage, chance).await,
+            Self::MemoryAlarm => alarms::memory(chance).await,
+            Self::DiskAlarm => alarms::disk(chance).await,
             Self::FullQueue => alarms::full_queue(stage, chance).await,
+            Self::SlowConnections => clients::slow_connections(stage, label).await,
+            Self::SlowStreams => clients::slow_streams(stage, label).await,
+            Self::Amplification => unreadable::amplification(stage, label).await,
+            Self::UnparsableMessages => unreadable::unparsable(stage, label).await,
+            Self::DeepHeaders => unreadable::deep_headers(stage, label).await,
+            Self::StatementTimeout => database::statement_timeout(stage, label).await,
+            Self::ClockStepsBack => database::clock_steps_back(stage, label).await,
+            Self::ShortRetention => database::short_retention(stage, label).await,
+            Self::ReplayDeadLetters => letters::replay(stage, chance, label).await,
             Self::DeliverTwice => messages::deliver_twice(stage, label).await,
             Self::OppositeOrders => messages::opposite_orders(stage, label).await,
             Self::PauseReplay => replication::pause_replay(stage, chance).await,

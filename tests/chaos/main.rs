@@ -6,9 +6,13 @@
 mod ask;
 mod chance;
 mod fault;
+#[allow(dead_code, reason = "each test program uses a part of the rig")]
+#[path = "../rig/frames.rs"]
+mod frames;
 mod instance;
 mod ledger;
 mod load;
+mod memory;
 #[allow(dead_code, reason = "each test program uses a part of the rig")]
 #[path = "../rig/processes.rs"]
 mod processes;

@@ -29,18 +29,30 @@ pub(crate) enum Answer {
     None,
     /// 2xx, and what it should be.
     Good,
-    /// 503.
-    Refused,
+    /// 503, and what it says of the event.
+    Refused(Said),
     /// No answer, for this reason.
     Lost(String),
     /// An answer that nothing explains.
     Wrong(String),
 }
 
+/// What a 503 says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Said {
+    /// Nothing was counted, and will not be.
+    NothingCounted,
+    /// It may be counted.
+    MaybeCounted,
+}
+
+/// The words by which a problem says the former.
+const NOTHING_COUNTED: &str = "nothing was counted";
+
 /// A request and its answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Probe {
-    sent: Instant,
+    pub(crate) sent: Instant,
     /// When the answer came.
     pub(crate) took: Duration,
     pub(crate) answer: Answer,
@@ -64,7 +76,7 @@ pub(crate) struct Prober {
 pub(crate) struct Probes {
     pub(crate) puts: Vec<Probe>,
     pub(crate) gets: Vec<Probe>,
-    /// A 202 is counted once, anything else at most once.
+    /// A 202 is counted once, a 503 that says so not at all, anything else at most once.
     pub(crate) ledger: Ledger,
 }
 
@@ -113,7 +125,12 @@ impl Prober {
         let (puts, gets) = (self.puts.take(), self.gets.take());
         let mut ledger = Ledger::default();
         for (number, put) in puts.iter().enumerate() {
-            ledger.expect(of(number, &self.domain), i64::from(put.answer == Answer::Good), 1);
+            let (least, most) = match put.answer {
+                Answer::Good => (1, 1),
+                Answer::Refused(Said::NothingCounted) => (0, 0),
+                _ => (0, 1),
+            };
+            ledger.expect(of(number, &self.domain), least, most);
         }
         Probes { puts, gets, ledger }
     }
@@ -139,7 +156,10 @@ async fn look(query: String, domain: String, track: Track, number: usize) {
 fn judge(answer: Answered, good: StatusCode, holds: &str) -> Answer {
     match answer {
         Ok((status, body)) if status == good && body.contains(holds) => Answer::Good,
-        Ok((StatusCode::SERVICE_UNAVAILABLE, _)) => Answer::Refused,
+        Ok((StatusCode::SERVICE_UNAVAILABLE, body)) if body.contains(NOTHING_COUNTED) => {
+            Answer::Refused(Said::NothingCounted)
+        }
+        Ok((StatusCode::SERVICE_UNAVAILABLE, _)) => Answer::Refused(Said::MaybeCounted),
         Ok((status, body)) => Answer::Wrong(format!("{status} {body}")),
         Err(reason) => Answer::Lost(reason),
     }

@@ -1,13 +1,14 @@
 //! One round: load, a fault at a random moment, the way back, and the comparison.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::chance::Chance;
 use crate::fault::{Fault, PATIENCE, Visible};
 use crate::ledger::counters;
 use crate::load::Load;
-use crate::prober::{Answer, Probe, Prober, Probes};
+use crate::prober::{Answer, Probe, Prober, Probes, Said};
 use crate::stage::{PUBLISH_DEADLINE, Stage};
 
 /// What went wrong, for a person.
@@ -18,6 +19,16 @@ const SETTLE: Duration = Duration::from_secs(90);
 
 /// How much later than its deadline a 503 may come, on a machine that does ten other things.
 const LATE: Duration = Duration::from_secs(2);
+
+/// What each process may have of memory, in megabytes, whatever is done to it.
+const MEMORY: [(&str, u64); 3] = [("ingest", 400), ("worker", 512), ("query", 128)];
+
+/// Of a hundred events at least so many are accepted by a broker that is slow, but fast enough.
+const ACCEPTED_PERCENT: usize = 99;
+
+/// Of a hundred events at most so many are refused with the words that they may be counted, where a broker is too slow
+/// for most.
+const UNSURE_PERCENT: usize = 5;
 
 /// What one round came to.
 #[derive(Debug, Default)]
@@ -33,6 +44,8 @@ pub(crate) struct Act {
     pub(crate) counting: Duration,
     /// The services of which `/readyz` turned red.
     pub(crate) red: BTreeSet<&'static str>,
+    /// The most memory of each service, in megabytes.
+    pub(crate) peaks: BTreeMap<&'static str, u64>,
     pub(crate) note: Option<String>,
     pub(crate) failures: Vec<String>,
 }
@@ -71,14 +84,15 @@ impl Round {
     ) -> Result<(Act, Option<Vec<Load>>)> {
         let (fault, label) = (self.fault, self.label());
         let mut chance = Chance::new(self.seed, &label);
-        stage.watch.take();
+        stage.begin_anew();
         let prober = Prober::start(stage, &label);
         chance.pause(500, 1500).await;
+        let begun = Instant::now();
         let lifted = fault.inflict(stage, &mut chance, &label).await?;
         let mut act = Act { note: lifted.note, failures: lifted.failures, ..Act::default() };
         recover(stage, &prober, lifted.at, &mut act).await;
         let probes = prober.stop().await;
-        let seen = stage.watch.take();
+        let seen = stage.seen();
         let begin_next = async {
             match next {
                 Some(next) if act.failures.is_empty() => next.load(stage).await.map(Some),
@@ -86,7 +100,11 @@ impl Round {
             }
         };
         let (sent, next) = tokio::join!(Load::end_all(loads), begin_next);
-        for sent in sent? {
+        let sent = sent.unwrap_or_else(|reason| {
+            act.failures.push(reason);
+            Vec::new()
+        });
+        for sent in sent {
             act.acknowledged += sent.acknowledged;
             act.lost += sent.lost;
             act.duplicated += sent.duplicated;
@@ -95,7 +113,7 @@ impl Round {
                 act.failures.push(format!("{} had to send {} times again, or more", sent.name, sent.trouble));
             }
         }
-        judge(fault, &probes, &mut act);
+        judge(fault, &probes, begun..lifted.at, &mut act);
         let mut ledger = probes.ledger;
         ledger.merge(lifted.ledger);
         let difference = ledger.compare(&stage.primary, SETTLE).await?;
@@ -112,6 +130,13 @@ impl Round {
             }
         }
         act.red = seen.red;
+        act.peaks = seen.peaks;
+        for (service, limit) in MEMORY {
+            let peak = act.peaks.get(service).copied().unwrap_or_default();
+            if peak > limit {
+                act.failures.push(format!("{service} had {peak} MB, and may have {limit}"));
+            }
+        }
         Ok((act, next?))
     }
 }
@@ -143,14 +168,44 @@ async fn recover(stage: &Stage, prober: &Prober, lifted: Instant, act: &mut Act)
 }
 
 /// Holds the answers against what clients may see of the fault.
-fn judge(fault: Fault, probes: &Probes, act: &mut Act) {
+fn judge(fault: Fault, probes: &Probes, lasted: Range<Instant>, act: &mut Act) {
     for (kind, probes, visible) in
         [("PUT", &probes.puts, fault.visible_to_senders()), ("GET", &probes.gets, fault.visible_to_readers())]
     {
-        let refused = probes.iter().filter(|probe| probe.answer == Answer::Refused).count();
+        let refused = probes.iter().filter(|probe| matches!(probe.answer, Answer::Refused(_))).count();
         act.refused += refused;
         if visible == Visible::CertainRefusals && refused == 0 {
             act.failures.push(format!("no {kind} was answered with 503"));
+        }
+        let meanwhile: Vec<&Probe> = probes.iter().filter(|probe| lasted.contains(&probe.sent)).collect();
+        let share = |of: fn(&Answer) -> bool| {
+            let count = meanwhile.iter().filter(|probe| of(&probe.answer)).count();
+            (count, count * 100 / meanwhile.len().max(1))
+        };
+        match visible {
+            Visible::Few => {
+                let (accepted, percent) = share(|answer| *answer == Answer::Good);
+                let accepted = format!("{accepted} of {} {kind}s were accepted meanwhile", meanwhile.len());
+                if percent < ACCEPTED_PERCENT {
+                    act.failures.push(accepted);
+                } else {
+                    act.note.get_or_insert(accepted);
+                }
+            }
+            Visible::Uncounted => {
+                let (refused, _) = share(|answer| matches!(answer, Answer::Refused(_)));
+                let (unsure, percent) = share(|answer| *answer == Answer::Refused(Said::MaybeCounted));
+                let words = format!(
+                    "of {} {kind}s {refused} were refused meanwhile, {unsure} of them perhaps counted",
+                    meanwhile.len()
+                );
+                if percent > UNSURE_PERCENT {
+                    act.failures.push(words);
+                } else {
+                    act.note.get_or_insert(words);
+                }
+            }
+            _ => {}
         }
         let wrong: Vec<&Probe> = probes.iter().filter(|probe| !explains(visible, probe)).collect();
         if let Some(first) = wrong.first() {
@@ -168,7 +223,7 @@ fn judge(fault: Fault, probes: &Probes, act: &mut Act) {
 fn explains(visible: Visible, probe: &Probe) -> bool {
     match probe.answer {
         Answer::Good => true,
-        Answer::Refused => visible != Visible::Nothing && probe.took < PUBLISH_DEADLINE + LATE,
+        Answer::Refused(_) => visible != Visible::Nothing && probe.took < PUBLISH_DEADLINE + LATE,
         Answer::Lost(_) => visible == Visible::Silence,
         Answer::Wrong(_) | Answer::None => false,
     }

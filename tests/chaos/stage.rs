@@ -4,16 +4,18 @@ use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use futures::future::try_join_all;
 use hyper::StatusCode;
 use socket2::Socket;
 
 use crate::ask::Asker;
 use crate::instance::{data, dev, sql, sql_until};
+use crate::memory;
 use crate::processes::Service;
 use crate::proxy::{Proxy, host, reserve};
 use crate::round::Result;
 use crate::servers::Servers;
-use crate::watch::{Watch, Watcher};
+use crate::watch::{Seen, Watch, Watcher};
 
 /// How long an event waits for the confirm before its client gets a 503, unless it is said otherwise.
 pub(crate) const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
@@ -120,10 +122,55 @@ impl Stage {
     }
 
     pub(crate) async fn start_worker(&mut self) {
-        let more =
+        self.start_worker_with(&[]).await;
+    }
+
+    /// A worker with settings of its own: each round that wants one replaces it.
+    async fn start_worker_with(&mut self, more: &[(&str, &str)]) {
+        let usual =
             [("CATCHALL_STATEMENT_TIMEOUT_SECS", STATEMENT_TIMEOUT_SECS), ("CATCHALL_PREFETCH", PREFETCH)];
-        let actor = self.start("worker", &more).await;
+        let actor = self.start("worker", &[&usual, more].concat()).await;
         self.workers.push(actor);
+    }
+
+    /// Ends the workers in order.
+    pub(crate) async fn stop_workers(&mut self) -> Result<()> {
+        try_join_all(self.workers.drain(..).map(Actor::stop)).await.map(drop)
+    }
+
+    /// Starts two workers with these settings beside the usual ones.
+    pub(crate) async fn start_workers_with(&mut self, more: &[(&str, &str)]) {
+        for _ in 0..2 {
+            self.start_worker_with(more).await;
+        }
+    }
+
+    /// Puts usual workers in the place of others.
+    pub(crate) async fn usual_workers(&mut self) -> Result<()> {
+        self.stop_workers().await?;
+        self.fill().await;
+        Ok(())
+    }
+
+    /// Forgets what was seen until now, and how much memory was taken.
+    pub(crate) fn begin_anew(&self) {
+        for actor in self.actors() {
+            memory::forget_peak(actor.service.pid());
+        }
+        self.watch.take();
+    }
+
+    /// What was seen since then.
+    pub(crate) fn seen(&self) -> Seen {
+        let mut seen = self.watch.take();
+        for actor in self.actors() {
+            seen.remember(actor.name, memory::peak_megabytes(actor.service.pid()));
+        }
+        seen
+    }
+
+    fn actors(&self) -> impl Iterator<Item = &Actor> {
+        self.ingest.iter().chain(&self.workers).chain(&self.query)
     }
 
     pub(crate) async fn start_query(&mut self) {
@@ -141,7 +188,7 @@ impl Stage {
 
     /// The end of the log of every process, for whoever wonders what went wrong.
     pub(crate) fn print_logs(&self) {
-        for actor in self.ingest.iter().chain(&self.workers).chain(&self.query) {
+        for actor in self.actors() {
             let log = actor.service.log();
             for line in &log[log.len().saturating_sub(LOG_LINES)..] {
                 println!("chaos: {}: {line}", actor.name);
@@ -151,7 +198,7 @@ impl Stage {
 
     /// What keeps a service from being ready.
     pub(crate) async fn not_ready(&self) -> Option<String> {
-        for actor in self.ingest.iter().chain(&self.workers).chain(&self.query) {
+        for actor in self.actors() {
             let readyz = Asker::anew()
                 .get(&format!("http://{}/readyz", actor.service.ops_address()), Duration::from_secs(5))
                 .await;
@@ -194,7 +241,8 @@ fn address(port: &Socket) -> SocketAddr {
 impl Actor {
     /// Has somebody look at it.
     pub(crate) fn look(&mut self, watch: &Watch) {
-        self.watcher = Some(watch.over(self.name, format!("http://{}", self.service.ops_address())));
+        let ops_url = format!("http://{}", self.service.ops_address());
+        self.watcher = Some(watch.over(self.name, self.service.pid(), ops_url));
     }
 
     /// What comes next is our doing: nobody looks at it any more.
@@ -215,13 +263,5 @@ impl Actor {
         self.service.signal("TERM");
         let status = self.service.ended().await;
         if status.success() { Ok(()) } else { Err(format!("{} ended with {status} on SIGTERM", self.name)) }
-    }
-
-    /// The most memory it has had, in megabytes.
-    pub(crate) fn peak_megabytes(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.service.pid())).unwrap_or_default();
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kilobytes = peak.and_then(|peak| peak.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-        kilobytes.unwrap_or_default() / 1024
     }
 }

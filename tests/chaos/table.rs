@@ -1,13 +1,13 @@
 //! The result: a row for each fault.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write};
 use std::time::Duration;
 
 use crate::fault::Fault;
 use crate::round::Act;
 
-const HEADINGS: [&str; 9] = [
+const HEADINGS: [&str; 10] = [
     "fault",
     "rounds",
     "acknowledged",
@@ -16,6 +16,7 @@ const HEADINGS: [&str; 9] = [
     "503",
     "2xx after",
     "counted after",
+    "MB",
     "readyz red and green",
 ];
 
@@ -23,7 +24,8 @@ const HEADINGS: [&str; 9] = [
 const LEGEND: &str = "\
 503: of the prober's requests. Times: seconds from the moment the fault was lifted, a killed service was started
 again or a killed server accepted connections again, until requests were answered as ever and events sent after it
-were counted; the worst of the rounds. A service that is killed is not asked for its readiness.";
+were counted; the worst of the rounds. MB: the most memory that a process of ingest/worker/query had. A service that is
+killed is not asked for its readiness.";
 
 /// All rows so far.
 #[derive(Debug, Default)]
@@ -40,6 +42,7 @@ struct Row {
     flowing: Duration,
     counting: Duration,
     red: BTreeSet<&'static str>,
+    peaks: BTreeMap<&'static str, u64>,
     note: Option<String>,
     failures: Vec<String>,
 }
@@ -55,6 +58,10 @@ impl Table {
         row.flowing = row.flowing.max(act.flowing);
         row.counting = row.counting.max(act.counting);
         row.red.extend(act.red);
+        for (service, megabytes) in act.peaks {
+            let peak = row.peaks.entry(service).or_default();
+            *peak = megabytes.max(*peak);
+        }
         row.note = act.note.or(row.note.take());
         row.failures.extend(act.failures);
     }
@@ -76,6 +83,7 @@ impl Table {
                 flowing: Duration::ZERO,
                 counting: Duration::ZERO,
                 red: BTreeSet::new(),
+                peaks: BTreeMap::new(),
                 note: None,
                 failures: Vec::new(),
             });
@@ -90,8 +98,10 @@ impl Table {
 }
 
 impl Row {
-    fn cells(&self) -> [String; 9] {
+    fn cells(&self) -> [String; 10] {
         let seconds = |time: Duration| format!("{:.1}", time.as_secs_f64());
+        let megabytes = ["ingest", "worker", "query"]
+            .map(|service| self.peaks.get(service).map_or("-".into(), u64::to_string));
         let red: Vec<&str> = self.red.iter().copied().collect();
         let failed = if self.failures.is_empty() { "" } else { "  FAILED" };
         let notes = [self.note.as_deref(), self.fault.takes_time()];
@@ -105,6 +115,7 @@ impl Row {
             self.refused.to_string(),
             seconds(self.flowing),
             seconds(self.counting),
+            megabytes.join("/"),
             format!("{}{notes}{failed}", if red.is_empty() { "-".to_owned() } else { red.join(", ") }),
         ]
     }
@@ -112,7 +123,7 @@ impl Row {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rows: Vec<[String; 9]> =
+        let rows: Vec<[String; 10]> =
             std::iter::once(HEADINGS.map(str::to_owned)).chain(self.0.iter().map(Row::cells)).collect();
         for row in &rows {
             let mut line = String::new();
@@ -121,7 +132,7 @@ impl fmt::Display for Table {
                 // Words to the left, numbers to the right.
                 match column {
                     0 => write!(line, "{cell:width$}")?,
-                    8 => write!(line, "  {cell}")?,
+                    9 => write!(line, "  {cell}")?,
                     _ => write!(line, "  {cell:>width$}")?,
                 }
             }

@@ -1,6 +1,6 @@
 //! Looks at `/livez` and `/readyz` of every service all the time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use hyper::StatusCode;
 use tokio::task::AbortHandle;
 
 use crate::ask::Asker;
+use crate::memory;
 
 /// How often each service is asked.
 const LOOK: Duration = Duration::from_millis(80);
@@ -22,6 +23,8 @@ pub(crate) struct Seen {
     pub(crate) red: BTreeSet<&'static str>,
     /// What was wrong with a `/livez`.
     pub(crate) dead: Vec<String>,
+    /// The most memory that any process of a service had, in megabytes.
+    pub(crate) peaks: BTreeMap<&'static str, u64>,
 }
 
 /// The notes of all watchers.
@@ -37,13 +40,22 @@ impl Drop for Watcher {
     }
 }
 
+impl Seen {
+    pub(crate) fn remember(&mut self, name: &'static str, megabytes: u64) {
+        let peak = self.peaks.entry(name).or_default();
+        *peak = megabytes.max(*peak);
+    }
+}
+
 impl Watch {
     /// Begins to look at a process of the service `name`.
-    pub(crate) fn over(&self, name: &'static str, ops_url: String) -> Watcher {
+    pub(crate) fn over(&self, name: &'static str, pid: u32, ops_url: String) -> Watcher {
         let seen = Arc::clone(&self.0);
         let asker = Asker::over_one_connection();
         let looking = tokio::spawn(async move {
             loop {
+                // Of a process that is killed in a moment, too.
+                seen.lock().unwrap().remember(name, memory::peak_megabytes(pid));
                 let livez = asker.get(&format!("{ops_url}/livez"), PATIENCE).await;
                 if !livez.as_ref().is_ok_and(|(status, _)| *status == StatusCode::OK) {
                     seen.lock().unwrap().dead.push(format!("/livez of {name}: {livez:?}"));

@@ -127,6 +127,13 @@ impl Service {
         (status, body)
     }
 
+    /// The value of a figure, as Prometheus reads it; 0 for one that was never set.
+    pub(crate) async fn figure(&self, name: &str) -> f64 {
+        let (_, figures) = self.ops("/metrics").await;
+        let values = figures.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        values.filter_map(|value| value.parse::<f64>().ok()).sum()
+    }
+
     /// Where the service is.
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address())
@@ -210,6 +217,11 @@ impl Service {
     pub(crate) fn signal(&self, name: &str) {
         let sent = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status();
         assert!(sent.unwrap().success());
+    }
+
+    /// How the process has ended, if it has.
+    pub(crate) fn has_ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
     }
 
     /// Waits until the process has ended.

@@ -10,7 +10,8 @@ use lapin::types::{AMQPValue, FieldArray, FieldTable};
 use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
 
-use crate::poison::{RawMessage, poisons, publish_raw};
+use crate::frames::{publish_in_latin_1, publish_nested};
+use crate::poison::poisons;
 use crate::processes::{Service, command, run};
 use crate::servers::{AmqpClient, Servers, eventually};
 
@@ -289,8 +290,8 @@ async fn letters_that_no_client_library_reads_are_handled_like_others() {
     let publisher = servers.publisher().await;
     let event = delivered("a.com");
     let large = format!("{event}{}", " ".repeat(600_000));
-    publish_raw(&servers, DEAD, &RawMessage::in_latin_1(event.as_bytes())).await;
-    publish_raw(&servers, DEAD, &RawMessage::deep(18_000, b"{}")).await;
+    publish_in_latin_1(&servers, DEAD, event.as_bytes()).await;
+    publish_nested(&servers, DEAD, 18_000, b"{}").await;
     publisher.bury(&large, Some("large"), &mended()).await;
     publisher.bury(&event, Some("good"), &mended()).await;
     let small = ["--max-message-bytes", "524288"];

@@ -7,6 +7,9 @@ mod configuration;
 mod connections;
 mod dead_letters;
 mod documents;
+#[allow(dead_code, reason = "each test program uses a part of the rig")]
+#[path = "../rig/frames.rs"]
+mod frames;
 mod house;
 mod ingest;
 mod ledger;

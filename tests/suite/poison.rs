@@ -8,9 +8,8 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::json;
 use sqlx::{Connection as _, PgConnection};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
+use crate::frames::{publish_in_latin_1, publish_nested};
 use crate::processes::Service;
 use crate::servers::{Servers, eventually, topology};
 
@@ -82,75 +81,6 @@ async fn poison_is_kept_with_its_reason_and_holds_nothing_up() {
     assert!(!worker.has_logged("broker is not available"), "no message may break a session");
 }
 
-/// A message as AMQP allows it and no Rust client sends it.
-pub(crate) struct RawMessage<'a> {
-    pub(crate) key: &'a [u8],
-    /// AMQP's flags of the properties that follow.
-    pub(crate) flags: u16,
-    pub(crate) properties: Vec<u8>,
-    pub(crate) body: &'a [u8],
-}
-
-impl<'a> RawMessage<'a> {
-    /// Under a routing key that is not UTF-8.
-    pub(crate) fn in_latin_1(body: &'a [u8]) -> Self {
-        Self { key: b"m\xfcller.de", flags: 1 << 12, properties: vec![2], body }
-    }
-
-    /// With headers of arrays in arrays.
-    pub(crate) fn deep(depth: usize, body: &'a [u8]) -> Self {
-        let nested = (0..depth).fold(b"V".to_vec(), |inner, _| [&b"A"[..], &long(&inner)].concat());
-        let headers = [&short(b"deep")[..], &nested, &short(b"number"), b"I", &[0, 0, 0, 7]].concat();
-        let properties = [&long(&headers)[..], &[2]].concat();
-        Self { key: b"any.key", flags: 1 << 13 | 1 << 12, properties, body }
-    }
-}
-
-fn short(text: &[u8]) -> Vec<u8> {
-    [&[u8::try_from(text.len()).unwrap()], text].concat()
-}
-
-fn long(text: &[u8]) -> Vec<u8> {
-    [&u32::try_from(text.len()).unwrap().to_be_bytes()[..], text].concat()
-}
-
-/// Publishes a message frame by frame, and waits for the confirm.
-pub(crate) async fn publish_raw(servers: &Servers, exchange: &str, message: &RawMessage<'_>) {
-    const LARGEST_FRAME: u32 = 128 << 10;
-    let RawMessage { key, flags, properties, body } = message;
-    let (user, vhost) = servers.amqp_url.trim_start_matches("amqp://").split_once('@').unwrap();
-    let ((user, password), (address, vhost)) =
-        (user.split_once(':').unwrap(), vhost.split_once('/').unwrap());
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    let frame = |kind: u8, channel: u8, payload: &[&[u8]]| {
-        [&[kind, 0, channel][..], &long(&payload.concat()), &[0xce]].concat()
-    };
-    let response = format!("\0{user}\0{password}");
-    let start_ok = [&[0; 4][..], &short(b"PLAIN"), &long(response.as_bytes()), &short(b"en_US")].concat();
-    let tune_ok = [&[7, 255][..], &LARGEST_FRAME.to_be_bytes(), &[0, 0]].concat();
-    let header =
-        [&[0, 60, 0, 0][..], &(body.len() as u64).to_be_bytes(), &flags.to_be_bytes(), properties].concat();
-    let bodies = body.chunks(LARGEST_FRAME as usize - 8).flat_map(|part| frame(3, 1, &[part])).collect();
-    for bytes in [
-        b"AMQP\0\0\x09\x01".to_vec(),
-        frame(1, 0, &[&[0, 10, 0, 11], &start_ok]),
-        frame(1, 0, &[&[0, 10, 0, 31], &tune_ok]),
-        frame(1, 0, &[&[0, 10, 0, 40], &short(vhost.as_bytes()), &[0, 0]]),
-        frame(1, 1, &[&[0, 20, 0, 10, 0]]),
-        frame(1, 1, &[&[0, 85, 0, 10, 0]]),
-        frame(1, 1, &[&[0, 60, 0, 40, 0, 0], &short(exchange.as_bytes()), &short(key), &[0]]),
-        frame(2, 1, &[&header]),
-        bodies,
-    ] {
-        stream.write_all(&bytes).await.unwrap();
-    }
-    // The confirm, basic.ack of delivery 1, is the last thing the broker says.
-    let (mut said, ack) = (Vec::new(), frame(1, 1, &[&[0, 60, 0, 80], &1_u64.to_be_bytes(), &[0]]));
-    while !said.ends_with(&ack) {
-        assert!(stream.read_buf(&mut said).await.unwrap() > 0, "{}", said.escape_ascii());
-    }
-}
-
 /// What ends the connection of most clients, or the process, or fills its memory.
 #[tokio::test]
 async fn what_no_client_library_reads_becomes_a_dead_letter_and_stops_nobody() {
@@ -166,9 +96,9 @@ async fn what_no_client_library_reads_becomes_a_dead_letter_and_stops_nobody() {
         for number in 0..10 {
             publisher.publish(good, Some(&format!("good-{round}-{number}"))).await;
         }
-        publish_raw(&servers, EVENTS, &RawMessage::in_latin_1(bad)).await;
+        publish_in_latin_1(&servers, EVENTS, bad).await;
         match round {
-            2 => publish_raw(&servers, EVENTS, &RawMessage::deep(18_000, bad)).await,
+            2 => publish_nested(&servers, EVENTS, 18_000, bad).await,
             4 => publisher.publish(&large, Some("large")).await,
             6 => {
                 // Whoever says so themselves is believed.

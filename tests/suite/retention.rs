@@ -515,7 +515,8 @@ async fn a_watermark_overtakes_no_message_of_any_priority() {
     let servers = Servers::fresh().await;
     let client = servers.publisher().await;
     let config = broker::Config { amqp_url: servers.amqp_url.parse().unwrap() };
-    let mut marks = Publisher::connect(config, "marks".into(), Health::default().dependency("broker"));
+    let broker = Health::default().dependency("broker");
+    let marks = Publisher::connect(config, "marks".into(), broker, Duration::from_secs(30));
     let mut watermarks = Vec::new();
     let mut published = 0;
     for round in 0..6 {
@@ -529,11 +530,11 @@ async fn a_watermark_overtakes_no_message_of_any_priority() {
             published += 1;
         }
         let watermark = Watermark { lowest: Uuid::now_v7(), highest: Uuid::now_v7() };
-        let both = [
+        let both = vec![
             Message::mark(watermark.lowest, Priority::Lowest),
             Message::mark(watermark.highest, Priority::Highest),
         ];
-        marks.publish(&both, Instant::now() + Duration::from_secs(30)).await.unwrap();
+        marks.publish(both, Instant::now() + Duration::from_secs(30)).await.unwrap();
         watermarks.push((watermark, published));
         // Some are handed out and come back.
         for _ in 0..round {

@@ -6,6 +6,7 @@ use super::Lifted;
 use crate::chance::Chance;
 use crate::proxy::{Proxy, Wire};
 use crate::round::Result;
+use crate::stage::Stage;
 
 /// Longer than two heartbeats, and than the look at the primary takes: a silence is noticed in it.
 const SILENCE: (u64, u64) = (5000, 6500);
@@ -15,6 +16,16 @@ pub(super) async fn be(proxy: &Proxy, wire: Wire, chance: &mut Chance) -> Result
     proxy.be(wire);
     chance.pause(least, most).await;
     proxy.mend();
+    Ok(Lifted::now())
+}
+
+/// Long enough for some hundred requests to come to their deadline.
+const LATE: Duration = Duration::from_secs(10);
+
+pub(super) async fn late(stage: &Stage, delay: Duration) -> Result<Lifted> {
+    stage.broker_wire.be(Wire::LateConfirms(delay));
+    tokio::time::sleep(LATE).await;
+    stage.broker_wire.mend();
     Ok(Lifted::now())
 }
 

@@ -1,0 +1,317 @@
+//! Clients that take their time, beside honest ones that must not notice.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::future::join_all;
+use h2::client::Builder;
+use http_body_util::Full;
+use hyper::{Request, StatusCode, header};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinSet;
+
+use super::Lifted;
+use crate::ask::{Answered, Asker};
+use crate::ledger::Ledger;
+use crate::round::Result;
+use crate::stage::Stage;
+
+/// Connections of HTTP/1.1, or streams of HTTP/2.
+const SLOW: usize = 1000;
+
+/// Of so many slow ones one reads no answer; the bodies of the others trickle in.
+const READS_NOTHING: usize = 4;
+
+/// Streams of one connection.
+const STREAMS: usize = 50;
+
+/// How often a few bytes of each body come.
+const TRICKLE: Duration = Duration::from_millis(700);
+
+/// How soon a slow client is back that was given up.
+const BACK: Duration = Duration::from_millis(200);
+
+/// What a trickling body says it has.
+const BODY: usize = 1 << 20;
+
+/// Unreadable events of a request whose answer, some 30 kB, nobody reads.
+const REJECTED: usize = 400;
+
+/// Bytes a client that reads nothing has room for.
+const ROOM: u32 = 4096;
+
+/// How long it may take until all slow clients are there.
+const GATHER: Duration = Duration::from_secs(3);
+
+/// How long the honest ones are measured without slow ones, and with them.
+const MEASURE: Duration = Duration::from_secs(5);
+
+/// Honest requests: how many at a time, and the pause of each after an answer.
+const HONEST: usize = 10;
+const PAUSE: Duration = Duration::from_millis(40);
+
+/// How long an honest client waits.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The 99th percentile of honest requests may be so many times what it is without slow clients.
+const TIMES: u32 = 2;
+
+/// Below this it may be whatever it is: on a machine that does ten other things a quiet moment says little.
+const FLOOR: Duration = Duration::from_millis(250);
+
+pub(super) async fn slow_connections(stage: &mut Stage, label: &str) -> Result<Lifted> {
+    let address = address(stage)?;
+    let present = Arc::new(AtomicUsize::new(0));
+    let slow = {
+        let present = Arc::clone(&present);
+        async move {
+            let clients = (0..SLOW).map(|number| {
+                let present = Arc::clone(&present);
+                async move {
+                    loop {
+                        // Whether it is refused, given up or answered: it comes again.
+                        let _ = connection(address, number, &present).await;
+                        tokio::time::sleep(BACK).await;
+                    }
+                }
+            });
+            join_all(clients).await;
+        }
+    };
+    beside(stage, label, slow, &present).await
+}
+
+pub(super) async fn slow_streams(stage: &mut Stage, label: &str) -> Result<Lifted> {
+    let address = address(stage)?;
+    let present = Arc::new(AtomicUsize::new(0));
+    let slow = {
+        let present = Arc::clone(&present);
+        async move {
+            let connections = (0..SLOW / STREAMS).map(|_| async {
+                loop {
+                    let _ = streams(address, &present).await;
+                    tokio::time::sleep(BACK).await;
+                }
+            });
+            join_all(connections).await;
+        }
+    };
+    beside(stage, label, slow, &present).await
+}
+
+fn address(stage: &Stage) -> Result<SocketAddr> {
+    stage.ingest_url.replace("http://", "").parse().map_err(|error| format!("{}: {error}", stage.ingest_url))
+}
+
+/// Measures honest clients alone, and beside slow ones.
+async fn beside(
+    stage: &Stage,
+    label: &str,
+    slow: impl Future<Output = ()> + Send + 'static,
+    present: &AtomicUsize,
+) -> Result<Lifted> {
+    let mut ledger = Ledger::default();
+    let quiet = honest(stage, &format!("quiet.{label}"), &mut ledger).await;
+    let mut slow_clients = JoinSet::new();
+    slow_clients.spawn(slow);
+    let begun = Instant::now();
+    while present.load(Ordering::Relaxed) < SLOW && begun.elapsed() < GATHER {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let gathered = present.load(Ordering::Relaxed);
+    let beside = honest(stage, &format!("beside.{label}"), &mut ledger).await;
+    slow_clients.shutdown().await;
+    let mut lifted = Lifted { ledger, ..Lifted::now() };
+    let mut words = Vec::new();
+    for (kind, latencies) in &beside.latencies {
+        let quiet = percentile(quiet.latencies.get(kind).map_or(&[], Vec::as_slice));
+        let now = percentile(latencies);
+        let line = format!("p99 of {kind} {:.0} ms, quiet {:.0}", millis(now), millis(quiet));
+        if now > FLOOR.max(quiet * TIMES) {
+            lifted.failures.push(format!("beside {gathered} slow ones: {line}"));
+        }
+        words.push(line);
+    }
+    lifted.failures.extend(quiet.wrong.into_iter().chain(beside.wrong).take(3));
+    // Some are given up and on their way back.
+    if gathered < SLOW / 2 {
+        lifted.failures.push(format!("only {gathered} of {SLOW} slow clients came"));
+    }
+    lifted.note = Some(format!("{} beside {gathered} slow ones", words.join(", ")));
+    Ok(lifted)
+}
+
+/// Latencies by kind of request, and what was not answered as it should be.
+#[derive(Debug, Default)]
+struct Measured {
+    latencies: BTreeMap<&'static str, Vec<Duration>>,
+    wrong: Vec<String>,
+}
+
+impl Measured {
+    /// Adds an answer and tells whether it is a good one. What is not answered took that long all the same.
+    fn add(&mut self, kind: &'static str, took: Duration, answer: &Answered) -> bool {
+        let good = answer.as_ref().is_ok_and(|(status, _)| *status == StatusCode::ACCEPTED);
+        self.latencies.entry(kind).or_default().push(took);
+        if !good {
+            self.wrong.push(format!("an honest {kind} after {took:?}: {answer:?}"));
+        }
+        good
+    }
+}
+
+/// PUTs and bulk requests, half of each, for some seconds.
+async fn honest(stage: &Stage, label: &str, ledger: &mut Ledger) -> Measured {
+    let measured = RefCell::new(Measured::default());
+    let expected = RefCell::new(Vec::new());
+    let until = Instant::now() + MEASURE;
+    let clients = (0..HONEST).map(|client| {
+        let (measured, expected) = (&measured, &expected);
+        async move {
+            let asker = Asker::over_one_connection();
+            for number in 0.. {
+                if Instant::now() >= until {
+                    return;
+                }
+                let domain = format!("h{client}-{number}.{label}.test");
+                let (kind, events, request) = if number % 2 == 0 {
+                    ("PUT", 1, put(&stage.ingest_url, &domain))
+                } else {
+                    ("POST", 20, post(&stage.ingest_url, &domain, 20))
+                };
+                let sent = Instant::now();
+                let answer = asker.ask(request, PATIENCE).await;
+                let good = measured.borrow_mut().add(kind, sent.elapsed(), &answer);
+                expected.borrow_mut().push((domain, if good { events } else { 0 }, events));
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    });
+    join_all(clients).await;
+    for (domain, least, most) in expected.into_inner() {
+        ledger.expect(domain, least, most);
+    }
+    measured.into_inner()
+}
+
+fn put(url: &str, domain: &str) -> Request<Full<Bytes>> {
+    let request = Request::put(format!("{url}/events/{domain}/delivered"));
+    request.body(Full::default()).expect("it is a request")
+}
+
+fn post(url: &str, domain: &str, events: usize) -> Request<Full<Bytes>> {
+    let body = format!("{{\"domain\":\"{domain}\",\"event\":\"delivered\"}}\n").repeat(events);
+    let request = Request::post(format!("{url}/events")).header(header::CONTENT_TYPE, "application/x-ndjson");
+    request.body(Full::from(body)).expect("it is a request")
+}
+
+/// Of at least some hundred.
+fn percentile(latencies: &[Duration]) -> Duration {
+    let mut sorted = latencies.to_vec();
+    sorted.sort_unstable();
+    sorted.get((sorted.len() * 99 / 100).min(sorted.len().saturating_sub(1))).copied().unwrap_or_default()
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+/// Counts those who are there.
+struct Present<'a>(&'a AtomicUsize);
+
+impl<'a> Present<'a> {
+    fn new(present: &'a AtomicUsize) -> Self {
+        present.fetch_add(1, Ordering::Relaxed);
+        Self(present)
+    }
+}
+
+impl Drop for Present<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One slow client of HTTP/1.1, until it is given up.
+async fn connection(address: SocketAddr, number: usize, present: &AtomicUsize) -> std::io::Result<()> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(ROOM)?;
+    let mut stream: TcpStream = socket.connect(address).await?;
+    let head = |size: usize| {
+        format!(
+            "POST /events HTTP/1.1\r\nhost: slow\r\ncontent-type: application/x-ndjson\r\ncontent-length: {size}\r\n\r\n"
+        )
+    };
+    if number.is_multiple_of(READS_NOTHING) {
+        let body = "{}\n".repeat(REJECTED);
+        let request = format!("{}{body}", head(body.len()));
+        let _present = Present::new(present);
+        // One after the other, until the server takes no more of them.
+        loop {
+            stream.write_all(request.as_bytes()).await?;
+            tokio::time::sleep(TRICKLE).await;
+        }
+    }
+    stream.write_all(head(BODY).as_bytes()).await?;
+    let _present = Present::new(present);
+    let mut answer = [0];
+    loop {
+        stream.write_all(b"{}\n").await?;
+        // An answer before the end of the body is that it is given up.
+        if let Ok(read) = tokio::time::timeout(TRICKLE, stream.peek(&mut answer)).await {
+            read?;
+            return Ok(());
+        }
+    }
+}
+
+/// Slow streams of one connection, until it is given up or all of them are.
+async fn streams(address: SocketAddr, present: &AtomicUsize) -> anyhow::Result<()> {
+    let stream = TcpStream::connect(address).await?;
+    let (requests, connection) = Builder::new()
+        .initial_window_size(ROOM)
+        .initial_connection_window_size(1 << 20)
+        .enable_push(false)
+        .handshake::<_, Bytes>(stream)
+        .await?;
+    let slow = join_all((0..STREAMS).map(|number| {
+        let mut requests = requests.clone();
+        async move {
+            loop {
+                poll_fn(|context| requests.poll_ready(context)).await?;
+                let request = Request::post("http://slow/events");
+                let request = request.header(header::CONTENT_TYPE, "application/x-ndjson");
+                let request = request.body(()).expect("it is a request");
+                let (answer, mut body) = requests.send_request(request, false)?;
+                let _present = Present::new(present);
+                if number.is_multiple_of(READS_NOTHING) {
+                    body.send_data(Bytes::from("{}\n".repeat(REJECTED)), true)?;
+                    let answer = answer.await?;
+                    // Without its window being opened, what remains of it stays with the server.
+                    let _unread = answer.into_body();
+                    poll_fn(|context| body.poll_reset(context)).await?;
+                } else {
+                    while body.send_data(Bytes::from_static(b"{}\n"), false).is_ok() {
+                        tokio::time::sleep(TRICKLE).await;
+                    }
+                }
+                tokio::time::sleep(BACK).await;
+            }
+        }
+    }));
+    let slow = async {
+        let ended: Vec<anyhow::Result<()>> = slow.await;
+        ended.into_iter().collect()
+    };
+    tokio::select! {
+        ended = connection => Ok(ended?),
+        ended = slow => ended,
+    }
+}

@@ -1,0 +1,199 @@
+//! A primary that is slow, whose clock was wrong, or of which claims are forgotten.
+
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use serde_json::json;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use super::Lifted;
+use crate::instance::sql_until;
+use crate::ledger::{Ledger, counters};
+use crate::round::Result;
+use crate::servers::AmqpClient;
+use crate::stage::Stage;
+
+/// Makes each row of the counters take five milliseconds. Rows are written in one statement for many messages.
+const SLOW: &str = "\
+create function be_slow() returns trigger language plpgsql as $$ begin perform pg_sleep(0.005); return new; end $$;
+create trigger be_slow before insert on domain_counters for each row execute function be_slow()";
+
+const FAST: &str = "drop trigger be_slow on domain_counters; drop function be_slow()";
+
+/// Messages of so many domains each: one takes a twentieth of a second, a full prefetch of 100 takes five.
+const MESSAGES: usize = 120;
+const DOMAINS: usize = 10;
+
+/// How long the primary is slow. One session writes two hundred rows a second then, if nothing is done in vain.
+const SLOWNESS: Duration = Duration::from_secs(12);
+
+/// Of a hundred messages so many are counted while it is slow: the least that tells going on from standing still.
+const COUNTED_PERCENT: usize = 30;
+
+/// A statement a second is less than a full window takes.
+const IMPATIENT: [(&str, &str); 1] = [("CATCHALL_STATEMENT_TIMEOUT_SECS", "1")];
+
+pub(super) async fn statement_timeout(stage: &mut Stage, label: &str) -> Result<Lifted> {
+    stage.stop_workers().await?;
+    execute(&stage.primary, SLOW).await?;
+    let mut ledger = Ledger::default();
+    let publisher = stage.servers.publisher().await;
+    let mut domains = Vec::new();
+    for message in 0..MESSAGES {
+        let names: Vec<String> =
+            (0..DOMAINS).map(|number| format!("d{message}-{number}.{label}.test")).collect();
+        let events: Vec<_> =
+            names.iter().map(|domain| json!({"domain": domain, "event": "delivered"})).collect();
+        let body = serde_json::to_vec(&events).expect("it is JSON");
+        publisher.publish(&body, Some(&format!("{label}-{message}"))).await;
+        for domain in &names {
+            ledger.expect(domain.clone(), 1, 1);
+        }
+        domains.extend(names);
+    }
+    stage.start_workers_with(&IMPATIENT).await;
+    tokio::time::sleep(SLOWNESS).await;
+    let counted = counters(&stage.primary, &domains).await?.len();
+    execute(&stage.primary, FAST).await?;
+    let mut lifted = Lifted { ledger, ..Lifted::now() };
+    let words = format!("{counted} of {} rows were written meanwhile", domains.len());
+    if counted * 100 < domains.len() * COUNTED_PERCENT {
+        lifted.failures.push(words);
+    } else {
+        lifted.note = Some(words);
+    }
+    stage.usual_workers().await?;
+    Ok(lifted)
+}
+
+/// Marks are sent every second, and claims are kept for an hour.
+const WATCHFUL: [(&str, &str); 3] = [
+    ("CATCHALL_MESSAGE_RETENTION_SECS", "3600"),
+    ("CATCHALL_EVENT_RETENTION_SECS", "3600"),
+    ("CATCHALL_MAX_HOLD_SECS", "24"),
+];
+
+/// Moves every time that the ledger has noted three days ahead, and the horizon to where it was then: what a clock
+/// leaves behind that was ahead.
+const AHEAD: &str = "\
+insert into forgotten_claims (kind, used_before) values ('message', now()), ('event', now()) on conflict do nothing;
+do $$
+declare c record;
+begin
+    for c in select table_name, column_name from information_schema.columns
+        where table_schema = current_schema() and data_type = 'timestamp with time zone'
+        and table_name in ('queue_marks', 'forgotten_claims', 'message_claims', 'event_claims')
+    loop
+        execute format('update %I set %I = %I + interval ''3 days''', c.table_name, c.column_name, c.column_name);
+    end loop;
+end $$";
+
+/// How long workers have to do upkeep before the same events come again.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Messages with an id, and keyed events.
+const KEYED: usize = 100;
+
+pub(super) async fn clock_steps_back(stage: &mut Stage, label: &str) -> Result<Lifted> {
+    stage.stop_workers().await?;
+    stage.start_workers_with(&WATCHFUL).await;
+    // A mark that arrived is among what the clock leaves behind.
+    let arrived = "select 'yes' from queue_marks where arrived_at is not null";
+    sql_until(&stage.primary, arrived, Duration::from_secs(20)).await?;
+    stage.stop_workers().await?;
+    execute(&stage.primary, AHEAD).await?;
+    stage.start_workers_with(&WATCHFUL).await;
+    let stepped_back = Instant::now();
+    let publisher = stage.servers.publisher().await;
+    let ledger = keyed(&publisher, label).await;
+    settled(&ledger, stage).await?;
+    tokio::time::sleep(UPKEEP).await;
+    keyed(&publisher, label).await;
+    let mut lifted = Lifted { ledger, ..Lifted::now() };
+    // The clock is right again, so a mark of now is one that was begun after the step.
+    let marks = "select 'yes' from queue_marks where published_at <= now() and published_at > now() - interval '1 minute'";
+    if let Err(reason) = sql_until(&stage.primary, marks, Duration::from_secs(5)).await {
+        let since = stepped_back.elapsed();
+        lifted.failures.push(format!("no mark was sent within {since:?} of the step: {reason}"));
+    }
+    stage.usual_workers().await?;
+    Ok(lifted)
+}
+
+/// Claims are kept for five seconds, and a message is held for no more than six.
+const FORGETFUL: [(&str, &str); 4] = [
+    ("CATCHALL_MESSAGE_RETENTION_SECS", "5"),
+    ("CATCHALL_EVENT_RETENTION_SECS", "5"),
+    ("CATCHALL_MAX_HOLD_SECS", "6"),
+    ("CATCHALL_STATEMENT_TIMEOUT_SECS", "2"),
+];
+
+/// How often the same events come, for so many times: twice as long as claims are kept.
+const AGAIN: Duration = Duration::from_secs(1);
+const TIMES: usize = 14;
+
+pub(super) async fn short_retention(stage: &mut Stage, label: &str) -> Result<Lifted> {
+    stage.stop_workers().await?;
+    let publisher = stage.servers.publisher().await;
+    let ledger = keyed(&publisher, label).await;
+    stage.start_workers_with(&FORGETFUL).await;
+    for _ in 0..TIMES {
+        tokio::time::sleep(AGAIN).await;
+        keyed(&publisher, label).await;
+    }
+    let mut lifted = Lifted { ledger, ..Lifted::now() };
+    let forgotten = forgotten(stage).await;
+    lifted.note = Some(format!("{forgotten:.0} claims were forgotten"));
+    if forgotten == 0.0 {
+        lifted.failures.push("no claim was forgotten".into());
+    }
+    stage.usual_workers().await?;
+    Ok(lifted)
+}
+
+/// Publishes the same messages, of which every other has an id, and the others an event with a key. Each counts once.
+async fn keyed(publisher: &AmqpClient, label: &str) -> Ledger {
+    let mut ledger = Ledger::default();
+    let messages = (0..KEYED).map(|number| {
+        let domain = format!("k{number}.{label}.test");
+        ledger.expect(domain.clone(), 1, 1);
+        let name = format!("{label}-{number}");
+        async move {
+            if number % 2 == 0 {
+                let event = json!({"domain": domain, "event": "delivered"});
+                publisher.publish(event.to_string().as_bytes(), Some(&name)).await;
+            } else {
+                let event = json!({"domain": domain, "event": "delivered", "id": name});
+                publisher.publish(event.to_string().as_bytes(), None).await;
+            }
+        }
+    });
+    let messages: Vec<_> = messages.collect();
+    join_all(messages).await;
+    ledger
+}
+
+/// Waits until all is counted.
+async fn settled(ledger: &Ledger, stage: &Stage) -> Result<()> {
+    let difference = ledger.compare(&stage.primary, Duration::from_secs(30)).await?;
+    if difference.lost == 0 { Ok(()) } else { Err(format!("not counted within 30 s: {difference:?}")) }
+}
+
+/// How many claims the workers have forgotten since they were started.
+async fn forgotten(stage: &Stage) -> f64 {
+    let mut forgotten = 0.0;
+    for worker in &stage.workers {
+        forgotten += worker.service.figure("catchall_worker_forgotten_claims_total").await;
+    }
+    forgotten
+}
+
+/// Runs statements of a superuser.
+async fn execute(url: &str, statements: &str) -> Result<()> {
+    let executing = async {
+        let mut connection = PgConnection::connect(url).await?;
+        sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut connection).await?;
+        connection.close().await
+    };
+    executing.await.map_err(|error: sqlx::Error| format!("{statements}: {error}"))
+}

@@ -1,0 +1,150 @@
+//! Dead letters, and the tool that sends them back.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use catchall::broker::{DEAD, EVENTS};
+use futures::future::join_all;
+use hyper::Method;
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
+use serde_json::json;
+
+use super::Lifted;
+use crate::chance::Chance;
+use crate::ledger::Ledger;
+use crate::processes::{command, run};
+use crate::round::Result;
+use crate::servers::{AmqpClient, Servers};
+use crate::stage::Stage;
+
+/// Letters that can be read now, each of a domain of its own: half under an id of their own, half under that of the
+/// letter.
+const MENDED: usize = 2000;
+
+/// Messages that cannot be read now or ever, with and without an id.
+const POISONS: usize = 20;
+
+/// How often the tool is killed before it may do its work to the end.
+const KILLS: usize = 2;
+
+/// How long messages may take to become letters, and letters to be all replayed.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+pub(super) async fn replay(stage: &mut Stage, chance: &mut Chance, label: &str) -> Result<Lifted> {
+    let mut ledger = Ledger::default();
+    let servers = stage.servers.clone();
+    empty(&servers).await;
+    let publisher = servers.publisher().await;
+    let poisons = (0..POISONS).map(|number| {
+        let (publisher, id) = (&publisher, format!("{label}-poison-{number}"));
+        async move { publisher.publish(b"{}", (number % 2 == 0).then_some(&*id)).await }
+    });
+    join_all(poisons).await;
+    await_letters(&publisher, POISONS).await?;
+    for number in 0..MENDED {
+        ledger.expect(domain(number, label), 1, 1);
+    }
+    for numbers in (0..MENDED).collect::<Vec<_>>().chunks(500) {
+        join_all(numbers.iter().map(|number| bury(&publisher, *number, label))).await;
+    }
+    let mut killed = 0;
+    for _ in 0..KILLS {
+        let mut replay = command("dead");
+        replay
+            .env("CATCHALL_AMQP_URL", &servers.amqp_url)
+            .env("CATCHALL_DATABASE_URL", &servers.database_url);
+        replay.args(["replay", "--all"]).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut replay = replay.spawn().map_err(|error| format!("catchall-dead: {error}"))?;
+        // Not before it has begun.
+        let begun = Instant::now();
+        let before = publisher.waiting(DEAD).await;
+        while publisher.waiting(DEAD).await >= before && begun.elapsed() < PATIENCE {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        chance.pause(0, 150).await;
+        killed += usize::from(replay.kill().is_ok() && replay.wait().is_ok_and(|status| !status.success()));
+    }
+    let begun = Instant::now();
+    let mut lifted = loop {
+        // What cannot be read comes back, and is no reason to complain.
+        let (_, stdout, stderr) = dead(&servers, &["replay", "--all", "--reason", "count 3"]).await;
+        if stdout.contains("replayed 0, skipped 0") {
+            break Lifted::now();
+        }
+        if begun.elapsed() > PATIENCE {
+            break Lifted {
+                failures: vec![format!("catchall-dead replay: {stdout}{stderr}")],
+                ..Lifted::now()
+            };
+        }
+    };
+    // A letter that was sent back and not yet taken out when the tool was killed is there twice, under one id.
+    let left = publisher.waiting(DEAD).await as usize;
+    if left < POISONS {
+        lifted.failures.push(format!("{left} letters are left of {POISONS} that nobody can read"));
+    }
+    empty(&servers).await;
+    lifted.note = Some(format!("{MENDED} letters, the tool was killed {killed} times"));
+    Ok(Lifted { ledger, ..lifted })
+}
+
+fn domain(number: usize, label: &str) -> String {
+    format!("d{number}.{label}.test")
+}
+
+/// Puts a letter among the dead ones as a worker did that could not read yet what can be read now.
+async fn bury(publisher: &AmqpClient, number: usize, label: &str) {
+    let text = |text: String| AMQPValue::LongString(text.into());
+    let id = format!("{label}-letter-{number}");
+    let mut headers = FieldTable::default();
+    headers.insert("catchall-reason".into(), text("the count 3 is not read here".into()));
+    let properties =
+        BasicProperties::default().with_delivery_mode(2).with_content_type("application/json".into());
+    let properties = if number.is_multiple_of(2) {
+        properties.with_message_id(id.into())
+    } else {
+        headers.insert("catchall-letter".into(), text(id));
+        properties
+    };
+    let event = json!({"domain": domain(number, label), "event": "delivered"});
+    publisher.publish_to(DEAD, event.to_string().as_bytes(), properties.with_headers(headers)).await;
+}
+
+/// Waits until so many letters are there, and no more.
+pub(super) async fn await_letters(publisher: &AmqpClient, letters: usize) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        let waiting = publisher.waiting(DEAD).await as usize;
+        if waiting == letters {
+            return Ok(());
+        }
+        if begun.elapsed() > PATIENCE {
+            let queued = publisher.waiting(EVENTS).await;
+            return Err(format!(
+                "there are {waiting} dead letters instead of {letters}, and {queued} messages wait"
+            ));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Takes out whatever an earlier fault has left.
+pub(super) async fn empty(servers: &Servers) {
+    let path = format!("/api/queues/{}/{DEAD}/contents", servers.name);
+    servers.management(Method::DELETE, &path, "").await;
+}
+
+/// Runs `catchall-dead` to its end: whether it succeeded, and what it printed.
+pub(super) async fn dead(servers: &Servers, arguments: &[&str]) -> (bool, String, String) {
+    let servers = servers.clone();
+    let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+    let running = tokio::task::spawn_blocking(move || {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let variables =
+            [("CATCHALL_AMQP_URL", &*servers.amqp_url), ("CATCHALL_DATABASE_URL", &servers.database_url)];
+        run("dead", &arguments, &variables)
+    });
+    let (status, stdout, stderr) = running.await.expect("it does not panic");
+    (status.success(), stdout, stderr)
+}

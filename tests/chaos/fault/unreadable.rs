@@ -1,0 +1,244 @@
+//! What strangers send: errors that would repeat all of it, messages that no library can parse, headers without end.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use catchall::broker::{DEAD, EVENTS};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use futures::future::join_all;
+use http_body_util::Full;
+use hyper::{Request, StatusCode, header};
+use lapin::types::AMQPValue;
+use serde_json::Value;
+
+use super::Lifted;
+use super::letters::{await_letters, dead, empty};
+use crate::ask::Asker;
+use crate::frames::{FramePublisher, nested_headers, publish_in_latin_1};
+use crate::ledger::{Ledger, counters};
+use crate::round::Result;
+use crate::servers::AmqpClient;
+use crate::stage::Stage;
+
+/// Requests under way at a time, and how many each client sends.
+const AMPLIFYING: usize = 20;
+const TIMES: usize = 2;
+
+/// Bytes of the value that is not what it should be: in a request nearly as many as its body may have.
+const REQUEST_VALUE: usize = (10 << 20) - 100;
+const MESSAGE_VALUE: usize = 300 << 10;
+
+/// Messages of the kind.
+const MESSAGES: usize = 40;
+
+/// How long a request may take: unpacking ten megabytes is work, above all in a build for debugging.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// A reason has so many bytes at most. What it is cut to is less; this tells cut from not.
+const MAX_REASON: usize = 1000;
+
+/// Good messages a second, and bad ones, for so many seconds.
+const GOOD: u64 = 1000;
+const SECONDS: u64 = 10;
+
+/// How long no good message may be counted while one bad one a second comes.
+const STANDSTILL: Duration = Duration::from_secs(3);
+
+/// After that long it is no use to wait on.
+const FOR_GOOD: Duration = Duration::from_secs(15);
+
+/// Frames hold 128 KiB, and a level of nesting takes five bytes.
+const DEPTH: u32 = 18_000;
+
+/// Messages with such headers.
+const DEEP: usize = 3;
+
+/// An event of which the count is a text of bytes that need six each where they are repeated with care.
+fn amplifying(size: usize) -> Vec<u8> {
+    let value = "\u{7f}".repeat(size);
+    format!(r#"{{"domain":"a.com","event":"delivered","count":"{value}"}}"#).into_bytes()
+}
+
+pub(super) async fn amplification(stage: &mut Stage, label: &str) -> Result<Lifted> {
+    empty(&stage.servers).await;
+    let mut packed = GzEncoder::new(Vec::new(), Compression::best());
+    packed.write_all(&amplifying(REQUEST_VALUE)).map_err(|error| error.to_string())?;
+    let packed = Bytes::from(packed.finish().map_err(|error| error.to_string())?);
+    let asking = (0..AMPLIFYING).map(|_| async {
+        let asker = Asker::over_one_connection();
+        let mut wrong = Vec::new();
+        for _ in 0..TIMES {
+            let request = Request::post(format!("{}/events", stage.ingest_url))
+                .header(header::CONTENT_TYPE, "application/x-ndjson")
+                .header(header::CONTENT_ENCODING, "gzip")
+                .body(Full::from(packed.clone()));
+            match asker.ask(request.expect("it is a request"), PATIENCE).await {
+                Ok((StatusCode::BAD_REQUEST, body)) if body.len() < MAX_REASON => {}
+                Ok((StatusCode::SERVICE_UNAVAILABLE, _)) => {}
+                Ok((status, body)) => wrong.push(format!("{status} with {} bytes", body.len())),
+                Err(reason) => wrong.push(reason),
+            }
+        }
+        wrong
+    });
+    let publisher = stage.servers.publisher().await;
+    let publishing = async {
+        let message = amplifying(MESSAGE_VALUE);
+        for number in 0..MESSAGES {
+            publisher.publish(&message, Some(&format!("{label}-{number}"))).await;
+        }
+    };
+    let (wrong, ()) = tokio::join!(join_all(asking), publishing);
+    let wrong: Vec<String> = wrong.into_iter().flatten().collect();
+    let mut lifted = Lifted::now();
+    if let Some(first) = wrong.first() {
+        let count = wrong.len();
+        lifted
+            .failures
+            .push(format!("{count} amplifying requests were answered wrongly, the first: {first}"));
+    }
+    lifted.failures.extend(await_letters(&publisher, MESSAGES).await.err());
+    lifted.failures.extend(reasons(&publisher).await);
+    Ok(lifted)
+}
+
+/// Takes all dead letters: each has its reason, and a short one.
+async fn reasons(publisher: &AmqpClient) -> Option<String> {
+    let mut wrong = None;
+    while let Some((_, headers, _)) = publisher.dead_letter().await {
+        match headers.inner().get("catchall-reason") {
+            Some(AMQPValue::LongString(reason)) if reason.as_bytes().len() < MAX_REASON => {}
+            Some(AMQPValue::LongString(reason)) => {
+                wrong = Some(format!("a dead letter has a reason of {} bytes", reason.as_bytes().len()));
+            }
+            _ => wrong = Some("a dead letter has no reason".into()),
+        }
+    }
+    wrong
+}
+
+/// Good messages go on being counted, and none of them becomes a dead letter.
+pub(super) async fn unparsable(stage: &mut Stage, label: &str) -> Result<Lifted> {
+    empty(&stage.servers).await;
+    let mut ledger = Ledger::default();
+    let (publisher, domain) = (stage.servers.publisher().await, format!("good.{label}.test"));
+    let body = format!(r#"{{"domain":"{domain}","event":"delivered"}}"#);
+    let good = async {
+        let begun = tokio::time::Instant::now();
+        // Tenths of a second: as fast as a busy machine takes them, and no faster.
+        for tenth in 0..SECONDS * 10 {
+            tokio::time::sleep_until(begun + Duration::from_millis(100 * tenth)).await;
+            let publishing = (0..GOOD / 10).map(|number| {
+                let (publisher, body) = (&publisher, body.as_bytes());
+                async move { publisher.publish(body, Some(&format!("{label}-{tenth}-{number}"))).await }
+            });
+            join_all(publishing).await;
+        }
+        Instant::now()
+    };
+    let bad = async {
+        for _ in 0..SECONDS {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            publish_in_latin_1(&stage.servers, EVENTS, body.as_bytes()).await;
+        }
+    };
+    let standstill = longest_standstill(&stage.primary, &domain, GOOD * SECONDS);
+    let (ended, (), standstill) = tokio::join!(good, bad, standstill);
+    let count = i64::try_from(GOOD * SECONDS).unwrap_or(i64::MAX);
+    ledger.expect(domain, count, count);
+    let mut lifted = Lifted { ledger, ..Lifted::now() };
+    let (standstill, counted) = standstill?;
+    let behind = counted.saturating_duration_since(ended);
+    lifted.note = Some(format!(
+        "good ones stood still for {:.1} s at most, all counted {:.1} s after the last",
+        standstill.as_secs_f64(),
+        behind.as_secs_f64()
+    ));
+    if standstill > STANDSTILL {
+        lifted.failures.push(format!("no good message was counted for {standstill:?}"));
+    }
+    // A good one among them is missed by the comparison.
+    let bad = usize::try_from(SECONDS).unwrap_or(usize::MAX);
+    if lifted.failures.is_empty() {
+        lifted.failures.extend(await_letters(&stage.servers.publisher().await, bad).await.err());
+    }
+    empty(&stage.servers).await;
+    Ok(lifted)
+}
+
+/// The longest time in which a counter did not grow until it was at `most`, and when it was.
+async fn longest_standstill(primary: &str, domain: &str, most: u64) -> Result<(Duration, Instant)> {
+    let (mut longest, mut last, mut counted) = (Duration::ZERO, Instant::now(), 0);
+    loop {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let now = counters(primary, &[domain.to_owned()]).await?.get(domain).copied().unwrap_or_default();
+        longest = longest.max(last.elapsed());
+        if now > counted {
+            (counted, last) = (now, Instant::now());
+        }
+        if counted.unsigned_abs() >= most || last.elapsed() > FOR_GOOD {
+            return Ok((longest, last));
+        }
+    }
+}
+
+/// No process ends on them, and the tool can list, show and discard what they have become.
+pub(super) async fn deep_headers(stage: &mut Stage, label: &str) -> Result<Lifted> {
+    empty(&stage.servers).await;
+    let headers = nested_headers(DEPTH);
+    let mut publisher = FramePublisher::connect(&stage.servers).await;
+    for number in 0..DEEP {
+        let key = format!("{label}-{number}");
+        publisher.publish(EVENTS, key.as_bytes(), Some(&headers), b"{}").await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    let looking = stage.servers.publisher().await;
+    let mut lifted = Lifted::now();
+    let begun = Instant::now();
+    let (mut letters, mut ended) = (0, 0);
+    while letters < DEEP && !stage.workers.is_empty() && begun.elapsed() < PATIENCE / 2 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let before = stage.workers.len();
+        stage.workers.retain_mut(|worker| worker.service.has_ended().is_none());
+        ended += before - stage.workers.len();
+        letters = looking.waiting(DEAD).await as usize;
+    }
+    if ended > 0 {
+        lifted.failures.push(format!("{ended} workers ended on a message"));
+    }
+    if letters != DEEP {
+        lifted.failures.push(format!("{letters} dead letters instead of {DEEP}"));
+    }
+    lifted.failures.extend(shown(stage).await);
+    empty(&stage.servers).await;
+    if ended > 0 {
+        // What kills its readers is taken out, or there would be no worker at the end of this round.
+        let path = format!("/api/queues/{}/{EVENTS}/contents", stage.servers.name);
+        stage.servers.management(hyper::Method::DELETE, &path, "").await;
+        stage.fill().await;
+    }
+    lifted.at = Instant::now();
+    Ok(lifted)
+}
+
+/// What the tool for dead letters cannot do with them.
+async fn shown(stage: &Stage) -> Vec<String> {
+    let mut failures = Vec::new();
+    let (listed, stdout, stderr) = dead(&stage.servers, &["list", "--json"]).await;
+    let letters: Vec<Value> = stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    if !listed || letters.len() != DEEP {
+        failures.push(format!("catchall-dead list: {} letters, {stderr}", letters.len()));
+        return failures;
+    }
+    for letter in &letters {
+        let reference = letter["ref"].as_str().unwrap_or_default();
+        let (shown, _, stderr) = dead(&stage.servers, &["show", reference]).await;
+        let (discarded, _, more) = dead(&stage.servers, &["discard", reference]).await;
+        if !(shown && discarded) {
+            failures.push(format!("catchall-dead show and discard: {stderr}{more}"));
+        }
+    }
+    failures
+}
