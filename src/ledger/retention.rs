@@ -52,7 +52,6 @@ const AHEAD: Duration = Duration::from_secs(10);
 /// How long the ledger remembers what it has counted.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
-#[expect(clippy::struct_field_names, reason = "the unit belongs into the names of the options")]
 #[expect(clippy::doc_markdown, reason = "the help is plain text")]
 pub struct Config {
     /// How long a message_id counts once, in seconds, from the last message that had it. Longer than publishers
