@@ -109,6 +109,16 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     }
 }
 
+/// Shows what is held of the budget, for ever.
+async fn show(budget: Budget) {
+    let body_bytes = metrics::gauge!("catchall_ingest_body_bytes");
+    loop {
+        #[expect(clippy::cast_precision_loss, reason = "a figure of so many digits is exact enough")]
+        body_bytes.set(budget.held() as f64);
+        sleep(SHOW_INTERVAL).await;
+    }
+}
+
 /// The routes of one thread, with the publisher behind them. To be called on the thread's event loop.
 fn router(config: &Config, health: &Health, budget: &Budget) -> Router {
     let intake = Arc::new(Intake::new(config.max_waiting_events as usize));
