@@ -3,16 +3,16 @@
 use std::fmt;
 
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::ser::{SerializeSeq, Serializer};
 
 use crate::counters::Counters;
-use crate::event::{Event, EventRef, IdempotencyKey, MAX_COUNT, Outcome};
+use crate::event::{Event, EventRef, IdempotencyKey, MAX_COUNT, Outcome, unexpected_string};
 use crate::tally::Tally;
 
 /// Most events in a message that is written here. At some 65 bytes each a message stays near 64 kB, of
 /// which the broker and a worker hold many at a time, and what a message costs is shared by a thousand.
-const MESSAGE_EVENTS: usize = 1000;
+pub const MESSAGE_EVENTS: usize = 1000;
 
 /// The events of one message, or of the messages that are being gathered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -111,6 +111,10 @@ impl<'de> Deserialize<'de> for Batch {
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an event or an array of events")
+            }
+
+            fn visit_str<E: de::Error>(self, _: &str) -> Result<Batch, E> {
+                Err(unexpected_string(&self))
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Batch, A::Error> {

@@ -6,10 +6,15 @@
 //! off (it does not cover channel errors and has lost acknowledgements); what breaks is dropped whole and
 //! opened again under this module's own supervision.
 
+mod content;
+mod frames;
+mod stream;
 mod dead_letters;
 mod deliveries;
 mod letter;
+mod pending;
 mod publisher;
+mod supervisor;
 
 use std::fmt;
 use std::net::Shutdown;
@@ -25,14 +30,16 @@ use lapin::tcp::TLSConfig;
 use lapin::types::FieldTable;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind, Event, ExchangeKind};
-
 use socket2::SockRef;
 use tokio::time::timeout;
+
+use frames::FrameFilter;
+use stream::{Filtered, Wire};
 
 pub use dead_letters::{DeadLetters, Place};
 pub use deliveries::{Deliveries, Delivery};
 pub use letter::{Letter, Timestamp};
-pub use publisher::{Message, PublishError, Publisher};
+pub use publisher::{Message, Priority, PublishError, Publisher};
 
 /// The exchange events are published to, and the queue they wait in.
 pub const EVENTS: &str = "catchall.events";
@@ -47,6 +54,10 @@ const CONNECT_TIMEOUT_MS: u64 = 10_000;
 /// Seconds between heartbeats unless the URL says otherwise. A peer that is gone without a word is noticed
 /// after twice that; RabbitMQ advises against less than 5.
 const HEARTBEAT_SECS: u16 = 10;
+
+/// Most bytes of a frame unless the URL says otherwise, which is also what RabbitMQ takes. The client library's two
+/// buffers for a connection hold 32 frames each.
+const FRAME_MAX: u32 = 128 << 10;
 
 /// How soon a lost connection is tried again, and how seldom at most. The jitter keeps a fleet of services
 /// from coming back in step.
@@ -81,6 +92,7 @@ impl FromStr for Url {
             url.parse().map_err(|_| "not an AMQP URL, as in amqp://user:password@host:5672/%2f")?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT_SECS);
         uri.query.connection_timeout.get_or_insert(CONNECT_TIMEOUT_MS);
+        uri.query.frame_max.get_or_insert(FRAME_MAX);
         Ok(Self(uri))
     }
 }
@@ -105,6 +117,17 @@ impl fmt::Debug for Url {
     }
 }
 
+/// How large a message may be that is read.
+#[derive(Clone, Copy, Debug, clap::Args)]
+#[group(skip)]
+pub struct MessageLimit {
+    /// Most bytes a message's body may have to be read. A larger one is never in memory, and becomes or stays a dead
+    /// letter. The broker should refuse what is larger: see `max_message_size` in rabbitmq/rabbitmq.conf. ingest writes
+    /// messages of up to 400 kB
+    #[arg(long, env = "CATCHALL_MAX_MESSAGE_BYTES", value_name = "BYTES", default_value_t = 1 << 20, value_parser = clap::value_parser!(u32).range(512 << 10..=512 << 20))]
+    pub max_message_bytes: u32,
+}
+
 /// Why the broker cannot be used.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
@@ -116,18 +139,6 @@ pub enum Error {
         /// What lapin said.
         reason: String,
     },
-    /// A message was handed out whose properties the client library cannot parse, which ends the connection.
-    #[error(
-        "a message has a property or a routing key that is not UTF-8: handed out again until the delivery limit, \
-         it becomes a dead letter"
-    )]
-    Unparsable,
-    /// The same of a dead letter, which hides those behind it.
-    #[error(
-        "a dead letter has a property or a routing key that is not UTF-8, which cannot be read here, nor what is \
-         behind it: take it out by the broker's management pages"
-    )]
-    UnparsableLetter,
     /// The broker is there, but the topology is not.
     #[error(
         "{url} has no {kind} {name:?}: create it with \
@@ -150,31 +161,40 @@ impl Error {
 }
 
 /// Opens a connection under `name`, which the broker's management pages show.
+async fn connect(config: &Config, name: &str) -> Result<Connection, Error> {
+    // What is returned to a publisher is not looked at.
+    connect_limited(config, name, 0).await
+}
+
+/// The same, where bodies of messages are read that are no larger than this.
 ///
 /// Lapin runs the attempt on a thread of its own and goes on with it when it is dropped: a peer that takes
 /// connections and then says nothing would collect threads. So the socket is kept at hand, to be shut when the
 /// attempt is given up.
-async fn connect(config: &Config, name: &str) -> Result<Connection, Error> {
+async fn connect_limited(config: &Config, name: &str, largest_body: u32) -> Result<Connection, Error> {
     let url = &config.amqp_url;
     let properties = ConnectionProperties::default().with_connection_name(name.into());
-    let runtime = lapin::runtime::default_runtime().map_err(|error| Error::connection(url, error))?;
     let socket = Arc::new(OnceLock::new());
     let opened = Arc::clone(&socket);
     let attempt = Connection::connector(
         url.0.clone(),
-        runtime,
+        stream::runtime(),
         async move |uri, runtime| {
-            let AMQPUri { scheme, authority, .. } = uri;
+            let AMQPUri { scheme, authority, query, .. } = uri;
             let address = runtime.to_socket_addrs((authority.host.clone(), authority.port));
-            let stream = AsyncTcpStream::connect(&runtime, address).await?;
-            if let AsyncTcpStream::Plain(stream) = &stream {
+            let wire = Wire::connect(&stream::reactor(), address).await?;
+            if let AsyncTcpStream::Plain(wire) = &wire {
                 // Set once: there is one attempt.
-                let _ = opened.set(SockRef::from(stream.get_ref()).try_clone()?);
+                let _ = opened.set(SockRef::from(wire.get_ref()).try_clone()?);
             }
-            Ok(match scheme {
-                AMQPScheme::AMQP => stream,
-                AMQPScheme::AMQPS => stream.into_tls(&authority.host, TLSConfig::default()).await?,
-            })
+            let wire = match scheme {
+                AMQPScheme::AMQP => wire,
+                AMQPScheme::AMQPS => wire.into_tls(&authority.host, TLSConfig::default()).await?,
+            };
+            let frame_max = query.frame_max.unwrap_or(FRAME_MAX);
+            let filter = FrameFilter::new(largest_body.into(), frame_max as usize);
+            // Without TLS as far as the library is concerned: it is inside.
+            Ok(AsyncTcpStream::Plain(Filtered::new(wire, filter)))
         },
         properties,
     );
@@ -197,8 +217,15 @@ fn describe(error: &lapin::Error, url: &Url) -> String {
     match error.kind() {
         ErrorKind::IOError(io) => match io.kind() {
             std::io::ErrorKind::ConnectionRefused => "connection refused".into(),
-            std::io::ErrorKind::ConnectionAborted if url.0.scheme == AMQPScheme::AMQP => {
-                "the peer closed the connection during the handshake (does it speak AMQP without TLS?)".into()
+            std::io::ErrorKind::ConnectionAborted => {
+                let mut likely =
+                    "the connection was closed during the handshake: behind a balancer the broker it \
+                                  chose is down, or the broker is starting or stopping"
+                        .to_owned();
+                if url.0.scheme == AMQPScheme::AMQP {
+                    likely += ", or the port expects TLS (amqps) or another protocol";
+                }
+                likely
             }
             _ => io.to_string(),
         },

@@ -1,10 +1,13 @@
 //! Bodies of bulk requests: many events, of which each may be unreadable on its own.
 
+use std::fmt;
 use std::str::FromStr;
 
+use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::event::Event;
+use crate::event::{Event, unexpected_string};
+use crate::excerpt::excerpt;
 
 /// Most events in one request. A request is counted whole or not, so it has to fit into what may wait.
 pub const MAX_EVENTS: usize = 10_000;
@@ -21,9 +24,9 @@ pub enum MediaType {
     JsonArray,
 }
 
-/// A media type that is not read here.
+/// A media type that is not read here: an excerpt of it, in quotes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the content type {0:?} is not read here: {MEDIA_TYPES}")]
+#[error("the content type {0} is not read here: {MEDIA_TYPES}")]
 pub struct UnknownMediaType(String);
 
 impl FromStr for MediaType {
@@ -35,7 +38,7 @@ impl FromStr for MediaType {
         match &*essence {
             "application/x-ndjson" => Ok(Self::NdJson),
             "application/json" => Ok(Self::JsonArray),
-            _ => Err(UnknownMediaType(essence)),
+            _ => Err(UnknownMediaType(excerpt(format_args!("{essence:?}")))),
         }
     }
 }
@@ -54,7 +57,10 @@ pub enum Error {
     Empty,
 }
 
-/// The events of a body in their order, or what is wrong with each that is none. Blank lines are no events.
+/// The events of a body in their order; an invalid event yields its error. Blank lines are no events.
+///
+/// Of a body with too many events no more than [`MAX_EVENTS`] and one are looked at, and no error repeats a value of
+/// the body's: what either costs does not grow with the body.
 ///
 /// # Errors
 ///
@@ -71,15 +77,47 @@ pub fn events(
             }
             lines
         }
-        MediaType::JsonArray => {
-            let elements: Vec<&RawValue> = serde_json::from_slice(body).map_err(Error::Unreadable)?;
-            elements.into_iter().map(|element| element.get().as_bytes()).collect()
-        }
+        MediaType::JsonArray => elements(body)?,
     };
     if events.len() > MAX_EVENTS {
         return Err(Error::TooMany);
     }
     Ok(events.into_iter().map(serde_json::from_slice))
+}
+
+/// The elements of a JSON array, of which one too many ends the look.
+fn elements(body: &[u8]) -> Result<Vec<&[u8]>, Error> {
+    struct Elements<'a, 'de>(&'a mut Vec<&'de [u8]>);
+
+    impl<'de> Visitor<'de> for Elements<'_, 'de> {
+        type Value = ();
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an array of events")
+        }
+
+        fn visit_str<E: de::Error>(self, _: &str) -> Result<(), E> {
+            Err(unexpected_string(&self))
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<(), A::Error> {
+            while let Some(element) = array.next_element::<&RawValue>()? {
+                self.0.push(element.get().as_bytes());
+                if self.0.len() > MAX_EVENTS {
+                    return Err(de::Error::custom(Error::TooMany));
+                }
+            }
+            Ok(())
+        }
+    }
+
+    let mut found = Vec::new();
+    let mut json = serde_json::Deserializer::from_slice(body);
+    match json.deserialize_any(Elements(&mut found)).and_then(|()| json.end()) {
+        Ok(()) => Ok(found),
+        Err(_) if found.len() > MAX_EVENTS => Err(Error::TooMany),
+        Err(error) => Err(Error::Unreadable(error)),
+    }
 }
 
 fn lines(body: &[u8]) -> impl Iterator<Item = &[u8]> {
@@ -89,6 +127,7 @@ fn lines(body: &[u8]) -> impl Iterator<Item = &[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::excerpt::MAX_EXCERPT;
     use proptest::prelude::*;
 
     fn read(body: &str, media_type: MediaType) -> Result<Vec<Result<String, String>>, String> {
@@ -137,7 +176,99 @@ mod tests {
         assert!(read(&array, MediaType::JsonArray).unwrap_err().contains("at most 10000"));
     }
 
+    /// What an error may be longer than an excerpt: the words around it, and where it is.
+    const WORDS: usize = 100;
+
+    /// What somebody may write in a place of a body, if he means no good.
+    fn anything() -> impl Strategy<Value = String> {
+        let unit = prop_oneof![
+            "[\u{7f}\u{1}a\u{e4}\u{2028}\\\\\"]{1,3}"
+                .prop_map(|text| { serde_json::to_string(&text).unwrap().trim_matches('"').to_owned() })
+        ];
+        let long = (unit, 0..2000_usize).prop_map(|(unit, times)| unit.repeat(times));
+        prop_oneof![
+            long.clone().prop_map(|text| format!("\"{text}\"")),
+            (0..2000_usize, "[-.e]?").prop_map(|(digits, more)| format!("{}{more}", "7".repeat(digits))),
+            (0..200_usize).prop_map(|depth| "[".repeat(depth)),
+            (0..200_usize).prop_map(|depth| format!("{}0{}", "[".repeat(depth), "]".repeat(depth))),
+            long.prop_map(|text| format!("{{\"{text}\":{{}}}}")),
+            "\\PC{0,400}",
+        ]
+    }
+
+    #[test]
+    fn no_error_repeats_a_value_of_megabytes() {
+        let text = format!("\"{}\"", "\u{7f}".repeat(1024 * 1024));
+        for body in [
+            text.clone(),
+            format!("{{{text}:{text}}}"),
+            format!("{{\"count\":{text}}}"),
+            format!("{{\"domain\":{text}}}"),
+            format!("{{\"event\":{text}}}"),
+            format!("{{\"id\":{text}}}"),
+            format!("{{\"count\":{}}}", "7".repeat(1024 * 1024)),
+            format!("{text}{text}"),
+        ] {
+            let by_line = read(&body, MediaType::NdJson).unwrap().remove(0).unwrap_err();
+            let by_element = read(&format!("[{body}]"), MediaType::JsonArray);
+            let by_element = by_element.map_or_else(|error| error, |events| events[0].clone().unwrap_err());
+            let whole = read(&body, MediaType::JsonArray).unwrap_err();
+            let message = crate::batch::Batch::from_json(body.as_bytes()).unwrap_err().to_string();
+            for error in [by_line, by_element, whole, message] {
+                assert!(error.len() < MAX_EXCERPT + WORDS, "{} bytes: {error:.300}", error.len());
+            }
+        }
+    }
+
+    #[test]
+    fn a_string_is_named_as_what_it_is_not() {
+        for (body, expected) in [
+            ("\"x\"", "invalid type: a string, expected an event"),
+            (r#"{"domain":"a.com","event":"bounced","count":"3"}"#, "a string, expected a count from 1 to"),
+        ] {
+            let error = read(body, MediaType::NdJson).unwrap().remove(0).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+        let error = read("\"x\"", MediaType::JsonArray).unwrap_err();
+        assert!(error.contains("invalid type: a string, expected an array of events"), "{error}");
+    }
+
+    #[test]
+    fn an_array_is_not_read_beyond_the_limit() {
+        // What is behind it is not even JSON.
+        let array = format!("[{}#", "0,".repeat(MAX_EVENTS + 1));
+        assert!(read(&array, MediaType::JsonArray).unwrap_err().contains("at most 10000"));
+        let array = format!("[{}#", "0,".repeat(MAX_EVENTS));
+        assert!(read(&array, MediaType::JsonArray).unwrap_err().contains("not a JSON array"));
+    }
+
     proptest! {
+        #[test]
+        fn no_error_is_long(
+            (before, what, after) in (0..6_usize, anything(), "[}\\]]?").prop_map(|(place, what, end)| {
+                let before = ["", "{\"domain\":", "{\"event\":", "{\"count\":", "{\"id\":", "{"][place];
+                (before, what, end)
+            }),
+        ) {
+            let event = format!("{before}{what}{after}");
+            let mut errors = vec![];
+            for (body, media_type) in [
+                (event.clone(), MediaType::NdJson),
+                (event.clone(), MediaType::JsonArray),
+                (format!("[{event}]"), MediaType::JsonArray),
+            ] {
+                match read(&body, media_type) {
+                    Ok(events) => errors.extend(events.into_iter().filter_map(Result::err)),
+                    Err(error) => errors.push(error),
+                }
+            }
+            errors.extend(crate::batch::Batch::from_json(event.as_bytes()).err().map(|error| error.to_string()));
+            errors.extend(event.parse::<MediaType>().err().map(|error| error.to_string()));
+            for error in errors {
+                prop_assert!(error.len() < MAX_EXCERPT + WORDS, "{} bytes: {error}", error.len());
+            }
+        }
+
         #[test]
         fn both_forms_say_the_same(names in prop::collection::vec("[a-z]{1,5}\\.com|[a-z]{1,3}", 1..20)) {
             let lines: Vec<String> =

@@ -19,7 +19,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use uuid::Uuid;
 
-use crate::broker::{self, DeadLetters, Letter, Publisher};
+use crate::broker::{self, DeadLetters, Letter, MessageLimit, Publisher};
 use crate::health::Health;
 use crate::ledger::Ledger;
 use crate::process::{self, Process};
@@ -62,9 +62,7 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
 }
 
 async fn count(Count { broker, json }: &Count) -> anyhow::Result<()> {
-    let letters = DeadLetters::open(broker, NAME).await?;
-    let count = letters.count();
-    letters.close().await?;
+    let count = DeadLetters::waiting(broker, NAME).await?;
     if *json {
         println!("{}", serde_json::json!({ "count": count }));
     } else {
@@ -73,9 +71,12 @@ async fn count(Count { broker, json }: &Count) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn list(List { broker, limit, reason, json }: &List, shutdown: Shutdown) -> anyhow::Result<()> {
+async fn list(
+    List { broker, message, limit, reason, json }: &List,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
     let selection = Selection::All { reason: reason.clone() };
-    let letters = DeadLetters::open(broker, NAME).await?;
+    let letters = DeadLetters::open(broker, *message, NAME).await?;
     // Without a filter no more are asked for than are printed.
     let letters = if reason.is_none() { letters.limited_to(*limit) } else { letters };
     print(
@@ -91,8 +92,8 @@ async fn list(List { broker, limit, reason, json }: &List, shutdown: Shutdown) -
     Ok(())
 }
 
-async fn show(Show { broker, reference, json }: &Show, shutdown: Shutdown) -> anyhow::Result<()> {
-    let letters = DeadLetters::open(broker, NAME).await?;
+async fn show(Show { broker, message, reference, json }: &Show, shutdown: Shutdown) -> anyhow::Result<()> {
+    let letters = DeadLetters::open(broker, *message, NAME).await?;
     let matches = |letter: &Letter| reference.is_of(letter.reference());
     let shown = print(letters, shutdown, matches, u64::MAX, |letter, out| {
         if *json { print::whole_as_json(letter, out) } else { print::whole(letter, out) }
@@ -138,24 +139,28 @@ async fn print(
 }
 
 async fn replay(command: Replay, shutdown: Shutdown) -> anyhow::Result<()> {
-    let Replay { broker, ledger, chosen, even_if_counted } = command;
+    let Replay { broker, message, ledger, hold, chosen, even_if_counted } = command;
     // First, so that nothing has been touched where there is no database.
     let horizon = Ledger::new(&ledger, "catchall-dead")
         .horizon()
         .await
         .context("cannot tell which claims are forgotten")?;
-    let doubts = if even_if_counted { Doubts::none() } else { Doubts::beyond(horizon) };
+    let doubts = if even_if_counted { Doubts::none() } else { Doubts::beyond(horizon, hold.max_hold()) };
     let health = Health::default();
-    let publisher = Publisher::connect(broker.clone(), NAME.into(), health.dependency("broker"));
-    act(&broker, chosen.into(), Removal::Replay { publisher, doubts }, shutdown).await
+    let publisher = Publisher::connect(broker.clone(), NAME.into(), health.dependency("broker"), PATIENCE);
+    act(&broker, message, chosen.into(), Removal::Replay { publisher, doubts }, shutdown).await
 }
 
-async fn discard(Discard { broker, chosen, yes: _ }: Discard, shutdown: Shutdown) -> anyhow::Result<()> {
-    act(&broker, chosen.into(), Removal::Discard, shutdown).await
+async fn discard(
+    Discard { broker, message, chosen, yes: _ }: Discard,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    act(&broker, message, chosen.into(), Removal::Discard, shutdown).await
 }
 
 async fn act(
     broker: &broker::Config,
+    message: MessageLimit,
     mut selection: Selection,
     removal: Removal,
     shutdown: Shutdown,
@@ -163,10 +168,10 @@ async fn act(
     if let Selection::Named(references) = &mut selection
         && !references.iter().all(Prefix::is_whole)
     {
-        let letters = DeadLetters::open(broker, NAME).await?;
+        let letters = DeadLetters::open(broker, message, NAME).await?;
         *references = resolve(references, letters, &shutdown).await?;
     }
-    let letters = DeadLetters::open(broker, NAME).await?;
+    let letters = DeadLetters::open(broker, message, NAME).await?;
     remove(letters, selection, removal, &shutdown).await
 }
 

@@ -16,6 +16,7 @@ use serde::ser::{Serialize, SerializeStruct, Serializer};
 use uuid::Uuid;
 
 use crate::domain_name::DomainName;
+use crate::excerpt::excerpt;
 
 /// Most messages one event may stand for. It keeps a sum of a batch far from the end of 64 bits, so that a
 /// publisher's mistake is refused here and not found in the ledger.
@@ -44,9 +45,9 @@ impl Outcome {
     }
 }
 
-/// A word that is neither `delivered` nor `bounced`.
+/// A word that is neither `delivered` nor `bounced`: an excerpt of it, in quotes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown event {0:?}: it is \"delivered\" or \"bounced\"")]
+#[error("unknown event {0}: it is \"delivered\" or \"bounced\"")]
 pub struct UnknownOutcome(String);
 
 impl FromStr for Outcome {
@@ -56,7 +57,7 @@ impl FromStr for Outcome {
         match word {
             "delivered" => Ok(Self::Delivered),
             "bounced" => Ok(Self::Bounced),
-            _ => Err(UnknownOutcome(word.chars().take(40).collect())),
+            _ => Err(UnknownOutcome(excerpt(format_args!("{word:?}")))),
         }
     }
 }
@@ -132,7 +133,7 @@ pub struct Event {
 
 impl<'de> Deserialize<'de> for Event {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(EventVisitor)
+        deserializer.deserialize_any(EventVisitor)
     }
 }
 
@@ -176,6 +177,10 @@ impl<'de> Visitor<'de> for EventVisitor {
         f.write_str("an event, as in {\"domain\": \"example.com\", \"event\": \"delivered\"}")
     }
 
+    fn visit_str<E: de::Error>(self, _: &str) -> Result<Event, E> {
+        Err(unexpected_string(&self))
+    }
+
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Event, A::Error> {
         let (mut domain, mut outcome, mut count, mut key) = (None, None, None, None);
         while let Some(field) = map.next_key()? {
@@ -194,6 +199,13 @@ impl<'de> Visitor<'de> for EventVisitor {
             key: key.flatten().map(|Text(key)| key),
         })
     }
+}
+
+/// A string where something else is expected. Serde's own error repeats the string, whatever its length, and a
+/// deserializer of JSON that is asked for anything in particular makes that error before a visitor sees the string.
+/// So every visitor that a client's bytes come to is asked by `deserialize_any`, and ends a string by this.
+pub(crate) fn unexpected_string<E: de::Error>(expected: &dyn de::Expected) -> E {
+    E::invalid_type(de::Unexpected::Other("a string"), expected)
 }
 
 /// Of two values for one field neither can be believed.
@@ -234,7 +246,7 @@ impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for Text<T> {
             }
         }
 
-        deserializer.deserialize_str(TextVisitor(PhantomData))
+        deserializer.deserialize_any(TextVisitor(PhantomData))
     }
 }
 
@@ -252,6 +264,10 @@ impl<'de> Deserialize<'de> for Count {
                 write!(f, "a count from 1 to {MAX_COUNT}")
             }
 
+            fn visit_str<E: de::Error>(self, _: &str) -> Result<Count, E> {
+                Err(unexpected_string(&self))
+            }
+
             fn visit_u64<E: de::Error>(self, count: u64) -> Result<Count, E> {
                 if (1..=MAX_COUNT).contains(&count) {
                     Ok(Count(count))
@@ -261,7 +277,7 @@ impl<'de> Deserialize<'de> for Count {
             }
         }
 
-        deserializer.deserialize_u64(CountVisitor)
+        deserializer.deserialize_any(CountVisitor)
     }
 }
 

@@ -1,6 +1,12 @@
 //! HTTP: sockets, servers, problem documents and the operations routes.
 
+mod activity;
+mod answer;
+mod budget;
+mod connection;
+mod pace;
 mod server;
+mod stream;
 
 use std::convert::Infallible;
 use std::io;
@@ -10,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -22,6 +29,11 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
+pub use answer::hold;
+pub use budget::{Budget, Exhausted, Share};
+pub use pace::deadline as transfer_deadline;
+
+use crate::excerpt::excerpt;
 use crate::health::Health;
 use crate::shutdown::Shutdown;
 
@@ -37,6 +49,9 @@ const OPS_CONNECTIONS: usize = 100;
 
 /// After a 503: soon enough to lose little, late enough to let a broker breathe.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// The media type of a [`Problem`] (RFC 9457).
+const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 
 /// Where a service listens, and how much it takes.
 #[derive(Clone, Debug, clap::Args)]
@@ -113,8 +128,13 @@ fn bind(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
+/// Begins to listen. Connections inherit what is set here: the kernel gives up a peer that has not acknowledged, or not
+/// read, what was sent to it, also when the process has nothing more to say.
 fn listen(socket: &TcpListener) -> io::Result<()> {
-    SockRef::from(socket).listen(BACKLOG)
+    let socket = SockRef::from(socket);
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(stream::WRITE_TIMEOUT))?;
+    socket.listen(BACKLOG)
 }
 
 /// Serves on each socket by a thread and an event loop of its own until the shutdown, then until every client
@@ -233,10 +253,7 @@ pub async fn serve_ops(
         let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         (status, format!("{health}\n"))
     };
-    let metrics = async move || {
-        figures.run_upkeep();
-        ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], figures.render())
-    };
+    let metrics = async move || ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], figures.render());
     let routes = Router::new()
         .route("/livez", get(async || "alive\n"))
         .route("/readyz", get(readyz))
@@ -254,9 +271,9 @@ fn never() -> Shutdown {
 /// Answers what no route takes with problem documents as well.
 pub fn with_problems<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S> {
     routes
-        .fallback(async |uri: Uri| Problem::NotFound(format!("there is nothing at {}", uri.path())))
+        .fallback(async |uri: Uri| Problem::NotFound(format!("there is nothing at {}", excerpt(uri.path()))))
         .method_not_allowed_fallback(async |method: Method, uri: Uri| {
-            Problem::MethodNotAllowed(format!("{method} is not allowed at {}", uri.path()))
+            Problem::MethodNotAllowed(excerpt(format_args!("{method} is not allowed at {}", uri.path())))
         })
 }
 
@@ -298,8 +315,10 @@ struct Extension {
     rejected: Option<Vec<Rejected>>,
 }
 
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
+impl Problem {
+    /// The document.
+    #[must_use]
+    pub fn into_json(self) -> Response<Vec<u8>> {
         let mut rejected = None;
         let (status, detail) = match self {
             Self::BadRequest(detail) => (StatusCode::BAD_REQUEST, detail),
@@ -317,10 +336,33 @@ impl IntoResponse for Problem {
         let problem = ProblemDetails::from_status_code(status)
             .with_detail(detail)
             .with_extensions(Extension { rejected });
-        let mut response = problem.into_response();
+        let mut response = json(status, &problem);
+        response.headers_mut().insert(header::CONTENT_TYPE, PROBLEM_JSON);
         if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
         }
         response
     }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        self.into_json().map(Body::from)
+    }
+}
+
+/// An answer in JSON.
+///
+/// # Panics
+///
+/// When the value has no JSON, as a map whose keys are no strings.
+#[must_use]
+pub fn json(status: StatusCode, value: &impl Serialize) -> Response<Vec<u8>> {
+    let mut body = serde_json::to_vec(value).expect("what is answered is made of strings and numbers");
+    // It may have to wait for its client.
+    body.shrink_to_fit();
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
 }

@@ -1,53 +1,35 @@
 //! Ingest: HTTP events in, confirmed messages out.
 
+mod body;
+mod bulk;
+mod pace;
+
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, FailedToBufferBody, PathRejection};
-use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Request, State};
+use axum::Router;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{FromRequestParts, Path, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{post, put};
-use axum::{Json, Router};
-use serde::Serialize;
-use tokio::sync::Semaphore;
+use axum::http::{HeaderMap, StatusCode};
+use axum::routing::put;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use metrics::{Counter, Histogram};
 use tokio::time::{Instant, sleep_until};
-use tower_http::decompression::RequestDecompressionLayer;
 
 use crate::batch::Batch;
 use crate::broker::{self, Message, PublishError, Publisher};
-use crate::bulk::{self, MediaType};
 use crate::domain_name::DomainName;
 use crate::event::{Event, IdempotencyKey, Outcome};
-use crate::group::{Gate, Group};
+use crate::excerpt::excerpt;
+use crate::group::{Gate, Group, Round};
 use crate::health::Health;
-use crate::http::{self, Problem, Rejected};
+use crate::http::{self, Budget, Problem};
 use crate::process::{self, Process};
-
-/// Largest body of a bulk request in bytes, unpacked: 10,000 events of a kilobyte each.
-const MAX_BODY: usize = 10 * 1024 * 1024;
-
-/// Bodies of bulk requests that are read at a time by one thread. Each may take [`MAX_BODY`], so this bounds
-/// their memory; further requests wait while their bytes stay with the client.
-const BODIES_AT_ONCE: usize = 16;
-
-/// How long the body of a bulk request may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// From this many events on, a group shows that there is load, and the next one is worth waiting for.
-const LOADED: usize = 64;
-
-/// How far apart a publisher's messages are under load. What a message costs the broker, nearly a millisecond of
-/// processor time however many events are in it, is so paid at most two hundred times a second.
-const SPACING: Duration = Duration::from_millis(5);
-
-/// From this many events on, a message is sent at once: what it costs the broker is then a microsecond for each, and
-/// the spacing would only keep clients waiting.
-const ENOUGH: usize = 1000;
+use pace::Pace;
 
 /// The clients' name for the key under which a request counts once (draft-ietf-httpapi-idempotency-key-header).
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -72,22 +54,21 @@ pub struct Config {
     #[arg(long, env = "CATCHALL_PUBLISH_DEADLINE_MS", value_name = "MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
     publish_deadline_ms: u64,
 
-    /// Events that may wait for the broker, on each thread, before further ones get a 503 at once. Each takes
-    /// some 100 bytes
+    /// Events that may wait for the broker's confirm, on each thread, before further ones get a 503 at once. Each
+    /// takes some 100 bytes
     #[arg(long, env = "CATCHALL_MAX_WAITING_EVENTS", value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
     max_waiting_events: u32,
 
-    /// Publishers of each thread, with a connection to the broker each: how many batches can be on their way at
-    /// once. More lower the latency of a distant broker; but what the broker does for a batch costs it as much as a
-    /// hundred events, and each batch then holds fewer
-    #[arg(long, env = "CATCHALL_PUBLISHERS", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
-    publishers: u16,
+    /// Memory, in MiB, that the bodies of bulk requests and what is made of them may take in all. What finds no room
+    /// waits 3 s, then gets a 503; slow clients lose theirs to quick ones
+    #[arg(long, env = "CATCHALL_BODY_BUDGET_MIB", value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(32..=1_048_576))]
+    body_budget_mib: u32,
 }
 
 /// What became of a group of events.
 type Published = Result<(), PublishError>;
 
-/// Where the handlers of one thread leave events, and its publishers take them.
+/// Where the handlers of one thread leave events, and its publisher takes them.
 type Intake = Group<Batch, Published>;
 
 /// The program: see [`process::main`].
@@ -114,7 +95,9 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     );
     let router = {
         let (config, health) = (config.clone(), health.clone());
-        move || router(&config, &health)
+        // One for all threads: their clients are not spread evenly, and its size is a limit of the process.
+        let budget = Budget::new(config.body_budget_mib as usize * 1024 * 1024);
+        move || router(&config, &health, &budget)
     };
     tokio::select! {
         served = http::serve_per_thread(sockets, &config.http, router, &health, process.shutdown.clone()) => served,
@@ -122,57 +105,80 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     }
 }
 
-/// The routes of one thread, with the publishers behind them. To be called on the thread's event loop.
-fn router(config: &Config, health: &Health) -> Router {
-    let intake = Arc::new(Intake::new(ENOUGH, config.max_waiting_events as usize));
-    for number in 0..config.publishers {
-        let name = format!("catchall-ingest publisher {number}");
-        let publisher = Publisher::connect(config.broker.clone(), name, health.dependency("broker"));
-        let deadline = Duration::from_millis(config.publish_deadline_ms);
-        tokio::spawn(publish(Arc::clone(&intake), publisher, deadline));
-    }
-    let bulk = Bulk { intake: Arc::clone(&intake), bodies: Arc::new(Semaphore::new(BODIES_AT_ONCE)) };
-    let bulk = post(post_events)
-        .layer((
-            DefaultBodyLimit::max(MAX_BODY),
-            RequestDecompressionLayer::new().pass_through_unaccepted(true),
-        ))
-        .with_state(bulk);
+/// The routes of one thread, with the publisher behind them. To be called on the thread's event loop.
+fn router(config: &Config, health: &Health, budget: &Budget) -> Router {
+    let intake = Arc::new(Intake::new(config.max_waiting_events as usize));
+    let timeout = Duration::from_millis(config.publish_deadline_ms);
+    let broker = health.dependency("broker");
+    let publisher = Publisher::connect(config.broker.clone(), "catchall-ingest".into(), broker, timeout);
+    tokio::spawn(publish(Arc::clone(&intake), publisher, timeout));
     let routes = Router::new()
         .route("/events/{domain}/{outcome}", put(put_event))
-        .with_state(intake)
-        .route("/events", bulk);
+        .with_state(Arc::clone(&intake))
+        .route("/events", bulk::route(intake, budget.clone()));
     http::with_problems(routes)
 }
 
-/// Takes what has gathered, publishes it and answers everyone in it, for ever.
-async fn publish(intake: Arc<Intake>, mut publisher: Publisher, patience: Duration) {
-    let accepted = metrics::counter!("catchall_ingest_accepted_events_total");
-    let refused = metrics::counter!("catchall_ingest_refused_events_total");
-    let confirm_seconds = metrics::histogram!("catchall_ingest_confirm_seconds");
-    let mut spaced = None;
+/// Takes what has gathered whenever the pace allows it, publishes it and answers everyone in it, for ever.
+async fn publish(intake: Arc<Intake>, publisher: Publisher, timeout: Duration) {
+    let metrics = Metrics::register();
+    let mut pace = Pace::default();
+    let mut under_way = FuturesUnordered::new();
     loop {
-        if let Some(next) = spaced {
+        let next = async {
             tokio::select! {
-                () = sleep_until(next) => {}
-                () = intake.enough() => {}
+                () = sleep_until(pace.due()) => {}
+                () = intake.reaches(pace.enough()) => {}
+            }
+            intake.take().await
+        };
+        tokio::select! {
+            biased;
+            Some((events, took)) = under_way.next(), if !under_way.is_empty() => pace.confirmed(events, took),
+            round = next => {
+                pace.published(round.answer.weight(), Instant::now());
+                under_way.push(publish_round(round, &publisher, timeout, &metrics));
             }
         }
-        let round = intake.take().await;
-        spaced = (round.weight >= LOADED).then(|| Instant::now() + SPACING);
-        let bodies = round.items.to_json();
-        let messages: Vec<Message> =
-            bodies.into_iter().map(|body| Message::events(body, Some(IdempotencyKey::fresh()))).collect();
-        let published = publisher.publish(&messages, Instant::from_std(round.since) + patience).await;
-        match &published {
-            Ok(()) => {
-                accepted.increment(round.weight as u64);
-                confirm_seconds.record(round.since.elapsed());
-            }
-            Err(_) => refused.increment(round.weight as u64),
+    }
+}
+
+/// Publishes what was gathered and answers everyone in it. Returns how many events that were, and how long it took.
+async fn publish_round(
+    round: Round<'_, Batch, Published>,
+    publisher: &Publisher,
+    timeout: Duration,
+    metrics: &Metrics,
+) -> (usize, Duration) {
+    let Round { items, since, answer } = round;
+    let (events, begun) = (answer.weight(), Instant::now());
+    let message = |body| Message::events(body, Some(IdempotencyKey::fresh()));
+    let messages = items.to_json().into_iter().map(message).collect();
+    let published = publisher.publish(messages, Instant::from_std(since) + timeout).await;
+    match &published {
+        Ok(()) => {
+            metrics.accepted_events.increment(events as u64);
+            metrics.confirm_seconds.record(since.elapsed());
         }
-        // Nobody is left to hear it when every client has gone.
-        let _ = round.answer.send(published);
+        Err(_) => metrics.refused_events.increment(events as u64),
+    }
+    answer.send(published);
+    (events, begun.elapsed())
+}
+
+struct Metrics {
+    accepted_events: Counter,
+    refused_events: Counter,
+    confirm_seconds: Histogram,
+}
+
+impl Metrics {
+    fn register() -> Self {
+        Self {
+            accepted_events: metrics::counter!("catchall_ingest_accepted_events_total"),
+            refused_events: metrics::counter!("catchall_ingest_refused_events_total"),
+            confirm_seconds: metrics::histogram!("catchall_ingest_confirm_seconds"),
+        }
     }
 }
 
@@ -189,7 +195,7 @@ impl From<&PublishError> for Problem {
     fn from(error: &PublishError) -> Self {
         Self::Unavailable(match error {
             // Where the broker is and what is wrong with it is for the operators, who find it at /readyz.
-            PublishError::Unavailable(_) => "the broker cannot be reached, nothing was counted".into(),
+            PublishError::Unavailable(_) => "the broker does not take events now, nothing was counted".into(),
             PublishError::Unconfirmed => {
                 "the broker did not confirm in time: the event may or may not be counted".into()
             }
@@ -209,16 +215,26 @@ async fn put_event(
     path: Result<Path<(String, String)>, PathRejection>,
     key: Result<RequestKey, Problem>,
 ) -> Result<StatusCode, Problem> {
-    let Path((domain, outcome)) = path.map_err(|error| Problem::BadRequest(error.body_text()))?;
-    let outcome: Outcome = outcome
-        .parse()
-        .map_err(|error: crate::event::UnknownOutcome| Problem::NotFound(error.to_string()))?;
-    let domain = DomainName::parse(&domain)
-        .map_err(|error| Problem::BadRequest(format!("the domain {domain:?} is not valid: {error}")))?;
-    let event = Event { domain, outcome, count: 1, key: key?.0 };
+    let event = event(path, key)?;
     let gate = intake.join(1, |batch| batch.record(event)).map_err(|_| waiting_limit())?;
     confirmed(gate).await?;
     Ok(StatusCode::ACCEPTED)
+}
+
+/// The event of a path. What it was read from goes with this call: a request waits for its answer with nothing but that.
+fn event(
+    path: Result<Path<(String, String)>, PathRejection>,
+    key: Result<RequestKey, Problem>,
+) -> Result<Event, Problem> {
+    let Path((domain, outcome)) = path.map_err(|error| Problem::BadRequest(excerpt(error.body_text())))?;
+    let outcome: Outcome = outcome
+        .parse()
+        .map_err(|error: crate::event::UnknownOutcome| Problem::NotFound(error.to_string()))?;
+    let domain = DomainName::parse(&domain).map_err(|error| {
+        let domain = excerpt(format_args!("{domain:?}"));
+        Problem::BadRequest(format!("the domain {domain} is not valid: {error}"))
+    })?;
+    Ok(Event { domain, outcome, count: 1, key: key?.0 })
 }
 
 /// The key of a request, if it has one. (To extract all headers would copy them.)
@@ -243,97 +259,4 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, Proble
     }
     let key = std::str::from_utf8(value.as_bytes()).map_err(|error| invalid(&error))?;
     key.parse().map(Some).map_err(|error: crate::event::IdempotencyKeyError| invalid(&error))
-}
-
-#[derive(Clone, Debug)]
-struct Bulk {
-    intake: Arc<Intake>,
-    bodies: Arc<Semaphore>,
-}
-
-/// The answer to a bulk request that was accepted at least in part.
-#[derive(Serialize)]
-struct Accepted {
-    accepted: usize,
-    rejected: Vec<Rejected>,
-}
-
-/// `POST /events`
-async fn post_events(State(bulk): State<Bulk>, request: Request) -> Result<Response, Problem> {
-    let media_type = media_type(request.headers())?;
-    let key = idempotency_key(request.headers())?;
-    let (batch, accepted, rejected) = {
-        let _place = bulk.bodies.acquire().await.expect("the semaphore is never closed");
-        let body = body(request).await?;
-        read(&body, media_type, key)?
-    };
-    if accepted == 0 && !rejected.is_empty() {
-        return Err(Problem::NothingReadable(rejected));
-    }
-    if accepted > 0 {
-        let gate = bulk.intake.join(accepted, |open| open.merge(batch)).map_err(|_| waiting_limit())?;
-        confirmed(gate).await?;
-    }
-    Ok((StatusCode::ACCEPTED, Json(Accepted { accepted, rejected })).into_response())
-}
-
-/// The readable events, how many they are, and the others. Under the key of the request each event without one of
-/// its own gets that of its place, so that the same request sent again counts nothing.
-fn read(
-    body: &[u8],
-    media_type: MediaType,
-    request_key: Option<IdempotencyKey>,
-) -> Result<(Batch, usize, Vec<Rejected>), Problem> {
-    let (mut batch, mut accepted, mut rejected) = (Batch::default(), 0, Vec::new());
-    let events = bulk::events(body, media_type).map_err(|error| match error {
-        bulk::Error::TooMany => Problem::TooLarge(error.to_string()),
-        bulk::Error::Unreadable(_) | bulk::Error::Empty => Problem::BadRequest(error.to_string()),
-    })?;
-    for (index, event) in events.enumerate() {
-        match event {
-            Ok(mut event) => {
-                accepted += 1;
-                event.key = event.key.or_else(|| request_key.map(|key| key.of_event(index)));
-                batch.record(event);
-            }
-            Err(error) => rejected.push(Rejected { index, detail: error.to_string() }),
-        }
-    }
-    Ok((batch, accepted, rejected))
-}
-
-fn media_type(headers: &HeaderMap) -> Result<MediaType, Problem> {
-    let named = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let named = named.ok_or_else(|| {
-        Problem::UnsupportedMediaType(format!("the header Content-Type is missing: {}", bulk::MEDIA_TYPES))
-    })?;
-    named.parse().map_err(|error: bulk::UnknownMediaType| Problem::UnsupportedMediaType(error.to_string()))
-}
-
-/// The body, unpacked. An encoding that is still named here is one that was not unpacked.
-async fn body(request: Request) -> Result<Bytes, Problem> {
-    if let Some(encoding) = request.headers().get(header::CONTENT_ENCODING) {
-        return Err(Problem::UnsupportedMediaType(format!(
-            "the content encoding {encoding:?} is not read here: send gzip, zstd or none"
-        )));
-    }
-    match tokio::time::timeout(BODY_TIMEOUT, Bytes::from_request(request, &())).await {
-        Ok(Ok(body)) => Ok(body),
-        Ok(Err(BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)))) => {
-            Err(Problem::TooLarge(format!("a body has at most {MAX_BODY} bytes, unpacked")))
-        }
-        Ok(Err(error)) => {
-            Err(Problem::BadRequest(format!("the body cannot be read: {}", root_cause(&error))))
-        }
-        Err(_) => Err(Problem::Timeout(format!("the body did not arrive within {BODY_TIMEOUT:?}"))),
-    }
-}
-
-/// The innermost reason: the outer ones only say that something failed.
-fn root_cause(error: &dyn std::error::Error) -> &dyn std::error::Error {
-    let mut cause = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause
 }

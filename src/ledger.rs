@@ -1,12 +1,13 @@
 //! The ledger on the Postgres primary: every message and every keyed event counted once.
 
 mod claims;
+mod clock;
+mod durability;
 mod retention;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
@@ -16,10 +17,13 @@ use crate::counters::Counters;
 use crate::domain_name::DomainName;
 use crate::event::{Event, IdempotencyKey};
 use crate::health::Dependency;
-use crate::postgres::{Database, Error, Url};
+use crate::postgres::{Database, Error, Steps, Url, WATCH_INTERVAL, misconfigured};
 use crate::tally::Tally;
+use clock::Clock;
+use durability::Settings;
 
-pub use retention::{Config as RetentionConfig, Horizon, Kind};
+pub use clock::Moment;
+pub use retention::{Config as RetentionConfig, HoldConfig, Horizon, Kind, Pruning, Watermark};
 
 /// One transaction and one step of upkeep at a time, and one connection to spare for when the last has just died.
 const CONNECTIONS: u32 = 3;
@@ -46,11 +50,19 @@ pub struct Config {
     #[command(flatten)]
     pub primary: Primary,
 
-    /// How long the primary works on one statement, in seconds, before it gives it up to be tried again; a full batch
-    /// must fit in. A primary that is gone without a word is given up after half as long again, and until then this
-    /// worker counts nothing
+    /// How long the primary works on one statement, in seconds, before it gives it up. What was too much is then counted
+    /// in halves, and the next transactions are smaller. A primary that is gone without a word is given up after half as
+    /// long again, and until then this worker counts nothing
     #[arg(long, env = "CATCHALL_STATEMENT_TIMEOUT_SECS", value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub statement_timeout_secs: u32,
+}
+
+impl Config {
+    /// How long the primary works on one statement.
+    #[must_use]
+    pub fn statement_timeout(&self) -> Duration {
+        Duration::from_secs(self.statement_timeout_secs.into())
+    }
 }
 
 /// What is to be counted, and under which conditions.
@@ -58,24 +70,10 @@ pub struct Config {
 pub struct Portion {
     /// The contents of messages, each under the id of its message if it has one.
     pub batches: Vec<(Option<IdempotencyKey>, Batch)>,
-    /// Marks that were handed out with them: see [`Ledger::begin_mark`].
+    /// Marks that were handed out with them: see [`Ledger::begin_watermark`].
     pub marks: Vec<Uuid>,
     /// Counted no later than this: after that the claims the messages rely on may be forgotten.
     pub before: Option<Moment>,
-}
-
-/// A moment on the clock of the primary, which all workers share. The default is the epoch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd)]
-pub struct Moment {
-    epoch_seconds: f64,
-}
-
-impl Moment {
-    /// The moment so much later.
-    #[must_use]
-    pub fn after(self, duration: Duration) -> Self {
-        Self { epoch_seconds: self.epoch_seconds + duration.as_secs_f64() }
-    }
 }
 
 /// Why a portion was not counted.
@@ -85,6 +83,9 @@ pub enum ApplyError {
     /// an id.
     #[error(transparent)]
     Transient(Error),
+    /// The same, but a statement took too long: less of it may do.
+    #[error(transparent)]
+    Late(Error),
     /// The database refuses something in it, and would again.
     #[error(transparent)]
     Refused(Error),
@@ -108,18 +109,17 @@ pub struct Applied {
 #[derive(Clone, Debug)]
 pub struct Ledger {
     database: Database,
-    /// How long work may take before its connection is given up: longer than the server lets any of its statements
-    /// run, so that only a peer that is gone without a word is.
+    /// How long a statement may take before its connection is given up: longer than the server lets it run, so that
+    /// only a peer that is gone without a word is.
     patience: Duration,
-    /// The primary's clock as it was last read, the bits of its seconds since 1970.
-    clock: Arc<AtomicU64>,
+    clock: Arc<Clock>,
 }
 
 impl Ledger {
     /// A ledger that connects when it is first used, under this name, which the primary shows its operators.
     #[must_use]
     pub fn new(config: &Config, application: &str) -> Self {
-        let statement = Duration::from_secs(config.statement_timeout_secs.into());
+        let statement = config.statement_timeout();
         let session = [
             ("statement_timeout", &*format!("{}s", statement.as_secs())),
             ("lock_timeout", STANDSTILL),
@@ -129,21 +129,33 @@ impl Ledger {
         Self { database, patience: statement * 3 / 2, clock: Arc::default() }
     }
 
-    /// Waits until the primary is there with the schema this build needs.
+    /// Waits until the primary is there with the schema this build needs, and keeps what it commits.
     pub async fn ready(&self) {
         loop {
             self.database.ready().await;
-            let read = async |pool: PgPool| now(&mut *pool.acquire().await?).await;
-            if let Ok(now) = self.database.run(self.patience, read).await {
-                return self.set_clock(now);
+            let clock = Arc::clone(&self.clock);
+            let look = async move |pool: PgPool| look(&mut *pool.acquire().await?, &clock).await.map(drop);
+            // What a clock that was ahead has left behind is gone before anything is claimed by the clock of now.
+            if self.database.run(self.patience, look).await.is_ok() && self.discard_future().await.is_ok() {
+                return;
             }
+            // Why, the watch tells.
+            tokio::time::sleep(WATCH_INTERVAL).await;
         }
     }
 
     /// Keeps `database` and the [clock](Self::clock) up to date for as long as it is polled.
     pub async fn watch(&self, database: Dependency) {
+        let mut warned = None;
         let look = async |connection: &mut PgConnection| {
-            self.set_clock(now(connection).await?);
+            let settings = look(connection, &self.clock).await?.1;
+            let warning = settings.warning();
+            if warning != warned
+                && let Some(warning) = warning
+            {
+                tracing::warn!("{warning}");
+            }
+            warned = warning;
             Ok(())
         };
         self.database.watch(database, look).await;
@@ -153,11 +165,12 @@ impl Ledger {
     /// it first was [ready](Self::ready).
     #[must_use]
     pub fn clock(&self) -> Moment {
-        Moment { epoch_seconds: f64::from_bits(self.clock.load(Ordering::Relaxed)) }
+        self.clock.last()
     }
 
-    fn set_clock(&self, Moment { epoch_seconds }: Moment) {
-        self.clock.store(epoch_seconds.to_bits(), Ordering::Relaxed);
+    /// Waits until the primary's clock is set back, or has been since this was last waited for.
+    pub async fn clock_set_back(&self) {
+        self.clock.set_back().await;
     }
 
     /// Counts a part of the batches of a portion; with the last of them it notes the marks. Once this returns,
@@ -171,11 +184,13 @@ impl Ledger {
     ///
     /// Nothing was counted, or (of what is transient) the answer to the commit was lost.
     pub async fn apply(&self, portion: Arc<Portion>, part: Range<usize>) -> Result<Applied, ApplyError> {
-        let work = async move |pool| transaction(&pool, &portion, part).await;
-        match self.database.run(self.patience, work).await {
+        let clock = Arc::clone(&self.clock);
+        let work = async move |pool, steps| transaction(&pool, &steps, &clock, &portion, part).await;
+        match self.database.run_steps(self.patience, work).await {
             Ok(Some(applied)) => Ok(applied),
             Ok(None) => Err(ApplyError::TooLate),
             Err(error) if error.is_refusal() => Err(ApplyError::Refused(error)),
+            Err(error) if error.is_timeout() => Err(ApplyError::Late(error)),
             Err(error) => Err(ApplyError::Transient(error)),
         }
     }
@@ -184,47 +199,68 @@ impl Ledger {
 /// Nothing when it is too late.
 async fn transaction(
     pool: &PgPool,
+    steps: &Steps,
+    clock: &Clock,
     portion: &Portion,
     part: Range<usize>,
 ) -> Result<Option<Applied>, sqlx::Error> {
+    let begun = Instant::now();
     let mut transaction = pool.begin().await?;
-    let now = now(&mut transaction).await?;
+    let (now, _) = look_since(begun, &mut transaction, clock).await?;
+    steps.done();
     if portion.before.is_some_and(|before| now > before) {
         transaction.rollback().await?;
         return Ok(None);
     }
     if part.end == portion.batches.len() && !portion.marks.is_empty() {
         sqlx::query(MARKS_ARRIVED).bind(&portion.marks).execute(&mut *transaction).await?;
+        steps.done();
     }
     let batches = &portion.batches[part];
-    let fresh = claims::claim_messages(&mut transaction, batches).await?;
+    let fresh = claims::claim_messages(&mut transaction, steps, batches).await?;
     let keyed: Vec<&(IdempotencyKey, Event)> = fresh.iter().flat_map(|batch| &batch.keyed).collect();
-    let fresh_events = claims::claim_events(&mut transaction, &keyed).await?;
+    let fresh_events = claims::claim_events(&mut transaction, steps, &keyed).await?;
     let duplicates = batches.len() - fresh.len() + keyed.len() - fresh_events.len();
     let plain = fresh.iter().flat_map(|batch| batch.plain.iter()).map(|(domain, sum)| (domain, *sum));
     let fresh_events = fresh_events.into_iter();
     let keyed = fresh_events.map(|event| (&event.domain, Counters::of(event.outcome, event.count)));
     let tally: Tally<_> = plain.chain(keyed).collect();
     add(&mut transaction, &tally).await?;
+    steps.done();
     transaction.commit().await?;
     let mut added = Counters::default();
     tally.iter().for_each(|(_, counters)| added += *counters);
     Ok(Some(Applied { duplicates, rows: tally.len(), added }))
 }
 
-/// The beginning of the transaction, which is what `claimed_at` gets.
-const NOW: &str = "\
--- catchall: read the clock
-select extract(epoch from now())::float8";
+/// The clock shows the beginning of the transaction, which is what `claimed_at` gets. The settings are those of this
+/// session, which may be older or newer than a change of what is set for its role or its database.
+const LOOK: &str = "\
+-- catchall: look at the clock and at what a commit means
+select extract(epoch from now())::float8,
+    current_setting('synchronous_commit'), current_setting('fsync'), current_setting('full_page_writes')";
 
-async fn now(connection: &mut PgConnection) -> Result<Moment, sqlx::Error> {
-    let epoch_seconds = sqlx::query_scalar(NOW).fetch_one(connection).await?;
-    Ok(Moment { epoch_seconds })
+/// Reads the clock and fails where a commit of this session does not last.
+async fn look(connection: &mut PgConnection, clock: &Clock) -> Result<(Moment, Settings), sqlx::Error> {
+    look_since(Instant::now(), connection, clock).await
+}
+
+/// The same in a transaction that was begun at some time after `asked`.
+async fn look_since(
+    asked: Instant,
+    connection: &mut PgConnection,
+    clock: &Clock,
+) -> Result<(Moment, Settings), sqlx::Error> {
+    let (epoch_seconds, synchronous_commit, fsync, full_page_writes) =
+        sqlx::query_as(LOOK).fetch_one(connection).await?;
+    let settings = Settings { synchronous_commit, fsync, full_page_writes };
+    settings.check().map_err(misconfigured)?;
+    Ok((clock.observe(epoch_seconds, asked), settings))
 }
 
 const MARKS_ARRIVED: &str = "\
 -- catchall: note marks that arrived
-update queue_marks set arrived_at = now() where id = any($1::uuid[]) and arrived_at is null";
+update watermarks set arrived_at = now() where id = any($1::uuid[]) and arrived_at is null";
 
 /// One row per domain, in key order. A sum stops at the end of bigint instead of failing the transaction, and with it
 /// everybody's events. The first update of a row makes room for the next ones: see the third migration.

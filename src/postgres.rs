@@ -8,6 +8,7 @@ use std::time::Duration;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, SqlSafeStr};
+use tokio::sync::watch;
 
 use crate::health::Dependency;
 
@@ -16,7 +17,7 @@ use crate::health::Dependency;
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How often a database is looked at: often enough that readiness is news, seldom enough to cost nothing.
-const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+pub(crate) const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// SQLSTATE's classes of a value that is not valid and of a broken constraint. All others are about the server,
 /// the session or the statement, and may be over the next time.
@@ -24,6 +25,9 @@ const REFUSALS: [&str; 2] = ["22", "23"];
 
 /// SQLSTATE's class of a transaction that was rolled back in favour of others.
 const CONFLICT: &str = "40";
+
+/// SQLSTATE of a statement that took too long for the server (or was cancelled by an operator).
+const CANCELLED: &str = "57014";
 
 /// SQLSTATE of a query for a table that is not there.
 const UNDEFINED_TABLE: &str = "42P01";
@@ -38,6 +42,7 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
         migration(1, "ledger", include_str!("../migrations/0001_ledger.sql")),
         migration(2, "retention", include_str!("../migrations/0002_retention.sql")),
         migration(3, "room", include_str!("../migrations/0003_room.sql")),
+        migration(4, "watermarks", include_str!("../migrations/0004_watermarks.sql")),
     ])
 });
 
@@ -82,6 +87,8 @@ pub struct Error {
     reason: String,
     /// SQLSTATE, if the database said what is wrong.
     code: Option<String>,
+    /// Whether it said nothing for so long that it was given up.
+    given_up: bool,
 }
 
 impl Error {
@@ -96,6 +103,12 @@ impl Error {
     #[must_use]
     pub fn is_conflict(&self) -> bool {
         self.is_of(CONFLICT)
+    }
+
+    /// Whether a statement took too long. A smaller one may not.
+    #[must_use]
+    pub fn is_timeout(&self) -> bool {
+        self.given_up || self.is_of(CANCELLED)
     }
 
     fn is_of(&self, class: &str) -> bool {
@@ -122,6 +135,17 @@ enum SchemaError {
     Behind { found: i64, needed: i64 },
     #[error("migration {0} is not the one this build has: the database belongs to another build")]
     Foreign(i64),
+}
+
+/// Where work tells that one of its statements is done.
+#[derive(Debug)]
+pub(crate) struct Steps(watch::Sender<()>);
+
+impl Steps {
+    /// One more is.
+    pub(crate) fn done(&self) {
+        self.0.send_replace(());
+    }
 }
 
 /// A pool of connections to one database, opened when first needed. Clones share it.
@@ -152,19 +176,44 @@ impl Database {
         F: Future<Output = Result<T, sqlx::Error>> + Send + 'static,
         T: Send + 'static,
     {
+        self.run_steps(patience, |pool, _| work(pool)).await
+    }
+
+    /// The same for work of several statements: each of its steps may take as long as `patience`.
+    pub(crate) async fn run_steps<W, F, T>(&self, patience: Duration, work: W) -> Result<T, Error>
+    where
+        W: FnOnce(PgPool, Steps) -> F,
+        F: Future<Output = Result<T, sqlx::Error>> + Send + 'static,
+        T: Send + 'static,
+    {
         let used = self.current().clone();
-        let mut task = tokio::spawn(work(used.clone()));
-        let (reason, code) = match tokio::time::timeout(patience, &mut task).await {
-            Ok(Ok(Ok(done))) => return Ok(done),
-            Ok(Ok(Err(error))) => (describe(&error), code(&error)),
-            Ok(Err(panicked)) => (panicked.to_string(), None),
-            Err(_) => {
-                self.replace(&used);
-                task.abort();
-                (format!("no answer within {patience:?}"), None)
+        let (steps, mut stepped) = watch::channel(());
+        let mut task = tokio::spawn(work(used.clone(), Steps(steps)));
+        let ended = loop {
+            tokio::select! {
+                ended = &mut task => break Some(ended),
+                // When the work has dropped its end, what is left of it has to end within one patience.
+                Ok(()) = stepped.changed() => {}
+                () = tokio::time::sleep(patience) => break None,
             }
         };
-        Err(Error { url: self.url.to_string(), reason, code })
+        let (reason, code, given_up) = match ended {
+            Some(Ok(Ok(done))) => return Ok(done),
+            Some(Ok(Err(error))) => {
+                if is_misconfigured(&error) {
+                    // Sessions stay as they were opened, and this one is of no use.
+                    self.replace(&used);
+                }
+                (describe(&error), code(&error), false)
+            }
+            Some(Err(panicked)) => (panicked.to_string(), None, false),
+            None => {
+                self.replace(&used);
+                task.abort();
+                (format!("no answer within {patience:?}"), None, true)
+            }
+        };
+        Err(Error { url: self.url.to_string(), reason, code, given_up })
     }
 
     /// Puts a new pool in the place of the one that was used, unless another has done so.
@@ -235,7 +284,7 @@ async fn within<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result
 ///
 /// When the database is not there, or a migration that was applied is not the one this build has.
 pub async fn migrate(url: &Url) -> Result<(), Error> {
-    let failed = |reason: String| Error { url: url.to_string(), reason, code: None };
+    let failed = |reason: String| Error { url: url.to_string(), reason, code: None, given_up: false };
     let mut connection = PgConnection::connect_with(&url.0.clone().application_name("catchall-migrate"))
         .await
         .map_err(|error| failed(describe(&error)))?;
@@ -274,6 +323,15 @@ fn check_schema(applied: &[(i64, Vec<u8>)]) -> Result<(), SchemaError> {
     Ok(())
 }
 
+/// The error of work that finds a session not to be as it has to be: later ones may be.
+pub(crate) fn misconfigured(reason: &'static str) -> sqlx::Error {
+    sqlx::Error::Configuration(reason.into())
+}
+
+fn is_misconfigured(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Configuration(_))
+}
+
 fn code(error: &sqlx::Error) -> Option<String> {
     Some(error.as_database_error()?.code()?.into_owned())
 }
@@ -286,6 +344,7 @@ fn describe(error: &sqlx::Error) -> String {
             "connection refused".into()
         }
         sqlx::Error::PoolTimedOut => "no connection to be had in time".into(),
+        sqlx::Error::Configuration(reason) => reason.to_string(),
         error => error.to_string(),
     }
 }

@@ -39,7 +39,20 @@ pub fn main<C: Args>(
     about: &'static str,
     run: impl AsyncFnOnce(C, Process) -> anyhow::Result<()>,
 ) -> ExitCode {
-    let Arguments { config, telemetry } = match parse::<C>(name, about, std::env::args_os()) {
+    main_checked(name, about, |_| Ok(()), run)
+}
+
+/// The same for a program with values that may be right each and wrong together: `check` says what is wrong, in a
+/// sentence that names their variables.
+pub fn main_checked<C: Args>(
+    name: &'static str,
+    about: &'static str,
+    check: impl FnOnce(&C) -> Result<(), String>,
+    run: impl AsyncFnOnce(C, Process) -> anyhow::Result<()>,
+) -> ExitCode {
+    let parsed = parse::<C>(name, about, std::env::args_os())
+        .and_then(|arguments| check(&arguments.config).map(|()| arguments).map_err(ParseError::Sentence));
+    let Arguments { config, telemetry } = match parsed {
         Ok(arguments) => arguments,
         Err(ParseError::Help(error)) => error.exit(),
         Err(ParseError::Sentence(sentence)) => {
@@ -58,6 +71,7 @@ pub fn main<C: Args>(
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let shutdown = shutdown::requested()?;
+            tokio::spawn(telemetry::upkeep(figures.clone()));
             run(config, Process { figures, shutdown }).await
         })
     });

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use crate::counters::{Counters, Status};
 use crate::domain_name::DomainName;
+use crate::excerpt::excerpt;
 use crate::group::Group;
 use crate::health::{Dependency, Health};
 use crate::http::{self, Problem};
@@ -93,7 +94,7 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
 
 /// The routes of one thread, with the readers behind them. To be called on the thread's event loop.
 fn router(config: &Config, health: &Health) -> Router {
-    let questions = Arc::new(Questions::new(1, config.max_waiting_reads as usize));
+    let questions = Arc::new(Questions::new(config.max_waiting_reads as usize));
     let replica = Replica::new(&config.replica, READS_AT_ONCE);
     for _ in 0..READS_AT_ONCE {
         tokio::spawn(read(Arc::clone(&questions), replica.clone()));
@@ -129,13 +130,13 @@ async fn read(questions: Arc<Questions>, replica: Replica) {
         let begun = Instant::now();
         let found = match replica.counters(&round.items).await {
             Ok(found) => {
-                reads.increment(round.weight as u64);
+                reads.increment(round.answer.weight() as u64);
                 read_seconds.record(begun.elapsed());
                 away = false;
                 Some(found.into())
             }
             Err(error) => {
-                failed.increment(round.weight as u64);
+                failed.increment(round.answer.weight() as u64);
                 // Once per outage: the next thousand reads have nothing new to say.
                 if !std::mem::replace(&mut away, true) {
                     tracing::warn!(reason = %error, "cannot read: {error}");
@@ -143,8 +144,7 @@ async fn read(questions: Arc<Questions>, replica: Replica) {
                 None
             }
         };
-        // Nobody is left to hear it when every client has gone.
-        let _ = round.answer.send(found);
+        round.answer.send(found);
     }
 }
 
@@ -157,15 +157,22 @@ struct Answer {
     bounced: u64,
 }
 
+/// The domain of a path.
+fn domain(path: Result<Path<String>, PathRejection>) -> Result<DomainName, Problem> {
+    let Path(domain) = path.map_err(|error| Problem::BadRequest(excerpt(error.body_text())))?;
+    DomainName::parse(&domain).map_err(|error| {
+        let domain = excerpt(format_args!("{domain:?}"));
+        Problem::BadRequest(format!("the domain {domain} is not valid: {error}"))
+    })
+}
+
 /// `GET /domains/{domain}`. A domain that was never seen has had no events, which is an answer like any other.
 async fn get_domain(
     questions: &Questions,
     path: Result<Path<String>, PathRejection>,
     threshold: u64,
 ) -> Result<Json<Answer>, Problem> {
-    let Path(domain) = path.map_err(|error| Problem::BadRequest(error.body_text()))?;
-    let domain = DomainName::parse(&domain)
-        .map_err(|error| Problem::BadRequest(format!("the domain {domain:?} is not valid: {error}")))?;
+    let domain = domain(path)?;
     let mut place = 0;
     let gate = questions.join(1, |names| {
         place = names.len();

@@ -1,9 +1,37 @@
 //! Logs and figures.
 
 use std::io::IsTerminal;
+use std::time::Duration;
 
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio::time::{MissedTickBehavior, interval};
 use tracing_subscriber::EnvFilter;
+
+/// The histograms, and the upper bounds of their buckets in seconds. They are the same in every instance and release, so
+/// that several can be added up: a bound may be added, but none removed.
+const HISTOGRAMS: [(&str, &[f64]); 3] = [
+    // From the first event of a message to its confirm: a disk and a round trip or two, and no longer than
+    // CATCHALL_PUBLISH_DEADLINE_MS, of 5 s unless set.
+    (
+        "catchall_ingest_confirm_seconds",
+        &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0],
+    ),
+    // A transaction of up to CATCHALL_MAX_ROWS rows, of which a statement may take CATCHALL_STATEMENT_TIMEOUT_SECS, of
+    // 60 s unless set.
+    (
+        "catchall_worker_commit_seconds",
+        &[0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0],
+    ),
+    // A look-up by the primary key, of which many are one query.
+    (
+        "catchall_query_read_seconds",
+        &[0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5],
+    ),
+];
+
+/// How often observations are put into their buckets. Until then the exporter keeps each, whether anybody reads its
+/// page or not: 16 bytes, of which a busy process makes some thousands a second.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How the process speaks.
 #[derive(Clone, Debug, clap::Args)]
@@ -46,5 +74,72 @@ pub fn start(config: &Config) -> anyhow::Result<PrometheusHandle> {
         Format::Json => subscriber.json().flatten_event(true).try_init(),
     };
     started.map_err(|error| anyhow::anyhow!("cannot start logging: {error}"))?;
-    Ok(PrometheusBuilder::new().install_recorder()?)
+    Ok(recorder()?.install_recorder()?)
+}
+
+/// Puts what has been observed into its buckets, for ever.
+pub async fn upkeep(figures: PrometheusHandle) {
+    let mut ticks = interval(UPKEEP_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        figures.run_upkeep();
+    }
+}
+
+fn recorder() -> Result<PrometheusBuilder, BuildError> {
+    HISTOGRAMS.into_iter().try_fold(PrometheusBuilder::new(), |builder, (name, bounds)| {
+        builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), bounds)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::path::Path;
+
+    fn names(folder: &Path, found: &mut Vec<String>) {
+        for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                names(&path, found);
+            } else {
+                let text = fs::read_to_string(path).unwrap();
+                let uses = text.split("histogram!(\"").skip(1);
+                found.extend(uses.filter_map(|rest| rest.split('"').next()).map(str::to_owned));
+            }
+        }
+    }
+
+    #[test]
+    fn every_histogram_has_its_buckets() {
+        let mut used = Vec::new();
+        names(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut used);
+        used.retain(|name| name.starts_with("catchall_"));
+        used.sort();
+        used.dedup();
+        let mut known = HISTOGRAMS.map(|(name, _)| name);
+        known.sort_unstable();
+        assert_eq!(used, known);
+    }
+
+    #[test]
+    fn what_is_observed_is_counted_in_buckets() {
+        let recorder = recorder().unwrap().build_recorder();
+        let figures = recorder.handle();
+        metrics::with_local_recorder(&recorder, || {
+            for (name, bounds) in HISTOGRAMS {
+                assert!(bounds.is_sorted_by(|left, right| left < right), "{name}");
+                metrics::histogram!(name).record(bounds[1]);
+            }
+        });
+        let page = figures.render();
+        for (name, bounds) in HISTOGRAMS {
+            let count = |bound: &str| format!("{name}_bucket{{le=\"{bound}\"}}");
+            assert!(page.contains(&format!("{} 0\n", count(&bounds[0].to_string()))), "{page}");
+            assert!(page.contains(&format!("{} 1\n", count(&bounds[1].to_string()))), "{page}");
+            assert!(page.contains(&format!("{} 1\n", count("+Inf"))), "{page}");
+        }
+        assert!(!page.contains("quantile"), "{page}");
+    }
 }

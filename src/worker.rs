@@ -1,9 +1,10 @@
 //! The worker: messages in, counters out, each message accepted after the commit that counted it.
 
-mod caution;
+mod throttle;
+mod row_limit;
+mod window;
 mod counting;
 mod upkeep;
-mod window;
 
 use std::collections::BTreeSet;
 use std::mem;
@@ -14,23 +15,24 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::time::Instant;
 
-use crate::broker::{self, Deliveries, Delivery, Message, Publisher};
+use crate::broker::{self, Deliveries, Message, MessageLimit, Publisher};
 use crate::health::{Dependency, Health};
 use crate::http;
-use crate::ledger::{self, Ledger, RetentionConfig};
+use crate::ledger::{self, Ledger, Moment, RetentionConfig};
 use crate::process::{self, Process};
 use crate::shutdown::{GRACE, Shutdown};
-use caution::{Caution, Trust};
 use counting::{HeldTooLong, count};
-use upkeep::upkeep;
-use window::{HandedOut, Window, linger};
+use row_limit::RowLimit;
+use throttle::PrefetchThrottle;
+use upkeep::{MARK_PATIENCE, upkeep};
+use window::{HandedOut, Poison, Window, linger};
 
 /// How long a dead letter waits for the broker's confirm before the message is left to the queue's own
 /// dead-lettering, which keeps it as safely but without the reason.
 const DEAD_LETTER_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long a worker waits after a message that cannot be parsed until it lets it be handed out again.
-const UNPARSABLE_PAUSE: Duration = Duration::from_millis(10);
+/// How often a worker without messages looks whether it should consume anew. The primary's clock is not read more often.
+const IDLE_LOOK: Duration = Duration::from_secs(1);
 
 /// What the worker needs to know.
 #[derive(Clone, Debug, clap::Args)]
@@ -49,12 +51,16 @@ pub struct Config {
     #[command(flatten)]
     ops: http::OpsConfig,
 
+    #[command(flatten)]
+    message_limit: MessageLimit,
+
     /// Messages the broker hands out ahead of their acceptance. Below 100 the queue runs dry while a transaction
-    /// commits; each message in hand takes memory, up to the broker's limit for one message
+    /// commits; each message in hand takes memory, up to `CATCHALL_MAX_MESSAGE_BYTES`. A worker begins with one message
+    /// and doubles that with each transaction
     #[arg(long, env = "CATCHALL_PREFETCH", value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..))]
     prefetch: u16,
 
-    /// Rows one transaction may write. Larger ones cost less per row, hold their locks longer and take more
+    /// Rows one transaction may write: claims, and counters. Larger ones cost less per row, hold their locks longer and take more
     /// memory, some 200 bytes a row; only a loaded worker fills them
     #[arg(long, env = "CATCHALL_MAX_ROWS", value_name = "N", default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1..=5_000_000))]
     max_rows: u32,
@@ -72,12 +78,34 @@ pub struct Config {
     max_linger_ms: u32,
 }
 
+impl Config {
+    /// What a message may wait for before its own transaction must fit into the time it may be held, or windows are too
+    /// late whatever they do: the one before, with a statement that is given up and tried again, and then company.
+    fn check(&self) -> Result<(), String> {
+        let hold = self.retention.max_hold();
+        let linger_ms = self.linger_ms.max(self.max_linger_ms);
+        let statement_secs = self.ledger.statement_timeout_secs;
+        let least = Duration::from_millis(linger_ms.into()) + 2 * Duration::from_secs(statement_secs.into());
+        if hold >= least {
+            return Ok(());
+        }
+        Err(format!(
+            "the value {} of CATCHALL_MAX_HOLD_SECS (--max-hold-secs <SECONDS>) is not valid: it has to be at least {}, twice \
+             CATCHALL_STATEMENT_TIMEOUT_SECS ({statement_secs}) and the longer of CATCHALL_LINGER_MS and \
+             CATCHALL_MAX_LINGER_MS ({linger_ms}), or messages would be given back uncounted",
+            hold.as_secs(),
+            least.as_secs_f64().ceil(),
+        ))
+    }
+}
+
 /// The program: see [`process::main`].
 #[must_use]
 pub fn main() -> ExitCode {
-    process::main(
+    process::main_checked(
         "catchall-worker",
         "Counts the delivery events that wait in RabbitMQ into Postgres, each exactly once",
+        Config::check,
         run,
     )
 }
@@ -100,6 +128,7 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         config.broker.clone(),
         "catchall-worker marks".into(),
         health.dependency("broker"),
+        MARK_PATIENCE,
     );
     let upkeep = upkeep(ledger.clone(), marks, config.retention.clone());
     let worker = Worker {
@@ -107,9 +136,11 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
             config.broker.clone(),
             "catchall-worker dead letters".into(),
             health.dependency("broker"),
+            DEAD_LETTER_PATIENCE,
         ),
         broker: health.dependency("broker"),
         commits: health.dependency("database"),
+        row_limit: RowLimit::new(config.max_rows as usize, config.ledger.statement_timeout()),
         config,
         ledger,
     };
@@ -129,6 +160,7 @@ struct Worker {
     broker: Dependency,
     /// The primary as seen by the commits, which can fail where a look at it succeeds.
     commits: Dependency,
+    row_limit: RowLimit,
 }
 
 impl Worker {
@@ -136,33 +168,24 @@ impl Worker {
     /// again, to the next one or to another worker.
     async fn work(mut self, shutdown: Shutdown) {
         let mut delays = broker::backoff();
-        let mut caution = Caution::default();
+        let mut throttle = PrefetchThrottle::new(self.config.prefetch);
         loop {
-            let prefetch = caution.prefetch(self.config.prefetch);
             let opened = tokio::select! {
                 () = shutdown.clone() => return,
-                opened = self.open(prefetch) => opened,
+                opened = self.open(throttle.prefetch()) => opened,
             };
             let ended = match opened {
-                Ok(deliveries) => {
+                Ok((deliveries, asked)) => {
                     delays = broker::backoff();
-                    caution.session_begins();
-                    self.session(deliveries, prefetch, &mut caution, shutdown.clone()).await
+                    throttle.session_begins();
+                    let ended = self.session(deliveries, asked, &mut throttle, shutdown.clone()).await;
+                    throttle.session_ended();
+                    ended
                 }
                 Err(error) => Err(error.into()),
             };
-            caution.session_ended();
             match ended {
                 Ok(()) => return,
-                Err(Ended::Trusting) => continue,
-                // Nothing is wrong with the broker, and the sooner the message is at the limit the better.
-                Err(Ended::Lost(error @ broker::Error::Unparsable)) => {
-                    if prefetch > 1 {
-                        tracing::warn!("{error}");
-                    }
-                    tokio::time::sleep(UNPARSABLE_PAUSE).await;
-                    continue;
-                }
                 Err(Ended::Lost(error)) => self.broker.down(error),
                 Err(Ended::GaveBack(error)) => tracing::warn!(reason = %error, "{error}"),
             }
@@ -174,31 +197,33 @@ impl Worker {
     }
 
     /// Consumes only once there is a ledger to count in: what is handed out meanwhile would only wait here,
-    /// out of reach of other workers.
-    async fn open(&self, prefetch: u16) -> Result<Deliveries, broker::Error> {
+    /// out of reach of other workers. Returns a moment before anything was handed out, too.
+    async fn open(&self, prefetch: u16) -> Result<(Deliveries, Moment), broker::Error> {
         self.ledger.ready().await;
         self.commits.up();
-        let deliveries = Deliveries::open(&self.config.broker, "catchall-worker", prefetch).await?;
+        let asked = self.ledger.clock();
+        let Config { broker, message_limit, .. } = &self.config;
+        let deliveries = Deliveries::open(broker, *message_limit, "catchall-worker", prefetch).await?;
         self.broker.up();
-        Ok(deliveries)
+        Ok((deliveries, asked))
     }
 
     /// The loop: while one window is being settled the next one gathers. It returns when the shutdown is
-    /// done, the connection to the broker is lost, what is held must be given back, or caution is over.
+    /// done, the connection to the broker is lost, or what is held must be given back.
     async fn session(
         &mut self,
         mut deliveries: Deliveries,
-        prefetch: u16,
-        caution: &mut Caution,
+        asked: Moment,
+        throttle: &mut PrefetchThrottle,
         shutdown: Shutdown,
     ) -> Result<(), Ended> {
-        let max_rows = self.config.max_rows as usize;
         let milliseconds = |ms: u32| Duration::from_millis(ms.into());
         let least_linger = milliseconds(self.config.linger_ms);
         let most_linger = milliseconds(self.config.max_linger_ms);
+        let max_hold = self.config.retention.max_hold();
         let mut took = Duration::ZERO;
-        let mut handed_out = HandedOut::new(prefetch, self.ledger.clock());
-        let enough = usize::from(prefetch) / 2;
+        let mut prefetch = throttle.prefetch();
+        let mut handed_out = HandedOut::new(prefetch, asked);
         let mut gathering = Window::default();
         let mut stopping = false;
         let mut grace = pin!(async {
@@ -206,14 +231,22 @@ impl Worker {
             tokio::time::sleep(GRACE).await;
         });
         loop {
-            if gathering.is_empty() {
+            let max_rows = self.row_limit.now();
+            while gathering.is_empty() {
                 tokio::select! {
                     () = shutdown.clone() => return Ok(()),
                     gathered = gathering.gather(&mut deliveries, max_rows) => gathered?,
+                    () = tokio::time::sleep(IDLE_LOOK.min(max_hold / 8)) => {
+                        let now = self.ledger.clock();
+                        if handed_out.is_stale(deliveries.seen(), now, max_hold) {
+                            handed_out.renew(prefetch, renew(&mut deliveries, None, prefetch).await?, now);
+                        }
+                    }
                 }
             }
             if !stopping {
                 let linger = linger(took, least_linger, most_linger);
+                let enough = usize::from(prefetch) / 2;
                 tokio::select! {
                     () = shutdown.clone() => stopping = true,
                     grown = gathering.grow(&mut deliveries, max_rows, enough, linger) => grown?,
@@ -221,12 +254,13 @@ impl Worker {
             }
             let mut window = mem::take(&mut gathering);
             let held_since = handed_out.since(window.first);
-            window.portion.before = Some(held_since.after(self.config.retention.max_hold()));
+            window.portion.before = Some(held_since.after(max_hold));
             let begun = Instant::now();
-            let mut settling = pin!(settle(&self.ledger, &mut self.dead_letters, &self.commits, window));
+            let Self { ledger, dead_letters, commits, row_limit, .. } = self;
+            let mut settling = pin!(settle(ledger, dead_letters, commits, row_limit, window));
             let settled = loop {
                 let arriving = async {
-                    if stopping || gathering.rows >= max_rows {
+                    if stopping || gathering.is_full(max_rows) {
                         return Err(deliveries.lost().await);
                     }
                     gathering.gather(&mut deliveries, max_rows).await
@@ -240,10 +274,20 @@ impl Worker {
                 }
             };
             took = begun.elapsed();
-            handed_out.accept(settled.through, self.ledger.clock());
-            accept(&deliveries, settled).await?;
-            if caution.accepted() == Trust::Regained {
-                return Err(Ended::Trusting);
+            let now = ledger.clock();
+            let stale = handed_out.is_stale(deliveries.seen(), now, max_hold);
+            handed_out.accept(settled.through, now);
+            throttle.settled();
+            if !stopping && (stale || prefetch < throttle.prefetch()) {
+                prefetch = throttle.prefetch();
+                tokio::select! {
+                    () = &mut grace => return Ok(()),
+                    before = renew(&mut deliveries, Some(settled), prefetch) => {
+                        handed_out.renew(prefetch, before?, now);
+                    }
+                }
+            } else {
+                accept(&deliveries, settled).await?;
             }
         }
     }
@@ -256,8 +300,6 @@ enum Ended {
     Lost(#[from] broker::Error),
     #[error(transparent)]
     GaveBack(#[from] HeldTooLong),
-    #[error("messages are taken many at a time again")]
-    Trusting,
 }
 
 /// Messages that are counted or kept as dead letters, all but the rejected ones.
@@ -275,41 +317,64 @@ struct Settled {
 /// begun it ends by itself, and what is delivered again is known by its id.
 async fn settle(
     ledger: &Ledger,
-    dead_letters: &mut Publisher,
+    dead_letters: &Publisher,
     commits: &Dependency,
+    row_limit: &mut RowLimit,
     window: Window,
 ) -> Result<Settled, HeldTooLong> {
     let Window { portion, tags, poison, last, .. } = window;
-    let poisoned: Vec<u64> = poison.iter().map(|(delivery, _)| delivery.tag()).collect();
-    let (mut rejected, refused) = tokio::join!(keep(dead_letters, poison), count(ledger, commits, portion));
+    let poisoned: Vec<u64> = poison.iter().map(|poison| poison.tag).collect();
+    let (mut rejected, refused) =
+        tokio::join!(keep(dead_letters, poison), count(ledger, commits, row_limit, portion));
     rejected.extend(refused?.into_iter().map(|place| tags[place]));
     let accepted = tags.into_iter().chain(poisoned).filter(|tag| !rejected.contains(tag)).max();
     Ok(Settled { through: last, accepted, rejected })
 }
 
-/// Publishes the poison as dead letters with their reasons. Returns the tags of those that are not known to be
-/// kept so: they are for the queue's own dead-lettering.
-async fn keep(dead_letters: &mut Publisher, poison: Vec<(Delivery, String)>) -> BTreeSet<u64> {
+/// Publishes the poison as dead letters with their reasons. Returns the tags of those that are for the queue's own
+/// dead-lettering: what cannot be copied, and what is not known to be kept so.
+async fn keep(dead_letters: &Publisher, poison: Vec<Poison>) -> BTreeSet<u64> {
     if poison.is_empty() {
         return BTreeSet::new();
     }
-    for (_, reason) in &poison {
+    for Poison { reason, .. } in &poison {
         tracing::warn!(reason, "a message cannot be read and is kept as a dead letter: {reason}");
     }
     metrics::counter!("catchall_worker_dead_letters_total").increment(poison.len() as u64);
-    let messages: Vec<Message> =
-        poison.iter().map(|(delivery, reason)| Message::dead_letter(delivery, reason)).collect();
-    let fates = dead_letters.publish_each(&messages, Instant::now() + DEAD_LETTER_PATIENCE).await;
-    let failed: Vec<_> = poison
-        .iter()
-        .zip(fates)
-        .filter_map(|((delivery, _), fate)| fate.err().map(|error| (delivery.tag(), error)))
-        .collect();
+    let mut rejected = BTreeSet::new();
+    let (mut tags, mut messages) = (Vec::new(), Vec::<Message>::new());
+    for Poison { tag, copy, .. } in poison {
+        if let Some(copy) = copy {
+            tags.push(tag);
+            messages.push(copy);
+        } else {
+            rejected.insert(tag);
+        }
+    }
+    let fates = dead_letters.publish_each(messages, Instant::now() + DEAD_LETTER_PATIENCE).await;
+    let failed: Vec<_> =
+        tags.into_iter().zip(fates).filter_map(|(tag, fate)| Some((tag, fate.err()?))).collect();
     if let Some((_, error)) = failed.first() {
         let count = failed.len();
         tracing::warn!(reason = %error, count, "cannot keep {count} dead letters with their reasons: {error}");
     }
-    failed.into_iter().map(|(tag, _)| tag).collect()
+    rejected.extend(failed.into_iter().map(|(tag, _)| tag));
+    rejected
+}
+
+/// Accepts what is settled, and consumes anew: with another prefetch, or to know that what comes is new. Returns the
+/// tag of the last message that came before.
+async fn renew(
+    deliveries: &mut Deliveries,
+    settled: Option<Settled>,
+    prefetch: u16,
+) -> Result<u64, broker::Error> {
+    deliveries.pause().await?;
+    // Before more is handed out: otherwise a message that ends the process would bring these back with it.
+    if let Some(settled) = settled {
+        accept(deliveries, settled).await?;
+    }
+    deliveries.resume(prefetch).await
 }
 
 /// Accepts what is settled. The rejections go first: an acceptance of all up to a tag would drop them.

@@ -8,13 +8,16 @@ use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions,
 };
 use lapin::types::FieldTable;
-use lapin::{Channel, Connection, Consumer, ErrorKind};
+use lapin::{Channel, Connection, Consumer};
 use tokio::time::Instant;
 
-use super::{Config, DEAD, Error, Letter, check_topology, connect, describe};
+use super::{Config, DEAD, Error, Letter, MessageLimit, check_topology, connect, connect_limited, describe};
 
-/// Letters the broker hands out ahead: enough to keep it busy, few enough that large ones fit in memory.
-const WINDOW: u64 = 256;
+/// Letters the broker hands out ahead: enough to keep it busy.
+const MAX_WINDOW: u64 = 256;
+
+/// Most bytes of the letters that are handed out ahead. The larger they may be, the fewer they are.
+const WINDOW_BYTES: u64 = 256 << 20;
 
 /// Letters that are left on one channel before another is opened: the broker looks through all that a channel holds
 /// for each one that is taken. Of channels it gives some two thousand to a connection.
@@ -43,6 +46,8 @@ pub struct DeadLetters {
     /// The last is the one that is consumed from, the others hold letters until the end.
     channels: Vec<Holder>,
     round: Option<Round>,
+    /// How many are handed out ahead.
+    window: u64,
     /// How many were there at the beginning.
     count: u64,
     /// How many of them have not been looked at. It makes an end where letters come back as they are replayed.
@@ -107,13 +112,39 @@ impl DeadLetters {
     /// # Errors
     ///
     /// When there is no broker, or an exchange or a queue is missing.
-    pub async fn open(config: &Config, name: &str) -> Result<Self, Error> {
-        let connection = connect(config, name).await?;
+    pub async fn open(config: &Config, limit: MessageLimit, name: &str) -> Result<Self, Error> {
+        let connection = connect_limited(config, name, limit.max_message_bytes).await?;
         check_topology(&connection, &config.amqp_url).await?;
         let channel = connection.create_channel().await.map_err(|error| failed(config, &error))?;
         let count = waiting(&channel).await.map_err(|error| failed(config, &error))?;
-        let channels = vec![Holder { channel, last: 0, left: 0, taken: false }];
-        Ok(Self { config: config.clone(), connection, channels, round: None, count, unseen: count, taken: 0 })
+        Ok(Self {
+            config: config.clone(),
+            connection,
+            channels: vec![Holder { channel, last: 0, left: 0, taken: false }],
+            round: None,
+            window: (WINDOW_BYTES / u64::from(limit.max_message_bytes)).clamp(1, MAX_WINDOW),
+            count,
+            unseen: count,
+            taken: 0,
+        })
+    }
+
+    /// Only counts them.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub async fn waiting(config: &Config, name: &str) -> Result<u64, Error> {
+        let connection = connect(config, name).await?;
+        check_topology(&connection, &config.amqp_url).await?;
+        let counted = async {
+            // It closes itself when it is dropped, which must not come between.
+            let channel = connection.create_channel().await?;
+            let count = waiting(&channel).await?;
+            connection.close(200, "done".into()).await?;
+            Ok(count)
+        };
+        counted.await.map_err(|error| failed(config, &error))
     }
 
     /// How many letters waited when this was opened. Those that somebody else is looking at do not.
@@ -222,7 +253,7 @@ impl DeadLetters {
             }
         }
         let Some(Holder { channel, last, .. }) = self.channels.last() else { return Ok(()) };
-        let window = self.unseen.min(WINDOW);
+        let window = self.unseen.min(self.window);
         let prefetch = u16::try_from(window).unwrap_or(u16::MAX);
         channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
         let options = BasicConsumeOptions::default();
@@ -240,8 +271,5 @@ async fn waiting(channel: &Channel) -> lapin::Result<u64> {
 }
 
 fn failed(config: &Config, error: &lapin::Error) -> Error {
-    if matches!(error.kind(), ErrorKind::ParsingError(_)) {
-        return Error::UnparsableLetter;
-    }
     Error::connection(&config.amqp_url, describe(error, &config.amqp_url))
 }

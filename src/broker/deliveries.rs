@@ -1,14 +1,20 @@
 //! Messages handed out by the broker until they are accepted.
 
+use std::borrow::Cow;
+use std::collections::VecDeque;
+
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, BasicRejectOptions};
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, BasicRejectOptions,
+};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Connection, Consumer, ErrorKind, Event};
+use lapin::{BasicProperties, Channel, Connection, Consumer, Event};
 use uuid::Uuid;
 
+use super::content::UNREADABLE_HEADER;
 use super::publisher::MARK_HEADER;
-use super::{Config, EVENTS, Error, check_topology, connect, describe, next_event};
+use super::{Config, EVENTS, Error, MessageLimit, check_topology, connect_limited, describe, next_event};
 
 /// A consumer of the events queue on a connection of its own.
 ///
@@ -18,6 +24,10 @@ pub struct Deliveries {
     config: Config,
     channel: Channel,
     consumer: Consumer,
+    /// What an earlier consumer was handed, which comes first.
+    earlier: VecDeque<Delivery>,
+    /// The tag of the last message that was taken from here.
+    last: u64,
     events: BoxStream<'static, Event>,
     // The connection closes when it is dropped.
     _connection: Connection,
@@ -67,6 +77,17 @@ impl Delivery {
         }
     }
 
+    /// What of the message the client library could not have read, if there was anything: then this is not all of
+    /// the message, and no copy of it may take its place.
+    #[must_use]
+    pub fn unreadable(&self) -> Option<Cow<'_, str>> {
+        match self.0.properties.headers().as_ref()?.inner().get(UNREADABLE_HEADER)? {
+            AMQPValue::LongString(defects) => Some(String::from_utf8_lossy(defects.as_bytes())),
+            // Nobody but the publisher writes it so.
+            _ => Some(UNREADABLE_HEADER.into()),
+        }
+    }
+
     pub(super) fn properties(&self) -> &BasicProperties {
         &self.0.properties
     }
@@ -87,21 +108,62 @@ impl Deliveries {
     /// # Errors
     ///
     /// When there is no broker, or the queue is missing.
-    pub async fn open(config: &Config, name: &str, prefetch: u16) -> Result<Self, Error> {
+    pub async fn open(
+        config: &Config,
+        limit: MessageLimit,
+        name: &str,
+        prefetch: u16,
+    ) -> Result<Self, Error> {
         let url = &config.amqp_url;
-        let connection = connect(config, name).await?;
+        let connection = connect_limited(config, name, limit.max_message_bytes).await?;
         let events = connection.events_listener().boxed();
         check_topology(&connection, url).await?;
         let consuming = async {
             let channel = connection.create_channel().await?;
-            channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
-            let options = BasicConsumeOptions::default();
-            let consumer =
-                channel.basic_consume(EVENTS.into(), "".into(), options, FieldTable::default()).await?;
+            let consumer = consume(&channel, prefetch).await?;
             Ok((channel, consumer))
         };
         let (channel, consumer) = consuming.await.map_err(|error| failed(config, &error))?;
-        Ok(Self { config: config.clone(), channel, consumer, events, _connection: connection })
+        let (config, earlier) = (config.clone(), VecDeque::new());
+        Ok(Self { config, channel, consumer, earlier, last: 0, events, _connection: connection })
+    }
+
+    /// Lets nothing more be handed out until this is [resumed](Self::resume). What the broker has handed out and not sent
+    /// goes back to the queue, and counts towards the delivery limit: it is none while all that the prefetch allows is in
+    /// our hands, so do this before accepting some of it.
+    ///
+    /// # Errors
+    ///
+    /// When the connection, the channel or the queue is gone, and so it is taken to be when this was dropped.
+    pub async fn pause(&mut self) -> Result<(), Error> {
+        let Self { config, channel, consumer, earlier, .. } = self;
+        let pausing = async {
+            channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
+            while let Some(delivery) = consumer.next().await {
+                earlier.push_back(Delivery(delivery?));
+            }
+            Ok(())
+        };
+        pausing.await.map_err(|error| failed(config, &error))
+    }
+
+    /// Lets messages be handed out again, at most `prefetch` beside those that were before the pause. Returns the tag of
+    /// the last of those: every later one is handed out after this was called, because its consumer did not exist
+    /// before.
+    ///
+    /// # Errors
+    ///
+    /// As [`pause`](Self::pause).
+    pub async fn resume(&mut self, prefetch: u16) -> Result<u64, Error> {
+        self.consumer =
+            consume(&self.channel, prefetch).await.map_err(|error| failed(&self.config, &error))?;
+        Ok(self.seen())
+    }
+
+    /// The tag of the last message that is known to have been handed out; none has 0.
+    #[must_use]
+    pub fn seen(&self) -> u64 {
+        self.earlier.back().map_or(self.last, Delivery::tag)
     }
 
     /// The next message. It may be dropped while it waits.
@@ -110,13 +172,24 @@ impl Deliveries {
     ///
     /// When the connection, the channel or the queue is gone. Everything not accepted is delivered again.
     pub async fn next(&mut self) -> Result<Delivery, Error> {
-        match self.consumer.next().await {
-            Some(Ok(delivery)) => Ok(Delivery(delivery)),
-            Some(Err(error)) => Err(failed(&self.config, &error)),
-            None => {
-                Err(Error::connection(&self.config.amqp_url, "the broker ended the delivery of messages"))
-            }
+        let delivery = match self.earlier.pop_front() {
+            Some(delivery) => delivery,
+            None => match self.consumer.next().await {
+                Some(Ok(delivery)) => Delivery(delivery),
+                Some(Err(error)) => return Err(failed(&self.config, &error)),
+                None => {
+                    let reason = "the broker ended the delivery of messages";
+                    return Err(Error::connection(&self.config.amqp_url, reason));
+                }
+            },
+        };
+        // An acceptance of all up to a tag would take one along that was never seen here.
+        if delivery.tag() != self.last + 1 {
+            let reason = "a message was lost on its way from the broker";
+            return Err(Error::connection(&self.config.amqp_url, reason));
         }
+        self.last = delivery.tag();
+        Ok(delivery)
     }
 
     /// Waits until the connection is lost: for when [`next`](Self::next), which would tell, is not asked for.
@@ -149,9 +222,14 @@ impl Deliveries {
     }
 }
 
+async fn consume(channel: &Channel, prefetch: u16) -> lapin::Result<Consumer> {
+    // It is for consumers that begin after it.
+    channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+    channel
+        .basic_consume(EVENTS.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default())
+        .await
+}
+
 fn failed(config: &Config, error: &lapin::Error) -> Error {
-    if matches!(error.kind(), ErrorKind::ParsingError(_)) {
-        return Error::Unparsable;
-    }
     Error::connection(&config.amqp_url, describe(error, &config.amqp_url))
 }

@@ -13,9 +13,11 @@ use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use super::EVENTS;
+use super::content::{BODY_SIZE_HEADER, UNREADABLE_HEADER};
 use super::dead_letters::Place;
 use super::publisher::PERSISTENT;
 use crate::event::IdempotencyKey;
+use crate::excerpt::excerpt;
 
 /// What the headers begin with that are ours.
 const OURS: &str = "catchall-";
@@ -98,14 +100,31 @@ impl Letter {
         &self.delivery.data
     }
 
+    /// The size of a body that was too large to be read, in bytes; [`body`](Self::body) is empty then.
+    #[must_use]
+    pub fn unread(&self) -> Option<u64> {
+        match self.header(BODY_SIZE_HEADER)? {
+            AMQPValue::LongLongInt(size) if self.body().is_empty() => u64::try_from(*size).ok(),
+            _ => None,
+        }
+    }
+
+    /// The size of its body, in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.unread().unwrap_or(self.body().len() as u64)
+    }
+
     /// The name of the letter: the same whenever it is looked at, and shared only by letters that have the same
-    /// id, or none, and the same body.
+    /// id, or none, and the same body, or bodies of the same size that were not read.
     #[must_use]
     pub fn reference(&self) -> Uuid {
         let id = self.id().unwrap_or_default();
         // No id is so long that its length does not fit; the length keeps id and body apart.
         let length = u8::try_from(id.len()).unwrap_or(u8::MAX);
-        Uuid::new_v5(&REFERENCES, &[&[length], id.as_bytes(), self.body()].concat())
+        let unread = self.unread().map(|size| format!("{size} bytes that were not read"));
+        let body = unread.as_ref().map_or(self.body(), |unread| unread.as_bytes());
+        Uuid::new_v5(&REFERENCES, &[&[length], id.as_bytes(), body].concat())
     }
 
     /// Under which id it counts once: the publisher's, else its own.
@@ -144,6 +163,10 @@ impl Letter {
     /// Why it is a letter.
     #[must_use]
     pub fn reason(&self) -> String {
+        // As seen from here, whatever it died of.
+        if let Some(defects) = self.text(UNREADABLE_HEADER) {
+            return format!("it cannot be read whole: {defects}");
+        }
         if let Some(reason) = self.text(REASON_HEADER).filter(|_| !self.is_moved_by_broker()) {
             return reason.into();
         }
@@ -251,7 +274,7 @@ pub(super) fn buried(
 ) -> BasicProperties {
     let string = |text: &str| AMQPValue::LongString(LongString::from(text));
     let mut headers = properties.headers().clone().unwrap_or_default();
-    headers.insert(REASON_HEADER.into(), string(reason));
+    headers.insert(REASON_HEADER.into(), string(&excerpt(reason)));
     headers.insert(DIED_HEADER.into(), AMQPValue::Timestamp(Timestamp::now().0));
     if message_id.is_none() {
         headers.insert(LETTER_HEADER.into(), string(&IdempotencyKey::fresh().to_string()));

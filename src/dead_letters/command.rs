@@ -55,9 +55,10 @@ pub(super) enum Command {
     /// Send letters back to be counted, and take each out once the broker has it
     ///
     /// A letter is skipped, and named, if it may have been counted before it died, and died before the workers
-    /// began to forget what they have counted, or within a day after that: with a `message_id` if the broker moved
-    /// it, or with events that have ids. How long they remember is their `CATCHALL_MESSAGE_RETENTION_SECS` and
-    /// `CATCHALL_EVENT_RETENTION_SECS`.
+    /// began to forget what they have counted, or so little after that that a worker may have held it since, and an hour
+    /// for clocks that differ: with a `message_id` if the broker moved it, or with events that have ids. How long they
+    /// remember is their `CATCHALL_MESSAGE_RETENTION_SECS` and `CATCHALL_EVENT_RETENTION_SECS`, and how long they hold a
+    /// message `CATCHALL_MAX_HOLD_SECS`, which has to be theirs.
     Replay(Replay),
     /// Take letters out for good
     Discard(Discard),
@@ -78,6 +79,9 @@ pub(super) struct List {
     #[command(flatten)]
     pub(super) broker: broker::Config,
 
+    #[command(flatten)]
+    pub(super) message: broker::MessageLimit,
+
     /// Most letters to print
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub(super) limit: u64,
@@ -96,6 +100,9 @@ pub(super) struct Show {
     #[command(flatten)]
     pub(super) broker: broker::Config,
 
+    #[command(flatten)]
+    pub(super) message: broker::MessageLimit,
+
     /// A reference as `list` prints it, or its beginning
     #[arg(value_name = "REF")]
     pub(super) reference: Prefix,
@@ -111,7 +118,13 @@ pub(super) struct Replay {
     pub(super) broker: broker::Config,
 
     #[command(flatten)]
+    pub(super) message: broker::MessageLimit,
+
+    #[command(flatten)]
     pub(super) ledger: ledger::Config,
+
+    #[command(flatten)]
+    pub(super) hold: ledger::HoldConfig,
 
     #[command(flatten)]
     pub(super) chosen: Chosen,
@@ -126,6 +139,9 @@ pub(super) struct Replay {
 pub(super) struct Discard {
     #[command(flatten)]
     pub(super) broker: broker::Config,
+
+    #[command(flatten)]
+    pub(super) message: broker::MessageLimit,
 
     #[command(flatten)]
     pub(super) chosen: Chosen,

@@ -6,13 +6,18 @@ use crate::batch::Batch;
 use crate::broker::{Letter, Timestamp};
 use crate::ledger::Horizon;
 
-/// How much longer before its death than the horizon says a message may have met its claim for the last time: it
-/// may have been in the hands of a worker, which keeps it for up to a day, and clocks differ.
-const MARGIN: Duration = Duration::from_hours(24);
+/// How far the clocks may be apart that a letter's death and the horizon are told by: the worker's or the broker's, and
+/// the primary's.
+const CLOCKS_APART: Duration = Duration::from_hours(1);
 
 /// Tells which letters are in doubt.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Doubts(Horizon);
+pub(super) struct Doubts {
+    horizon: Horizon,
+    /// How long before its death a letter may have met its claim for the last time: it may have been in the hands of a
+    /// worker.
+    margin: Duration,
+}
 
 /// What makes a letter doubtful.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,34 +31,35 @@ enum Guard {
 impl Doubts {
     /// There are none.
     pub(super) fn none() -> Self {
-        Self(Horizon::default())
+        Self { horizon: Horizon::default(), margin: Duration::ZERO }
     }
 
-    /// What died before the horizon is in doubt if it may have been counted.
-    pub(super) fn beyond(horizon: Horizon) -> Self {
-        Self(horizon)
+    /// What died before the horizon, or a hold after it, is in doubt if it may have been counted.
+    pub(super) fn beyond(horizon: Horizon, max_hold: Duration) -> Self {
+        Self { horizon, margin: max_hold + CLOCKS_APART }
     }
 
     /// Why this letter is in doubt, if it is.
     pub(super) fn about(&self, letter: &Letter) -> Option<String> {
         let died = letter.died();
         // What the worker could not read it has not counted; what the broker moved it may have.
-        if letter.is_moved_by_broker() && letter.message_id().is_some() && is_beyond(died, self.0.messages) {
+        let moved = letter.is_moved_by_broker() && letter.message_id().is_some();
+        if moved && self.is_beyond(died, self.horizon.messages) {
             return Some(sentence(Guard::Message, died));
         }
         // An event is counted under its id whatever message brings it.
-        let keyed = self.0.events.is_some()
+        let keyed = self.horizon.events.is_some()
             && Batch::from_json(letter.body()).is_ok_and(|batch| !batch.keyed.is_empty());
-        (keyed && is_beyond(died, self.0.events)).then(|| sentence(Guard::Event, died))
+        (keyed && self.is_beyond(died, self.horizon.events)).then(|| sentence(Guard::Event, died))
     }
-}
 
-/// Whether claims that were last met when the letter died may have been forgotten.
-fn is_beyond(died: Option<Timestamp>, horizon: Option<SystemTime>) -> bool {
-    horizon.is_some_and(|horizon| {
-        let horizon = horizon.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default() + MARGIN;
-        died.is_none_or(|died| died.since_epoch() < horizon)
-    })
+    /// Whether claims that were last met before the letter died may have been forgotten.
+    fn is_beyond(&self, died: Option<Timestamp>, horizon: Option<SystemTime>) -> bool {
+        horizon.is_some_and(|horizon| {
+            let certain = horizon.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default() + self.margin;
+            died.is_none_or(|died| died.since_epoch() < certain)
+        })
+    }
 }
 
 fn sentence(guard: Guard, died: Option<Timestamp>) -> String {
@@ -73,14 +79,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_died_a_day_after_the_horizon_is_certain() {
+    fn only_what_died_a_hold_and_an_hour_after_the_horizon_is_certain() {
         let at = |secs| SystemTime::UNIX_EPOCH + Duration::from_secs(secs);
         let died = |secs| Some(Timestamp::from(at(secs)));
-        assert!(!is_beyond(None, None));
-        assert!(!is_beyond(died(0), None));
-        assert!(is_beyond(None, Some(at(0))));
-        assert!(is_beyond(died(1_000_000), Some(at(1_000_000))));
-        assert!(is_beyond(died(1_086_399), Some(at(1_000_000))));
-        assert!(!is_beyond(died(1_086_400), Some(at(1_000_000))));
+        for hold in [60, 86_400, 1_000_000] {
+            let doubts = Doubts::beyond(Horizon::default(), Duration::from_secs(hold));
+            assert!(!doubts.is_beyond(None, None));
+            assert!(!doubts.is_beyond(died(0), None));
+            assert!(doubts.is_beyond(None, Some(at(0))));
+            assert!(doubts.is_beyond(died(1_000_000), Some(at(1_000_000))));
+            assert!(doubts.is_beyond(died(1_003_599 + hold), Some(at(1_000_000))));
+            assert!(!doubts.is_beyond(died(1_003_600 + hold), Some(at(1_000_000))));
+        }
     }
 }

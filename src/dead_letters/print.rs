@@ -29,7 +29,7 @@ pub(super) fn line(letter: &Letter, out: &mut impl Write) -> io::Result<()> {
         out,
         "{}  {died:20}  {:>8} B  {}  {}  {}",
         short_reference(letter),
-        letter.body().len(),
+        letter.size(),
         printable(letter.message_id().unwrap_or("-").as_bytes()),
         printable(letter.reason().as_bytes()),
         beginning(letter.body()),
@@ -62,6 +62,10 @@ pub(super) fn whole(letter: &Letter, out: &mut impl Write) -> io::Result<()> {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         writeln!(out, "{:width$}  {}", printable(name.as_bytes()), printable(value.as_bytes()))?;
     }
+    if let Some(size) = letter.unread() {
+        writeln!(out, "body, {size} B, which was not read")?;
+        return writeln!(out);
+    }
     writeln!(out, "body, {} B:", letter.body().len())?;
     match text(letter.body()) {
         Some(text) => {
@@ -87,10 +91,11 @@ pub(super) fn whole_as_json(letter: &Letter, out: &mut impl Write) -> io::Result
     object.insert("properties".into(), letter.properties().into());
     object.insert("headers".into(), letter.headers().into());
     let (name, body) = match text(letter.body()) {
-        Some(text) => ("body", text.to_owned()),
-        None => ("body_hex", hex(letter.body())),
+        _ if letter.unread().is_some() => ("body", Value::Null),
+        Some(text) => ("body", text.into()),
+        None => ("body_hex", hex(letter.body()).into()),
     };
-    object.insert(name.into(), body.into());
+    object.insert(name.into(), body);
     writeln!(out, "{}", Value::Object(object))
 }
 
@@ -99,7 +104,7 @@ fn summary(letter: &Letter) -> Map<String, Value> {
         ("ref", letter.reference().simple().to_string().into()),
         ("died", letter.died().map(|died| died.to_string()).into()),
         ("message_id", letter.message_id().into()),
-        ("size", letter.body().len().into()),
+        ("size", letter.size().into()),
         ("reason", letter.reason().into()),
     ]
     .map(|(name, value): (_, Value)| (String::from(name), value))

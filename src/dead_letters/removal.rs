@@ -117,10 +117,10 @@ async fn remove_all(
             *found.entry(Prefix::from(letter.reference())).or_default() += 1;
         }
         if let Removal::Replay { doubts, .. } = removal
-            && let Some(doubt) = doubts.about(&letter)
+            && let Some(obstacle) = unread(&letter).or_else(|| doubts.about(&letter))
         {
             done.skipped.set(done.skipped.get() + 1);
-            done.lines.borrow_mut().push(format!("{} is skipped: {doubt}", short_reference(&letter)));
+            done.lines.borrow_mut().push(format!("{} is skipped: {obstacle}", short_reference(&letter)));
             continue;
         }
         bytes += letter.body().len();
@@ -133,6 +133,14 @@ async fn remove_all(
     remove_batch(letters, removal, batch, done).await
 }
 
+/// Why there is nothing to be replayed.
+fn unread(letter: &Letter) -> Option<String> {
+    let size = letter.unread()?;
+    Some(format!(
+        "its body of {size} bytes was not read; CATCHALL_MAX_MESSAGE_BYTES says how large it may be"
+    ))
+}
+
 async fn remove_batch(
     letters: &mut DeadLetters,
     removal: &mut Removal,
@@ -143,7 +151,7 @@ async fn remove_batch(
     let fates = match removal {
         Removal::Replay { publisher, .. } => {
             let messages: Vec<Message> = batch.into_iter().map(Message::replay).collect();
-            publisher.publish_each(&messages, Instant::now() + PATIENCE).await
+            publisher.publish_each(messages, Instant::now() + PATIENCE).await
         }
         Removal::Discard => vec![Ok(()); places.len()],
     };

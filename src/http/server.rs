@@ -1,33 +1,21 @@
 //! One server: a socket, the connections behind it, and how it leaves each of them.
 
-use std::convert::Infallible;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::http::{HeaderValue, Request, Version, header};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::TokioExecutor;
 use hyper_util::server::conn::auto::Builder;
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout_at};
-use tower_service::Service;
 
+use super::connection::{Connection, Stage, protocol};
 use crate::shutdown::{GRACE, Shutdown};
-
-/// How long a new connection may take until its first request is there. Without it, clients that say nothing
-/// hold connections for ever.
-const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long a connection may take from one request to the end of the next one's head. It includes the time a
-/// client keeps a connection idle, and closing one that is about to be used costs the client a retry.
-const NEXT_REQUEST_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// How long a stopping server still completes handshakes that have begun: a round trip to clients of the same
 /// region. Those that begin in it are not answered, and their clients begin again a second later, which goes
@@ -46,17 +34,6 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
 /// A trouble that does not come back for this long is over, and the next one is news.
 const TROUBLE_OVER: Duration = Duration::from_mins(1);
-
-/// What the connections of a server are to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    /// Answer and stay.
-    Serving,
-    /// Answer and tell the client to leave.
-    Draining,
-    /// Answer what has arrived, and leave.
-    Closing,
-}
 
 /// Accepts and serves connections until the shutdown, then leaves them so that no client loses a request: see
 /// [`Server::drain`]. It takes no longer than [`GRACE`]; what is left then goes with the event loop.
@@ -97,17 +74,10 @@ struct Server {
 
 impl Server {
     fn new(address: SocketAddr, router: Router, places: Arc<Semaphore>) -> Self {
-        let mut protocol = Builder::new(TokioExecutor::new());
-        protocol
-            .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(NEXT_REQUEST_TIMEOUT)
-            .pipeline_flush(true);
-        protocol.http2().timer(TokioTimer::new());
         Self {
             address,
             router,
-            protocol: Arc::new(protocol),
+            protocol: Arc::new(protocol()),
             places,
             stage: watch::Sender::new(Stage::Serving),
             leaving: Arc::default(),
@@ -168,7 +138,7 @@ impl Server {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             if self.full.is_news() {
                 let address = self.address;
-                tracing::warn!(%address, "closing further connections to {address}, as many are open as may be");
+                tracing::warn!(%address, "closing further connections to {address}, the connection limit is reached");
             }
             return;
         };
@@ -234,65 +204,6 @@ fn ignore_handshakes(listener: &tokio::net::TcpListener) -> io::Result<()> {
 #[cfg(not(target_os = "linux"))]
 fn ignore_handshakes(_: &tokio::net::TcpListener) -> io::Result<()> {
     Ok(())
-}
-
-/// A connection that was admitted.
-struct Connection {
-    stream: TcpStream,
-    /// Given back when the connection is gone.
-    _place: OwnedSemaphorePermit,
-    router: Router,
-    protocol: Arc<Builder<TokioExecutor>>,
-    /// Tells the connection what to do, and its server that there still is one.
-    stage: watch::Receiver<Stage>,
-    leaving: Arc<AtomicBool>,
-}
-
-impl Connection {
-    /// Answers requests until one of both sides leaves. What goes wrong on the way is the client's to know.
-    async fn serve(self) {
-        let Self { stream, _place, router, protocol, mut stage, leaving } = self;
-        // The version of the first request, once it is there.
-        let version = Arc::new(OnceLock::new());
-        let spoken = Arc::clone(&version);
-        let answer = service_fn(move |request: Request<Incoming>| {
-            let version: Version = *spoken.get_or_init(|| request.version());
-            let (answer, leaving) = (router.clone().call(request), Arc::clone(&leaving));
-            async move {
-                let Ok(mut response) = answer.await;
-                if leaving.load(Ordering::Relaxed) && version != Version::HTTP_2 {
-                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-                }
-                Ok::<_, Infallible>(response)
-            }
-        });
-        let mut connection = pin!(protocol.serve_connection(TokioIo::new(stream), answer));
-        let mut first_request = pin!(sleep(FIRST_REQUEST_TIMEOUT));
-        let mut is_new = true;
-        loop {
-            tokio::select! {
-                biased;
-                _ = connection.as_mut() => return,
-                () = first_request.as_mut(), if is_new => {
-                    if version.get().is_none() {
-                        return;
-                    }
-                    is_new = false;
-                }
-                changed = stage.changed() => {
-                    // Without its server a connection has no event loop for much longer.
-                    if changed.is_err() {
-                        return;
-                    }
-                    let closing = *stage.borrow_and_update() == Stage::Closing;
-                    // To hyper this means: close at once what is idle or has not spoken.
-                    if closing || version.get() == Some(&Version::HTTP_2) {
-                        connection.as_mut().graceful_shutdown();
-                    }
-                }
-            }
-        }
-    }
 }
 
 /// A trouble that comes back again and again, to be logged when it begins.

@@ -7,14 +7,16 @@ use uuid::Uuid;
 
 use crate::batch::Batch;
 use crate::event::{Event, IdempotencyKey};
+use crate::postgres::Steps;
 
 /// The batches that have not been counted before. Of two deliveries of one message the first is.
 pub(super) async fn claim_messages<'a>(
     connection: &mut PgConnection,
+    steps: &Steps,
     batches: &'a [(Option<IdempotencyKey>, Batch)],
 ) -> Result<Vec<&'a Batch>, sqlx::Error> {
     let ids = batches.iter().filter_map(|(id, _)| id.map(IdempotencyKey::as_uuid)).collect();
-    let mut fresh = claim(connection, ids, CLAIM_MESSAGES, RENEW_MESSAGES).await?;
+    let mut fresh = claim(connection, steps, ids, CLAIM_MESSAGES, RENEW_MESSAGES).await?;
     let counts = |id: &Option<IdempotencyKey>, fresh: &mut HashSet<Uuid>| {
         id.is_none_or(|id| fresh.remove(&id.as_uuid()))
     };
@@ -24,10 +26,11 @@ pub(super) async fn claim_messages<'a>(
 /// The events that have not been counted before. Of several with one key the first is.
 pub(super) async fn claim_events<'a>(
     connection: &mut PgConnection,
+    steps: &Steps,
     keyed: &[&'a (IdempotencyKey, Event)],
 ) -> Result<Vec<&'a Event>, sqlx::Error> {
     let ids = keyed.iter().map(|(key, _)| key.as_uuid()).collect();
-    let mut fresh = claim(connection, ids, CLAIM_EVENTS, RENEW_EVENTS).await?;
+    let mut fresh = claim(connection, steps, ids, CLAIM_EVENTS, RENEW_EVENTS).await?;
     Ok(keyed.iter().filter(|(key, _)| fresh.remove(&key.as_uuid())).map(|(_, event)| event).collect())
 }
 
@@ -63,6 +66,7 @@ on conflict (id) do update set claimed_at = excluded.claimed_at";
 /// number of inserted rows is not to be trusted everywhere, what is returned is.
 async fn claim(
     connection: &mut PgConnection,
+    steps: &Steps,
     mut ids: Vec<Uuid>,
     claim: &'static str,
     renew: &'static str,
@@ -73,10 +77,12 @@ async fn claim(
     ids.sort_unstable();
     ids.dedup();
     let fresh = sqlx::query_scalar(claim).bind(&ids).fetch_all(&mut *connection).await?;
+    steps.done();
     let fresh: HashSet<Uuid> = fresh.into_iter().collect();
     ids.retain(|id| !fresh.contains(id));
     if !ids.is_empty() {
         sqlx::query(renew).bind(ids).execute(connection).await?;
+        steps.done();
     }
     Ok(fresh)
 }

@@ -41,7 +41,8 @@ impl Direct {
         let health = Health::default();
         let connect = |number| {
             let name = format!("catchall-load {number}");
-            let publisher = Publisher::connect(config.clone(), name, health.dependency("broker"));
+            let broker = health.dependency("broker");
+            let publisher = Publisher::connect(config.clone(), name, broker, timeout);
             Self { publisher, names, messages_in_flight, timeout }
         };
         let connections: Vec<Self> = (0..connections).map(connect).collect();
@@ -72,7 +73,7 @@ impl Carrier for Direct {
 
     async fn carry(&mut self, parcels: &[Parcel]) -> Fate {
         let messages: Vec<Message> = parcels.iter().map(|parcel| self.message(parcel)).collect();
-        match self.publisher.publish(&messages, Instant::now() + self.timeout).await {
+        match self.publisher.publish(messages, Instant::now() + self.timeout).await {
             Ok(()) => Fate::Acknowledged,
             Err(error @ PublishError::Unavailable(_)) => Fate::Unsent(error.to_string()),
             // Of several messages, those that were not refused or returned may be at the broker.

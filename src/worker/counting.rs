@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::row_limit::RowLimit;
+use super::window::rows_of;
 use crate::broker;
 use crate::health::Dependency;
 use crate::ledger::{Applied, ApplyError, Ledger, Portion};
@@ -15,11 +17,13 @@ use crate::ledger::{Applied, ApplyError, Ledger, Portion};
 #[error("{0}, giving them back")]
 pub(super) struct HeldTooLong(ApplyError);
 
-/// Counts a portion, trying until it is done. Where the database refuses it, it is counted in halves, down to
-/// the batches that are refused on their own: returns their places.
+/// Counts a portion, trying until it is done. What the database refuses, or does not write in time, is counted in
+/// halves, down to single batches: one that is refused on its own is returned by its place, one that is late on its own
+/// is tried again.
 pub(super) async fn count(
     ledger: &Ledger,
     commits: &Dependency,
+    limit: &mut RowLimit,
     portion: Portion,
 ) -> Result<Vec<usize>, HeldTooLong> {
     let all = 0..portion.batches.len();
@@ -28,22 +32,34 @@ pub(super) async fn count(
     let mut parts: Vec<Range<usize>> = Some(all).filter(|all| !all.is_empty()).into_iter().collect();
     let mut delays = broker::backoff();
     while let Some(part) = parts.pop() {
+        let rows = portion.batches[part.clone()].iter().map(|(_, batch)| rows_of(batch)).sum();
+        if part.len() > 1 && limit.is_far_exceeded_by(rows) {
+            parts.extend(halves(part));
+            continue;
+        }
         let begun = Instant::now();
         match ledger.apply(Arc::clone(&portion), part.clone()).await {
             Ok(applied) => {
                 commits.up();
                 delays = broker::backoff();
+                limit.wrote(rows, begun.elapsed());
                 record(part.len(), applied, begun.elapsed());
             }
-            Err(ApplyError::Refused(_)) if part.len() > 1 => {
-                let middle = part.start + part.len() / 2;
-                parts.extend([middle..part.end, part.start..middle]);
-            }
+            Err(ApplyError::Refused(_)) if part.len() > 1 => parts.extend(halves(part)),
             Err(ApplyError::Refused(error)) => {
                 let (id, _) = &portion.batches[part.start];
                 let message_id = id.map(|id| id.to_string());
                 tracing::warn!(message_id, reason = %error, "the database refuses a message, which becomes a dead letter: {error}");
                 refused.push(part.start);
+            }
+            Err(ApplyError::Late(error)) => {
+                let messages = part.len();
+                commits.down(format_args!("{error}, holding {messages} messages"));
+                limit.timed_out(rows);
+                let limit = limit.now();
+                tracing::warn!(reason = %error, messages, rows, limit, "{rows} rows were not written in time, the next windows are smaller");
+                parts.extend(halves(part));
+                tokio::time::sleep(delays.next().unwrap_or_default()).await;
             }
             Err(ApplyError::Transient(error)) => {
                 commits.down(format_args!("{error}, holding {} messages", part.len()));
@@ -56,6 +72,12 @@ pub(super) async fn count(
     Ok(refused)
 }
 
+/// The halves of a part, the first of them last; the part itself where there is but one batch.
+fn halves(part: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let middle = part.start + part.len() / 2;
+    [middle..part.end, part.start..middle].into_iter().filter(|half| !half.is_empty())
+}
+
 fn record(messages: usize, applied: Applied, took: Duration) {
     metrics::counter!("catchall_worker_messages_total").increment(messages as u64);
     metrics::counter!("catchall_worker_duplicates_total").increment(applied.duplicates as u64);
@@ -63,4 +85,15 @@ fn record(messages: usize, applied: Applied, took: Duration) {
     metrics::counter!("catchall_worker_delivered_total").increment(applied.added.delivered);
     metrics::counter!("catchall_worker_bounced_total").increment(applied.added.bounced);
     metrics::histogram!("catchall_worker_commit_seconds").record(took);
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn halves_are_counted_in_their_order_and_one_batch_has_none() {
+        let halves = |part| super::halves(part).collect::<Vec<_>>();
+        assert_eq!(halves(4..9), [6..9, 4..6]);
+        assert_eq!(halves(4..6), [5..6, 4..5]);
+        assert_eq!(halves(4..5), [4..5]);
+    }
 }

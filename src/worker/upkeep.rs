@@ -1,40 +1,63 @@
-//! Upkeep of the claims: marks through the queue, and forgetting what they show to be safe.
+//! Upkeep of the claims: watermarks through the queue, and forgetting what they show to be safe.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::broker::{Message, PublishError, Publisher};
-use crate::ledger::{Kind, Ledger, RetentionConfig};
+use crate::broker::{Message, Priority, PublishError, Publisher};
+use crate::ledger::{Kind, Ledger, RetentionConfig, Watermark};
 use crate::postgres;
 
-/// How long a mark waits for the broker. The next one will do as well.
-const MARK_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a watermark waits for the broker. The next one will do as well.
+pub(super) const MARK_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Sends marks and forgets claims, for ever. Every worker does, and none depends on another: marks are sent by
+/// When the first pass comes, at least, and at most twice that: soon, for there are workers that do not live for an
+/// hour, but after they have begun to count, and not for a whole fleet at once. A pass that finds nothing to forget is
+/// a few statements that cost about a millisecond. One that failed is tried again as soon.
+const SOON: Duration = Duration::from_secs(3);
+
+/// Sends watermarks and forgets claims, for ever. Every worker does, and none depends on another: watermarks are sent by
 /// whoever finds one due, and what one is forgetting the others pass over.
-pub(super) async fn upkeep(ledger: Ledger, mut marks: Publisher, config: RetentionConfig) {
+pub(super) async fn upkeep(ledger: Ledger, marks: Publisher, config: RetentionConfig) {
+    let mut rest = soon();
     loop {
-        tokio::time::sleep(config.mark_interval()).await;
-        // Whether database and broker are there is told elsewhere.
-        match mark(&ledger, &mut marks, &config).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(reason = %error, "cannot send a mark: {error}"),
-            Err(error) => tracing::debug!(reason = %error, "cannot note a mark: {error}"),
+        tokio::select! {
+            () = tokio::time::sleep(rest) => {}
+            // What was noted by the clock as it was is dealt with before much is claimed by the clock as it is.
+            () = ledger.clock_set_back() => {}
         }
-        if let Err(error) = forget(&ledger, &config).await {
-            tracing::debug!(reason = %error, "cannot forget claims: {error}");
-        }
+        rest = match pass(&ledger, &marks, &config).await {
+            Ok(()) => config.mark_interval(),
+            // Whether the database is there is told elsewhere.
+            Err(error) => {
+                tracing::debug!(reason = %error, "cannot look after the claims: {error}");
+                soon().min(config.mark_interval())
+            }
+        };
     }
 }
 
-async fn mark(
-    ledger: &Ledger,
-    marks: &mut Publisher,
-    config: &RetentionConfig,
-) -> Result<Result<(), PublishError>, postgres::Error> {
-    let Some(id) = ledger.begin_mark(config.mark_interval()).await? else { return Ok(Ok(())) };
-    Ok(marks.publish(&[Message::mark(id)], Instant::now() + MARK_PATIENCE).await)
+/// Between once and twice [`SOON`].
+fn soon() -> Duration {
+    let random = u32::try_from(RandomState::new().build_hasher().finish() >> 32).unwrap_or(0);
+    SOON + SOON.mul_f64(f64::from(random) / f64::from(u32::MAX))
+}
+
+async fn pass(ledger: &Ledger, marks: &Publisher, config: &RetentionConfig) -> Result<(), postgres::Error> {
+    ledger.discard_future().await?;
+    if let Some(watermark) = ledger.begin_watermark(config.mark_interval()).await?
+        && let Err(error) = publish(marks, watermark).await
+    {
+        // Whether the broker is there is told elsewhere, too.
+        tracing::debug!(reason = %error, "cannot send a watermark: {error}");
+    }
+    forget(ledger, config).await
+}
+
+async fn publish(marks: &Publisher, Watermark { lowest, highest }: Watermark) -> Result<(), PublishError> {
+    let both = vec![Message::mark(lowest, Priority::Lowest), Message::mark(highest, Priority::Highest)];
+    marks.publish(both, Instant::now() + MARK_PATIENCE).await
 }
 
 /// Forgets all that may be, in small steps. After each it rests as long as the step took, so that forgetting
@@ -42,9 +65,10 @@ async fn mark(
 async fn forget(ledger: &Ledger, config: &RetentionConfig) -> Result<(), postgres::Error> {
     ledger.move_horizon(config).await?;
     for kind in [Kind::Message, Kind::Event] {
+        let mut pruning = ledger.prune(kind, config);
         loop {
             let begun = Instant::now();
-            let forgotten = ledger.forget_some(kind).await?;
+            let forgotten = pruning.step().await?;
             if forgotten == 0 {
                 break;
             }

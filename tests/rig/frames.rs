@@ -95,12 +95,19 @@ pub(crate) async fn publish_in_latin_1(servers: &Servers, exchange: &str, body: 
     FramePublisher::connect(servers).await.publish(exchange, LATIN_1, None, body).await;
 }
 
-/// A table of headers with an array in an array in an array, so deep.
+/// Publishes a message whose headers nest so deep.
+pub(crate) async fn publish_nested(servers: &Servers, exchange: &str, depth: u32, body: &[u8]) {
+    let headers = nested_headers(depth);
+    FramePublisher::connect(servers).await.publish(exchange, b"any.key", Some(&headers), body).await;
+}
+
+/// A table of headers with an array in an array in an array, so deep, and behind it a number, 7.
 pub(crate) fn nested_headers(depth: u32) -> Vec<u8> {
     let array = |inner: u32| [&[b'A'][..], &inner.to_be_bytes()].concat();
     // The innermost array is empty, and each around it is five bytes larger.
     let arrays = (0..depth).rev().flat_map(|inside| array(5 * inside));
-    short(b"deep").into_iter().chain(arrays).collect()
+    let number = [&short(b"number")[..], &[b'I', 0, 0, 0, 7]].concat();
+    short(b"deep").into_iter().chain(arrays).chain(number).collect()
 }
 
 fn short(text: &[u8]) -> Vec<u8> {

@@ -131,6 +131,14 @@ impl Servers {
         connection.close().await.unwrap();
     }
 
+    /// Changes what sessions of this database begin with, as in "set synchronous_commit = off".
+    pub(crate) async fn alter_database(&self, change: &str) {
+        let mut connection = PgConnection::connect(&self.database_url).await.unwrap();
+        let statement = format!("alter database {} {change}", self.name);
+        sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+    }
+
     /// The number that a query on the primary returns.
     pub(crate) async fn number(&self, query: &'static str) -> i64 {
         let mut connection = PgConnection::connect(&self.database_url).await.unwrap();

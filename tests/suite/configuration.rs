@@ -3,11 +3,12 @@
 use std::net::TcpListener;
 use std::time::Duration;
 
+use catchall::broker::EVENTS;
 use hyper::StatusCode;
 
 use crate::processes::{Service, run};
 use crate::proxy::{Proxy, host};
-use crate::servers::Servers;
+use crate::servers::{Servers, eventually};
 
 const URLS: [(&str, &str); 3] = [
     ("CATCHALL_AMQP_URL", "amqp://alice:s3cret@127.0.0.1:1/%2f"),
@@ -28,6 +29,9 @@ fn a_bad_value_ends_the_process_with_a_sentence_that_names_its_variable() {
         ("worker", "CATCHALL_DATABASE_URL", "mysql://alice:s3cret@db", "not a Postgres URL"),
         ("worker", "CATCHALL_PREFETCH", "65536", "65536 is not in 1..=65535"),
         ("worker", "CATCHALL_MAX_ROWS", "-1", "-1 is not in 1..=5000000"),
+        ("worker", "CATCHALL_MESSAGE_RETENTION_SECS", "0", "0 is not in 1..=4294967295"),
+        ("worker", "CATCHALL_EVENT_RETENTION_SECS", "0", "0 is not in 1..=4294967295"),
+        ("worker", "CATCHALL_MAX_HOLD_SECS", "0", "0 is not in 1..=4294967295"),
         ("query", "CATCHALL_REPLICA_URL", "s3cret", "not a Postgres URL"),
         ("query", "CATCHALL_THRESHOLD", "-1", "invalid digit"),
         ("migrate", "CATCHALL_DATABASE_URL", "", "not a Postgres URL"),
@@ -45,6 +49,83 @@ fn a_bad_value_ends_the_process_with_a_sentence_that_names_its_variable() {
         (status.code(), &*stderr),
         (Some(2), "catchall-query: CATCHALL_REPLICA_URL (--replica-url <URL>) is required; see --help\n")
     );
+}
+
+#[test]
+fn values_that_cannot_work_together_are_refused_with_a_sentence_that_names_them() {
+    for (values, least) in [
+        (&[("CATCHALL_MAX_HOLD_SECS", "120")][..], Some(121)),
+        (&[("CATCHALL_MAX_HOLD_SECS", "121")], None),
+        (&[("CATCHALL_MAX_HOLD_SECS", "180"), ("CATCHALL_MAX_LINGER_MS", "60000")], None),
+        (&[("CATCHALL_MAX_HOLD_SECS", "179"), ("CATCHALL_MAX_LINGER_MS", "60000")], Some(180)),
+        (&[("CATCHALL_MAX_HOLD_SECS", "121"), ("CATCHALL_LINGER_MS", "1500")], Some(122)),
+        (&[("CATCHALL_MAX_HOLD_SECS", "3"), ("CATCHALL_STATEMENT_TIMEOUT_SECS", "1")], None),
+        (&[("CATCHALL_MAX_HOLD_SECS", "2"), ("CATCHALL_STATEMENT_TIMEOUT_SECS", "1")], Some(3)),
+        (&[("CATCHALL_STATEMENT_TIMEOUT_SECS", "3600")], None),
+    ] {
+        // A port that is taken ends a process whose values are right.
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap().to_string();
+        let variables: Vec<_> = URLS
+            .into_iter()
+            .chain([("CATCHALL_OPS_LISTEN", &*address)])
+            .chain(values.iter().copied())
+            .collect();
+        let (status, _, stderr) = run("worker", &[], &variables);
+        let Some(least) = least else {
+            assert_eq!(status.code(), Some(1), "{values:?}: {stderr}");
+            continue;
+        };
+        assert_eq!(status.code(), Some(2), "{values:?}: {stderr}");
+        assert!(stderr.starts_with("catchall-worker: the value"), "{stderr}");
+        assert!(stderr.contains("of CATCHALL_MAX_HOLD_SECS (--max-hold-secs"), "{stderr}");
+        assert!(stderr.contains(&format!("has to be at least {least}, twice")), "{values:?}: {stderr}");
+        for variable in ["CATCHALL_STATEMENT_TIMEOUT_SECS", "CATCHALL_LINGER_MS", "CATCHALL_MAX_LINGER_MS"] {
+            assert!(stderr.contains(variable), "{stderr}");
+        }
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+}
+
+/// What is acknowledged to the broker must have been on the primary's disk.
+#[tokio::test]
+async fn a_worker_counts_nothing_where_commits_do_not_last() {
+    const REASON: &str = "database: postgres://";
+    const OFF: &str = "synchronous_commit is off";
+    let servers = Servers::fresh().await;
+    let publisher = servers.publisher().await;
+    publisher.publish(br#"{"domain":"a.com","event":"delivered"}"#, Some("m-1")).await;
+    servers.alter_database("set synchronous_commit = off").await;
+    let worker = Service::start("worker", &servers, &[]).await;
+    worker.becomes_unready(OFF).await;
+    worker.becomes_unready(REASON).await;
+    assert!(worker.has_logged(OFF), "{:?}", worker.log());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(publisher.waiting(EVENTS).await, 1, "nothing is taken that could not be counted");
+
+    for value in ["local", "remote_apply"] {
+        servers.alter_database(&format!("set synchronous_commit = {value}")).await;
+        worker.becomes_ready().await;
+    }
+    servers.settle_at("a.com", 1, 0).await;
+
+    // Sessions that are open stay as they are; those that come later are not.
+    servers.alter_database("set synchronous_commit = off").await;
+    servers
+        .execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and application_name = 'catchall-worker'")
+        .await;
+    worker.becomes_unready(OFF).await;
+    publisher.publish(br#"{"domain":"a.com","event":"delivered"}"#, Some("m-2")).await;
+    eventually("the window is held", async || {
+        let holding =
+            worker.log().iter().any(|line| line.contains(OFF) && line.contains("holding 1 messages"));
+        holding.then_some(())
+    })
+    .await;
+    assert_eq!(servers.counters("a.com").await, (1, 0));
+    servers.alter_database("reset synchronous_commit").await;
+    worker.becomes_ready().await;
+    servers.settle_at("a.com", 2, 0).await;
 }
 
 #[test]

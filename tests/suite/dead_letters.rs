@@ -10,7 +10,7 @@ use lapin::types::{AMQPValue, FieldArray, FieldTable};
 use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
 
-use crate::frames::publish_in_latin_1;
+use crate::frames::{publish_in_latin_1, publish_nested};
 use crate::poison::poisons;
 use crate::processes::{Service, command, run};
 use crate::servers::{AmqpClient, Servers, eventually};
@@ -283,17 +283,47 @@ async fn nothing_is_touched_where_something_is_missing() {
     assert_eq!(servers.dead_well(&["count"]), "1\n");
 }
 
+/// They stop nobody, neither those who look nor those who look at others.
 #[tokio::test]
-async fn a_letter_that_cannot_be_parsed_is_told_of_and_stays() {
+async fn letters_that_no_client_library_reads_are_handled_like_others() {
     let servers = Servers::fresh().await;
-    publish_in_latin_1(&servers, DEAD, b"{}").await;
-    for arguments in [&["list"][..], &["discard", "--all", "--yes"], &["replay", "--all"]] {
-        let (status, _, stderr) = servers.dead(arguments);
-        assert!(
-            status == 1 && stderr.contains("not UTF-8") && stderr.contains("management pages"),
-            "{stderr}"
-        );
-    }
     let publisher = servers.publisher().await;
-    eventually("it is still there", async || (publisher.waiting(DEAD).await == 1).then_some(())).await;
+    let event = delivered("a.com");
+    let large = format!("{event}{}", " ".repeat(600_000));
+    publish_in_latin_1(&servers, DEAD, event.as_bytes()).await;
+    publish_nested(&servers, DEAD, 18_000, b"{}").await;
+    publisher.bury(&large, Some("large"), &mended()).await;
+    publisher.bury(&event, Some("good"), &mended()).await;
+    let small = ["--max-message-bytes", "524288"];
+    let with = |arguments: &[&'static str]| [arguments, &small].concat();
+
+    let letters = servers.letters(&with(&["list", "--json"]));
+    let reference = |reason: &str, letters: &[Value]| {
+        let is_it = |letter: &&Value| letter["reason"].as_str().unwrap().contains(reason);
+        letters.iter().find(is_it).unwrap_or_else(|| panic!("{reason}: {letters:?}"))["ref"]
+            .to_string()
+            .replace('"', "")
+    };
+    let garbled = reference("its routing key is not UTF-8", &letters);
+    let deep = reference("its header deep lies too deep", &letters);
+    let unread = reference("and was not read", &letters);
+    let sizes: BTreeSet<u64> = letters.iter().map(|letter| letter["size"].as_u64().unwrap()).collect();
+    assert_eq!(sizes, BTreeSet::from([2, event.len() as u64, large.len() as u64]));
+
+    let [shown] = &servers.letters(&["show", &garbled, "--json"])[..] else { panic!() };
+    assert_eq!((&shown["routing_key"], &shown["body"]), (&json!("m\\xfcller.de"), &json!(event)));
+    let [shown] = &servers.letters(&["show", &deep, "--json"])[..] else { panic!() };
+    assert_eq!((&shown["headers"]["number"], &shown["headers"]["deep"]), (&json!(7), &Value::Null));
+    let shown = servers.dead_well(&[&["show", &unread][..], &small].concat());
+    assert!(shown.contains(&format!("body, {} B, which was not read", large.len())), "{shown}");
+
+    let _worker = Service::ready("worker", &servers, &[]).await;
+    // The key with which it came does not matter, the body does.
+    let (status, stdout, stderr) = servers.dead(&[&["replay", &garbled, &unread][..], &small].concat());
+    assert_eq!((status, &*stdout), (1, "replayed 1, skipped 1, left 3\n"), "{stderr}");
+    assert!(stderr.contains("was not read; CATCHALL_MAX_MESSAGE_BYTES says how large it may be"), "{stderr}");
+    servers.settle_at("a.com", 1, 0).await;
+    assert_eq!(servers.dead_well(&["discard", &deep]), "discarded 1, skipped 0, left 2\n");
+    assert_eq!(servers.dead_well(&["replay", "--all"]), "replayed 2, skipped 0, left 0\n");
+    servers.settle_at("a.com", 3, 0).await;
 }

@@ -29,4 +29,5 @@ mod retention;
 #[allow(dead_code, reason = "each test program uses a part of the rig")]
 #[path = "../rig/servers.rs"]
 mod servers;
+mod windows;
 mod worker;

@@ -7,7 +7,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 
 use crate::processes::Service;
-use crate::proxy::{Proxy, host};
+use crate::proxy::{Proxy, Wire, host};
 use crate::servers::{Servers, topology};
 
 #[tokio::test]
@@ -23,7 +23,7 @@ async fn ingest_waits_for_its_broker_and_refuses_meanwhile() {
         (status, &headers[header::RETRY_AFTER]),
         (StatusCode::SERVICE_UNAVAILABLE, &"1".parse().unwrap())
     );
-    assert!(body.contains("the broker cannot be reached, nothing was counted"), "{body}");
+    assert!(body.contains("the broker does not take events now, nothing was counted"), "{body}");
     assert!(!body.contains("127.0.0.1"), "where the broker is is nobody's business: {body}");
 
     wire.mend();
@@ -62,8 +62,7 @@ async fn an_attempt_that_is_given_up_is_closed() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("amqp://a:b@{}/x?connection_timeout=200", silent.local_addr().unwrap());
     let behind = Servers { amqp_url: url, ..servers };
-    let ingest =
-        Service::start("ingest", &behind, &[("CATCHALL_THREADS", "1"), ("CATCHALL_PUBLISHERS", "1")]).await;
+    let ingest = Service::start("ingest", &behind, &[("CATCHALL_THREADS", "1")]).await;
     for _ in 0..4 {
         let (mut attempt, _) = silent.accept().await.unwrap();
         let mut said = Vec::new();
@@ -71,6 +70,50 @@ async fn an_attempt_that_is_given_up_is_closed() {
         assert_eq!(said, b"AMQP\0\0\x09\x01");
     }
     ingest.becomes_unready("no answer within 200ms").await;
+}
+
+/// As a balancer does whose only broker has just died.
+#[tokio::test]
+async fn a_connection_that_is_closed_at_once_is_told_by_its_likely_causes() {
+    let servers = Servers::bare().await;
+    let balancer = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("amqp://a:b@{}/x", balancer.local_addr().unwrap());
+    let behind = Servers { amqp_url: url, ..servers };
+    let ingest = Service::start("ingest", &behind, &[("CATCHALL_THREADS", "1")]).await;
+    let closing = tokio::spawn(async move {
+        loop {
+            // Read first: what is closed with bytes unread is reset.
+            let (mut attempt, _) = balancer.accept().await.unwrap();
+            let _ = attempt.read_exact(&mut [0; 8]).await;
+        }
+    });
+    ingest.becomes_unready("behind a balancer the broker it chose is down").await;
+    let (_, reason) = ingest.readyz().await;
+    assert!(
+        reason.find("balancer") < reason.find("starting") && reason.find("starting") < reason.find("TLS"),
+        "{reason}"
+    );
+    closing.abort();
+}
+
+/// Confirms take longer than half of the deadline: whoever waited for one before publishing the next would be late.
+#[tokio::test]
+async fn a_broker_that_confirms_late_but_in_time_refuses_nobody() {
+    let servers = Servers::fresh().await;
+    let wire = Proxy::to(host(&servers.amqp_url), true).await;
+    let behind = Servers { amqp_url: wire.through(&servers.amqp_url), ..servers.clone() };
+    let ingest = Service::ready("ingest", &behind, &[("CATCHALL_PUBLISH_DEADLINE_MS", "5000")]).await;
+    wire.be(Wire::LateConfirms(Duration::from_secs(3)));
+    let puts = (0..200).map(async |number| {
+        tokio::time::sleep(Duration::from_millis(20 * number)).await;
+        ingest.put("/events/late.com/delivered").await
+    });
+    let statuses = futures::future::join_all(puts).await;
+    assert!(statuses.iter().all(|status| *status == StatusCode::ACCEPTED), "{statuses:?}");
+    assert!(!ingest.has_logged("broker is not available"), "a slow connection is not a dead one");
+    wire.mend();
+    let _worker = Service::ready("worker", &servers, &[]).await;
+    servers.settle_at("late.com", 200, 0).await;
 }
 
 #[tokio::test]

@@ -1,14 +1,15 @@
 //! Messages that cannot be read: kept with their reason, and nobody waits for them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use catchall::broker::{DEAD, EVENTS};
-use hyper::Method;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
-use serde_json::{Value, json};
+use serde_json::json;
+use sqlx::{Connection as _, PgConnection};
 
-use crate::frames::publish_in_latin_1;
+use crate::frames::{publish_in_latin_1, publish_nested};
 use crate::processes::Service;
 use crate::servers::{Servers, eventually, topology};
 
@@ -80,35 +81,124 @@ async fn poison_is_kept_with_its_reason_and_holds_nothing_up() {
     assert!(!worker.has_logged("broker is not available"), "no message may break a session");
 }
 
-/// The client library ends the connection on it, and all that was handed out with it comes back too. Only the bad
-/// one may reach the delivery limit.
+/// What ends the connection of most clients, or the process, or fills its memory.
 #[tokio::test]
-async fn a_message_that_ends_the_connection_becomes_a_dead_letter_alone() {
+async fn what_no_client_library_reads_becomes_a_dead_letter_and_stops_nobody() {
     let servers = Servers::fresh().await;
-    // The limit of 100 only takes longer.
-    let policy = r#"{"pattern":"^catchall.events$","apply-to":"queues","definition":{"delivery-limit":20}}"#;
-    servers.management(Method::PUT, &format!("/api/policies/{}/short", servers.name), policy).await;
+    let limit = [("CATCHALL_MAX_MESSAGE_BYTES", "524288")];
+    let worker = Service::ready("worker", &servers, &limit).await;
     let publisher = servers.publisher().await;
     let good = br#"{"domain":"good.com","event":"delivered"}"#;
-    for number in 0..5 {
-        publisher.publish(good, Some(&format!("before-{number}"))).await;
+    let bad = br#"{"domain":"bad.com","event":"delivered"}"#;
+    // It would be counted, if only it were shorter.
+    let large = [bad.to_vec(), vec![b' '; 600_000]].concat();
+    for round in 0..10 {
+        for number in 0..10 {
+            publisher.publish(good, Some(&format!("good-{round}-{number}"))).await;
+        }
+        publish_in_latin_1(&servers, EVENTS, bad).await;
+        match round {
+            2 => publish_nested(&servers, EVENTS, 18_000, bad).await,
+            4 => publisher.publish(&large, Some("large")).await,
+            6 => {
+                // Whoever says so themselves is believed.
+                let mut headers = FieldTable::default();
+                headers.insert("catchall-unreadable".into(), AMQPValue::LongString("forged".into()));
+                let properties = BasicProperties::default().with_message_id("forged".into());
+                publisher.publish_with(bad, properties.with_headers(headers)).await;
+            }
+            _ => {}
+        }
+        // The good ones are not held up by what is between them.
+        servers.settle_at("good.com", 10 * (round + 1), 0).await;
     }
-    publish_in_latin_1(&servers, EVENTS, good).await;
-    for number in 0..200 {
-        publisher.publish(good, Some(&format!("after-{number}"))).await;
-    }
-    let worker = Service::ready("worker", &servers, &[]).await;
-    servers.settle_at("good.com", 205, 0).await;
-    // A library that cannot read it cannot show it either: the broker says what it has.
-    let path = format!("/api/queues/{}/catchall.dead/get", servers.name);
-    let look = r#"{"count":10,"ackmode":"ack_requeue_true","encoding":"base64"}"#;
-    let count = async || {
-        let letters = servers.management(Method::POST, &path, look).await;
-        serde_json::from_str::<Vec<Value>>(&letters).unwrap().len()
+    eventually("all are dead letters", async || (publisher.waiting(DEAD).await == 13).then_some(())).await;
+    assert_eq!(servers.counters("bad.com").await, (0, 0));
+    let complaints = |line: &String| line.contains("WARN") && !line.contains("kept as a dead letter");
+    assert_eq!(worker.log().into_iter().filter(complaints).collect::<Vec<_>>(), Vec::<String>::new());
+    assert_eq!(worker.count_logged("its routing key is not UTF-8 (m\\\\xfcller.de)"), 10);
+    assert_eq!(worker.count_logged("its header deep lies too deep"), 1);
+    assert_eq!(worker.count_logged("its body of 600040 bytes is larger than 524288 and was not read"), 1);
+    let (_, figures) = worker.ops("/metrics").await;
+    assert!(figures.contains("catchall_worker_duplicates_total 0"), "nothing came back: {figures}");
+
+    // The broker has kept them as they were.
+    let mut reasons: Vec<String> = servers
+        .letters(&["list", "--json"])
+        .iter()
+        .map(|letter| letter["reason"].as_str().unwrap().to_owned())
+        .collect();
+    reasons.sort();
+    let garbled = "it cannot be read whole: its routing key is not UTF-8 (m\\xfcller.de)";
+    assert_eq!(reasons.iter().filter(|reason| *reason == garbled).count(), 10, "{reasons:?}");
+    assert!(reasons.contains(&"it cannot be read whole: its header deep lies too deep".to_owned()));
+    assert!(reasons.contains(&"it cannot be read whole: forged".to_owned()));
+    assert!(reasons.contains(&"moved by the broker: rejected by a worker".to_owned()), "the tool reads more");
+}
+
+/// A message that ends the process, in whatever way, must not meet a thousand good ones there.
+#[tokio::test]
+async fn a_fresh_worker_takes_little_until_it_has_achieved_something() {
+    let servers = Servers::fresh().await;
+    let publisher = servers.publisher().await;
+    let good = br#"{"domain":"good.com","event":"delivered"}"#;
+    let fill = async |batch: &str| {
+        for number in 0..50 {
+            publisher.publish(good, Some(&format!("{batch}-{number}"))).await;
+        }
     };
-    eventually("it is a dead letter", async || (count().await > 0).then_some(())).await;
-    assert_eq!(count().await, 1, "and no good one is");
-    assert!(worker.has_logged("not UTF-8"));
+    let lock = async || {
+        let mut locks = PgConnection::connect(&servers.database_url).await.unwrap();
+        sqlx::raw_sql("begin; lock table domain_counters in exclusive mode")
+            .execute(&mut locks)
+            .await
+            .unwrap();
+        locks
+    };
+    fill("first").await;
+    let locks = lock().await;
+    for _ in 0..3 {
+        let mut worker = Service::start("worker", &servers, &[]).await;
+        let taken = async || (publisher.waiting(EVENTS).await < 50).then_some(());
+        eventually("the worker has taken a message", taken).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(publisher.waiting(EVENTS).await, 49);
+        worker.signal("KILL");
+        worker.ended().await;
+        let back = async || (publisher.waiting(EVENTS).await == 50).then_some(());
+        eventually("the message is back", back).await;
+    }
+    let _worker = Service::start("worker", &servers, &[]).await;
+    drop(locks);
+    servers.settle_at("good.com", 50, 0).await;
+    // One that has achieved something takes what there is.
+    let locks = lock().await;
+    fill("second").await;
+    eventually("all is taken", async || (publisher.waiting(EVENTS).await == 0).then_some(())).await;
+    drop(locks);
+    servers.settle_at("good.com", 100, 0).await;
+}
+
+/// Whatever is returned comes nearer to the delivery limit.
+#[tokio::test]
+async fn a_worker_that_takes_more_and_more_returns_nothing() {
+    const POISONS: u32 = 300;
+    let servers = Servers::fresh().await;
+    let publisher = servers.publisher().await;
+    for number in 0..POISONS {
+        publisher.publish(b"poison", Some(&format!("poison-{number}"))).await;
+    }
+    let _worker = Service::start("worker", &servers, &[]).await;
+    let all = async || (publisher.waiting(DEAD).await == POISONS).then_some(());
+    eventually("all are dead letters", all).await;
+    let mut returned = 0;
+    // A copy has the headers with which its message was delivered.
+    while let Some((_, headers, _)) = publisher.dead_letter().await {
+        if let Some(AMQPValue::LongLongInt(1..)) = headers.inner().get("x-delivery-count") {
+            returned += 1;
+        }
+    }
+    assert!(returned <= POISONS / 10, "{returned} messages were returned");
 }
 
 #[tokio::test]

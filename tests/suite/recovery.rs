@@ -126,7 +126,12 @@ async fn a_worker_gives_back_what_it_could_not_count_in_time() {
     let servers = Servers::fresh().await;
     let wire = Proxy::to(host(&servers.database_url), true).await;
     let behind = Servers { database_url: wire.through(&servers.database_url), ..servers.clone() };
-    let worker = Service::ready("worker", &behind, &[("CATCHALL_MAX_HOLD_SECS", "6")]).await;
+    let worker = Service::ready(
+        "worker",
+        &behind,
+        &[("CATCHALL_MAX_HOLD_SECS", "6"), ("CATCHALL_STATEMENT_TIMEOUT_SECS", "2")],
+    )
+    .await;
     let publisher = servers.publisher().await;
     publisher.publish(&event("a.com"), Some("m-1")).await;
     servers.settle_at("a.com", 1, 0).await;

@@ -258,6 +258,26 @@ async fn what_may_have_been_counted_long_ago_is_skipped_and_named() {
     servers.settle_at("doubt.com", 4, 0).await;
 }
 
+/// A worker may have met the claim of a letter for the last time as long before its death as it may hold a message.
+#[tokio::test]
+async fn what_is_in_doubt_follows_from_the_longest_hold() {
+    let servers = Servers::fresh().await;
+    let publisher = servers.publisher().await;
+    let hours = |hours: u64| Duration::from_secs(hours * 3600);
+    let now = SystemTime::now();
+    servers.forget_claims_before("message", now - hours(100)).await;
+    for (id, after) in [("d-1", 3), ("d-2", 12), ("d-3", 30)] {
+        let died = now - hours(100) + hours(after);
+        publisher.bury(&delivered("a.com"), Some(id), &moved("delivery_limit", died)).await;
+    }
+    for (hold, replayed, left) in
+        [("360000", 0, 3), ("86400", 1, 2), ("28800", 1, 1), ("7300", 0, 1), ("7100", 1, 0)]
+    {
+        let (_, stdout, stderr) = servers.dead(&["replay", "--all", "--max-hold-secs", hold]);
+        assert_eq!(stdout, format!("replayed {replayed}, skipped {left}, left {left}\n"), "{hold}: {stderr}");
+    }
+}
+
 #[tokio::test]
 async fn what_the_queue_of_events_refuses_stays_a_letter() {
     let mut definitions = topology();

@@ -1,0 +1,198 @@
+//! What goes on on one connection, and how long it may.
+
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use axum::http::Version;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::pace;
+
+/// How long a new connection may take until its first request is there. Without it, clients that say nothing
+/// hold connections for ever.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a connection may take from one request to the end of the next one's head. It includes the time a
+/// client keeps a connection idle, and closing one that is about to be used costs the client a retry.
+const NEXT_REQUEST_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// How often a connection that is in use is looked at: a look takes a microsecond, and an answer that nobody reads may
+/// wait for the next one.
+const LOOK_INTERVAL: Duration = Duration::from_secs(15);
+
+/// What to do with a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Look again then.
+    Keep(Instant),
+    /// It has been idle for too long.
+    Idle,
+    /// A client does not take its answer.
+    Stuck,
+}
+
+/// The requests of a connection that are under way, of which it has one at a time (HTTP/1.1) or many (HTTP/2).
+#[derive(Debug)]
+pub(super) struct Activity {
+    version: OnceLock<Version>,
+    state: Mutex<State>,
+    give_up: Arc<Notify>,
+}
+
+#[derive(Debug)]
+struct State {
+    requests: usize,
+    /// When the last request ended; before the first one, when the connection was opened.
+    idle_since: Instant,
+    /// Until when each answer that is being sent has to have moved on, in the places that are in use.
+    answers: Vec<Option<Instant>>,
+}
+
+impl Activity {
+    pub(super) fn new() -> Arc<Self> {
+        let state = State { requests: 0, idle_since: Instant::now(), answers: Vec::new() };
+        Arc::new(Self { version: OnceLock::new(), state: Mutex::new(state), give_up: Arc::default() })
+    }
+
+    /// A request has come whole, but for its body.
+    pub(super) fn begin(self: &Arc<Self>, version: Version) -> Request {
+        self.version.get_or_init(|| version);
+        self.state().requests += 1;
+        Request { activity: Arc::clone(self), place: None }
+    }
+
+    /// The version of the first request, once it is there.
+    pub(super) fn version(&self) -> Option<Version> {
+        self.version.get().copied()
+    }
+
+    pub(super) fn is_http2(&self) -> bool {
+        self.version() == Some(Version::HTTP_2)
+    }
+
+    /// Notified when somebody else needs what the client's slowness holds.
+    pub(super) fn give_up(&self) -> &Arc<Notify> {
+        &self.give_up
+    }
+
+    pub(super) fn look(&self) -> Verdict {
+        let now = Instant::now();
+        let state = self.state();
+        let stuck = state.answers.iter().flatten().min().copied();
+        if stuck.is_some_and(|stuck| stuck <= now) {
+            return Verdict::Stuck;
+        }
+        let next = now + LOOK_INTERVAL;
+        if state.requests > 0 {
+            return Verdict::Keep(stuck.map_or(next, |stuck| stuck.min(next)));
+        }
+        let may_be_idle = if self.version().is_some() { NEXT_REQUEST_TIMEOUT } else { FIRST_REQUEST_TIMEOUT };
+        let end = state.idle_since + may_be_idle;
+        if end <= now { Verdict::Idle } else { Verdict::Keep(end.min(next)) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request that is under way until this is dropped.
+#[derive(Debug)]
+pub(super) struct Request {
+    activity: Arc<Activity>,
+    /// The place of its answer.
+    place: Option<usize>,
+}
+
+impl Request {
+    pub(super) fn activity(&self) -> &Activity {
+        &self.activity
+    }
+
+    /// Its answer, begun so long ago, has moved so many bytes.
+    pub(super) fn answers(&mut self, begun: Instant, moved: u64) {
+        let deadline = pace::deadline(begun, moved);
+        let mut state = self.activity.state();
+        let place = *self.place.get_or_insert_with(|| {
+            let free = state.answers.iter().position(Option::is_none);
+            free.unwrap_or_else(|| {
+                state.answers.push(None);
+                state.answers.len() - 1
+            })
+        });
+        state.answers[place] = Some(deadline);
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        let mut state = self.activity.state();
+        state.requests -= 1;
+        if let Some(place) = self.place {
+            state.answers[place] = None;
+        }
+        if state.requests == 0 {
+            state.idle_since = Instant::now();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::advance;
+
+    fn looks_again(activity: &Activity) -> Duration {
+        match activity.look() {
+            Verdict::Keep(until) => until - Instant::now(),
+            verdict => panic!("{verdict:?}"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_without_a_request_is_idle_soon() {
+        let activity = Activity::new();
+        assert_eq!(looks_again(&activity), FIRST_REQUEST_TIMEOUT);
+        advance(FIRST_REQUEST_TIMEOUT).await;
+        assert_eq!(activity.look(), Verdict::Idle);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_idle_from_its_last_request_on() {
+        for version in [Version::HTTP_11, Version::HTTP_2] {
+            let activity = Activity::new();
+            let (first, second) = (activity.begin(version), activity.begin(version));
+            advance(2 * NEXT_REQUEST_TIMEOUT).await;
+            drop(second);
+            assert_eq!(looks_again(&activity), LOOK_INTERVAL);
+            drop(first);
+            advance(NEXT_REQUEST_TIMEOUT - Duration::from_secs(1)).await;
+            assert_eq!(looks_again(&activity), Duration::from_secs(1));
+            advance(Duration::from_secs(1)).await;
+            assert_eq!(activity.look(), Verdict::Idle);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_answer_that_does_not_move_is_enough() {
+        let activity = Activity::new();
+        let mut quick = activity.begin(Version::HTTP_2);
+        let mut stuck = activity.begin(Version::HTTP_2);
+        let begun = Instant::now();
+        stuck.answers(begun, 100);
+        for second in 0..pace::GRACE.as_secs() {
+            quick.answers(begun, (second + 1) * pace::MIN_RATE);
+            assert!(matches!(activity.look(), Verdict::Keep(_)));
+            advance(Duration::from_secs(1)).await;
+        }
+        advance(Duration::from_millis(10)).await;
+        assert_eq!(activity.look(), Verdict::Stuck);
+        drop(stuck);
+        assert!(matches!(activity.look(), Verdict::Keep(_)));
+        // The place is used again.
+        let mut next = activity.begin(Version::HTTP_2);
+        next.answers(begun, 0);
+        assert_eq!(activity.look(), Verdict::Stuck);
+    }
+}

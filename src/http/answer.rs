@@ -1,0 +1,145 @@
+//! The body of an answer on its way to a client, and what it holds until it is there.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use axum::body::{Body, Bytes};
+use axum::response::Response;
+use hyper::body::{Body as _, Frame, SizeHint};
+use tokio::time::Instant;
+
+use super::activity::Request;
+use super::budget::Share;
+
+/// Most bytes that are handed to the connection at a time: what it buffers beyond its own limits, and the steps in which
+/// it is seen how fast the client reads.
+pub(super) const STEP: usize = 16 * 1024;
+
+/// A body, and the share of a budget it holds. The connection holds parts of it until they are written, and the
+/// share goes back with the last of them.
+struct Held {
+    bytes: Vec<u8>,
+    _share: Arc<Share>,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// An answer's body whose memory is a share of a budget until it is written.
+pub fn hold(response: Response<Vec<u8>>, share: Share) -> Response {
+    let share = Arc::new(share);
+    let (mut head, bytes) = response.into_parts();
+    head.extensions.insert(Arc::clone(&share));
+    Response::from_parts(head, Body::from(Bytes::from_owner(Held { bytes, _share: share })))
+}
+
+/// The body of an answer as a connection sends it.
+pub(super) struct Answer {
+    body: Body,
+    /// What is left of the last frame of the body.
+    rest: Bytes,
+    request: Request,
+    /// What the answer's memory is a part of.
+    share: Option<Arc<Share>>,
+    begun: Instant,
+    moved: u64,
+}
+
+impl Answer {
+    /// The answer to a request, which is under way until it is sent.
+    pub(super) fn to(mut request: Request, response: Response) -> Response<Self> {
+        let (mut head, body) = response.into_parts();
+        let share = head.extensions.remove::<Arc<Share>>();
+        let begun = Instant::now();
+        if let Some(share) = &share {
+            share.begin_transfer(Arc::clone(request.activity().give_up()));
+        }
+        if !body.is_end_stream() {
+            request.answers(begun, 0);
+        }
+        let answer = Self { body, rest: Bytes::new(), request, share, begun, moved: 0 };
+        Response::from_parts(head, answer)
+    }
+}
+
+impl hyper::body::Body for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    /// It is asked for more once what it gave is on its way.
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let this = &mut *self;
+        if this.moved > 0 {
+            this.request.answers(this.begun, this.moved);
+            if let Some(share) = &this.share {
+                share.moved(this.moved);
+            }
+        }
+        if this.rest.is_empty() {
+            match ready!(Pin::new(&mut this.body).poll_frame(context)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => this.rest = data,
+                    Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                },
+                end => return Poll::Ready(end),
+            }
+        }
+        let step = this.rest.split_to(this.rest.len().min(STEP));
+        this.moved += step.len() as u64;
+        Poll::Ready(Some(Ok(Frame::data(step))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (rest, mut hint) = (self.rest.len() as u64, self.body.size_hint());
+        match hint.exact() {
+            Some(exact) => hint.set_exact(exact + rest),
+            None => hint.set_lower(hint.lower() + rest),
+        }
+        hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::activity::Activity;
+    use super::super::budget::Budget;
+    use super::*;
+    use axum::http::Version;
+    use http_body_util::BodyExt;
+
+    #[tokio::test]
+    async fn a_large_answer_goes_in_steps_and_is_held_until_the_last_is_gone() {
+        let budget = Budget::new(1024 * 1024);
+        let mut share = budget.share();
+        share.hold(100_000).await.unwrap();
+        let bytes: Vec<u8> = (0..=255).cycle().take(3 * STEP + 7).collect();
+        let response = hold(Response::new(bytes.clone()), share);
+        let mut answer = Answer::to(Activity::new().begin(Version::HTTP_2), response).into_body();
+        let (mut sent, mut buffered) = (Vec::new(), Vec::new());
+        for left in [3 * STEP + 7, 2 * STEP + 7, STEP + 7, 7] {
+            assert!(!answer.is_end_stream());
+            assert_eq!(answer.size_hint().exact(), Some(left as u64));
+            let step = answer.frame().await.unwrap().unwrap().into_data().unwrap();
+            sent.extend_from_slice(&step);
+            buffered.push(step);
+        }
+        assert!(answer.is_end_stream());
+        assert_eq!(sent, bytes);
+        drop(answer);
+        buffered.drain(1..);
+        assert_eq!(budget.held(), 100_000);
+        drop(buffered);
+        assert_eq!(budget.held(), 0);
+    }
+}

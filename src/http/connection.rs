@@ -1,0 +1,316 @@
+//! One connection: its protocol, what its buffers may take, and when it ends.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::{HeaderValue, Request, header};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::{Instant, sleep_until};
+use tower_service::Service;
+
+use super::activity::{Activity, Verdict};
+use super::answer::Answer;
+use super::stream::Stream;
+
+/// Most bytes of a request that are buffered over HTTP/1.1, which is also the longest head, and as many of an answer.
+/// A head has the longest name in a path and the longest key many times over.
+const HTTP1_BUFFER: usize = 16 * 1024;
+
+/// Requests that a connection of HTTP/2 may have under way.
+const STREAMS: u32 = 200;
+
+/// Bytes of bodies that a connection of HTTP/2 may have sent and that are not read yet, in all and of each request. Over
+/// a round trip of 20 ms this lets a client send 6 MB/s.
+const HTTP2_WINDOW: u32 = 128 * 1024;
+
+/// Largest frame of HTTP/2: the least that the protocol allows.
+const HTTP2_FRAME: u32 = 16 * 1024;
+
+/// Largest head of a request over HTTP/2, unpacked.
+const HTTP2_HEAD: u32 = 16 * 1024;
+
+/// Bytes of an answer that are buffered over HTTP/2, beyond one [step](super::answer::STEP).
+const HTTP2_SEND_BUFFER: usize = 16 * 1024;
+
+/// After a silence of this long a peer of HTTP/2 is asked whether it is still there.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+
+/// How long it may take to answer that.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a connection of HTTP/2 that was idle may take to close after it was told to.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the connections of a server are to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Answer and stay.
+    Serving,
+    /// Answer and tell the client to leave.
+    Draining,
+    /// Answer what has arrived, and leave.
+    Closing,
+}
+
+/// How connections are spoken on. Every buffer has its size here, so that what a connection may take is known; its
+/// times are those of [`Activity`].
+pub(super) fn protocol() -> Builder<TokioExecutor> {
+    let mut protocol = Builder::new(TokioExecutor::new());
+    protocol
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .max_buf_size(HTTP1_BUFFER)
+        // Requests that come in a row are answered one by one: with answers gathered while there are more, a client that
+        // does not read could make as many as it likes pile up.
+        .pipeline_flush(false)
+        // An answer is copied into the buffer, whose size then bounds it.
+        .writev(false);
+    protocol
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(HTTP2_WINDOW)
+        .initial_connection_window_size(HTTP2_WINDOW)
+        .max_frame_size(HTTP2_FRAME)
+        .max_header_list_size(HTTP2_HEAD)
+        .max_send_buf_size(HTTP2_SEND_BUFFER)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT);
+    protocol
+}
+
+/// A connection that was admitted.
+pub(super) struct Connection<S> {
+    pub(super) stream: S,
+    /// Given back when the connection is gone.
+    pub(super) _place: OwnedSemaphorePermit,
+    pub(super) router: Router,
+    pub(super) protocol: Arc<Builder<TokioExecutor>>,
+    /// Tells the connection what to do, and its server that there still is one.
+    pub(super) stage: watch::Receiver<Stage>,
+    pub(super) leaving: Arc<AtomicBool>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection<S> {
+    /// Answers requests until one of both sides leaves. What goes wrong on the way is the client's to know.
+    pub(super) async fn serve(self) {
+        let Self { stream, _place, router, protocol, mut stage, leaving } = self;
+        let activity = Activity::new();
+        let requests = Arc::clone(&activity);
+        let answer = service_fn(move |request: Request<Incoming>| {
+            let under_way = requests.begin(request.version());
+            let (answer, leaving) = (router.clone().call(request), Arc::clone(&leaving));
+            async move {
+                let Ok(mut response) = answer.await;
+                if leaving.load(Ordering::Relaxed) && !under_way.activity().is_http2() {
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(Answer::to(under_way, response))
+            }
+        });
+        let stream = TokioIo::new(Stream::new(stream));
+        let mut connection = pin!(protocol.serve_connection(stream, answer));
+        let mut look = pin!(sleep_until(Instant::now()));
+        let mut told_to_close = false;
+        loop {
+            tokio::select! {
+                biased;
+                _ = connection.as_mut() => return,
+                () = look.as_mut() => match activity.look() {
+                    Verdict::Keep(until) => look.as_mut().reset(until),
+                    Verdict::Idle if activity.is_http2() && !told_to_close => {
+                        // A request may be on its way: both sides now agree on which is the last.
+                        connection.as_mut().graceful_shutdown();
+                        told_to_close = true;
+                        look.as_mut().reset(Instant::now() + CLOSE_TIMEOUT);
+                    }
+                    Verdict::Idle | Verdict::Stuck => return,
+                },
+                () = activity.give_up().notified() => return,
+                changed = stage.changed() => {
+                    // Without its server a connection has no event loop for much longer.
+                    if changed.is_err() {
+                        return;
+                    }
+                    let closing = *stage.borrow_and_update() == Stage::Closing;
+                    // To hyper this means: close at once what is idle or has not spoken.
+                    if closing || activity.is_http2() {
+                        connection.as_mut().graceful_shutdown();
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Bytes;
+    use axum::routing::{get, put};
+    use h2::client::SendRequest;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::sync::Semaphore;
+    use tokio::task::JoinHandle;
+    use tokio::time::sleep;
+
+    const LARGE: usize = 1024 * 1024;
+
+    /// A connection to a server, which may hold so many bytes on their way, and the server's end of it.
+    fn connect(on_the_way: usize) -> (DuplexStream, JoinHandle<()>) {
+        let (theirs, stream) = duplex(on_the_way);
+        let router = Router::new()
+            .route("/small", put(async || "small"))
+            .route("/empty", put(async || ()))
+            .route("/large", get(async || vec![b'x'; LARGE]))
+            .route("/slow", get(async || sleep(Duration::from_secs(200)).await));
+        let served = tokio::spawn(async move {
+            let stage = watch::Sender::new(Stage::Serving);
+            let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+            let connection = Connection {
+                stream,
+                _place: place,
+                router,
+                protocol: Arc::new(protocol()),
+                stage: stage.subscribe(),
+                leaving: Arc::default(),
+            };
+            connection.serve().await;
+        });
+        (theirs, served)
+    }
+
+    /// Seconds until the server has left the connection.
+    async fn lasts(served: JoinHandle<()>) -> u64 {
+        let begun = Instant::now();
+        served.await.unwrap();
+        begun.elapsed().as_secs()
+    }
+
+    async fn http2(
+        stream: DuplexStream,
+        window: u32,
+    ) -> (SendRequest<Bytes>, JoinHandle<Result<(), h2::Error>>) {
+        let (requests, connection) =
+            h2::client::Builder::new().initial_window_size(window).handshake(stream).await.unwrap();
+        (requests.ready().await.unwrap(), tokio::spawn(connection))
+    }
+
+    fn request(method: &str, path: &str) -> Request<()> {
+        let uri = format!("http://localhost{path}");
+        Request::builder().method(method).uri(uri).version(axum::http::Version::HTTP_2).body(()).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_connection_ends_over_both_versions() {
+        let (mut stream, served) = connect(64 * 1024);
+        stream.write_all(b"PUT /small HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        assert!((74..=76).contains(&lasts(served).await));
+
+        let (stream, served) = connect(64 * 1024);
+        let (mut requests, connection) = http2(stream, 65_535).await;
+        let answer = requests.send_request(request("PUT", "/small"), true).unwrap().0;
+        assert_eq!(answer.await.unwrap().status(), 200);
+        assert!((74..=76).contains(&lasts(served).await));
+        // It was told to, in the words of the protocol.
+        connection.await.unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_in_use_stays() {
+        let (stream, served) = connect(64 * 1024);
+        let (mut requests, _connection) = http2(stream, 65_535).await;
+        let answer = requests.send_request(request("GET", "/slow"), true).unwrap().0;
+        assert_eq!(answer.await.unwrap().status(), 200);
+        let mut last = requests.ready().await.unwrap();
+        let answer = last.send_request(request("PUT", "/small"), true).unwrap().0;
+        assert_eq!(answer.await.unwrap().status(), 200);
+        assert!((74..=76).contains(&lasts(served).await));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_of_http2_that_is_gone_without_a_word_is_found() {
+        let (stream, served) = connect(64 * 1024);
+        let (mut requests, connection) = h2::client::handshake(stream).await.unwrap();
+        let mut connection = Box::pin(connection);
+        let asks = async {
+            let asked = requests.send_request(request("GET", "/slow"), true).unwrap();
+            sleep(Duration::from_secs(1)).await;
+            asked
+        };
+        let _asked = tokio::select! {
+            ended = &mut connection => panic!("{ended:?}"),
+            asked = asks => asked,
+        };
+        // From here on nobody looks at the connection, which is not closed either.
+        assert!((39..=42).contains(&lasts(served).await));
+        drop(connection);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_never_reads_is_given_up() {
+        let (mut stream, served) = connect(1024);
+        stream.write_all(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        assert!(lasts(served).await <= 30);
+
+        // One that reads what it must for the connection to live, but gives no room for an answer.
+        for window in [0, 1] {
+            let (stream, served) = connect(64 * 1024);
+            let (mut requests, _connection) = http2(stream, window).await;
+            let _answer = requests.send_request(request("GET", "/large"), true).unwrap().0;
+            assert!(lasts(served).await <= 30, "{window}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_reads_slowly_is_given_up_and_one_that_reads_is_not() {
+        for (rate, whole) in [(1024, false), (128 * 1024, true)] {
+            let (mut stream, _served) = connect(1024);
+            stream.write_all(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+            let mut buffer = vec![0; rate];
+            let mut read = 0;
+            loop {
+                match stream.read(&mut buffer).await {
+                    Ok(size) if size > 0 => read += size,
+                    _ => break,
+                }
+                if read > LARGE {
+                    break;
+                }
+                sleep(Duration::from_millis(1000 * 1024 / rate as u64)).await;
+            }
+            assert_eq!(read > LARGE, whole, "{read}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_pipelines_and_never_reads_piles_nothing_up() {
+        for pipelined in
+            [&b"PUT /empty HTTP/1.1\r\n\r\n"[..], b"PUT /empty HTTP/1.1\r\nContent-Length: 1\r\n\r\nx"]
+        {
+            let (mut stream, served) = connect(16 * 1024);
+            let writing = async {
+                let mut sent = 0;
+                // Each is answered by more bytes than it has, and without a body, for which hyper would wait.
+                while sent < 100_000 && stream.write_all(pipelined).await.is_ok() {
+                    sent += 1;
+                }
+                sent
+            };
+            let (sent, seconds) = tokio::join!(writing, lasts(served));
+            // As many as fit into the buffers of both directions.
+            assert!(sent < 5000, "{sent}");
+            assert!(seconds <= 45, "{seconds}");
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! The body of a bulk request: as much memory as has arrived, and no longer than it may take.
+
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::Request;
+use axum::http::{HeaderMap, header};
+use http_body_util::BodyExt;
+use hyper::body::{Body as _, Frame, SizeHint};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+
+use crate::excerpt::excerpt;
+use crate::http::{Exhausted, Problem, Share, transfer_deadline};
+
+/// Largest body of a bulk request in bytes, unpacked: 10,000 events of a kilobyte each.
+pub(super) const MAX_BODY: usize = 10 * 1024 * 1024;
+
+/// How long the body of a bulk request may take to arrive, not counted what it waits for memory.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What the request itself takes while its body is read: its head, its task, and, over HTTP/2, its stream.
+pub(super) const REQUEST: usize = 8 * 1024;
+
+/// The least memory a body takes, once any of it is there.
+const FIRST_STEP: usize = 16 * 1024;
+
+/// What it takes to unpack a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Packing {
+    None,
+    /// 32 KiB of what was unpacked last, and tables.
+    Gzip,
+    /// A window of what was unpacked last, as large as the sender likes: in the worst case all of it. And tables.
+    Zstd,
+}
+
+impl Packing {
+    fn of(headers: &HeaderMap) -> Self {
+        match headers.get(header::CONTENT_ENCODING).map(header::HeaderValue::as_bytes) {
+            Some(b"gzip") => Self::Gzip,
+            Some(b"zstd") => Self::Zstd,
+            _ => Self::None,
+        }
+    }
+
+    /// What a request takes whose body takes so many bytes.
+    fn takes(self, bytes: usize) -> usize {
+        REQUEST
+            + match self {
+                Self::None => bytes,
+                Self::Gzip => bytes + 64 * 1024,
+                Self::Zstd => 2 * bytes + 192 * 1024,
+            }
+    }
+}
+
+/// What is known of a body before it is unpacked.
+#[derive(Clone, Debug)]
+struct Wire {
+    packing: Packing,
+    /// Bytes of the body that have arrived.
+    arrived: Arc<AtomicU64>,
+}
+
+/// To be done with a request before its body is unpacked: notes how it is packed, and counts what arrives, for what a
+/// client packs well comes as quickly as what he does not.
+pub(super) async fn observe(mut request: Request) -> Request {
+    let wire = Wire { packing: Packing::of(request.headers()), arrived: Arc::default() };
+    request.extensions_mut().insert(wire.clone());
+    request.map(|body| Body::new(Observed { body, wire }))
+}
+
+struct Observed {
+    body: Body,
+    wire: Wire,
+}
+
+impl hyper::body::Body for Observed {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()).and_then(Frame::data_ref) {
+            self.wire.arrived.fetch_add(data.len() as u64, Ordering::Relaxed);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Reads the body of an [observed](observe) request that has been unpacked since. An encoding that is still named is
+/// one that was not.
+pub(super) async fn read(request: Request, share: &mut Share) -> Result<Vec<u8>, Problem> {
+    if let Some(encoding) = request.headers().get(header::CONTENT_ENCODING) {
+        let encoding = excerpt(format_args!("{encoding:?}"));
+        return Err(Problem::UnsupportedMediaType(format!(
+            "the content encoding {encoding} is not read here: send gzip, zstd or none"
+        )));
+    }
+    let wire = request.extensions().get::<Wire>().cloned().expect("every request is observed");
+    // Not the rest of the head, which may be as large as a small body.
+    let body = request.into_body();
+    share.hold(wire.packing.takes(0)).await.map_err(exhausted)?;
+    let give_up = Arc::new(Notify::new());
+    share.begin_transfer(Arc::clone(&give_up));
+    let bytes = tokio::select! {
+        bytes = collect(body, &wire, share) => bytes?,
+        () = give_up.notified() => {
+            return Err(Problem::Unavailable(
+                "the body comes slowly, and its memory is needed for others: nothing was counted".into(),
+            ));
+        }
+    };
+    share.end_transfer();
+    share.shrink_to(REQUEST + bytes.capacity());
+    Ok(bytes)
+}
+
+async fn collect(body: Body, wire: &Wire, share: &mut Share) -> Result<Vec<u8>, Problem> {
+    let mut body = pin!(body);
+    let mut bytes = Vec::new();
+    let expected = body.size_hint().exact().and_then(|exact| usize::try_from(exact).ok());
+    if expected.is_some_and(|expected| expected > MAX_BODY) {
+        return Err(too_large());
+    }
+    let mut begun = Instant::now();
+    while let Some(data) = next(body.as_mut(), wire, begun).await? {
+        if bytes.len() + data.len() > MAX_BODY {
+            return Err(too_large());
+        }
+        share.moved(wire.arrived.load(Ordering::Relaxed));
+        let needed = bytes.len() + data.len();
+        if needed > bytes.capacity() {
+            // Twice as much each time, up to what can be needed; a length that was declared only makes it less.
+            let step = (2 * bytes.capacity()).clamp(FIRST_STEP, expected.unwrap_or(MAX_BODY).max(FIRST_STEP));
+            let capacity = step.max(needed);
+            let waits = Instant::now();
+            share.hold(wire.packing.takes(capacity)).await.map_err(exhausted)?;
+            begun += waits.elapsed();
+            bytes.reserve_exact(capacity - bytes.len());
+        }
+        bytes.extend_from_slice(&data);
+    }
+    Ok(bytes)
+}
+
+/// The next bytes of a body, as long as it comes fast enough.
+async fn next(mut body: Pin<&mut Body>, wire: &Wire, begun: Instant) -> Result<Option<Bytes>, Problem> {
+    loop {
+        let arrived = wire.arrived.load(Ordering::Relaxed);
+        let deadline = transfer_deadline(begun, arrived).min(begun + BODY_TIMEOUT);
+        tokio::select! {
+            frame = body.frame() => match frame {
+                None => return Ok(None),
+                // What is not data is a trailer, which says nothing here.
+                Some(Ok(frame)) => if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                },
+                Some(Err(error)) => {
+                    let cause = excerpt(root_cause(&error));
+                    return Err(Problem::BadRequest(format!("the body cannot be read: {cause}")));
+                }
+            },
+            () = sleep_until(deadline) => {
+                // More can have arrived that does not make a whole packet.
+                if wire.arrived.load(Ordering::Relaxed) == arrived || deadline >= begun + BODY_TIMEOUT {
+                    return Err(Problem::Timeout(format!(
+                        "the body came too slowly, or not within {BODY_TIMEOUT:?}: nothing was counted"
+                    )));
+                }
+            }
+        }
+    }
+}
+
+/// What a request is answered that found no memory.
+#[expect(clippy::needless_pass_by_value, reason = "it is for map_err")]
+pub(super) fn exhausted(_: Exhausted) -> Problem {
+    Problem::Unavailable("too many bodies are being read, nothing was counted".into())
+}
+
+fn too_large() -> Problem {
+    Problem::TooLarge(format!("a body has at most {MAX_BODY} bytes, unpacked"))
+}
+
+/// The innermost reason: the outer ones only say that something failed.
+fn root_cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause
+}

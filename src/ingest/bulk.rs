@@ -1,0 +1,133 @@
+//! `POST /events`: many events in one request.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::map_request;
+use axum::response::Response;
+use axum::routing::{MethodRouter, post};
+use serde::Serialize;
+use tower_http::decompression::RequestDecompressionLayer;
+
+use super::body::{self, exhausted};
+use super::{Intake, confirmed, idempotency_key, waiting_limit};
+use crate::batch::Batch;
+use crate::bulk::{self, MediaType};
+use crate::event::{Event, IdempotencyKey};
+use crate::excerpt::excerpt;
+use crate::http::{self, Budget, Problem, Rejected, Share};
+
+/// What memory is taken from the budget in while a body is parsed: often enough to be near the truth, and seldom enough
+/// to cost nothing.
+const STEP: usize = 64 * 1024;
+
+#[derive(Clone, Debug)]
+struct Bulk {
+    intake: Arc<Intake>,
+    budget: Budget,
+}
+
+/// The route, whose events go to the intake, and whose memory is that of the budget.
+pub(super) fn route(intake: Arc<Intake>, budget: Budget) -> MethodRouter {
+    post(post_events)
+        .layer((map_request(body::observe), RequestDecompressionLayer::new().pass_through_unaccepted(true)))
+        .with_state(Bulk { intake, budget })
+}
+
+/// The answer to a bulk request that was accepted at least in part.
+#[derive(Serialize)]
+struct Accepted {
+    accepted: usize,
+    rejected: Vec<Rejected>,
+}
+
+/// `POST /events`. Whatever the answer, what the request holds is given back only when that is written.
+async fn post_events(State(bulk): State<Bulk>, request: Request) -> Result<Response, Problem> {
+    let mut share = bulk.budget.share();
+    let media_type = media_type(request.headers())?;
+    let key = idempotency_key(request.headers())?;
+    let body = body::read(request, &mut share).await?;
+    let Read { batch, accepted, rejected } = read(body, media_type, key, &mut share).await?;
+    let answer = if accepted == 0 && !rejected.is_empty() {
+        Problem::NothingReadable(rejected).into_json()
+    } else {
+        if accepted > 0 {
+            let gate = bulk.intake.join(accepted, |open| open.merge(batch)).map_err(|_| waiting_limit())?;
+            confirmed(gate).await?;
+        }
+        http::json(StatusCode::ACCEPTED, &Accepted { accepted, rejected })
+    };
+    share.shrink_to(body::REQUEST + answer.body().len());
+    Ok(http::hold(answer, share))
+}
+
+/// What a body says.
+#[derive(Default)]
+struct Read {
+    batch: Batch,
+    /// How many events are in the batch.
+    accepted: usize,
+    rejected: Vec<Rejected>,
+}
+
+/// Reads the events of a body. Under the key of the request each event without one of its own gets that of its place,
+/// so that the same request sent again counts nothing.
+///
+/// Only one body a thread is read at a time, so what one step needs and leaves is not part of the share.
+async fn read(
+    body: Vec<u8>,
+    media_type: MediaType,
+    request_key: Option<IdempotencyKey>,
+    share: &mut Share,
+) -> Result<Read, Problem> {
+    let mut read = Read::default();
+    let events = bulk::events(&body, media_type).map_err(|error| match error {
+        bulk::Error::TooMany => Problem::TooLarge(error.to_string()),
+        bulk::Error::Unreadable(_) | bulk::Error::Empty => Problem::BadRequest(excerpt(error)),
+    })?;
+    let body_takes = body::REQUEST + body.capacity() + events.len() * size_of::<&[u8]>();
+    let (mut result_takes, mut held) = (0, body_takes);
+    for (index, event) in events.enumerate() {
+        match event {
+            Ok(mut event) => {
+                result_takes += takes(&event);
+                read.accepted += 1;
+                event.key = event.key.or_else(|| request_key.map(|key| key.of_event(index)));
+                read.batch.record(event);
+            }
+            Err(error) => {
+                let detail = excerpt(error);
+                result_takes += takes_rejected(&detail);
+                read.rejected.push(Rejected { index, detail });
+            }
+        }
+        if body_takes + result_takes > held {
+            held = body_takes + result_takes + STEP;
+            share.hold(held).await.map_err(exhausted)?;
+        }
+    }
+    drop(body);
+    share.shrink_to(body::REQUEST + result_takes);
+    Ok(read)
+}
+
+/// What an event takes in a batch, at most: in its list under its key, or in the tally.
+fn takes(event: &Event) -> usize {
+    /// A node of the tally, of which half may be empty; a list that has grown to twice its length is less.
+    const ENTRY: usize = 2 * size_of::<(IdempotencyKey, Event)>();
+    ENTRY + event.domain.as_str().len()
+}
+
+/// What an event takes that is rejected: its detail first, then the JSON of it, in which each character may be escaped.
+fn takes_rejected(detail: &str) -> usize {
+    2 * size_of::<Rejected>() + 2 * detail.len()
+}
+
+fn media_type(headers: &HeaderMap) -> Result<MediaType, Problem> {
+    let named = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let named = named.ok_or_else(|| {
+        Problem::UnsupportedMediaType(format!("the header Content-Type is missing: {}", bulk::MEDIA_TYPES))
+    })?;
+    named.parse().map_err(|error: bulk::UnknownMediaType| Problem::UnsupportedMediaType(error.to_string()))
+}

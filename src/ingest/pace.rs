@@ -1,0 +1,134 @@
+//! The pace of a publisher: when the next message is worth sending.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::batch::MESSAGE_EVENTS;
+
+/// Longest time from one message to the next while events wait. A broker that takes longer to confirm than this has
+/// several messages under way. Fifty messages a second cost it 4 % of a core, whatever is in them.
+const MAX_SPACING: Duration = Duration::from_millis(20);
+
+/// Time from one message to the next, in confirms. A message costs the broker nearly a millisecond of processor time
+/// however many events are in it, and its confirm shows how long that takes at present: with one thread publishing, the
+/// broker is left alone for as long as it took for the last message. The busier it is, the fewer and larger messages get.
+const SPACING: u32 = 2;
+
+/// The share, in eighths, of those who ever waited at a time lately that makes a message worth sending at once: when
+/// nearly all are waiting, hardly anybody is left to wait for. Clients that send their next event when the last one is
+/// answered are all back soon after a confirm; the rest of the spacing would be lost for them.
+const NEARLY_ALL: usize = 7;
+
+/// Confirms whose mean tells what the next will take.
+const MEAN_OF: u32 = 8;
+
+/// When the next message is worth sending, told from how the last ones went.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    /// When the last message was sent, if there was one.
+    last: Option<Instant>,
+    /// How long a confirm takes, over the last few.
+    confirm: Duration,
+    /// Events under way.
+    under_way: usize,
+    /// The most events that waited at a time lately, under way or not.
+    crowd: usize,
+}
+
+impl Pace {
+    /// When the next message may be sent, if [enough](Self::enough) has not gathered before.
+    pub(super) fn due(&self) -> Instant {
+        let Some(last) = self.last else { return Instant::now() };
+        let spacing = if self.under_way > 0 { MAX_SPACING } else { MAX_SPACING.min(self.confirm * SPACING) };
+        last + spacing
+    }
+
+    /// How many events are worth a message at once: a full message gains nothing by waiting, and neither does one when
+    /// nobody is left to wait for. While another is under way, none are.
+    pub(super) fn enough(&self) -> usize {
+        if self.under_way > 0 {
+            return usize::MAX;
+        }
+        (self.crowd * NEARLY_ALL).div_ceil(8).clamp(1, MESSAGE_EVENTS)
+    }
+
+    /// So many events were sent.
+    pub(super) fn published(&mut self, events: usize, now: Instant) {
+        self.last = Some(now);
+        self.under_way += events;
+        self.crowd = self.under_way.max(self.crowd - self.crowd.div_ceil(8));
+    }
+
+    /// So many events have their answer, so long after they were sent.
+    pub(super) fn confirmed(&mut self, events: usize, took: Duration) {
+        self.under_way -= events;
+        self.confirm = (self.confirm * (MEAN_OF - 1) + took) / MEAN_OF;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// A pace after many messages of so many events, each confirmed in so long.
+    fn after_many(events: usize, confirm: Duration) -> (Pace, Instant) {
+        let (mut pace, now) = (Pace::default(), Instant::now());
+        for _ in 0..100 {
+            pace.published(events, now);
+            pace.confirmed(events, confirm);
+        }
+        (pace, now)
+    }
+
+    #[test]
+    fn the_first_event_is_sent_at_once() {
+        let pace = Pace::default();
+        assert!(pace.due() <= Instant::now());
+        assert_eq!(pace.enough(), 1);
+    }
+
+    #[test]
+    fn messages_are_two_confirms_apart_and_never_far() {
+        for (confirm, spacing) in [(MS, 2 * MS), (4 * MS, 8 * MS), (300 * MS, 20 * MS)] {
+            let (pace, last) = after_many(50, confirm);
+            let apart = pace.due() - last;
+            assert!(
+                apart <= spacing && apart + MS / 100 > spacing,
+                "{apart:?} after confirms of {confirm:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_broker_that_is_slow_has_several_messages_under_way() {
+        let (mut pace, now) = after_many(50, MS);
+        pace.published(50, now);
+        assert_eq!((pace.due(), pace.enough()), (now + MAX_SPACING, usize::MAX));
+        pace.published(50, now + MAX_SPACING);
+        pace.confirmed(50, 30 * MS);
+        assert_eq!(pace.due(), now + 2 * MAX_SPACING, "one is still under way");
+    }
+
+    #[test]
+    fn when_nearly_all_wait_nobody_is_waited_for() {
+        let (pace, _) = after_many(64, MS);
+        assert_eq!(pace.enough(), 56);
+        let (pace, _) = after_many(1, MS);
+        assert_eq!(pace.enough(), 1);
+        let (pace, _) = after_many(100_000, MS);
+        assert_eq!(pace.enough(), MESSAGE_EVENTS, "a full message");
+    }
+
+    #[test]
+    fn a_crowd_that_has_left_is_forgotten() {
+        let (mut pace, now) = after_many(1000, MS);
+        for _ in 0..60 {
+            pace.published(1, now);
+            pace.confirmed(1, MS);
+        }
+        assert_eq!(pace.enough(), 1);
+    }
+}

@@ -1,0 +1,66 @@
+//! Windows of the worker: too much for the primary, too seldom for a proof that they are fresh.
+
+use std::time::{Duration, Instant};
+
+use crate::processes::Service;
+use crate::servers::Servers;
+
+#[tokio::test]
+async fn what_the_primary_does_not_write_in_time_is_counted_in_smaller_windows() {
+    const MESSAGES: i64 = 300;
+    let servers = Servers::fresh().await;
+    // Fifty rows a second, of which a statement may take one.
+    servers
+        .execute(
+            "create function slow() returns trigger language plpgsql as \
+             $$ begin perform pg_sleep(0.02); return new; end $$; \
+             create trigger slow before insert on domain_counters for each row execute function slow()",
+        )
+        .await;
+    let publisher = servers.publisher().await;
+    for number in 0..MESSAGES {
+        let body = format!(r#"{{"domain":"d{number}.com","event":"delivered"}}"#);
+        // Half of them twice: what was counted in part is not counted again.
+        for _ in 0..=number % 2 {
+            publisher.publish(body.as_bytes(), Some(&format!("m-{number}"))).await;
+        }
+    }
+    let worker = Service::start("worker", &servers, &[("CATCHALL_STATEMENT_TIMEOUT_SECS", "1")]).await;
+    servers.settle().await;
+    assert_eq!(
+        servers.number("select count(*) from domain_counters where domain like 'd%.com'").await,
+        MESSAGES
+    );
+    let sum = "select sum(delivered)::int8 from domain_counters where domain like 'd%.com'";
+    assert_eq!(servers.number(sum).await, MESSAGES);
+    assert!(worker.has_logged("rows were not written in time, the next windows are smaller"));
+    let (_, figures) = worker.ops("/metrics").await;
+    let limit = figures.lines().find_map(|line| line.strip_prefix("catchall_worker_row_limit "));
+    let limit: f64 = limit.expect("the limit is a metric").parse().unwrap();
+    assert!((1.0..200_000.0).contains(&limit), "{limit}");
+    // A smaller window each time, not the same one again and again.
+    let late = worker.count_logged("rows were not written in time");
+    assert!(late <= 30, "{late} statements were too late");
+}
+
+#[tokio::test]
+async fn a_queue_with_few_messages_gives_nothing_back() {
+    const HOLD: Duration = Duration::from_secs(6);
+    let servers = Servers::fresh().await;
+    let worker = Service::ready("worker", &servers, &[("CATCHALL_MAX_HOLD_SECS", "6")]).await;
+    let publisher = servers.publisher().await;
+    let begun = Instant::now();
+    let mut sent = 0;
+    while begun.elapsed() < 3 * HOLD {
+        publisher
+            .publish(br#"{"domain":"trickle.com","event":"delivered"}"#, Some(&format!("m-{sent}")))
+            .await;
+        sent += 1;
+        // Now and then nothing comes for a while.
+        tokio::time::sleep(Duration::from_millis(if sent % 8 == 0 { 3000 } else { 200 })).await;
+    }
+    servers.settle_at("trickle.com", sent, 0).await;
+    assert!(!worker.has_logged("giving them back"));
+    let (_, figures) = worker.ops("/metrics").await;
+    assert!(figures.contains("catchall_worker_duplicates_total 0"), "{figures}");
+}
