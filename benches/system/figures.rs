@@ -27,6 +27,8 @@ pub(crate) struct Figures {
     pub(crate) backlog_grows: Option<bool>,
     /// By what share the services' memory grew in the second half of the time.
     pub(crate) memory_growth: Option<f64>,
+    /// By how much ingest or query grew from the second quarter of the time to the last.
+    pub(crate) growth_megabytes: Option<f64>,
     /// From the last answer until the last event was counted.
     pub(crate) seconds_behind: Option<f64>,
     /// The most the replica was behind.

@@ -17,7 +17,7 @@ use crate::measure::{self, Beside, per_second};
 use crate::scale::Scale;
 use crate::servers::Servers;
 use crate::sql;
-use crate::stage::{Cast, Stage};
+use crate::stage::{Cast, Scraping, Stage};
 use crate::verification::{Difference, Sample, compare};
 
 /// The numbers of connections, each with an event on its way.
@@ -151,11 +151,13 @@ impl Player<'_> {
         let order = Order { connections: Some(connections), ..self.order };
         let nothing = async || Ok(Beside::default());
         let floor_order = Order { amount: Amount::Seconds(floor_seconds), ..order };
-        let (floor, _, _) = measure::events(&self.floor, &floor_order, nothing()).await?;
+        let (floor, _, _) =
+            measure::events(&self.floor, &floor_order, Scraping::EverySecond, nothing()).await?;
         let url = &self.servers.database_url;
         let order = Order { amount: Amount::Seconds(self.seconds), ..order };
         let (before, sample) = (sql::sums(url).await?, Sample::read(&order, url).await?);
-        let (figures, report, _) = measure::events(&self.system, &order, nothing()).await?;
+        let (figures, report, _) =
+            measure::events(&self.system, &order, Scraping::EverySecond, nothing()).await?;
         let added = sql::between(before, sql::sums(url).await?);
         let difference = compare(&order, &report, &sample, Counters::default(), added, url).await?;
         let rate = per_second(report.acknowledged, report.seconds);

@@ -61,6 +61,8 @@ pub(crate) enum Goal {
     BrokerLimits,
     /// The memory of the services does not grow.
     FlatMemory,
+    /// Neither ingest nor query grows by so many megabytes from the second quarter of the time to the last.
+    NoGrowth(f64),
     /// No transaction was ended because it waited in a circle.
     NoDeadlock,
 }
@@ -143,6 +145,10 @@ impl Goal {
             Self::FlatMemory => {
                 let growth = figures.memory_growth.unwrap_or(f64::NAN);
                 (format!("memory {:+.0} % in the second half", growth * 100.0), growth <= NO_GROWTH)
+            }
+            Self::NoGrowth(limit) => {
+                let growth = figures.growth_megabytes;
+                (format!("{:+.1} MB", growth.unwrap_or(f64::NAN)), at_most(growth, limit))
             }
             Self::NoDeadlock => ("no deadlock".into(), figures.deadlocks == 0),
         };

@@ -10,7 +10,7 @@ use crate::load::{Amount, Order};
 use crate::measure;
 use crate::servers::Servers;
 use crate::sql;
-use crate::stage::{Cast, Stage};
+use crate::stage::{Cast, Scraping, Stage};
 
 /// What a row wants to find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +79,13 @@ async fn populate(domains: u32, servers: &Servers) -> anyhow::Result<()> {
         seed: 1_000,
     };
     let stage = Stage::set(Cast::Whole { workers: 1 }, servers).await?;
-    measure::events(&stage, &order, std::future::ready(Ok(measure::Beside::default()))).await?;
+    measure::events(
+        &stage,
+        &order,
+        Scraping::EverySecond,
+        std::future::ready(Ok(measure::Beside::default())),
+    )
+    .await?;
     stage.clear().await;
     Ok(())
 }

@@ -6,7 +6,7 @@ use crate::figures::{Figures, Latency, real};
 use crate::load::{Amount, Load, Order, Report};
 use crate::meter::Machine;
 use crate::sql;
-use crate::stage::{Look, Stage};
+use crate::stage::{Look, Scraping, Stage};
 
 /// How often the processes are looked at while events are sent.
 const LOOK: Duration = Duration::from_secs(1);
@@ -36,6 +36,7 @@ pub(crate) struct Beside {
 pub(crate) async fn events(
     stage: &Stage,
     order: &Order,
+    scraping: Scraping,
     beside: impl Future<Output = anyhow::Result<Beside>>,
 ) -> anyhow::Result<(Figures, Report, Beside)> {
     let servers = &stage.servers;
@@ -49,7 +50,7 @@ pub(crate) async fn events(
         let looking = async {
             loop {
                 tokio::time::sleep(LOOK).await;
-                match stage.look().await {
+                match stage.look(scraping).await {
                     Ok(look) => looks.push(look),
                     Err(error) => return error,
                 }
@@ -63,6 +64,7 @@ pub(crate) async fn events(
         }
     };
     let sent = Instant::now();
+    let growth_megabytes = growth_megabytes(&looks);
     let events = report.acknowledged + beside.delivered;
     let mut behind = None;
     if stage.has_workers() {
@@ -71,7 +73,7 @@ pub(crate) async fn events(
     }
     let counted_seconds = report.seconds + behind.unwrap_or_default();
     sql::replayed(&servers.database_url, &servers.replica_url).await?;
-    looks.push(stage.look().await?);
+    looks.push(stage.look(Scraping::EverySecond).await?);
     let mut micros = stage.micros().since(before, events);
     micros.load = (report.micros + beside.micros) / real(events.max(1));
     let figures = Figures {
@@ -86,6 +88,7 @@ pub(crate) async fn events(
         queue_messages: stage.has_workers().then(|| most(&looks, |look| look.messages)),
         backlog_grows: grows(&looks, order, &report),
         memory_growth: memory_growth(&looks),
+        growth_megabytes,
         seconds_behind: behind,
         lag_seconds: looks.iter().filter_map(|look| look.lag_seconds).max_by(f64::total_cmp),
         stolen: Machine::stolen_since(machine),
@@ -130,6 +133,22 @@ fn memory_growth(looks: &[Look]) -> Option<f64> {
     let quarter = looks.len() / 4;
     let mean = |part: &[Look]| real(part.iter().map(|look| look.megabytes).sum()) / real(part.len() as u64);
     (quarter > 0).then(|| mean(&looks[looks.len() - quarter..]) / mean(&looks[quarter..2 * quarter]) - 1.0)
+}
+
+/// By how many megabytes ingest or query, whichever it is more, has grown from the second quarter of the time to the
+/// last.
+fn growth_megabytes(looks: &[Look]) -> Option<f64> {
+    let quarter = looks.len() / 4;
+    let services: [fn(&Look) -> Option<f64>; 2] = [|look| look.ingest_megabytes, |look| look.query_megabytes];
+    let growth = services.into_iter().filter_map(|of| {
+        let mean = |part: &[Look]| {
+            let megabytes: Vec<f64> = part.iter().filter_map(of).collect();
+            (!megabytes.is_empty()).then(|| megabytes.iter().sum::<f64>() / real(megabytes.len() as u64))
+        };
+        (quarter > 0).then_some(())?;
+        Some(mean(&looks[looks.len() - quarter..])? - mean(&looks[quarter..2 * quarter])?)
+    });
+    growth.max_by(f64::total_cmp)
 }
 
 fn notes(order: &Order, report: &Report, beside: &Beside) -> Vec<String> {

@@ -89,6 +89,11 @@ pub(crate) fn megabytes(pid: u32) -> Option<u64> {
     kilobytes(pid, "VmRSS:").map(|kilobytes| kilobytes.div_ceil(1024))
 }
 
+/// The same to the kilobyte.
+pub(crate) fn resident_megabytes(pid: u32) -> Option<f64> {
+    kilobytes(pid, "VmRSS:").map(|kilobytes| real(kilobytes) / 1024.0)
+}
+
 fn kilobytes(pid: u32, name: &str) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let value = status.lines().find_map(|line| line.strip_prefix(name))?;

@@ -18,7 +18,7 @@ use crate::row::Row;
 use crate::scale::Scale;
 use crate::servers::Servers;
 use crate::sql;
-use crate::stage::{Cast, Stage};
+use crate::stage::{Cast, Scraping, Stage};
 use crate::table::Table;
 use crate::verification::{Sample, compare};
 
@@ -45,13 +45,17 @@ const EVENTS_PER_SECOND: u64 = 300_000;
 /// Reads per second beside a load.
 const READS_BESIDE: f64 = 2_000.0;
 
+/// Events and reads per second while nobody reads `/metrics`: in a minute what is kept of each read would show.
+const UNWATCHED_PUTS: f64 = 5_000.0;
+const UNWATCHED_READS: f64 = 20_000.0;
+
 /// What is to be done in a row.
 enum Scene {
     Events(Cast, Order),
     /// Events, and probes that tell how fresh the answers are.
     Probed(Order),
-    /// Events, and so many reads per second.
-    ReadBeside(Order, f64),
+    /// Events, and so many reads per second of so many domains.
+    ReadBeside(Order, u32, f64, Scraping),
     /// Events over one number of connections after the other.
     Frontier(Order),
     /// Of so many domains; so many per second, or a closed loop.
@@ -69,18 +73,18 @@ pub(crate) async fn play(
     grounds.prepare(row.ground(scale), servers).await?;
     match scene(row, scale, table)? {
         Scene::Events(cast, order) => {
-            play_events(cast, &order, servers, async |_| Ok(Beside::default())).await
+            play_events(cast, &order, servers, Scraping::EverySecond, async |_| Ok(Beside::default())).await
         }
         Scene::Probed(order) => {
             let probing = async |stage: &Stage| {
                 let query = stage.query_address()?.to_string();
                 probe(&stage.ingest_url(), &query, scale.seconds).await
             };
-            play_events(WHOLE, &order, servers, probing).await
+            play_events(WHOLE, &order, servers, Scraping::EverySecond, probing).await
         }
-        Scene::ReadBeside(order, rate) => {
+        Scene::ReadBeside(order, domains, rate, scraping) => {
             let reading = async |stage: &Stage| {
-                let (reads, micros) = read(&reads(stage, scale, scale.domains, Some(rate))?).await?;
+                let (reads, micros) = read(&reads(stage, scale, domains, Some(rate))?).await?;
                 let latency = reads.latency_ms;
                 let [p50, p95, p99] = [latency.p50, latency.p95, latency.p99]
                     .map(|ms| format!("{:.2}", ms.unwrap_or_default()));
@@ -88,7 +92,7 @@ pub(crate) async fn play(
                 let notes = vec![format!("reads: {rate:.0}/s, p50 {p50}, p95 {p95}, p99 {p99} ms")];
                 Ok(Beside { micros, wrong: reads.wrong, notes, ..Beside::default() })
             };
-            play_events(WHOLE, &order, servers, reading).await
+            play_events(WHOLE, &order, servers, scraping, reading).await
         }
         Scene::Frontier(order) => frontier::play(order, scale, servers).await,
         Scene::Reads(domains, rate) => play_reads(domains, rate, scale, servers).await,
@@ -149,7 +153,14 @@ fn scene(row: Row, scale: &Scale, table: &Table) -> anyhow::Result<Scene> {
         Row::Get => Scene::Reads(scale.domains, None),
         Row::GetHot => Scene::Reads(HOT_DOMAINS, None),
         Row::GetHalf => Scene::Reads(scale.domains, Some(half(Row::Get)?)),
-        Row::Mixed => Scene::ReadBeside(over(scale.domains, 70_000.0), READS_BESIDE),
+        Row::Unwatched => {
+            let order = Order { rate: Some(UNWATCHED_PUTS * slowness), ..put };
+            Scene::ReadBeside(order, scale.fewer_domains(), UNWATCHED_READS * slowness, Scraping::Never)
+        }
+        Row::Mixed => {
+            let order = over(scale.domains, 70_000.0);
+            Scene::ReadBeside(order, scale.domains, READS_BESIDE, Scraping::EverySecond)
+        }
     })
 }
 
@@ -157,13 +168,14 @@ async fn play_events(
     cast: Cast,
     order: &Order,
     servers: &Servers,
+    scraping: Scraping,
     beside: impl AsyncFnOnce(&Stage) -> anyhow::Result<Beside>,
 ) -> anyhow::Result<Figures> {
     let url = &servers.database_url;
     let before = sql::sums(url).await?;
     let sample = Sample::read(order, url).await?;
     let stage = Stage::set(cast, servers).await?;
-    let measured = measure::events(&stage, order, beside(&stage)).await;
+    let measured = measure::events(&stage, order, scraping, beside(&stage)).await;
     stage.clear().await;
     let (mut figures, report, beside) = measured?;
     if matches!(cast, Cast::Baseline(Baseline::Floor)) {

@@ -34,6 +34,8 @@ pub(crate) enum Row {
     Growth,
     /// The cost beside a table a tenth as large: POST of 1,000 at 60,000/s, uniform
     SizeSmall,
+    /// PUT at 5,000/s beside 20,000 GET/s while nobody reads /metrics: whether memory grows
+    Unwatched,
     /// The cost beside the large table: POST of 1,000 at 60,000/s, uniform
     Size,
     /// POST of 1,000 events at 200,000/s, zipf over the large table
@@ -99,7 +101,7 @@ impl Row {
             | Self::AmqpArrays
             | Self::Fresh => Ground::Any,
             Self::Growth => Ground::Empty,
-            Self::SizeSmall => Ground::Domains(scale.fewer_domains()),
+            Self::SizeSmall | Self::Unwatched => Ground::Domains(scale.fewer_domains()),
             Self::Size
             | Self::Zipf
             | Self::Uniform
@@ -123,6 +125,7 @@ impl Row {
             Self::Bulk => &[Goal::Counted(2_000_000.0), Goal::Stack(0.8)],
             Self::Amqp => &[Goal::Counted(25_000.0), Goal::BrokerLimits],
             Self::Fresh => &[Goal::P99(150.0)],
+            Self::Unwatched => &[Goal::NoGrowth(3.0)],
             Self::Zipf => &[Goal::Sustained(200_000.0)],
             Self::Uniform => {
                 &[Goal::Sustained(100_000.0), Goal::Lag(5.0), Goal::Stack(14.0), Goal::FlatMemory]

@@ -56,6 +56,18 @@ pub(crate) struct Look {
     pub(crate) lag_seconds: Option<f64>,
     /// Memory of all services together.
     pub(crate) megabytes: u64,
+    /// The same of ingest and of query, where they are there.
+    pub(crate) ingest_megabytes: Option<f64>,
+    pub(crate) query_megabytes: Option<f64>,
+}
+
+/// What a row has to do with `/metrics` while it is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scraping {
+    /// It is read every second.
+    EverySecond,
+    /// Nobody reads it: what piles up in a process until somebody does is seen.
+    Never,
 }
 
 impl Stage {
@@ -149,15 +161,23 @@ impl Stage {
         counted
     }
 
-    pub(crate) async fn look(&self) -> anyhow::Result<Look> {
-        let mut look = Look { counted: self.counted().await, ..Look::default() };
-        if let Some(ingest) = &self.ingest {
-            let (_, figures) = ingest.ops("/metrics").await;
-            look.accepted = whole(figure(&figures, "catchall_ingest_accepted_events_total"));
-        }
-        if let Some(query) = &self.query {
-            let (_, figures) = query.ops("/metrics").await;
-            look.lag_seconds = Some(figure(&figures, "catchall_replica_lag_seconds"));
+    pub(crate) async fn look(&self, scraping: Scraping) -> anyhow::Result<Look> {
+        let megabytes = |service: &Option<Service>| meter::resident_megabytes(service.as_ref()?.pid());
+        let mut look = Look {
+            ingest_megabytes: megabytes(&self.ingest),
+            query_megabytes: megabytes(&self.query),
+            ..Look::default()
+        };
+        if scraping == Scraping::EverySecond {
+            look.counted = self.counted().await;
+            if let Some(ingest) = &self.ingest {
+                let (_, figures) = ingest.ops("/metrics").await;
+                look.accepted = whole(figure(&figures, "catchall_ingest_accepted_events_total"));
+            }
+            if let Some(query) = &self.query {
+                let (_, figures) = query.ops("/metrics").await;
+                look.lag_seconds = Some(figure(&figures, "catchall_replica_lag_seconds"));
+            }
         }
         let services = self.ingest.iter().chain(&self.workers).chain(&self.query);
         look.megabytes = services.filter_map(|service| meter::megabytes(service.pid())).sum();

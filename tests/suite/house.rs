@@ -1,5 +1,6 @@
 //! Rules of the house that no compiler checks.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -40,6 +41,34 @@ fn each_vendor_has_one_door() {
     }
 }
 
+/// The modules that a file imports together, as in `use crate::{broker, ledger::Ledger};`.
+fn grouped(code: &str) -> BTreeSet<&str> {
+    let groups = code.split("crate::{").skip(1).map(|group| {
+        let mut depth = 1;
+        let end = group.find(|letter| {
+            depth += i32::from(letter == '{') - i32::from(letter == '}');
+            depth == 0
+        });
+        &group[..end.expect("a group ends")]
+    });
+    let words = groups.flat_map(|group| {
+        let mut depth = 0;
+        // Not within a group of the group, which is of another module.
+        let parts = group.split(move |letter| {
+            depth += i32::from(letter == '{') - i32::from(letter == '}');
+            letter == ',' && depth == 0
+        });
+        parts.map(|part| part.split("::").next().unwrap_or_default().trim())
+    });
+    words.filter(|word| !word.is_empty()).collect()
+}
+
+#[test]
+fn imports_in_a_group_are_seen() {
+    let code = "use crate::{broker, ledger::{self, Ledger}, http};\nuse crate::{\n    figures::Figures,\n};";
+    assert_eq!(grouped(code), ["broker", "ledger", "http", "figures"].into());
+}
+
 #[test]
 fn a_module_uses_only_those_above_it() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
@@ -54,9 +83,11 @@ fn a_module_uses_only_those_above_it() {
         }
         for file in files {
             let code = code(&file);
+            let together = grouped(&code);
             for below in &modules[position + 1..] {
-                let uses =
-                    code.contains(&format!("crate::{below}::")) || code.contains(&format!("crate::{below};"));
+                let uses = code.contains(&format!("crate::{below}::"))
+                    || code.contains(&format!("crate::{below};"))
+                    || together.contains(below);
                 assert!(!uses, "{} uses {below}, which is below it in lib.rs", file.display());
             }
         }
