@@ -100,7 +100,8 @@ fn the_broker_refuses_what_the_workers_would_not_read_and_nothing_of_ours() {
     let largest: usize = refused.parse().unwrap();
     for program in ["worker", "dead"] {
         let help = help(program);
-        let (_, limit) = help.split_once("[env: CATCHALL_MAX_MESSAGE_BYTES=] [default: ").unwrap();
+        let (_, limit) = help.split_once("[env: CATCHALL_MAX_MESSAGE_BYTES=]").unwrap();
+        let (_, limit) = limit.split_once("[default: ").unwrap();
         assert_eq!(limit.split_once(']').unwrap().0, refused, "{program}");
     }
     // As large as ingest can make one: its events are written a thousand at a time.
