@@ -18,7 +18,7 @@ use axum::routing::put;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use metrics::{Counter, Histogram};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::batch::Batch;
 use crate::broker::{self, Message, PublishError, Publisher};
@@ -30,6 +30,9 @@ use crate::health::Health;
 use crate::http::{self, Budget, Problem};
 use crate::process::{self, Process};
 use pace::Pace;
+
+/// How often the figures are told what is held of the budget.
+const SHOW_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The clients' name for the key under which a request counts once (draft-ietf-httpapi-idempotency-key-header).
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -93,15 +96,26 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         listen = %sockets[0].local_addr()?, ops_listen = %ops.local_addr()?, broker = %config.broker.amqp_url,
         "taking events"
     );
+    // One for all threads: their clients are not spread evenly, and its size is a limit of the process.
+    let budget = Budget::new(config.body_budget_mib as usize * 1024 * 1024);
+    tokio::spawn(show(budget.clone()));
     let router = {
         let (config, health) = (config.clone(), health.clone());
-        // One for all threads: their clients are not spread evenly, and its size is a limit of the process.
-        let budget = Budget::new(config.body_budget_mib as usize * 1024 * 1024);
         move || router(&config, &health, &budget)
     };
     tokio::select! {
         served = http::serve_per_thread(sockets, &config.http, router, &health, process.shutdown.clone()) => served,
         served = http::serve_ops(ops, health.clone(), process.figures, process.shutdown) => served.context("the operations routes"),
+    }
+}
+
+/// Shows what is held of the budget, for ever.
+async fn show(budget: Budget) {
+    let body_bytes = metrics::gauge!("catchall_ingest_body_bytes");
+    loop {
+        #[expect(clippy::cast_precision_loss, reason = "a figure of so many digits is exact enough")]
+        body_bytes.set(budget.held() as f64);
+        sleep(SHOW_INTERVAL).await;
     }
 }
 

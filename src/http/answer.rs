@@ -30,6 +30,7 @@ impl AsRef<[u8]> for Held {
 }
 
 /// An answer's body whose memory is a share of a budget until it is written.
+#[must_use]
 pub fn hold(response: Response<Vec<u8>>, share: Share) -> Response {
     let share = Arc::new(share);
     let (mut head, bytes) = response.into_parts();

@@ -13,6 +13,7 @@ pub(super) const MIN_RATE: u64 = 16 * 1024;
 pub(super) const GRACE: Duration = Duration::from_secs(10);
 
 /// When a transfer that began at `begun` and has moved so many bytes is given up.
+#[must_use]
 pub fn deadline(begun: Instant, moved: u64) -> Instant {
     begun + GRACE + Duration::from_millis(moved.saturating_mul(1000) / MIN_RATE)
 }

@@ -190,7 +190,6 @@ async fn next(mut body: Pin<&mut Body>, wire: &Wire, begun: Instant) -> Result<O
 }
 
 /// What a request is answered that found no memory.
-#[expect(clippy::needless_pass_by_value, reason = "it is for map_err")]
 pub(super) fn exhausted(_: Exhausted) -> Problem {
     Problem::Unavailable("too many bodies are being read, nothing was counted".into())
 }

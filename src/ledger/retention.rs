@@ -52,7 +52,6 @@ const AHEAD: Duration = Duration::from_secs(10);
 /// How long the ledger remembers what it has counted.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
-#[expect(clippy::struct_field_names, reason = "the unit belongs into the names of the options")]
 #[expect(clippy::doc_markdown, reason = "the help is plain text")]
 pub struct Config {
     /// How long a message_id counts once, in seconds, from the last message that had it. Longer than publishers
@@ -165,17 +164,33 @@ impl Ledger {
         Ok((!noted.is_empty()).then_some(watermark))
     }
 
+    /// Takes back a watermark that was not published, or is not known to be, so that the next one is due at once.
+    ///
+    /// # Errors
+    ///
+    /// When the database is not there.
+    pub async fn withdraw_watermark(&self, watermark: Watermark) -> Result<(), Error> {
+        self.database
+            .run(self.patience, async move |pool| {
+                sqlx::query(WITHDRAW_WATERMARK).bind(watermark.lowest).execute(&pool).await
+            })
+            .await
+            .map(drop)
+    }
+
     /// Takes back what a clock that was ahead has left behind: watermarks of a time that has not come, and a horizon
-    /// there. What was forgotten by that clock had last been met before now.
+    /// there. What was forgotten by that clock had last been met before now. (If it is the primary's clock of now that
+    /// is wrong, that is later than it shows: hence this process's own, which is of those that date dead letters.)
     ///
     /// # Errors
     ///
     /// When the database is not there.
     pub async fn discard_future(&self) -> Result<(), Error> {
+        let here = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         self.database
             .run(self.patience, async move |pool| {
                 sqlx::query(DISCARD_FUTURE_WATERMARKS).bind(AHEAD.as_secs_f64()).execute(&pool).await?;
-                sqlx::query(DISCARD_FUTURE_HORIZON).execute(&pool).await
+                sqlx::query(DISCARD_FUTURE_HORIZON).bind(here).execute(&pool).await
             })
             .await
             .map(drop)
@@ -294,13 +309,18 @@ select id, $1 from unnest(array[$1::uuid, $2]) as both_marks (id) where not exis
     where published_at > now() - make_interval(secs => $3) and published_at < now() + make_interval(secs => $3))
 returning id";
 
+const WITHDRAW_WATERMARK: &str = "\
+-- catchall: withdraw a watermark
+delete from watermarks where pair = $1";
+
 const DISCARD_FUTURE_WATERMARKS: &str = "\
 -- catchall: drop watermarks of the future
 delete from watermarks where published_at > now() + make_interval(secs => $1)";
 
 const DISCARD_FUTURE_HORIZON: &str = "\
 -- catchall: move a horizon of the future to now
-update forgotten_claims set used_before = now() where used_before > now()";
+update forgotten_claims set used_before = greatest(now(), to_timestamp($1))
+where used_before > greatest(now(), to_timestamp($1))";
 
 /// The horizon moves back from the future only: what is forgotten stays so, also after the retention was raised.
 const MOVE_HORIZON: &str = "\

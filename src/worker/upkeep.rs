@@ -29,7 +29,7 @@ pub(super) async fn upkeep(ledger: Ledger, marks: Publisher, config: RetentionCo
         }
         rest = match pass(&ledger, &marks, &config).await {
             Ok(()) => config.mark_interval(),
-            // Whether the database is there is told elsewhere.
+            // Whether database and broker are there is told elsewhere.
             Err(error) => {
                 tracing::debug!(reason = %error, "cannot look after the claims: {error}");
                 soon().min(config.mark_interval())
@@ -44,15 +44,30 @@ fn soon() -> Duration {
     SOON + SOON.mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 
-async fn pass(ledger: &Ledger, marks: &Publisher, config: &RetentionConfig) -> Result<(), postgres::Error> {
+/// Why a pass is to be repeated.
+#[derive(Debug, thiserror::Error)]
+enum Incomplete {
+    #[error(transparent)]
+    Database(#[from] postgres::Error),
+    #[error("cannot send a watermark: {0}")]
+    Broker(#[from] PublishError),
+}
+
+async fn pass(ledger: &Ledger, marks: &Publisher, config: &RetentionConfig) -> Result<(), Incomplete> {
     ledger.discard_future().await?;
-    if let Some(watermark) = ledger.begin_watermark(config.mark_interval()).await?
-        && let Err(error) = publish(marks, watermark).await
-    {
-        // Whether the broker is there is told elsewhere, too.
-        tracing::debug!(reason = %error, "cannot send a watermark: {error}");
-    }
-    forget(ledger, config).await
+    let published = match ledger.begin_watermark(config.mark_interval()).await? {
+        Some(watermark) => {
+            let published = publish(marks, watermark).await;
+            if published.is_err() {
+                ledger.withdraw_watermark(watermark).await?;
+            }
+            published
+        }
+        None => Ok(()),
+    };
+    // Whether it went or not, those before it may have shown something.
+    forget(ledger, config).await?;
+    Ok(published?)
 }
 
 async fn publish(marks: &Publisher, Watermark { lowest, highest }: Watermark) -> Result<(), PublishError> {

@@ -131,7 +131,7 @@ impl Servers {
         connection.close().await.unwrap();
     }
 
-    /// Changes what sessions of this database begin with, as in "set synchronous_commit = off".
+    /// Changes what sessions of this database begin with, as in `set synchronous_commit = off`.
     pub(crate) async fn alter_database(&self, change: &str) {
         let mut connection = PgConnection::connect(&self.database_url).await.unwrap();
         let statement = format!("alter database {} {change}", self.name);

@@ -2,6 +2,7 @@
 //!
 //! `./dev test` starts the servers and sets the variables that [`servers`] reads.
 
+mod bounds;
 mod compose;
 mod configuration;
 mod connections;
