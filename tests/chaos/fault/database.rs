@@ -66,7 +66,7 @@ pub(super) async fn statement_timeout(stage: &mut Stage, label: &str) -> Result<
     Ok(lifted)
 }
 
-/// Marks are sent every second, and claims are kept for an hour.
+/// Watermarks are sent every second, and claims are kept for an hour.
 const WATCHFUL: [(&str, &str); 3] = [
     ("CATCHALL_MESSAGE_RETENTION_SECS", "3600"),
     ("CATCHALL_EVENT_RETENTION_SECS", "3600"),
@@ -82,7 +82,7 @@ declare c record;
 begin
     for c in select table_name, column_name from information_schema.columns
         where table_schema = current_schema() and data_type = 'timestamp with time zone'
-        and table_name in ('queue_marks', 'forgotten_claims', 'message_claims', 'event_claims')
+        and table_name in ('watermarks', 'forgotten_claims', 'message_claims', 'event_claims')
     loop
         execute format('update %I set %I = %I + interval ''3 days''', c.table_name, c.column_name, c.column_name);
     end loop;
@@ -97,8 +97,8 @@ const KEYED: usize = 100;
 pub(super) async fn clock_steps_back(stage: &mut Stage, label: &str) -> Result<Lifted> {
     stage.stop_workers().await?;
     stage.start_workers_with(&WATCHFUL).await;
-    // A mark that arrived is among what the clock leaves behind.
-    let arrived = "select 'yes' from queue_marks where arrived_at is not null";
+    // A watermark that arrived is among what the clock leaves behind.
+    let arrived = "select 'yes' from queue_progress";
     sql_until(&stage.primary, arrived, Duration::from_secs(20)).await?;
     stage.stop_workers().await?;
     execute(&stage.primary, AHEAD).await?;
@@ -110,11 +110,12 @@ pub(super) async fn clock_steps_back(stage: &mut Stage, label: &str) -> Result<L
     tokio::time::sleep(UPKEEP).await;
     keyed(&publisher, label).await;
     let mut lifted = Lifted { ledger, ..Lifted::now() };
-    // The clock is right again, so a mark of now is one that was begun after the step.
-    let marks = "select 'yes' from queue_marks where published_at <= now() and published_at > now() - interval '1 minute'";
-    if let Err(reason) = sql_until(&stage.primary, marks, Duration::from_secs(5)).await {
+    // The clock is right again, so a watermark of now is one that was begun after the step.
+    let begun =
+        "select 'yes' from watermarks where published_at between now() - interval '1 minute' and now()";
+    if let Err(reason) = sql_until(&stage.primary, begun, Duration::from_secs(5)).await {
         let since = stepped_back.elapsed();
-        lifted.failures.push(format!("no mark was sent within {since:?} of the step: {reason}"));
+        lifted.failures.push(format!("no watermark was sent within {since:?} of the step: {reason}"));
     }
     stage.usual_workers().await?;
     Ok(lifted)
