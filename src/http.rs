@@ -67,7 +67,7 @@ pub struct Config {
     pub threads: u16,
 
     /// Client connections at a time in all; further ones are closed at once. Each holds a file descriptor and
-    /// some 20 kB
+    /// some 30 kB (HTTP/1.1) or 40 kB (HTTP/2), at most 80 kB or 200 kB and 5 kB for each of its requests
     #[arg(long, env = "CATCHALL_MAX_CONNECTIONS", value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: u32,
 }

@@ -146,7 +146,7 @@ pub(super) fn readable(payload: &[u8], mut defects: Defects, limits: Limits) -> 
         return None;
     }
     push_header(&mut headers, UNREADABLE_HEADER, b'S', |value| {
-        push_long(value, defects.sentence().as_bytes())
+        push_long(value, defects.sentence().as_bytes());
     });
     if unread > 0 {
         let size = i64::try_from(size).unwrap_or(i64::MAX);

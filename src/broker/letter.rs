@@ -165,17 +165,17 @@ impl Letter {
     pub fn reason(&self) -> String {
         // As seen from here, whatever it died of.
         if let Some(defects) = self.text(UNREADABLE_HEADER) {
-            return format!("it cannot be read whole: {defects}");
+            return excerpt(format_args!("it cannot be read whole: {defects}"));
         }
         if let Some(reason) = self.text(REASON_HEADER).filter(|_| !self.is_moved_by_broker()) {
-            return reason.into();
+            return excerpt(reason);
         }
         let last = self.deaths().max_by_key(|death| timestamp(death.get("time")));
         match last.and_then(|death| text(death.get("reason")?)) {
             // The broker's words for the two ways it has to give a message up.
             Some("rejected") => "moved by the broker: rejected by a worker".into(),
             Some("delivery_limit") => "moved by the broker: handed out too often".into(),
-            Some(reason) => format!("moved by the broker: {reason}"),
+            Some(reason) => excerpt(format_args!("moved by the broker: {reason}")),
             None => "not known: it came without a reason".into(),
         }
     }

@@ -26,6 +26,9 @@ that neither the publisher nor the worker gave an id (moved by the broker, or ke
 least once: again, if a replay is killed at the wrong moment. A replay that was killed is best run again soon,
 before the workers forget what they have counted. What still cannot be read comes back as a dead letter.
 
+Of a letter that no client library could read whole (a routing key that is not UTF-8, headers that nest too deep)
+the rest is shown and replayed. One whose body is larger than CATCHALL_MAX_MESSAGE_BYTES is not replayed.
+
 Every command gives back what it did not take, also when it is killed. Ctrl-C ends it between two letters. What
 somebody else is looking at at the same time is not seen.
 

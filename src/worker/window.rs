@@ -76,13 +76,13 @@ impl Window {
         deliveries: &mut Deliveries,
         max_rows: usize,
     ) -> Result<(), broker::Error> {
-        self.add(deliveries.next().await?);
+        self.add(&deliveries.next().await?);
         for _ in 1..READS_AT_A_STRETCH {
             if self.is_full(max_rows) {
                 break;
             }
             match deliveries.next().now_or_never() {
-                Some(delivery) => self.add(delivery?),
+                Some(delivery) => self.add(&delivery?),
                 None => break,
             }
         }
@@ -107,7 +107,7 @@ impl Window {
         timeout_at(begun + linger, growing).await.unwrap_or(Ok(()))
     }
 
-    fn add(&mut self, delivery: Delivery) {
+    fn add(&mut self, delivery: &Delivery) {
         let tag = delivery.tag();
         if self.is_empty() {
             self.first = tag;
@@ -119,7 +119,7 @@ impl Window {
             self.poison.push(Poison { tag, reason, copy: None });
             return;
         }
-        match read(&delivery) {
+        match read(delivery) {
             Ok((id, batch)) => {
                 self.rows += rows_of(&batch);
                 self.tags.push(tag);
@@ -129,7 +129,7 @@ impl Window {
             Err(reason) => {
                 let reason = excerpt(reason);
                 self.poison_bytes += delivery.body().len();
-                let copy = Some(Message::dead_letter(&delivery, &reason));
+                let copy = Some(Message::dead_letter(delivery, &reason));
                 self.poison.push(Poison { tag, reason, copy });
             }
         }

@@ -248,7 +248,7 @@ async fn what_finds_no_memory_in_time_is_refused_and_not_counted() {
     let variables = [PATIENT, SMALL_BUDGET, ("CATCHALL_MAX_WAITING_EVENTS", "10000000")];
     let ingest = Service::ready("ingest", &through, &variables).await;
     // Nothing is confirmed, so whatever has been read is held, and nobody is slow.
-    broker.be(Wire::Slow(Duration::from_secs(10)));
+    broker.be(Wire::Slow(Duration::from_secs(5)));
     let label = "x".repeat(60);
     let events = (0..10_000).map(|i| {
         format!("{{\"domain\":\"{label}.{label}.{label}.bounds.example\",\"event\":\"delivered\",\"id\":\"{i}\"}}\n")

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use catchall::batch::Batch;
 use catchall::broker::{DEAD, EVENTS};
+use catchall::event::{Event, IdempotencyKey, MAX_COUNT, Outcome};
 
 use crate::processes::{Service, binary, run};
 use crate::servers::{Servers, topology};
@@ -104,6 +105,36 @@ async fn the_commands_for_dead_letters_are_valid() {
         let unknown = command.contains("3f2a9c1b04de");
         assert_eq!(output.status.code(), Some(i32::from(unknown)), "{command}: {output:?}");
     }
+}
+
+#[test]
+fn the_broker_refuses_what_the_workers_would_not_read_and_nothing_of_ours() {
+    let conf = include_str!("../../rabbitmq/rabbitmq.conf");
+    let refused = conf.lines().find_map(|line| line.strip_prefix("max_message_size = ")).unwrap();
+    let largest: usize = refused.parse().unwrap();
+    for program in ["worker", "dead"] {
+        let help = help(program);
+        let (_, limit) = help.split_once("[env: CATCHALL_MAX_MESSAGE_BYTES=]").unwrap();
+        let (_, limit) = limit.split_once("[default: ").unwrap();
+        assert_eq!(limit.split_once(']').unwrap().0, refused, "{program}");
+    }
+    // As large as ingest can make one: its events are written a thousand at a time.
+    let label = "x".repeat(60);
+    let mut batch = Batch::default();
+    for number in 0..1000 {
+        let domain = format!("{label}.{label}.{label}.{label}.d{number:05}");
+        assert_eq!(domain.len(), 250);
+        batch.record(Event {
+            domain: domain.parse().unwrap(),
+            outcome: Outcome::Delivered,
+            count: MAX_COUNT,
+            key: Some(IdempotencyKey::fresh()),
+        });
+    }
+    let bodies = batch.to_json();
+    assert_eq!(bodies.len(), 1);
+    // The least that a worker may be told to read.
+    assert!(bodies[0].len() < 512 << 10 && 512 << 10 <= largest, "{}", bodies[0].len());
 }
 
 #[test]

@@ -32,6 +32,7 @@ fn each_vendor_has_one_door() {
         let code = code(&path);
         for (vendor, doors) in [
             ("lapin::", &["src/broker"][..]),
+            ("async_rs::", &["src/broker"]),
             ("sqlx::", &["src/postgres.rs", "src/ledger", "src/replica.rs"]),
             ("hyper_util::server", &["src/http"]),
         ] {

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use catchall::broker::{DEAD, EVENTS};
-use lapin::BasicProperties;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Confirmation, Connection, ConnectionProperties};
 use serde_json::json;
 use sqlx::{Connection as _, PgConnection};
 
@@ -134,6 +135,25 @@ async fn what_no_client_library_reads_becomes_a_dead_letter_and_stops_nobody() {
     assert!(reasons.contains(&"it cannot be read whole: its header deep lies too deep".to_owned()));
     assert!(reasons.contains(&"it cannot be read whole: forged".to_owned()));
     assert!(reasons.contains(&"moved by the broker: rejected by a worker".to_owned()), "the tool reads more");
+}
+
+#[tokio::test]
+async fn a_message_that_would_not_be_read_is_refused_to_its_publisher() {
+    let servers = Servers::fresh().await;
+    let properties = ConnectionProperties::default();
+    let connection = Connection::connect(&servers.amqp_url, properties).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+    for (size, is_taken) in [(1 << 20, true), ((1 << 20) + 1, false)] {
+        let (body, options) = (vec![b' '; size], BasicPublishOptions::default());
+        let publishing =
+            channel.basic_publish(EVENTS.into(), "".into(), options, &body, BasicProperties::default());
+        let confirm = publishing.await.unwrap().await;
+        assert_eq!(matches!(confirm, Ok(Confirmation::Ack(None))), is_taken, "{confirm:?}");
+        if let Err(error) = confirm {
+            assert!(error.to_string().contains("PRECONDITION"), "{error}");
+        }
+    }
 }
 
 /// A message that ends the process, in whatever way, must not meet a thousand good ones there.
