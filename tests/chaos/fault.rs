@@ -184,6 +184,8 @@ impl Fault {
             Self::KillIngest => Visible::Silence,
             Self::LateConfirms1 | Self::LateConfirms3 => Visible::Few,
             Self::LateConfirms4 => Visible::Uncounted,
+            // A build for debugging unpacks so slowly that the threads of ingest have time for little else.
+            Self::Amplification => Visible::Refusals,
             Self::MemoryAlarm | Self::DiskAlarm | Self::FullQueue => Visible::CertainRefusals,
             Self::KillBroker | Self::BrokerWireCut | Self::BrokerWireBreaks | Self::BrokerWireSilent => {
                 Visible::Refusals
