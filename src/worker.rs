@@ -63,8 +63,8 @@ pub struct Config {
     #[arg(long, env = "CATCHALL_PREFETCH", value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..))]
     prefetch: u16,
 
-    /// Rows one transaction may write: claims, and counters. Larger ones cost less per row, hold their locks longer and take more
-    /// memory, some 200 bytes a row; only a loaded worker fills them
+    /// Rows one transaction may write: claims, and counters. Larger ones cost less per row, hold their locks longer and
+    /// take more memory, some 200 bytes a row; only a loaded worker fills them
     #[arg(long, env = "CATCHALL_MAX_ROWS", value_name = "N", default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1..=5_000_000))]
     max_rows: u32,
 
@@ -356,6 +356,9 @@ async fn keep(dead_letters: &Publisher, poison: Vec<Poison>) -> BTreeSet<u64> {
         } else {
             rejected.insert(tag);
         }
+    }
+    if messages.is_empty() {
+        return rejected;
     }
     let fates = dead_letters.publish_each(messages, Instant::now() + DEAD_LETTER_PATIENCE).await;
     let failed: Vec<_> =
