@@ -533,7 +533,7 @@ async fn workers_of_the_version_before_send_no_marks_and_move_no_horizon() {
 }
 
 /// Whatever the broker makes of priorities: once both marks have been handed out, so has all that was published before.
-/// What one of them alone would show tells what this broker makes of them, and that the test could fail.
+/// The higher of them alone shows what this broker makes of them, and that the test could fail.
 #[tokio::test]
 async fn a_watermark_overtakes_no_message_of_any_priority() {
     const LOW: [Option<u8>; 7] = [None, Some(0), Some(3), None, Some(4), Some(1), Some(2)];
@@ -543,8 +543,8 @@ async fn a_watermark_overtakes_no_message_of_any_priority() {
     let config = broker::Config { amqp_url: servers.amqp_url.parse().unwrap() };
     let broker = Health::default().dependency("broker");
     let marks = Publisher::connect(config, "marks".into(), broker, Duration::from_secs(30));
+    let mut overtaken_by_highest = 0;
     // Where two classes take turns, the rarer one is through first.
-    let (mut overtaken_by_lowest, mut overtaken_by_highest) = (0, 0);
     for (many, few) in [(LOW, HIGH), (HIGH, LOW)] {
         let mut watermarks = Vec::new();
         let mut published = 0;
@@ -585,23 +585,17 @@ async fn a_watermark_overtakes_no_message_of_any_priority() {
             let overtaken =
                 |arrived| (0..before).filter(|event: &usize| order[&event.to_string()] > arrived).count();
             assert_eq!(overtaken(lowest.max(highest)), 0, "{order:?}");
-            overtaken_by_lowest += overtaken(lowest);
             overtaken_by_highest += overtaken(highest);
         }
     }
     let overview: Value =
         serde_json::from_str(&servers.management(Method::GET, "/api/overview", "").await).unwrap();
     let version = overview["rabbitmq_version"].as_str().unwrap();
-    let mut parts = version.split('.').map_while(|part| part.parse::<u32>().ok());
-    let expected = match (parts.next().unwrap(), parts.next().unwrap()) {
-        (..=3, _) => (false, false),
-        (4, ..=2) => (true, true),
-        _ => (false, true),
-    };
-    let needs_both = (overtaken_by_lowest > 0, overtaken_by_highest > 0);
+    let major: u32 = version.split('.').next().unwrap().parse().unwrap();
     assert_eq!(
-        needs_both, expected,
-        "{overtaken_by_lowest} and {overtaken_by_highest} by one mark on {version}"
+        overtaken_by_highest > 0,
+        major >= 4,
+        "{overtaken_by_highest} overtaken by the mark of the highest priority alone on {version}"
     );
 }
 
