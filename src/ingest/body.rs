@@ -1,6 +1,6 @@
 //! The body of a bulk request: as much memory as has arrived, and no longer than it may take.
 
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
@@ -13,7 +13,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as _, Frame, SizeHint};
 use tokio::sync::Notify;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::excerpt::excerpt;
 use crate::http::{Exhausted, Problem, Share, transfer_deadline};
@@ -23,6 +23,10 @@ pub(super) const MAX_BODY: usize = 10 * 1024 * 1024;
 
 /// How long the body of a bulk request may take to arrive, not counted what it waits for memory.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a body that was refused may go on to arrive, and how long a pause in it may be.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
+const DISCARD_GAP: Duration = Duration::from_millis(100);
 
 /// What the request itself takes while its body is read: its head, its task, and, over HTTP/2, its stream.
 pub(super) const REQUEST: usize = 8 * 1024;
@@ -111,33 +115,60 @@ impl hyper::body::Body for Observed {
 /// Reads the body of an [observed](observe) request that has been unpacked since. An encoding that is still named is
 /// one that was not.
 pub(super) async fn read(request: Request, share: &mut Share) -> Result<Vec<u8>, Problem> {
-    if let Some(encoding) = request.headers().get(header::CONTENT_ENCODING) {
-        let encoding = excerpt(format_args!("{encoding:?}"));
-        return Err(Problem::UnsupportedMediaType(format!(
-            "the content encoding {encoding} is not read here: send gzip, zstd or none"
-        )));
-    }
     let wire = request.extensions().get::<Wire>().cloned().expect("every request is observed");
-    // Not the rest of the head, which may be as large as a small body.
-    let body = request.into_body();
+    let encoding = request.headers().get(header::CONTENT_ENCODING);
+    let encoding = encoding.map(|encoding| excerpt(format_args!("{encoding:?}")));
+    let waits_to_send = request.headers().contains_key(header::EXPECT);
+    // The rest of the head, which may be as large as a small body, goes before the body comes.
+    let mut body = request.into_body();
+    let read = match encoding {
+        None => read_unpacked(&mut body, &wire, share).await,
+        Some(encoding) => Err(Problem::UnsupportedMediaType(format!(
+            "the content encoding {encoding} is not read here: send gzip, zstd or none"
+        ))),
+    };
+    let is_slow = |problem: &Problem| matches!(problem, Problem::Timeout(_));
+    if !waits_to_send
+        && wire.packing == Packing::None
+        && read.as_ref().is_err_and(|problem| !is_slow(problem))
+    {
+        share.shrink_to(REQUEST);
+        discard(body).await;
+    }
+    read
+}
+
+/// Lets a client send what it is about to send anyway, to nowhere. Most clients listen only when they have sent
+/// all; one that is cut off while it sends sees that, and not its answer.
+async fn discard(mut body: Body) {
+    let mut left = MAX_BODY;
+    let discarding = async {
+        while let Ok(Some(Ok(frame))) = timeout(DISCARD_GAP, body.frame()).await {
+            let size = frame.data_ref().map_or(0, Bytes::len);
+            let Some(less) = left.checked_sub(size) else { return };
+            left = less;
+        }
+    };
+    let _ = timeout(DISCARD_TIMEOUT, discarding).await;
+}
+
+async fn read_unpacked(body: &mut Body, wire: &Wire, share: &mut Share) -> Result<Vec<u8>, Problem> {
     share.hold(wire.packing.takes(0)).await.map_err(exhausted)?;
     let give_up = Arc::new(Notify::new());
     share.begin_transfer(Arc::clone(&give_up));
     let bytes = tokio::select! {
-        bytes = collect(body, &wire, share) => bytes?,
-        () = give_up.notified() => {
-            return Err(Problem::Unavailable(
-                "the body comes slowly, and its memory is needed for others: nothing was counted".into(),
-            ));
-        }
+        bytes = collect(body, wire, share) => bytes,
+        () = give_up.notified() => Err(Problem::Unavailable(
+            "the body comes slowly, and its memory is needed for others: nothing was counted".into(),
+        )),
     };
     share.end_transfer();
+    let bytes = bytes?;
     share.shrink_to(REQUEST + bytes.capacity());
     Ok(bytes)
 }
 
-async fn collect(body: Body, wire: &Wire, share: &mut Share) -> Result<Vec<u8>, Problem> {
-    let mut body = pin!(body);
+async fn collect(body: &mut Body, wire: &Wire, share: &mut Share) -> Result<Vec<u8>, Problem> {
     let mut bytes = Vec::new();
     let expected = body.size_hint().exact().and_then(|exact| usize::try_from(exact).ok());
     if expected.is_some_and(|expected| expected > MAX_BODY) {
@@ -145,7 +176,7 @@ async fn collect(body: Body, wire: &Wire, share: &mut Share) -> Result<Vec<u8>, 
     }
     let mut begun = Instant::now();
     let mut pause = BYTES_AT_A_STRETCH;
-    while let Some(data) = next(body.as_mut(), wire, begun).await? {
+    while let Some(data) = next(body, wire, begun).await? {
         if bytes.len() + data.len() > MAX_BODY {
             return Err(too_large());
         }
@@ -170,7 +201,7 @@ async fn collect(body: Body, wire: &Wire, share: &mut Share) -> Result<Vec<u8>, 
 }
 
 /// The next bytes of a body, as long as it comes fast enough.
-async fn next(mut body: Pin<&mut Body>, wire: &Wire, begun: Instant) -> Result<Option<Bytes>, Problem> {
+async fn next(body: &mut Body, wire: &Wire, begun: Instant) -> Result<Option<Bytes>, Problem> {
     loop {
         let arrived = wire.arrived.load(Ordering::Relaxed);
         let deadline = transfer_deadline(begun, arrived).min(begun + BODY_TIMEOUT);
