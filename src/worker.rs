@@ -31,6 +31,9 @@ use window::{HandedOut, Poison, Window, linger};
 /// dead-lettering, which keeps it as safely but without the reason.
 const DEAD_LETTER_PATIENCE: Duration = Duration::from_secs(5);
 
+/// Unreadable messages of one window that have a line each in the log: whoever sends a flood of them must not fill it.
+const MOST_LOGGED: usize = 10;
+
 /// How often a worker without messages looks whether it should consume anew. The primary's clock is not read more often.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
 
@@ -60,8 +63,8 @@ pub struct Config {
     #[arg(long, env = "CATCHALL_PREFETCH", value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..))]
     prefetch: u16,
 
-    /// Rows one transaction may write: claims, and counters. Larger ones cost less per row, hold their locks longer and take more
-    /// memory, some 200 bytes a row; only a loaded worker fills them
+    /// Rows one transaction may write: claims, and counters. Larger ones cost less per row, hold their locks longer and
+    /// take more memory, some 200 bytes a row; only a loaded worker fills them
     #[arg(long, env = "CATCHALL_MAX_ROWS", value_name = "N", default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1..=5_000_000))]
     max_rows: u32,
 
@@ -337,8 +340,11 @@ async fn keep(dead_letters: &Publisher, poison: Vec<Poison>) -> BTreeSet<u64> {
     if poison.is_empty() {
         return BTreeSet::new();
     }
-    for Poison { reason, .. } in &poison {
+    for Poison { reason, .. } in poison.iter().take(MOST_LOGGED) {
         tracing::warn!(reason, "a message cannot be read and is kept as a dead letter: {reason}");
+    }
+    if let Some(count) = poison.len().checked_sub(MOST_LOGGED).filter(|more| *more > 0) {
+        tracing::warn!(count, "so are {count} more messages, each with its reason");
     }
     metrics::counter!("catchall_worker_dead_letters_total").increment(poison.len() as u64);
     let mut rejected = BTreeSet::new();
@@ -350,6 +356,9 @@ async fn keep(dead_letters: &Publisher, poison: Vec<Poison>) -> BTreeSet<u64> {
         } else {
             rejected.insert(tag);
         }
+    }
+    if messages.is_empty() {
+        return rejected;
     }
     let fates = dead_letters.publish_each(messages, Instant::now() + DEAD_LETTER_PATIENCE).await;
     let failed: Vec<_> =

@@ -164,7 +164,7 @@ impl Share {
     ///
     /// # Errors
     ///
-    /// When there is still no room after [`WAIT`]. What was held before still is.
+    /// When there is still no room after 3 s. What was held before still is.
     pub async fn hold(&mut self, bytes: usize) -> Result<(), Exhausted> {
         if bytes <= self.bytes {
             self.shrink_to(bytes);

@@ -14,8 +14,10 @@
 //! are handed out again before any that never were, in all versions; of the others,
 //!
 //! - up to RabbitMQ 3.13 priorities mean nothing: each mark is behind all that was published before it;
-//! - from 4.0 to 4.2 there are two classes, up to 4 and above, each first in, first out; either may overtake the other,
-//!   but nothing overtakes the mark of its own class, and both classes have one;
+//! - from 4.0 to 4.2 there are two classes, up to 4 and above, each first in, first out, and served in turns. By what is
+//!   documented either may overtake the other; but no mark overtakes what is of its own class, and both classes have
+//!   one. (As released, a message of the lower class waits for all of the higher that are older, so that its mark alone
+//!   would do; the higher does overtake.)
 //! - from 4.3 there are thirty-two, and nothing is handed out while something of a higher class waits. When the mark of
 //!   the lowest arrives, no message of a higher class waits, whenever it was published, and what waits of its own was
 //!   published later. (So nothing is forgotten for as long as the queue never runs empty.)

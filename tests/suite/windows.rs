@@ -43,6 +43,28 @@ async fn what_the_primary_does_not_write_in_time_is_counted_in_smaller_windows()
     assert!(late <= 30, "{late} statements were too late");
 }
 
+/// Patience is for a statement: a transaction of several slow ones is none that has lost its peer.
+#[tokio::test]
+async fn a_transaction_may_take_longer_than_any_of_its_statements() {
+    let servers = Servers::fresh().await;
+    servers
+        .execute(
+            "create function slow() returns trigger language plpgsql as \
+             $$ begin perform pg_sleep(1.2); return null; end $$; \
+             create trigger slow before insert on message_claims for each statement execute function slow(); \
+             create trigger slow before insert on event_claims for each statement execute function slow(); \
+             create trigger slow before insert on domain_counters for each statement execute function slow()",
+        )
+        .await;
+    // A statement may take two seconds, and three pass until the primary is taken to be gone.
+    let worker = Service::start("worker", &servers, &[("CATCHALL_STATEMENT_TIMEOUT_SECS", "2")]).await;
+    let publisher = servers.publisher().await;
+    let body = br#"{"domain":"slow.com","event":"delivered","id":"e-1"}"#;
+    publisher.publish(body, Some("m-1")).await;
+    servers.settle_at("slow.com", 1, 0).await;
+    assert!(!worker.has_logged("no answer within"));
+}
+
 #[tokio::test]
 async fn a_queue_with_few_messages_gives_nothing_back() {
     const HOLD: Duration = Duration::from_secs(6);
