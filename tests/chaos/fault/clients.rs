@@ -37,7 +37,7 @@ const STREAMS: usize = 50;
 const TRICKLE: Duration = Duration::from_millis(700);
 
 /// How soon a slow client is back that was given up.
-const BACK: Duration = Duration::from_millis(200);
+const BACK: Duration = Duration::from_secs(1);
 
 /// What a trickling body says it has.
 const BODY: usize = 1 << 20;
@@ -56,8 +56,9 @@ const ROOM: u32 = 4096;
 /// would keep megabytes for it.
 const SEGMENT: u32 = 536;
 
-/// How long it may take until all slow clients are there.
-const GATHER: Duration = Duration::from_secs(3);
+/// In which time the slow clients come, one after the other: a thousand connections at once would be a matter of their
+/// being accepted, which takes milliseconds each in a build for debugging.
+const GATHER: Duration = Duration::from_secs(6);
 
 /// How long the honest ones are measured without slow ones, and with them.
 const MEASURE: Duration = Duration::from_secs(5);
@@ -89,6 +90,7 @@ pub(super) async fn slow_connections(stage: &mut Stage, label: &str) -> Result<L
             let clients = (0..SLOW).map(|number| {
                 let present = Arc::clone(&present);
                 async move {
+                    come(number, SLOW).await;
                     loop {
                         // Whether it is refused, given up or answered: it comes again.
                         let _ = connection(address, number, &present).await;
@@ -108,7 +110,8 @@ pub(super) async fn slow_streams(stage: &mut Stage, label: &str) -> Result<Lifte
     let slow = {
         let present = Arc::clone(&present);
         async move {
-            let connections = (0..SLOW / STREAMS).map(|_| async {
+            let connections = (0..SLOW / STREAMS).map(async |number| {
+                come(number, SLOW / STREAMS).await;
                 loop {
                     let _ = streams(address, &present).await;
                     tokio::time::sleep(BACK).await;
@@ -118,6 +121,12 @@ pub(super) async fn slow_streams(stage: &mut Stage, label: &str) -> Result<Lifte
         }
     };
     beside(stage, label, slow, &present).await
+}
+
+/// Waits for the turn of this one of all.
+async fn come(number: usize, all: usize) {
+    let share = |count: usize| u32::try_from(count).expect("there are a thousand");
+    tokio::time::sleep(GATHER * share(number) / share(all)).await;
 }
 
 fn address(stage: &Stage) -> Result<SocketAddr> {
@@ -136,7 +145,7 @@ async fn beside(
     let mut slow_clients = JoinSet::new();
     slow_clients.spawn(slow);
     let begun = Instant::now();
-    while present.load(Ordering::Relaxed) < SLOW && begun.elapsed() < GATHER {
+    while present.load(Ordering::Relaxed) < SLOW && begun.elapsed() < GATHER + GATHER / 2 {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let gathered = present.load(Ordering::Relaxed);
