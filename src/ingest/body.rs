@@ -206,6 +206,8 @@ async fn next(body: &mut Body, wire: &Wire, begun: Instant) -> Result<Option<Byt
         let arrived = wire.arrived.load(Ordering::Relaxed);
         let deadline = transfer_deadline(begun, arrived).min(begun + BODY_TIMEOUT);
         tokio::select! {
+            // What is there is never late, however long this side took to come to it.
+            biased;
             frame = body.frame() => match frame {
                 None => return Ok(None),
                 // What is not data is a trailer, which says nothing here.
