@@ -58,7 +58,7 @@ pub struct Config {
     publish_deadline_ms: u64,
 
     /// Events that may wait for the broker's confirm, on each thread, before further ones get a 503 at once. Each
-    /// takes some 100 bytes
+    /// takes 100 to 400 bytes
     #[arg(long, env = "CATCHALL_MAX_WAITING_EVENTS", value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
     max_waiting_events: u32,
 

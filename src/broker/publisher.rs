@@ -130,7 +130,7 @@ pub(super) struct Request {
     pub(super) answer: oneshot::Sender<Outcomes>,
 }
 
-/// One connection with one confirming channel, owned and kept open by a task of its own: see [`Supervisor`].
+/// One connection with one confirming channel, owned and kept open by a task of its own.
 ///
 /// Any number of requests may be on their way at once, from any task: a broker that is slow to confirm is not kept
 /// waiting for more. Whoever publishes may give up waiting; the request goes on, and its answer is dropped.
