@@ -25,10 +25,10 @@ const MESSAGES: usize = 120;
 const DOMAINS: usize = 10;
 
 /// How long the primary is slow. One session writes two hundred rows a second then, if nothing is done in vain.
-const SLOWNESS: Duration = Duration::from_secs(12);
+const SLOWNESS: Duration = Duration::from_secs(9);
 
 /// Of a hundred messages so many are counted while it is slow: the least that tells going on from standing still.
-const COUNTED_PERCENT: usize = 30;
+const COUNTED_PERCENT: usize = 15;
 
 /// A statement a second is less than a full window takes.
 const IMPATIENT: [(&str, &str); 1] = [("CATCHALL_STATEMENT_TIMEOUT_SECS", "1")];
