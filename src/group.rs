@@ -46,18 +46,18 @@ pub struct Round<'a, T: Default, A: Clone> {
     /// When its first item came.
     pub since: Instant,
     /// Opens the gate for all who wait.
-    pub answer: Answer<'a, T, A>,
+    pub answer: Responder<'a, T, A>,
 }
 
 /// The duty to answer a round. Until it is answered or given up, what is in it counts as waiting.
 #[derive(Debug)]
-pub struct Answer<'a, T: Default, A: Clone> {
+pub struct Responder<'a, T: Default, A: Clone> {
     group: &'a Group<T, A>,
     weight: usize,
     sender: Option<oneshot::Sender<A>>,
 }
 
-impl<T: Default, A: Clone> Answer<'_, T, A> {
+impl<T: Default, A: Clone> Responder<'_, T, A> {
     /// The weight of all that is answered.
     #[must_use]
     pub fn weight(&self) -> usize {
@@ -73,7 +73,7 @@ impl<T: Default, A: Clone> Answer<'_, T, A> {
     }
 }
 
-impl<T: Default, A: Clone> Drop for Answer<'_, T, A> {
+impl<T: Default, A: Clone> Drop for Responder<'_, T, A> {
     fn drop(&mut self) {
         self.group.open().taken -= self.weight;
     }
@@ -166,7 +166,7 @@ impl<T: Default, A: Clone> Group<T, A> {
         let taken = open.taken + open.weight;
         let Open { items, weight, since, answer, .. } = std::mem::replace(&mut *open, Open::new());
         open.taken = taken;
-        Some(Round { items, since, answer: Answer { group: self, weight, sender: Some(answer) } })
+        Some(Round { items, since, answer: Responder { group: self, weight, sender: Some(answer) } })
     }
 
     fn open(&self) -> MutexGuard<'_, Open<T, A>> {

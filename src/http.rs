@@ -4,9 +4,9 @@ mod activity;
 mod answer;
 mod budget;
 mod connection;
-mod pace;
 mod server;
 mod stream;
+mod transfer;
 
 use std::convert::Infallible;
 use std::io;
@@ -31,7 +31,7 @@ use tokio::time::timeout;
 
 pub use answer::hold;
 pub use budget::{Budget, Exhausted, Share};
-pub use pace::deadline as transfer_deadline;
+pub use transfer::deadline as transfer_deadline;
 
 use crate::excerpt::excerpt;
 use crate::health::Health;

@@ -2,7 +2,7 @@
 
 mod body;
 mod bulk;
-mod pace;
+mod spacing;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ use crate::group::{Gate, Group, Round};
 use crate::health::Health;
 use crate::http::{self, Budget, Problem};
 use crate::process::{self, Process};
-use pace::Pace;
+use spacing::Spacing;
 
 /// How often the figures are told what is held of the budget.
 const SHOW_INTERVAL: Duration = Duration::from_secs(1);
@@ -133,24 +133,24 @@ fn router(config: &Config, health: &Health, budget: &Budget) -> Router {
     http::with_problems(routes)
 }
 
-/// Takes what has gathered whenever the pace allows it, publishes it and answers everyone in it, for ever.
+/// Takes what has gathered whenever the next message is worth sending, publishes it and answers everyone in it, for ever.
 async fn publish(intake: Arc<Intake>, publisher: Publisher, timeout: Duration) {
     let metrics = Metrics::register();
-    let mut pace = Pace::default();
+    let mut spacing = Spacing::default();
     let mut under_way = FuturesUnordered::new();
     loop {
         let next = async {
             tokio::select! {
-                () = sleep_until(pace.due()) => {}
-                () = intake.reaches(pace.enough()) => {}
+                () = sleep_until(spacing.due()) => {}
+                () = intake.reaches(spacing.enough()) => {}
             }
             intake.take().await
         };
         tokio::select! {
             biased;
-            Some((events, took)) = under_way.next(), if !under_way.is_empty() => pace.confirmed(events, took),
+            Some((events, took)) = under_way.next(), if !under_way.is_empty() => spacing.confirmed(events, took),
             round = next => {
-                pace.published(round.answer.weight(), Instant::now());
+                spacing.published(round.answer.weight(), Instant::now());
                 under_way.push(publish_round(round, &publisher, timeout, &metrics));
             }
         }

@@ -23,12 +23,12 @@ pub(super) struct Confirm {
     pub(super) request: u64,
     pub(super) number: usize,
     pub(super) published: Instant,
-    pub(super) answer: Answer,
+    pub(super) reply: Reply,
 }
 
 /// What the broker said of a message.
 #[derive(Debug)]
-pub(super) enum Answer {
+pub(super) enum Reply {
     /// It is on disk.
     Confirmed,
     /// The queue is at its limit.
@@ -39,7 +39,7 @@ pub(super) enum Answer {
     Lost(lapin::Error),
 }
 
-impl From<lapin::Result<Confirmation>> for Answer {
+impl From<lapin::Result<Confirmation>> for Reply {
     fn from(confirmed: lapin::Result<Confirmation>) -> Self {
         match confirmed {
             Ok(Confirmation::Ack(Some(message)) | Confirmation::Nack(Some(message))) => {
@@ -160,8 +160,8 @@ impl Pending {
     pub(super) fn settle(&mut self, confirms: Vec<Confirm>) -> Result<(), Broken> {
         let returned: HashSet<Option<ShortString>> = confirms
             .iter()
-            .filter_map(|confirm| match &confirm.answer {
-                Answer::Returned(id) => Some(id.clone()),
+            .filter_map(|confirm| match &confirm.reply {
+                Reply::Returned(id) => Some(id.clone()),
                 _ => None,
             })
             .collect();
@@ -170,12 +170,12 @@ impl Pending {
             return Err(Broken::Returned);
         }
         let mut lost = None;
-        for Confirm { request, number, answer, .. } in confirms {
-            let outcome = match answer {
-                Answer::Confirmed => Ok(()),
-                Answer::Refused => Err(PublishError::Refused),
-                Answer::Returned(_) => Err(PublishError::Unroutable),
-                Answer::Lost(error) => {
+        for Confirm { request, number, reply, .. } in confirms {
+            let outcome = match reply {
+                Reply::Confirmed => Ok(()),
+                Reply::Refused => Err(PublishError::Refused),
+                Reply::Returned(_) => Err(PublishError::Unroutable),
+                Reply::Lost(error) => {
                     lost = Some(error);
                     continue;
                 }
@@ -241,12 +241,12 @@ mod tests {
         outcomes
     }
 
-    fn confirm(publish: &Publish, answer: Answer, now: Instant) -> Confirm {
-        Confirm { request: publish.request, number: publish.number, published: now, answer }
+    fn confirm(publish: &Publish, reply: Reply, now: Instant) -> Confirm {
+        Confirm { request: publish.request, number: publish.number, published: now, reply }
     }
 
-    fn lost() -> Answer {
-        Answer::Lost(lapin::ErrorKind::InvalidChannel(1).into())
+    fn lost() -> Reply {
+        Reply::Lost(lapin::ErrorKind::InvalidChannel(1).into())
     }
 
     #[test]
@@ -256,9 +256,9 @@ mod tests {
         let sent = pending.send(now, None);
         assert_eq!(sent.len(), 2);
         assert!(pending.send(now, None).is_empty(), "once");
-        assert!(pending.settle(vec![confirm(&sent[1], Answer::Refused, now)]).is_ok());
+        assert!(pending.settle(vec![confirm(&sent[1], Reply::Refused, now)]).is_ok());
         assert!(outcomes.try_recv().is_err());
-        assert!(pending.settle(vec![confirm(&sent[0], Answer::Confirmed, now)]).is_ok());
+        assert!(pending.settle(vec![confirm(&sent[0], Reply::Confirmed, now)]).is_ok());
         assert_eq!(outcomes.try_recv(), Ok(vec![Ok(()), Err(PublishError::Refused)]));
         assert_eq!(pending.next_deadline(), None);
         assert_eq!(ask(&mut pending, &[], 5, now).try_recv(), Ok(vec![]), "nothing is confirmed at once");
@@ -269,7 +269,7 @@ mod tests {
         let (now, mut pending) = (Instant::now(), Pending::default());
         let mut outcomes = ask(&mut pending, &[1, 2, 3], 5, now);
         let sent = pending.send(now, None);
-        let confirms = vec![confirm(&sent[0], Answer::Confirmed, now), confirm(&sent[1], lost(), now)];
+        let confirms = vec![confirm(&sent[0], Reply::Confirmed, now), confirm(&sent[1], lost(), now)];
         assert!(matches!(pending.settle(confirms), Err(Broken::Lost(_))));
         pending.unsend();
         // However slow the broker is: it may have been counted, and only a confirm can tell.
@@ -281,7 +281,7 @@ mod tests {
         let unknown = Err(PublishError::Unconfirmed);
         assert_eq!(outcomes.try_recv(), Ok(vec![Ok(()), unknown.clone(), unknown]));
         assert!(
-            pending.settle(vec![confirm(&again[0], Answer::Confirmed, now)]).is_ok(),
+            pending.settle(vec![confirm(&again[0], Reply::Confirmed, now)]).is_ok(),
             "too late to matter"
         );
     }
@@ -294,7 +294,7 @@ mod tests {
         assert_eq!(sent.iter().map(|publish| publish.request).collect::<Vec<_>>(), [1]);
         let refused = short.try_recv().unwrap().remove(0);
         assert!(matches!(refused, Err(PublishError::Unavailable(reason)) if reason.contains("3.0s")));
-        assert!(pending.settle(vec![confirm(&sent[0], Answer::Confirmed, now)]).is_ok());
+        assert!(pending.settle(vec![confirm(&sent[0], Reply::Confirmed, now)]).is_ok());
         assert_eq!(long.try_recv(), Ok(vec![Ok(())]));
     }
 
@@ -321,7 +321,7 @@ mod tests {
         // The message with the id 1 came back, and its return is handed to the confirm of another.
         let id = sent[0].messages[0].id().cloned();
         let confirms =
-            vec![confirm(&sent[0], Answer::Confirmed, now), confirm(&sent[1], Answer::Returned(id), now)];
+            vec![confirm(&sent[0], Reply::Confirmed, now), confirm(&sent[1], Reply::Returned(id), now)];
         assert!(matches!(pending.settle(confirms), Err(Broken::Returned)));
         assert_eq!(one.try_recv(), Ok(vec![Err(PublishError::Unroutable)]));
         assert_eq!(other.try_recv(), Ok(vec![Err(PublishError::Unconfirmed)]));

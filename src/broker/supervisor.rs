@@ -47,7 +47,7 @@ impl Supervisor {
 
     /// One connection after the other, until the publisher is gone.
     pub(super) async fn run(mut self) {
-        // It returns nothing but that.
+        // Nothing else ends it.
         let Gone = self.supervise().await;
     }
 
@@ -104,8 +104,8 @@ impl Supervisor {
                     let channel = channel.clone();
                     pulse.published(now);
                     confirms.push(async move {
-                        let answer = confirmed(&channel, &messages[number]).await.into();
-                        Confirm { request, number, published: now, answer }
+                        let reply = confirmed(&channel, &messages[number]).await.into();
+                        Confirm { request, number, published: now, reply }
                     });
                 }
             }

@@ -7,7 +7,7 @@ use axum::http::Version;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::pace;
+use super::transfer;
 
 /// How long a new connection may take until its first request is there. Without it, clients that say nothing
 /// hold connections for ever.
@@ -23,7 +23,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(15);
 
 /// What to do with a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum Decision {
     /// Look again then.
     Keep(Instant),
     /// It has been idle for too long.
@@ -76,20 +76,20 @@ impl Activity {
         &self.give_up
     }
 
-    pub(super) fn look(&self) -> Verdict {
+    pub(super) fn look(&self) -> Decision {
         let now = Instant::now();
         let state = self.state();
         let stuck = state.answers.iter().flatten().min().copied();
         if stuck.is_some_and(|stuck| stuck <= now) {
-            return Verdict::Stuck;
+            return Decision::Stuck;
         }
         let next = now + LOOK_INTERVAL;
         if state.requests > 0 {
-            return Verdict::Keep(stuck.map_or(next, |stuck| stuck.min(next)));
+            return Decision::Keep(stuck.map_or(next, |stuck| stuck.min(next)));
         }
         let may_be_idle = if self.version().is_some() { NEXT_REQUEST_TIMEOUT } else { FIRST_REQUEST_TIMEOUT };
         let end = state.idle_since + may_be_idle;
-        if end <= now { Verdict::Idle } else { Verdict::Keep(end.min(next)) }
+        if end <= now { Decision::Idle } else { Decision::Keep(end.min(next)) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -112,7 +112,7 @@ impl Request {
 
     /// Its answer, begun so long ago, has moved so many bytes.
     pub(super) fn answers(&mut self, begun: Instant, moved: u64) {
-        let deadline = pace::deadline(begun, moved);
+        let deadline = transfer::deadline(begun, moved);
         let mut state = self.activity.state();
         let place = *self.place.get_or_insert_with(|| {
             let free = state.answers.iter().position(Option::is_none);
@@ -145,8 +145,8 @@ mod tests {
 
     fn looks_again(activity: &Activity) -> Duration {
         match activity.look() {
-            Verdict::Keep(until) => until - Instant::now(),
-            verdict => panic!("{verdict:?}"),
+            Decision::Keep(until) => until - Instant::now(),
+            decision => panic!("{decision:?}"),
         }
     }
 
@@ -155,7 +155,7 @@ mod tests {
         let activity = Activity::new();
         assert_eq!(looks_again(&activity), FIRST_REQUEST_TIMEOUT);
         advance(FIRST_REQUEST_TIMEOUT).await;
-        assert_eq!(activity.look(), Verdict::Idle);
+        assert_eq!(activity.look(), Decision::Idle);
     }
 
     #[tokio::test(start_paused = true)]
@@ -170,7 +170,7 @@ mod tests {
             advance(Duration::from_secs(74)).await;
             assert_eq!(looks_again(&activity), Duration::from_secs(1));
             advance(Duration::from_secs(1)).await;
-            assert_eq!(activity.look(), Verdict::Idle);
+            assert_eq!(activity.look(), Decision::Idle);
         }
     }
 
@@ -181,18 +181,18 @@ mod tests {
         let mut stuck = activity.begin(Version::HTTP_2);
         let begun = Instant::now();
         stuck.answers(begun, 100);
-        for second in 0..pace::GRACE.as_secs() {
-            quick.answers(begun, (second + 1) * pace::MIN_RATE);
-            assert!(matches!(activity.look(), Verdict::Keep(_)));
+        for second in 0..transfer::GRACE.as_secs() {
+            quick.answers(begun, (second + 1) * transfer::MIN_RATE);
+            assert!(matches!(activity.look(), Decision::Keep(_)));
             advance(Duration::from_secs(1)).await;
         }
         advance(Duration::from_millis(10)).await;
-        assert_eq!(activity.look(), Verdict::Stuck);
+        assert_eq!(activity.look(), Decision::Stuck);
         drop(stuck);
-        assert!(matches!(activity.look(), Verdict::Keep(_)));
+        assert!(matches!(activity.look(), Decision::Keep(_)));
         // The place is used again.
         let mut next = activity.begin(Version::HTTP_2);
         next.answers(begun, 0);
-        assert_eq!(activity.look(), Verdict::Stuck);
+        assert_eq!(activity.look(), Decision::Stuck);
     }
 }

@@ -17,7 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until};
 use tower_service::Service;
 
-use super::activity::{Activity, Verdict};
+use super::activity::{Activity, Decision};
 use super::answer::Answer;
 use super::stream::Stream;
 
@@ -127,14 +127,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection<S> {
                 biased;
                 _ = connection.as_mut() => return,
                 () = look.as_mut() => match activity.look() {
-                    Verdict::Keep(until) => look.as_mut().reset(until),
-                    Verdict::Idle if activity.is_http2() && !told_to_close => {
+                    Decision::Keep(until) => look.as_mut().reset(until),
+                    Decision::Idle if activity.is_http2() && !told_to_close => {
                         // A request may be on its way: both sides now agree on which is the last.
                         connection.as_mut().graceful_shutdown();
                         told_to_close = true;
                         look.as_mut().reset(Instant::now() + CLOSE_TIMEOUT);
                     }
-                    Verdict::Idle | Verdict::Stuck => return,
+                    Decision::Idle | Decision::Stuck => return,
                 },
                 () = activity.give_up().notified() => return,
                 changed = stage.changed() => {

@@ -1,4 +1,4 @@
-//! The pace of a publisher: when the next message is worth sending.
+//! The spacing of messages: when the next one is worth sending.
 
 use std::time::Duration;
 
@@ -13,11 +13,11 @@ const MAX_SPACING: Duration = Duration::from_millis(20);
 /// Time from one message to the next, in confirms. A message costs the broker nearly a millisecond of processor time
 /// however many events are in it, and its confirm shows how long that takes at present: with one thread publishing, the
 /// broker is left alone for as long as it took for the last message. The busier it is, the fewer and larger messages get.
-const SPACING: u32 = 2;
+const SPACING_CONFIRMS: u32 = 2;
 
-/// The share, in eighths, of those who ever waited at a time lately that makes a message worth sending at once: when
-/// nearly all are waiting, hardly anybody is left to wait for. Clients that send their next event when the last one is
-/// answered are all back soon after a confirm; the rest of the spacing would be lost for them.
+/// A message is sent at once when so many eighths of the largest crowd of late wait for it: then hardly anybody is left
+/// to wait for. Clients that send their next event when the last one is answered are all back soon after a confirm, and
+/// the rest of the spacing would be lost for them.
 const NEARLY_ALL: usize = 7;
 
 /// Confirms whose mean tells what the next will take.
@@ -25,23 +25,24 @@ const MEAN_OF: u32 = 8;
 
 /// When the next message is worth sending, told from how the last ones went.
 #[derive(Debug, Default)]
-pub(super) struct Pace {
+pub(super) struct Spacing {
     /// When the last message was sent, if there was one.
     last: Option<Instant>,
     /// How long a confirm takes, over the last few.
     confirm: Duration,
     /// Events under way.
     under_way: usize,
-    /// The most events that waited at a time lately, under way or not.
+    /// The most events that waited at a time lately, gathered or under way.
     crowd: usize,
 }
 
-impl Pace {
+impl Spacing {
     /// When the next message may be sent, if [enough](Self::enough) has not gathered before.
     pub(super) fn due(&self) -> Instant {
         let Some(last) = self.last else { return Instant::now() };
-        let spacing = if self.under_way > 0 { MAX_SPACING } else { MAX_SPACING.min(self.confirm * SPACING) };
-        last + spacing
+        let apart =
+            if self.under_way > 0 { MAX_SPACING } else { MAX_SPACING.min(self.confirm * SPACING_CONFIRMS) };
+        last + apart
     }
 
     /// How many events are worth a message at once: a full message gains nothing by waiting, and neither does one when
@@ -73,30 +74,30 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// A pace after many messages of so many events, each confirmed in so long.
-    fn after_many(events: usize, confirm: Duration) -> (Pace, Instant) {
-        let (mut pace, now) = (Pace::default(), Instant::now());
+    /// The spacing after many messages of so many events, each confirmed in so long.
+    fn after_many(events: usize, confirm: Duration) -> (Spacing, Instant) {
+        let (mut spacing, now) = (Spacing::default(), Instant::now());
         for _ in 0..100 {
-            pace.published(events, now);
-            pace.confirmed(events, confirm);
+            spacing.published(events, now);
+            spacing.confirmed(events, confirm);
         }
-        (pace, now)
+        (spacing, now)
     }
 
     #[test]
     fn the_first_event_is_sent_at_once() {
-        let pace = Pace::default();
-        assert!(pace.due() <= Instant::now());
-        assert_eq!(pace.enough(), 1);
+        let spacing = Spacing::default();
+        assert!(spacing.due() <= Instant::now());
+        assert_eq!(spacing.enough(), 1);
     }
 
     #[test]
     fn messages_are_two_confirms_apart_and_never_far() {
-        for (confirm, spacing) in [(MS, 2 * MS), (4 * MS, 8 * MS), (300 * MS, 20 * MS)] {
-            let (pace, last) = after_many(50, confirm);
-            let apart = pace.due() - last;
+        for (confirm, expected) in [(MS, 2 * MS), (4 * MS, 8 * MS), (300 * MS, 20 * MS)] {
+            let (spacing, last) = after_many(50, confirm);
+            let apart = spacing.due() - last;
             assert!(
-                apart <= spacing && apart + MS / 100 > spacing,
+                apart <= expected && apart + MS / 100 > expected,
                 "{apart:?} after confirms of {confirm:?}"
             );
         }
@@ -104,31 +105,31 @@ mod tests {
 
     #[test]
     fn a_broker_that_is_slow_has_several_messages_under_way() {
-        let (mut pace, now) = after_many(50, MS);
-        pace.published(50, now);
-        assert_eq!((pace.due(), pace.enough()), (now + MAX_SPACING, usize::MAX));
-        pace.published(50, now + MAX_SPACING);
-        pace.confirmed(50, 30 * MS);
-        assert_eq!(pace.due(), now + 2 * MAX_SPACING, "one is still under way");
+        let (mut spacing, now) = after_many(50, MS);
+        spacing.published(50, now);
+        assert_eq!((spacing.due(), spacing.enough()), (now + MAX_SPACING, usize::MAX));
+        spacing.published(50, now + MAX_SPACING);
+        spacing.confirmed(50, 30 * MS);
+        assert_eq!(spacing.due(), now + 2 * MAX_SPACING, "one is still under way");
     }
 
     #[test]
     fn when_nearly_all_wait_nobody_is_waited_for() {
-        let (pace, _) = after_many(64, MS);
-        assert_eq!(pace.enough(), 56);
-        let (pace, _) = after_many(1, MS);
-        assert_eq!(pace.enough(), 1);
-        let (pace, _) = after_many(100_000, MS);
-        assert_eq!(pace.enough(), MESSAGE_EVENTS, "a full message");
+        let (spacing, _) = after_many(64, MS);
+        assert_eq!(spacing.enough(), 56);
+        let (spacing, _) = after_many(1, MS);
+        assert_eq!(spacing.enough(), 1);
+        let (spacing, _) = after_many(100_000, MS);
+        assert_eq!(spacing.enough(), MESSAGE_EVENTS, "a full message");
     }
 
     #[test]
     fn a_crowd_that_has_left_is_forgotten() {
-        let (mut pace, now) = after_many(1000, MS);
+        let (mut spacing, now) = after_many(1000, MS);
         for _ in 0..60 {
-            pace.published(1, now);
-            pace.confirmed(1, MS);
+            spacing.published(1, now);
+            spacing.confirmed(1, MS);
         }
-        assert_eq!(pace.enough(), 1);
+        assert_eq!(spacing.enough(), 1);
     }
 }
