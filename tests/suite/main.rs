@@ -8,6 +8,7 @@ mod configuration;
 mod connections;
 mod dead_letters;
 mod documents;
+mod examples;
 #[allow(dead_code, reason = "each test program uses a part of the rig")]
 #[path = "../rig/frames.rs"]
 mod frames;
