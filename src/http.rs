@@ -242,7 +242,7 @@ async fn turn(address: SocketAddr, health: &Health) {
 pub async fn serve_ops(
     socket: TcpListener,
     health: Health,
-    figures: PrometheusHandle,
+    metrics: PrometheusHandle,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     let readyz = async move |State(health): State<Health>| {
@@ -253,11 +253,11 @@ pub async fn serve_ops(
         let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         (status, format!("{health}\n"))
     };
-    let metrics = async move || ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], figures.render());
+    let page = async move || ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render());
     let routes = Router::new()
         .route("/livez", get(async || "alive\n"))
         .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics));
+        .route("/metrics", get(page));
     let connections = Arc::new(Semaphore::new(OPS_CONNECTIONS));
     // It is there until the process has ended: operators want to see it stop.
     let routes = with_problems(routes).with_state(health);

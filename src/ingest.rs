@@ -21,17 +21,17 @@ use metrics::{Counter, Histogram};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::batch::Batch;
+use crate::batcher::{Batcher, Flush, Ticket};
 use crate::broker::{self, Message, PublishError, Publisher};
 use crate::domain_name::DomainName;
 use crate::event::{Event, IdempotencyKey, Outcome};
 use crate::excerpt::excerpt;
-use crate::group::{Gate, Group, Round};
 use crate::health::Health;
 use crate::http::{self, Budget, Problem};
 use crate::process::{self, Process};
 use spacing::Spacing;
 
-/// How often the figures are told what is held of the budget.
+/// How often the metric of the budget is brought up to date.
 const SHOW_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The clients' name for the key under which a request counts once (draft-ietf-httpapi-idempotency-key-header).
@@ -72,7 +72,7 @@ pub struct Config {
 type Published = Result<(), PublishError>;
 
 /// Where the handlers of one thread leave events, and its publisher takes them.
-type Intake = Group<Batch, Published>;
+type Intake = Batcher<Batch, Published>;
 
 /// The program: see [`process::main`].
 #[must_use]
@@ -105,7 +105,7 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     };
     tokio::select! {
         served = http::serve_per_thread(sockets, &config.http, router, &health, process.shutdown.clone()) => served,
-        served = http::serve_ops(ops, health.clone(), process.figures, process.shutdown) => served.context("the operations routes"),
+        served = http::serve_ops(ops, health.clone(), process.metrics, process.shutdown) => served.context("the operations routes"),
     }
 }
 
@@ -149,22 +149,22 @@ async fn publish(intake: Arc<Intake>, publisher: Publisher, timeout: Duration) {
         tokio::select! {
             biased;
             Some((events, took)) = under_way.next(), if !under_way.is_empty() => spacing.confirmed(events, took),
-            round = next => {
-                spacing.published(round.answer.weight(), Instant::now());
-                under_way.push(publish_round(round, &publisher, timeout, &metrics));
+            flush = next => {
+                spacing.published(flush.answer.weight(), Instant::now());
+                under_way.push(publish_flush(flush, &publisher, timeout, &metrics));
             }
         }
     }
 }
 
 /// Publishes what was gathered and answers everyone in it. Returns how many events that were, and how long it took.
-async fn publish_round(
-    round: Round<'_, Batch, Published>,
+async fn publish_flush(
+    flush: Flush<'_, Batch, Published>,
     publisher: &Publisher,
     timeout: Duration,
     metrics: &Metrics,
 ) -> (usize, Duration) {
-    let Round { items, since, answer } = round;
+    let Flush { items, since, answer } = flush;
     let (events, begun) = (answer.weight(), Instant::now());
     let message = |body| Message::events(body, Some(IdempotencyKey::fresh()));
     let messages = items.to_json().into_iter().map(message).collect();
@@ -197,8 +197,8 @@ impl Metrics {
 }
 
 /// Waits for the answer to the group an event is in.
-async fn confirmed(gate: Gate<Published>) -> Result<(), Problem> {
-    match gate.await {
+async fn confirmed(ticket: Ticket<Published>) -> Result<(), Problem> {
+    match ticket.await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(Problem::from(&error)),
         Err(_) => Err(Problem::Unavailable("the event may or may not be counted".into())),
@@ -230,8 +230,8 @@ async fn put_event(
     key: Result<RequestKey, Problem>,
 ) -> Result<StatusCode, Problem> {
     let event = event(path, key)?;
-    let gate = intake.join(1, |batch| batch.record(event)).map_err(|_| waiting_limit())?;
-    confirmed(gate).await?;
+    let ticket = intake.submit(1, |batch| batch.record(event)).map_err(|_| waiting_limit())?;
+    confirmed(ticket).await?;
     Ok(StatusCode::ACCEPTED)
 }
 

@@ -12,14 +12,14 @@ use axum::{Json, Router};
 use futures::future::try_join_all;
 use serde::Serialize;
 
+use crate::batcher::Batcher;
 use crate::counters::{Counters, Status};
 use crate::domain_name::DomainName;
 use crate::excerpt::excerpt;
-use crate::group::Group;
 use crate::health::{Dependency, Health};
 use crate::http::{self, Problem};
 use crate::process::{self, Process};
-use crate::replica::{self, Replica};
+use crate::store::replica::{self, Replica};
 
 /// Reads each thread has under way at a time. One would leave the replica idle while rows are decoded; more
 /// make the groups smaller and the cost of a read higher.
@@ -56,7 +56,7 @@ pub struct Config {
 type Found = Option<Arc<[Counters]>>;
 
 /// Where the handlers of one thread leave names, and its readers take them.
-type Questions = Group<Vec<DomainName>, Found>;
+type Questions = Batcher<Vec<DomainName>, Found>;
 
 /// The program: see [`process::main`].
 #[must_use]
@@ -87,7 +87,7 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     };
     tokio::select! {
         served = http::serve_per_thread(sockets, &config.http, router, &health, process.shutdown.clone()) => served,
-        served = http::serve_ops(ops, health.clone(), process.figures, process.shutdown) => served.context("the operations routes"),
+        served = http::serve_ops(ops, health.clone(), process.metrics, process.shutdown) => served.context("the operations routes"),
         () = watched.watch(health.dependency("replica")) => Ok(()),
     }
 }
@@ -126,17 +126,17 @@ async fn read(questions: Arc<Questions>, replica: Replica) {
     let read_seconds = metrics::histogram!("catchall_query_read_seconds");
     let mut away = false;
     loop {
-        let round = questions.take().await;
+        let flush = questions.take().await;
         let begun = Instant::now();
-        let found = match replica.counters(&round.items).await {
+        let found = match replica.counters(&flush.items).await {
             Ok(found) => {
-                reads.increment(round.answer.weight() as u64);
+                reads.increment(flush.answer.weight() as u64);
                 read_seconds.record(begun.elapsed());
                 away = false;
                 Some(found.into())
             }
             Err(error) => {
-                failed.increment(round.answer.weight() as u64);
+                failed.increment(flush.answer.weight() as u64);
                 // Once per outage: the next thousand reads have nothing new to say.
                 if !std::mem::replace(&mut away, true) {
                     tracing::warn!(reason = %error, "cannot read: {error}");
@@ -144,7 +144,7 @@ async fn read(questions: Arc<Questions>, replica: Replica) {
                 None
             }
         };
-        round.answer.send(found);
+        flush.answer.send(found);
     }
 }
 
@@ -174,13 +174,13 @@ async fn get_domain(
 ) -> Result<Json<Answer>, Problem> {
     let domain = domain(path)?;
     let mut place = 0;
-    let gate = questions.join(1, |names| {
+    let ticket = questions.submit(1, |names| {
         place = names.len();
         names.push(domain.clone());
     });
-    let gate =
-        gate.map_err(|_| Problem::Unavailable("too many requests are waiting for the database".into()))?;
-    let Ok(Some(found)) = gate.await else {
+    let ticket =
+        ticket.map_err(|_| Problem::Unavailable("too many requests are waiting for the database".into()))?;
+    let Ok(Some(found)) = ticket.await else {
         return Err(Problem::Unavailable("the database cannot be read".into()));
     };
     let counters = found.get(place).copied().unwrap_or_default();

@@ -2,7 +2,7 @@
 
 mod throttle;
 mod row_limit;
-mod window;
+mod delivery_batch;
 mod counting;
 mod upkeep;
 
@@ -15,23 +15,24 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::time::Instant;
 
+use crate::backoff::backoff;
 use crate::broker::{self, Deliveries, Message, MessageLimit, Publisher};
 use crate::health::{Dependency, Health};
 use crate::http;
-use crate::ledger::{self, Ledger, Moment, RetentionConfig};
 use crate::process::{self, Process};
 use crate::shutdown::{GRACE, Shutdown};
-use counting::{HeldTooLong, count};
+use crate::store::ledger::{self, Ledger, Moment, RetentionConfig};
+use counting::{AckDeadlinePassed, count};
+use delivery_batch::{DeliveryBatch, HandedOut, Poison, linger};
 use row_limit::RowLimit;
 use throttle::PrefetchThrottle;
-use upkeep::{MARK_PATIENCE, upkeep};
-use window::{HandedOut, Poison, Window, linger};
+use upkeep::{WATERMARK_TIMEOUT, upkeep};
 
 /// How long a dead letter waits for the broker's confirm before the message is left to the queue's own
 /// dead-lettering, which keeps it as safely but without the reason.
-const DEAD_LETTER_PATIENCE: Duration = Duration::from_secs(5);
+const DEAD_LETTER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Unreadable messages of one window that have a line each in the log: whoever sends a flood of them must not fill it.
+/// Unreadable messages of one delivery batch that have a line each in the log: whoever sends a flood of them must not fill it.
 const MOST_LOGGED: usize = 10;
 
 /// How often a worker without messages looks whether it should consume anew. The primary's clock is not read more often.
@@ -82,10 +83,10 @@ pub struct Config {
 }
 
 impl Config {
-    /// What a message may wait for before its own transaction must fit into the time it may be held, or windows are too
+    /// What a message may wait for before its own transaction must fit into the time it may be held, or delivery batches are too
     /// late whatever they do: the one before, with a statement that is given up and tried again, and then company.
     fn check(&self) -> Result<(), String> {
-        let hold = self.retention.max_hold();
+        let hold = self.retention.ack_deadline();
         let linger_ms = self.linger_ms.max(self.max_linger_ms);
         let statement_secs = self.ledger.statement_timeout_secs;
         let least = Duration::from_millis(linger_ms.into()) + 2 * Duration::from_secs(statement_secs.into());
@@ -93,7 +94,7 @@ impl Config {
             return Ok(());
         }
         Err(format!(
-            "the value {} of CATCHALL_MAX_HOLD_SECS (--max-hold-secs <SECONDS>) is not valid: it has to be at least {}, twice \
+            "the value {} of CATCHALL_ACK_DEADLINE_SECS (--ack-deadline-secs <SECONDS>) is not valid: it has to be at least {}, twice \
              CATCHALL_STATEMENT_TIMEOUT_SECS ({statement_secs}) and the longer of CATCHALL_LINGER_MS and \
              CATCHALL_MAX_LINGER_MS ({linger_ms}), or messages would be given back uncounted",
             hold.as_secs(),
@@ -127,19 +128,19 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         "counting events"
     );
     let watching = ledger.clone();
-    let marks = Publisher::connect(
+    let watermarks = Publisher::connect(
         config.broker.clone(),
-        "catchall-worker marks".into(),
+        "catchall-worker watermarks".into(),
         health.dependency("broker"),
-        MARK_PATIENCE,
+        WATERMARK_TIMEOUT,
     );
-    let upkeep = upkeep(ledger.clone(), marks, config.retention.clone());
+    let upkeep = upkeep(ledger.clone(), watermarks, config.retention.clone());
     let worker = Worker {
         dead_letters: Publisher::connect(
             config.broker.clone(),
             "catchall-worker dead letters".into(),
             health.dependency("broker"),
-            DEAD_LETTER_PATIENCE,
+            DEAD_LETTER_TIMEOUT,
         ),
         broker: health.dependency("broker"),
         commits: health.dependency("database"),
@@ -149,7 +150,7 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     };
     tokio::select! {
         () = worker.work(process.shutdown.clone()) => Ok(()),
-        served = http::serve_ops(ops, health.clone(), process.figures, process.shutdown) => served.context("the operations routes"),
+        served = http::serve_ops(ops, health.clone(), process.metrics, process.shutdown) => served.context("the operations routes"),
         () = watching.watch(health.dependency("database")) => Ok(()),
         () = upkeep => Ok(()),
     }
@@ -170,7 +171,7 @@ impl Worker {
     /// One session after the other: whatever ends a session, everything it had not accepted is delivered
     /// again, to the next one or to another worker.
     async fn work(mut self, shutdown: Shutdown) {
-        let mut delays = broker::backoff();
+        let mut delays = backoff();
         let mut throttle = PrefetchThrottle::new(self.config.prefetch);
         loop {
             let opened = tokio::select! {
@@ -179,7 +180,7 @@ impl Worker {
             };
             let ended = match opened {
                 Ok((deliveries, asked)) => {
-                    delays = broker::backoff();
+                    delays = backoff();
                     throttle.session_begins();
                     let ended = self.session(deliveries, asked, &mut throttle, shutdown.clone()).await;
                     throttle.session_ended();
@@ -211,7 +212,7 @@ impl Worker {
         Ok((deliveries, asked))
     }
 
-    /// The loop: while one window is being settled the next one gathers. It returns when the shutdown is
+    /// The loop: while one delivery batch is being settled the next one gathers. It returns when the shutdown is
     /// done, the connection to the broker is lost, or what is held must be given back.
     async fn session(
         &mut self,
@@ -223,11 +224,11 @@ impl Worker {
         let milliseconds = |ms: u32| Duration::from_millis(ms.into());
         let least_linger = milliseconds(self.config.linger_ms);
         let most_linger = milliseconds(self.config.max_linger_ms);
-        let max_hold = self.config.retention.max_hold();
+        let ack_deadline = self.config.retention.ack_deadline();
         let mut took = Duration::ZERO;
         let mut prefetch = throttle.prefetch();
         let mut handed_out = HandedOut::new(prefetch, asked);
-        let mut gathering = Window::default();
+        let mut gathering = DeliveryBatch::default();
         let mut stopping = false;
         let mut grace = pin!(async {
             shutdown.clone().await;
@@ -239,9 +240,9 @@ impl Worker {
                 tokio::select! {
                     () = shutdown.clone() => return Ok(()),
                     gathered = gathering.gather(&mut deliveries, max_rows) => gathered?,
-                    () = tokio::time::sleep(IDLE_LOOK.min(max_hold / 8)) => {
+                    () = tokio::time::sleep(IDLE_LOOK.min(ack_deadline / 8)) => {
                         let now = self.ledger.clock();
-                        if handed_out.is_stale(deliveries.seen(), now, max_hold) {
+                        if handed_out.is_stale(deliveries.seen(), now, ack_deadline) {
                             handed_out.renew(prefetch, renew(&mut deliveries, None, prefetch).await?, now);
                         }
                     }
@@ -255,12 +256,12 @@ impl Worker {
                     grown = gathering.grow(&mut deliveries, max_rows, enough, linger) => grown?,
                 }
             }
-            let mut window = mem::take(&mut gathering);
-            let held_since = handed_out.since(window.first);
-            window.portion.before = Some(held_since.after(max_hold));
+            let mut batch = mem::take(&mut gathering);
+            let held_since = handed_out.since(batch.first);
+            batch.request.before = Some(held_since.after(ack_deadline));
             let begun = Instant::now();
             let Self { ledger, dead_letters, commits, row_limit, .. } = self;
-            let mut settling = pin!(settle(ledger, dead_letters, commits, row_limit, window));
+            let mut settling = pin!(settle(ledger, dead_letters, commits, row_limit, batch));
             let settled = loop {
                 let arriving = async {
                     if stopping || gathering.is_full(max_rows) {
@@ -278,8 +279,8 @@ impl Worker {
             };
             took = begun.elapsed();
             let now = ledger.clock();
-            let stale = handed_out.is_stale(deliveries.seen(), now, max_hold);
-            handed_out.accept(settled.through, now);
+            let stale = handed_out.is_stale(deliveries.seen(), now, ack_deadline);
+            handed_out.ack(settled.through, now);
             throttle.settled();
             if !stopping && (stale || prefetch < throttle.prefetch()) {
                 prefetch = throttle.prefetch();
@@ -290,7 +291,7 @@ impl Worker {
                     }
                 }
             } else {
-                accept(&deliveries, settled).await?;
+                ack(&deliveries, settled).await?;
             }
         }
     }
@@ -302,7 +303,7 @@ enum Ended {
     #[error(transparent)]
     Lost(#[from] broker::Error),
     #[error(transparent)]
-    GaveBack(#[from] HeldTooLong),
+    GaveBack(#[from] AckDeadlinePassed),
 }
 
 /// Messages that are counted or kept as dead letters, all but the rejected ones.
@@ -311,27 +312,27 @@ struct Settled {
     through: u64,
     /// The last of those that are not rejected, if there is one: the broker breaks the channel of whoever accepts
     /// what they have rejected.
-    accepted: Option<u64>,
+    acked: Option<u64>,
     rejected: BTreeSet<u64>,
 }
 
 /// Counts what can be read and keeps what cannot, however long it takes: a failure of the database holds the
-/// window, without giving anything back that would only come again. It may be dropped: what the ledger has
+/// delivery batch, without giving anything back that would only come again. It may be dropped: what the ledger has
 /// begun it ends by itself, and what is delivered again is known by its id.
 async fn settle(
     ledger: &Ledger,
     dead_letters: &Publisher,
     commits: &Dependency,
     row_limit: &mut RowLimit,
-    window: Window,
-) -> Result<Settled, HeldTooLong> {
-    let Window { portion, tags, poison, last, .. } = window;
+    batch: DeliveryBatch,
+) -> Result<Settled, AckDeadlinePassed> {
+    let DeliveryBatch { request, tags, poison, last, .. } = batch;
     let poisoned: Vec<u64> = poison.iter().map(|poison| poison.tag).collect();
     let (mut rejected, refused) =
-        tokio::join!(keep(dead_letters, poison), count(ledger, commits, row_limit, portion));
+        tokio::join!(keep(dead_letters, poison), count(ledger, commits, row_limit, request));
     rejected.extend(refused?.into_iter().map(|place| tags[place]));
-    let accepted = tags.into_iter().chain(poisoned).filter(|tag| !rejected.contains(tag)).max();
-    Ok(Settled { through: last, accepted, rejected })
+    let acked = tags.into_iter().chain(poisoned).filter(|tag| !rejected.contains(tag)).max();
+    Ok(Settled { through: last, acked, rejected })
 }
 
 /// Publishes the poison as dead letters with their reasons. Returns the tags of those that are for the queue's own
@@ -360,7 +361,7 @@ async fn keep(dead_letters: &Publisher, poison: Vec<Poison>) -> BTreeSet<u64> {
     if messages.is_empty() {
         return rejected;
     }
-    let fates = dead_letters.publish_each(messages, Instant::now() + DEAD_LETTER_PATIENCE).await;
+    let fates = dead_letters.publish_each(messages, Instant::now() + DEAD_LETTER_TIMEOUT).await;
     let failed: Vec<_> =
         tags.into_iter().zip(fates).filter_map(|(tag, fate)| Some((tag, fate.err()?))).collect();
     if let Some((_, error)) = failed.first() {
@@ -381,18 +382,18 @@ async fn renew(
     deliveries.pause().await?;
     // Before more is handed out: otherwise a message that ends the process would bring these back with it.
     if let Some(settled) = settled {
-        accept(deliveries, settled).await?;
+        ack(deliveries, settled).await?;
     }
     deliveries.resume(prefetch).await
 }
 
 /// Accepts what is settled. The rejections go first: an acceptance of all up to a tag would drop them.
-async fn accept(deliveries: &Deliveries, settled: Settled) -> Result<(), broker::Error> {
+async fn ack(deliveries: &Deliveries, settled: Settled) -> Result<(), broker::Error> {
     for tag in settled.rejected {
         deliveries.reject(tag).await?;
     }
-    match settled.accepted {
-        Some(tag) => deliveries.accept_through(tag).await,
+    match settled.acked {
+        Some(tag) => deliveries.ack_through(tag).await,
         None => Ok(()),
     }
 }

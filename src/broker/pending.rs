@@ -9,7 +9,8 @@ use lapin::types::ShortString;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::publisher::{Message, Outcomes, PublishError, Request};
+use super::message::Message;
+use super::publish_request::{Outcomes, PublishError, Request};
 
 /// A message that is to be published.
 pub(super) struct Publish {

@@ -58,8 +58,9 @@ async fn post_events(State(bulk): State<Bulk>, request: Request) -> Result<Respo
         Problem::NothingReadable(rejected).into_json()
     } else {
         if accepted > 0 {
-            let gate = bulk.intake.join(accepted, |open| open.merge(batch)).map_err(|_| waiting_limit())?;
-            confirmed(gate).await?;
+            let ticket =
+                bulk.intake.submit(accepted, |open| open.merge(batch)).map_err(|_| waiting_limit())?;
+            confirmed(ticket).await?;
         }
         http::json(StatusCode::ACCEPTED, &Accepted { accepted, rejected })
     };

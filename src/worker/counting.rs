@@ -1,4 +1,4 @@
-//! Counting a portion, however long it takes.
+//! Counting a request, however long it takes.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -6,76 +6,76 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::delivery_batch::rows_of;
 use super::row_limit::RowLimit;
-use super::window::rows_of;
-use crate::broker;
+use crate::backoff::backoff;
 use crate::health::Dependency;
-use crate::ledger::{Applied, ApplyError, Ledger, Portion};
+use crate::store::ledger::{Applied, ApplyError, ApplyRequest, Ledger};
 
-/// What is held may no longer be counted: see [`Portion::before`].
+/// What is held may no longer be counted: see [`ApplyRequest::before`].
 #[derive(Debug, thiserror::Error)]
 #[error("{0}, giving them back")]
-pub(super) struct HeldTooLong(ApplyError);
+pub(super) struct AckDeadlinePassed(ApplyError);
 
-/// Counts a portion, trying until it is done. What the database refuses, or does not write in time, is counted in
+/// Counts a request, trying until it is done. What the database refuses, or does not write in time, is counted in
 /// halves, down to single batches: one that is refused on its own is returned by its place, one that is late on its own
 /// is tried again.
 pub(super) async fn count(
     ledger: &Ledger,
     commits: &Dependency,
     limit: &mut RowLimit,
-    portion: Portion,
-) -> Result<Vec<usize>, HeldTooLong> {
-    let all = 0..portion.batches.len();
-    let portion = Arc::new(portion);
+    request: ApplyRequest,
+) -> Result<Vec<usize>, AckDeadlinePassed> {
+    let all = 0..request.batches.len();
+    let request = Arc::new(request);
     let mut refused = Vec::new();
-    let mut parts: Vec<Range<usize>> = Some(all).filter(|all| !all.is_empty()).into_iter().collect();
-    let mut delays = broker::backoff();
-    while let Some(part) = parts.pop() {
-        let rows = portion.batches[part.clone()].iter().map(|(_, batch)| rows_of(batch)).sum();
-        if part.len() > 1 && limit.is_far_exceeded_by(rows) {
-            parts.extend(halves(part));
+    let mut ranges: Vec<Range<usize>> = Some(all).filter(|all| !all.is_empty()).into_iter().collect();
+    let mut delays = backoff();
+    while let Some(range) = ranges.pop() {
+        let rows = request.batches[range.clone()].iter().map(|(_, batch)| rows_of(batch)).sum();
+        if range.len() > 1 && limit.is_far_exceeded_by(rows) {
+            ranges.extend(halves(range));
             continue;
         }
         let begun = Instant::now();
-        match ledger.apply(Arc::clone(&portion), part.clone()).await {
+        match ledger.apply(Arc::clone(&request), range.clone()).await {
             Ok(applied) => {
                 commits.up();
-                delays = broker::backoff();
+                delays = backoff();
                 limit.wrote(rows, begun.elapsed());
-                record(part.len(), applied, begun.elapsed());
+                record(range.len(), applied, begun.elapsed());
             }
-            Err(ApplyError::Refused(_)) if part.len() > 1 => parts.extend(halves(part)),
+            Err(ApplyError::Refused(_)) if range.len() > 1 => ranges.extend(halves(range)),
             Err(ApplyError::Refused(error)) => {
-                let (id, _) = &portion.batches[part.start];
+                let (id, _) = &request.batches[range.start];
                 let message_id = id.map(|id| id.to_string());
                 tracing::warn!(message_id, reason = %error, "the database refuses a message, which becomes a dead letter: {error}");
-                refused.push(part.start);
+                refused.push(range.start);
             }
             Err(ApplyError::Late(error)) => {
-                let messages = part.len();
+                let messages = range.len();
                 commits.down(format_args!("{error}, holding {messages} messages"));
                 limit.timed_out(rows);
                 let limit = limit.now();
-                tracing::warn!(reason = %error, messages, rows, limit, "{rows} rows were not written in time, the next windows are smaller");
-                parts.extend(halves(part));
+                tracing::warn!(reason = %error, messages, rows, limit, "{rows} rows were not written in time, the next delivery batches are smaller");
+                ranges.extend(halves(range));
                 tokio::time::sleep(delays.next().unwrap_or_default()).await;
             }
             Err(ApplyError::Transient(error)) => {
-                commits.down(format_args!("{error}, holding {} messages", part.len()));
-                parts.push(part);
+                commits.down(format_args!("{error}, holding {} messages", range.len()));
+                ranges.push(range);
                 tokio::time::sleep(delays.next().unwrap_or_default()).await;
             }
-            Err(error @ ApplyError::TooLate) => return Err(HeldTooLong(error)),
+            Err(error @ ApplyError::TooLate) => return Err(AckDeadlinePassed(error)),
         }
     }
     Ok(refused)
 }
 
 /// The halves of a part, the first of them last; the part itself where there is but one batch.
-fn halves(part: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    let middle = part.start + part.len() / 2;
-    [middle..part.end, part.start..middle].into_iter().filter(|half| !half.is_empty())
+fn halves(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let middle = range.start + range.len() / 2;
+    [middle..range.end, range.start..middle].into_iter().filter(|half| !half.is_empty())
 }
 
 fn record(messages: usize, applied: Applied, took: Duration) {
@@ -91,7 +91,7 @@ fn record(messages: usize, applied: Applied, took: Duration) {
 mod tests {
     #[test]
     fn halves_are_counted_in_their_order_and_one_batch_has_none() {
-        let halves = |part| super::halves(part).collect::<Vec<_>>();
+        let halves = |range| super::halves(range).collect::<Vec<_>>();
         assert_eq!(halves(4..9), [6..9, 4..6]);
         assert_eq!(halves(4..6), [5..6, 4..5]);
         assert_eq!(halves(4..5), vec![4..5; 1]);

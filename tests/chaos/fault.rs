@@ -17,10 +17,10 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 
 use crate::chance::Chance;
-use crate::ledger::Ledger;
 use crate::proxy::Wire;
 use crate::round::Result;
 use crate::stage::Stage;
+use crate::store::ledger::Ledger;
 
 /// How long it may take after a fault until all is well again before that counts as never. The table says how long it
 /// took; this only tells slow from stuck, on a machine that may do ten other things as well.
@@ -94,7 +94,7 @@ pub(crate) enum Fault {
     StatementTimeout,
     /// the clock of the primary was three days ahead and steps back
     ClockStepsBack,
-    /// claims are forgotten after seconds, while events come again and again
+    /// claims are pruned after seconds, while events come again and again
     ShortRetention,
     /// dead letters are sent back to be counted, by a program that is killed and run again
     ReplayDeadLetters,

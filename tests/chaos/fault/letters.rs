@@ -12,11 +12,11 @@ use serde_json::json;
 
 use super::Lifted;
 use crate::chance::Chance;
-use crate::ledger::Ledger;
 use crate::processes::{command, run};
 use crate::round::Result;
 use crate::servers::{AmqpClient, Servers};
 use crate::stage::Stage;
+use crate::store::ledger::Ledger;
 
 /// Letters that can be read now, each of a domain of its own: half under an id of their own, half under that of the
 /// letter.
@@ -104,7 +104,7 @@ async fn bury(publisher: &AmqpClient, number: usize, label: &str) {
     let properties = if number.is_multiple_of(2) {
         properties.with_message_id(id.into())
     } else {
-        headers.insert("catchall-letter".into(), text(id));
+        headers.insert("catchall-dead-letter-id".into(), text(id));
         properties
     };
     let event = json!({"domain": domain(number, label), "event": "delivered"});

@@ -1,4 +1,4 @@
-//! A window: what has been taken from the queue for one transaction.
+//! A delivery batch: what has been taken from the queue for one transaction.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -10,25 +10,25 @@ use crate::batch::Batch;
 use crate::broker::{self, Deliveries, Delivery, Message};
 use crate::event::IdempotencyKey;
 use crate::excerpt::excerpt;
-use crate::ledger::{Moment, Portion};
+use crate::store::ledger::{ApplyRequest, Moment};
 
 /// Messages that are read without a pause for whatever else this thread has to do: at up to a thousand
 /// events each, some ten milliseconds.
 const READS_AT_A_STRETCH: usize = 32;
 
-/// Bytes of messages that cannot be read after which a window is full. They are in memory twice while their copies are
+/// Bytes of messages that cannot be read after which a delivery batch is full. They are in memory twice while their copies are
 /// published.
 const MAX_POISON_BYTES: usize = 8 << 20;
 
 /// The part of the longest hold by which it may be uncertain when a message was handed out.
-const STALE_PART: u32 = 4;
+const STALE_FRACTION: u32 = 4;
 
 /// What has been taken from the queue for one transaction.
 #[derive(Debug, Default)]
-pub(super) struct Window {
+pub(super) struct DeliveryBatch {
     /// What the messages that can be read say.
-    pub(super) portion: Portion,
-    /// The tags of those messages, in the order of the portion's batches.
+    pub(super) request: ApplyRequest,
+    /// The tags of those messages, in the order of the request's batches.
     pub(super) tags: Vec<u64>,
     /// The messages that cannot be read.
     pub(super) poison: Vec<Poison>,
@@ -36,7 +36,7 @@ pub(super) struct Window {
     pub(super) first: u64,
     /// When that was taken.
     begun: Option<Instant>,
-    /// The tag of the last message of either kind. Every message up to it is in this window or in one that
+    /// The tag of the last message of either kind. Every message up to it is in this delivery batch or in one that
     /// is settled, which is what makes one acceptance for all of them right.
     pub(super) last: u64,
     /// How many rows it can touch.
@@ -55,7 +55,7 @@ pub(super) struct Poison {
     pub(super) copy: Option<Message>,
 }
 
-impl Window {
+impl DeliveryBatch {
     pub(super) fn is_empty(&self) -> bool {
         self.messages() == 0
     }
@@ -123,8 +123,8 @@ impl Window {
             Ok((id, batch)) => {
                 self.rows += rows_of(&batch);
                 self.tags.push(tag);
-                self.portion.batches.push((id, batch));
-                self.portion.marks.extend(delivery.mark());
+                self.request.batches.push((id, batch));
+                self.request.watermarks.extend(delivery.watermark());
             }
             Err(reason) => {
                 let reason = excerpt(reason);
@@ -197,7 +197,7 @@ impl HandedOut {
     }
 
     /// All messages up to `tag` are being accepted.
-    pub(super) fn accept(&mut self, tag: u64, now: Moment) {
+    pub(super) fn ack(&mut self, tag: u64, now: Moment) {
         // What an earlier consumer was handed makes no room for this one.
         self.floors.push_back((tag.max(self.before) + self.prefetch, now));
     }
@@ -213,8 +213,8 @@ impl HandedOut {
     /// Whether the message behind the last one that was seen would seem to have been handed out long ago, though it may
     /// come only now. That is so where little comes: until a new consumer shows the contrary, it could have been here
     /// all the time.
-    pub(super) fn is_stale(&self, seen: u64, now: Moment, max_hold: Duration) -> bool {
-        now.since(self.will_be_since(seen + 1)) > max_hold / STALE_PART
+    pub(super) fn is_stale(&self, seen: u64, now: Moment, ack_deadline: Duration) -> bool {
+        now.since(self.will_be_since(seen + 1)) > ack_deadline / STALE_FRACTION
     }
 
     fn will_be_since(&self, tag: u64) -> Moment {
@@ -243,15 +243,15 @@ mod tests {
         let at = |seconds| begin.after(Duration::from_secs(seconds));
         let mut handed_out = HandedOut::new(10, begin);
         assert_eq!(handed_out.since(1), begin);
-        handed_out.accept(5, at(50));
-        handed_out.accept(8, at(80));
+        handed_out.ack(5, at(50));
+        handed_out.ack(8, at(80));
         // While nothing is accepted, the first ten are in our hands, and nothing tells when each came.
         assert_eq!(handed_out.since(10), begin);
         assert_eq!(handed_out.since(15), begin);
         assert_eq!(handed_out.since(16), at(50));
         assert_eq!(handed_out.since(18), at(50));
         assert_eq!(handed_out.since(19), at(80));
-        handed_out.accept(19, at(190));
+        handed_out.ack(19, at(190));
         assert_eq!(handed_out.since(1000), at(190));
     }
 
@@ -263,7 +263,7 @@ mod tests {
         // Nothing has come yet.
         handed_out.renew(10, 0, at(5));
         assert_eq!(handed_out.since(1), at(5));
-        handed_out.accept(4, at(40));
+        handed_out.ack(4, at(40));
         // Of the first consumer were the messages up to the eighth, four of which are in our hands.
         handed_out.renew(20, 8, at(50));
         assert_eq!(handed_out.will_be_since(9), at(50));
@@ -272,10 +272,10 @@ mod tests {
         assert!(!handed_out.is_stale(8, at(40), hold), "a clock that stepped back");
         assert_eq!(handed_out.since(5), at(5));
         assert_eq!(handed_out.since(8), at(5));
-        handed_out.accept(6, at(60));
+        handed_out.ack(6, at(60));
         assert_eq!(handed_out.will_be_since(28), at(50), "the second may have handed out twenty at once");
         assert_eq!(handed_out.since(28), at(50));
-        handed_out.accept(9, at(90));
+        handed_out.ack(9, at(90));
         assert_eq!(handed_out.will_be_since(29), at(60));
         assert_eq!(handed_out.will_be_since(30), at(90));
         assert_eq!(handed_out.since(29), at(60));

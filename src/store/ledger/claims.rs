@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::batch::Batch;
 use crate::event::{Event, IdempotencyKey};
-use crate::postgres::Steps;
+use crate::store::postgres::Steps;
 
 /// The batches that have not been counted before. Of two deliveries of one message the first is.
 pub(super) async fn claim_messages<'a>(
