@@ -7,6 +7,7 @@
 //! `domain` and `event` are required, `count` is 1 unless given, `id` makes the event count once. Other
 //! fields are ignored, so that a publisher may send its own along.
 
+use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::str::FromStr;
@@ -131,9 +132,45 @@ pub struct Event {
     pub key: Option<IdempotencyKey>,
 }
 
+/// Why some JSON is not an event.
+#[derive(Debug, thiserror::Error)]
+#[error("{source}")]
+pub struct EventError {
+    /// Which part of it is to blame.
+    pub invalid: Invalid,
+    source: serde_json::Error,
+}
+
+/// The part of an event that is not valid.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Invalid {
+    /// Its `domain`.
+    Domain,
+    /// Its `id`.
+    Key,
+    /// Anything else.
+    #[default]
+    Event,
+}
+
+impl Event {
+    /// Reads an event from the JSON of one object.
+    ///
+    /// # Errors
+    ///
+    /// Says what is wrong, where, and in which part of the event.
+    pub fn from_json(json: &[u8]) -> Result<Self, EventError> {
+        let reading = Cell::default();
+        let mut deserializer = serde_json::Deserializer::from_slice(json);
+        let event = deserializer.deserialize_any(EventVisitor { reading: &reading });
+        let event = event.and_then(|event| deserializer.end().map(|()| event));
+        event.map_err(|source| EventError { invalid: reading.get(), source })
+    }
+}
+
 impl<'de> Deserialize<'de> for Event {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(EventVisitor)
+        deserializer.deserialize_any(EventVisitor { reading: &Cell::default() })
     }
 }
 
@@ -168,9 +205,25 @@ impl Serialize for EventRef<'_> {
 }
 
 /// Reads an event from a JSON object and from nothing else: serde's derived code would take an array too.
-pub(crate) struct EventVisitor;
+struct EventVisitor<'a> {
+    /// The part that is being read, which is to blame when that fails.
+    reading: &'a Cell<Invalid>,
+}
 
-impl<'de> Visitor<'de> for EventVisitor {
+impl EventVisitor<'_> {
+    fn value<'de, T: Deserialize<'de>, A: MapAccess<'de>>(
+        &self,
+        part: Invalid,
+        map: &mut A,
+    ) -> Result<T, A::Error> {
+        self.reading.set(part);
+        let value = map.next_value()?;
+        self.reading.set(Invalid::Event);
+        Ok(value)
+    }
+}
+
+impl<'de> Visitor<'de> for EventVisitor<'_> {
     type Value = Event;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -185,10 +238,12 @@ impl<'de> Visitor<'de> for EventVisitor {
         let (mut domain, mut outcome, mut count, mut key) = (None, None, None, None);
         while let Some(field) = map.next_key()? {
             match field {
-                Field::Domain => once("domain", &mut domain, map.next_value::<Text<_>>()?.0)?,
+                Field::Domain => {
+                    once("domain", &mut domain, self.value::<Text<_>, _>(Invalid::Domain, &mut map)?.0)?
+                }
                 Field::Event => once("event", &mut outcome, map.next_value::<Text<_>>()?.0)?,
                 Field::Count => once("count", &mut count, map.next_value::<Count>()?.0)?,
-                Field::Id => once("id", &mut key, map.next_value::<Option<Text<_>>>()?)?,
+                Field::Id => once("id", &mut key, self.value::<Option<Text<_>>, _>(Invalid::Key, &mut map)?)?,
                 Field::Other => drop(map.next_value::<IgnoredAny>()?),
             }
         }
@@ -287,7 +342,28 @@ mod tests {
     use proptest::prelude::*;
 
     fn read(json: &str) -> Result<Event, String> {
-        serde_json::from_str(json).map_err(|error| error.to_string())
+        let read = Event::from_json(json.as_bytes()).map_err(|error| error.to_string());
+        // A message is read by this other way.
+        let batch: Result<Event, _> = serde_json::from_str(json);
+        assert_eq!(batch.map_err(|error| error.to_string()), read);
+        read
+    }
+
+    #[test]
+    fn an_error_names_the_part_that_is_to_blame() {
+        for (json, invalid) in [
+            (r#"{"domain":"localhost","event":"bounced"}"#, Invalid::Domain),
+            (r#"{"event":"bounced","domain":7}"#, Invalid::Domain),
+            (r#"{"id":"","domain":"a.com","event":"bounced"}"#, Invalid::Key),
+            (r#"{"id":7,"domain":"a.com","event":"bounced"}"#, Invalid::Key),
+            (r#"{"domain":"a.com","event":"opened"}"#, Invalid::Event),
+            (r#"{"domain":"a.com","id":"x"}"#, Invalid::Event),
+            (r#"{"domain":"a.com","id":"x","event":"bounced"} x"#, Invalid::Event),
+            (r#"{"domain":"a.com","domain":"b.com","event":"bounced"}"#, Invalid::Event),
+            ("7", Invalid::Event),
+        ] {
+            assert_eq!(Event::from_json(json.as_bytes()).unwrap_err().invalid, invalid, "{json}");
+        }
     }
 
     #[test]
