@@ -4,6 +4,7 @@
 // Vocabulary: pure, no I/O, no clock.
 pub mod excerpt;
 pub mod domain_name;
+pub mod idempotency_key;
 pub mod event;
 pub mod counters;
 pub mod tally;

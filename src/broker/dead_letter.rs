@@ -12,8 +12,8 @@ use super::message::{
     Timestamp, UNREADABLE_HEADER,
 };
 use super::topology::EVENTS;
-use crate::event::IdempotencyKey;
 use crate::excerpt::excerpt;
+use crate::idempotency_key::IdempotencyKey;
 
 /// The namespace of references. Never change it: they are in people's notes.
 const REFERENCES: Uuid = Uuid::from_u128(0x7d1f_6f0e_58c4_4f0b_9d3a_c0a7_ca11_0002);

@@ -6,8 +6,6 @@
 mod content;
 mod frames;
 mod stream;
-#[cfg(test)]
-mod tests;
 
 pub(in crate::broker) use frames::FrameFilter;
 pub(in crate::broker) use stream::{Filtered, Wire, reactor, runtime};

@@ -16,8 +16,8 @@ use uuid::Uuid;
 
 use super::topology::{DEAD, EVENTS};
 use crate::domain_name::DomainName;
-use crate::event::IdempotencyKey;
 use crate::excerpt::excerpt;
+use crate::idempotency_key::IdempotencyKey;
 
 /// A time as AMQP has it, in whole seconds since 1970. It prints as of RFC 3339.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -227,7 +227,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::event::IdempotencyKey;
+    use crate::idempotency_key::IdempotencyKey;
 
     fn message(id: u128) -> Message {
         let id: IdempotencyKey = Uuid::from_u128(id).to_string().parse().unwrap();

@@ -10,8 +10,8 @@ use super::publish_request::{PublishError, Request};
 use super::supervisor::Supervisor;
 use super::url::Config;
 use crate::batch::Batch;
-use crate::event::IdempotencyKey;
 use crate::health::Dependency;
+use crate::idempotency_key::IdempotencyKey;
 use crate::store::{BatchSink, NotAccepted};
 
 /// One connection with one confirming channel, owned and kept open by a task of its own.

@@ -16,9 +16,10 @@ use super::body::{self, exhausted};
 use super::key::idempotency_key;
 use crate::batch::Batch;
 use crate::bulk::{self, MediaType};
-use crate::event::{Event, IdempotencyKey, Invalid};
+use crate::event::{Event, Invalid};
 use crate::excerpt::excerpt;
 use crate::http::{self, Budget, Problem, ProblemType, Rejected, Share};
+use crate::idempotency_key::IdempotencyKey;
 
 /// What memory is taken from the budget in while a body is parsed: often enough to be near the truth, and seldom enough
 /// to cost nothing.

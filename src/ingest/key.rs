@@ -4,8 +4,8 @@ use axum::extract::FromRequestParts;
 use axum::http::HeaderMap;
 use axum::http::request::Parts;
 
-use crate::event::{IdempotencyKey, IdempotencyKeyError};
 use crate::http::{Problem, ProblemType};
+use crate::idempotency_key::{IdempotencyKey, IdempotencyKeyError};
 
 /// The clients' name for the key under which a request counts once (draft-ietf-httpapi-idempotency-key-header).
 const IDEMPOTENCY_KEY: &str = "idempotency-key";

@@ -15,8 +15,9 @@ use uuid::Uuid;
 use crate::batch::Batch;
 use crate::counters::Counters;
 use crate::domain_name::DomainName;
-use crate::event::{Event, IdempotencyKey};
+use crate::event::Event;
 use crate::health::Dependency;
+use crate::idempotency_key::IdempotencyKey;
 use crate::store::postgres::{Database, Error, Steps, Url, WATCH_INTERVAL, misconfigured};
 use crate::tally::Tally;
 use clock::Clock;
@@ -68,12 +69,31 @@ impl Config {
 /// What is to be counted, and under which conditions.
 #[derive(Debug, Default)]
 pub struct ApplyRequest {
-    /// The contents of messages, each under the id of its message if it has one.
-    pub batches: Vec<(Option<IdempotencyKey>, Batch)>,
-    /// Marks that were handed out with them: see [`Ledger::begin_watermark`].
+    /// The contents of messages, in the order in which they came.
+    pub entries: Vec<Entry>,
+    /// Watermarks that were handed out with them: see [`Ledger::begin_watermark`].
     pub watermarks: Vec<Uuid>,
     /// Counted no later than this: after that the claims the messages rely on may be pruned.
     pub before: Option<Moment>,
+}
+
+/// What one message says.
+#[derive(Clone, Debug, Default)]
+pub struct Entry {
+    /// By which the caller knows the message. It means nothing to the ledger.
+    pub tag: u64,
+    /// The id under which the message counts once, if it has one.
+    pub id: Option<IdempotencyKey>,
+    /// Its events.
+    pub batch: Batch,
+}
+
+impl Entry {
+    /// How many rows the message can touch: its own claim, and those of its events.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        1 + self.batch.rows()
+    }
 }
 
 /// Why a request was not counted.
@@ -173,7 +193,7 @@ impl Ledger {
         self.clock.set_back().await;
     }
 
-    /// Counts a range of the batches of a request; with the last of them it notes the marks. Once this returns,
+    /// Counts a range of the entries of a request; with the last of them it notes the watermarks. Once this returns,
     /// all of it is durable, and none of it will be counted again under the same ids and keys.
     ///
     /// Claims come first and in the same transaction as what they guard, so a crash anywhere leaves both or
@@ -216,15 +236,15 @@ async fn transaction(
         transaction.rollback().await?;
         return Ok(None);
     }
-    if range.end == request.batches.len() && !request.watermarks.is_empty() {
+    if range.end == request.entries.len() && !request.watermarks.is_empty() {
         sqlx::query(WATERMARKS_ARRIVED).bind(&request.watermarks).execute(&mut *transaction).await?;
         steps.done();
     }
-    let batches = &request.batches[range];
-    let fresh = claims::claim_messages(&mut transaction, steps, batches).await?;
+    let entries = &request.entries[range];
+    let fresh = claims::claim_messages(&mut transaction, steps, entries).await?;
     let keyed: Vec<&(IdempotencyKey, Event)> = fresh.iter().flat_map(|batch| &batch.keyed).collect();
     let fresh_events = claims::claim_events(&mut transaction, steps, &keyed).await?;
-    let duplicates = batches.len() - fresh.len() + keyed.len() - fresh_events.len();
+    let duplicates = entries.len() - fresh.len() + keyed.len() - fresh_events.len();
     let plain = fresh.iter().flat_map(|batch| batch.plain.iter()).map(|(domain, sum)| (domain, *sum));
     let fresh_events = fresh_events.into_iter();
     let keyed = fresh_events.map(|event| (&event.domain, Counters::of(event.outcome, event.count)));

@@ -1,6 +1,5 @@
 //! A delivery batch: what has been taken from the queue for one transaction.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -8,9 +7,9 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::batch::Batch;
 use crate::broker::{self, Deliveries, Delivery, Message};
-use crate::event::IdempotencyKey;
 use crate::excerpt::excerpt;
-use crate::store::ledger::{ApplyRequest, Moment};
+use crate::idempotency_key::IdempotencyKey;
+use crate::store::ledger::{ApplyRequest, Entry};
 
 /// Messages that are read without a pause for whatever else this thread has to do: at up to a thousand
 /// events each, some ten milliseconds.
@@ -20,16 +19,11 @@ const READS_AT_A_STRETCH: usize = 32;
 /// published.
 const MAX_POISON_BYTES: usize = 8 << 20;
 
-/// The part of the longest hold by which it may be uncertain when a message was handed out.
-const STALE_FRACTION: u32 = 4;
-
 /// What has been taken from the queue for one transaction.
 #[derive(Debug, Default)]
 pub(super) struct DeliveryBatch {
     /// What the messages that can be read say.
     pub(super) request: ApplyRequest,
-    /// The tags of those messages, in the order of the request's batches.
-    pub(super) tags: Vec<u64>,
     /// The messages that cannot be read.
     pub(super) poison: Vec<Poison>,
     /// The tag of the first message of either kind.
@@ -66,7 +60,7 @@ impl DeliveryBatch {
     }
 
     fn messages(&self) -> usize {
-        self.tags.len() + self.poison.len()
+        self.request.entries.len() + self.poison.len()
     }
 
     /// Waits for a message and takes what else has arrived by then. When it is dropped while it waits, no
@@ -121,9 +115,9 @@ impl DeliveryBatch {
         }
         match read(delivery) {
             Ok((id, batch)) => {
-                self.rows += rows_of(&batch);
-                self.tags.push(tag);
-                self.request.batches.push((id, batch));
+                let entry = Entry { tag, id, batch };
+                self.rows += entry.rows();
+                self.request.entries.push(entry);
                 self.request.watermarks.extend(delivery.watermark());
             }
             Err(reason) => {
@@ -134,11 +128,6 @@ impl DeliveryBatch {
             }
         }
     }
-}
-
-/// How many rows a message can touch: its own claim, and those of its events.
-pub(super) fn rows_of(batch: &Batch) -> usize {
-    1 + batch.rows()
 }
 
 /// How long a transaction waits for company after one that took so long. Short ones wait as little as they may: to wait
@@ -167,62 +156,6 @@ fn read(delivery: &Delivery) -> Result<(Option<IdempotencyKey>, Batch), String> 
     Ok((id, batch))
 }
 
-/// Since when messages can have been in this worker's hands. They arrive unseen, in the client library's buffer, but
-/// never more than the prefetch ahead of what is accepted, and none before its consumer was asked for.
-#[derive(Debug)]
-pub(super) struct HandedOut {
-    prefetch: u64,
-    /// The last message that was handed out to an earlier consumer.
-    before: u64,
-    /// Tags behind which all messages were handed out after a moment, in their order. The first is of all that are asked
-    /// for.
-    floors: VecDeque<(u64, Moment)>,
-}
-
-impl HandedOut {
-    /// Nothing was handed out before this moment.
-    pub(super) fn new(prefetch: u16, asked: Moment) -> Self {
-        Self { prefetch: prefetch.into(), before: 0, floors: VecDeque::from([(0, asked)]) }
-    }
-
-    /// There is a new consumer, which was asked for at this moment, and the messages up to this tag were handed out to
-    /// the one before it.
-    pub(super) fn renew(&mut self, prefetch: u16, before: u64, asked: Moment) {
-        self.prefetch = prefetch.into();
-        self.before = before;
-        while self.floors.back().is_some_and(|(tag, _)| *tag >= before) {
-            self.floors.pop_back();
-        }
-        self.floors.push_back((before, asked));
-    }
-
-    /// All messages up to `tag` are being accepted.
-    pub(super) fn ack(&mut self, tag: u64, now: Moment) {
-        // What an earlier consumer was handed makes no room for this one.
-        self.floors.push_back((tag.max(self.before) + self.prefetch, now));
-    }
-
-    /// A moment before the message with this tag was handed out. Tags have to be asked for in their order.
-    pub(super) fn since(&mut self, tag: u64) -> Moment {
-        while self.floors.get(1).is_some_and(|(floor, _)| *floor < tag) {
-            self.floors.pop_front();
-        }
-        self.floors[0].1
-    }
-
-    /// Whether the message behind the last one that was seen would seem to have been handed out long ago, though it may
-    /// come only now. That is so where little comes: until a new consumer shows the contrary, it could have been here
-    /// all the time.
-    pub(super) fn is_stale(&self, seen: u64, now: Moment, ack_deadline: Duration) -> bool {
-        now.since(self.will_be_since(seen + 1)) > ack_deadline / STALE_FRACTION
-    }
-
-    fn will_be_since(&self, tag: u64) -> Moment {
-        let known = self.floors.partition_point(|(floor, _)| *floor < tag);
-        self.floors[known.saturating_sub(1)].1
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,50 +168,5 @@ mod tests {
             assert_eq!(linger(ms(took), ms(10), ms(1000)), ms(lingers), "after {took} ms");
         }
         assert_eq!(linger(ms(90_000), ms(10), ms(0)), ms(10), "the least wins");
-    }
-
-    #[test]
-    fn a_message_was_handed_out_after_the_one_a_prefetch_before_was_accepted() {
-        let begin = Moment::default();
-        let at = |seconds| begin.after(Duration::from_secs(seconds));
-        let mut handed_out = HandedOut::new(10, begin);
-        assert_eq!(handed_out.since(1), begin);
-        handed_out.ack(5, at(50));
-        handed_out.ack(8, at(80));
-        // While nothing is accepted, the first ten are in our hands, and nothing tells when each came.
-        assert_eq!(handed_out.since(10), begin);
-        assert_eq!(handed_out.since(15), begin);
-        assert_eq!(handed_out.since(16), at(50));
-        assert_eq!(handed_out.since(18), at(50));
-        assert_eq!(handed_out.since(19), at(80));
-        handed_out.ack(19, at(190));
-        assert_eq!(handed_out.since(1000), at(190));
-    }
-
-    #[test]
-    fn a_message_was_handed_out_after_its_consumer_was_asked_for() {
-        let begin = Moment::default();
-        let at = |seconds| begin.after(Duration::from_secs(seconds));
-        let mut handed_out = HandedOut::new(10, begin);
-        // Nothing has come yet.
-        handed_out.renew(10, 0, at(5));
-        assert_eq!(handed_out.since(1), at(5));
-        handed_out.ack(4, at(40));
-        // Of the first consumer were the messages up to the eighth, four of which are in our hands.
-        handed_out.renew(20, 8, at(50));
-        assert_eq!(handed_out.will_be_since(9), at(50));
-        let hold = Duration::from_secs(40);
-        assert!(!handed_out.is_stale(8, at(60), hold) && handed_out.is_stale(8, at(61), hold));
-        assert!(!handed_out.is_stale(8, at(40), hold), "a clock that stepped back");
-        assert_eq!(handed_out.since(5), at(5));
-        assert_eq!(handed_out.since(8), at(5));
-        handed_out.ack(6, at(60));
-        assert_eq!(handed_out.will_be_since(28), at(50), "the second may have handed out twenty at once");
-        assert_eq!(handed_out.since(28), at(50));
-        handed_out.ack(9, at(90));
-        assert_eq!(handed_out.will_be_since(29), at(60));
-        assert_eq!(handed_out.will_be_since(30), at(90));
-        assert_eq!(handed_out.since(29), at(60));
-        assert_eq!(handed_out.since(30), at(90));
     }
 }

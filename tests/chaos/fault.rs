@@ -17,10 +17,10 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 
 use crate::chance::Chance;
+use crate::ledger::Ledger;
 use crate::proxy::Wire;
 use crate::round::Result;
 use crate::stage::Stage;
-use crate::store::ledger::Ledger;
 
 /// How long it may take after a fault until all is well again before that counts as never. The table says how long it
 /// took; this only tells slow from stuck, on a machine that may do ten other things as well.

@@ -8,10 +8,10 @@ use catchall::load::workload::{Names, Shape};
 use serde_json::Value;
 
 use crate::chance::Chance;
+use crate::ledger::counters;
 use crate::processes::command;
 use crate::round::Result;
 use crate::stage::Stage;
-use crate::store::ledger::counters;
 
 /// The ways in: name, arguments, events per second. Published to the broker directly, an event without any id is
 /// counted at least once, so there it always has one.

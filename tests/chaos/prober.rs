@@ -10,8 +10,8 @@ use hyper::{Request, StatusCode};
 use tokio::task::JoinSet;
 
 use crate::ask::{Answered, Asker};
+use crate::ledger::Ledger;
 use crate::stage::Stage;
-use crate::store::ledger::Ledger;
 
 /// How often each is sent.
 const EVERY: Duration = Duration::from_millis(40);

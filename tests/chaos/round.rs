@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use crate::chance::Chance;
 use crate::fault::{Fault, PATIENCE, Visible};
+use crate::ledger::counters;
 use crate::load::Load;
 use crate::prober::{Answer, Probe, Prober, Probes, Said};
 use crate::stage::{PUBLISH_DEADLINE, Stage};
-use crate::store::ledger::counters;
 
 /// What went wrong, for a person.
 pub(crate) type Result<T> = std::result::Result<T, String>;

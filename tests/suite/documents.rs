@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use catchall::batch::Batch;
 use catchall::broker::{DEAD, EVENTS};
-use catchall::event::{Event, IdempotencyKey, MAX_COUNT, Outcome};
+use catchall::event::{Event, MAX_COUNT, Outcome};
+use catchall::idempotency_key::IdempotencyKey;
 
 use crate::processes::{Service, binary, run};
 use crate::servers::{Servers, topology};

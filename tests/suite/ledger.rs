@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use catchall::batch::Batch;
 use catchall::counters::Counters;
-use catchall::event::IdempotencyKey;
+use catchall::idempotency_key::IdempotencyKey;
 use catchall::store::ledger::{Applied, ApplyError, ApplyRequest, Ledger};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};

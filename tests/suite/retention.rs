@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use catchall::batch::Batch;
 use catchall::broker::{self, EVENTS, Message, Priority, Publisher};
-use catchall::event::IdempotencyKey;
 use catchall::health::Health;
+use catchall::idempotency_key::IdempotencyKey;
 use catchall::store::ledger::{ApplyError, ApplyRequest, Kind, Ledger, RetentionConfig, Watermark};
 use clap::Parser;
 use futures::stream::{self, StreamExt};

@@ -269,3 +269,6 @@ impl FrameFilter {
         Some(rewritten)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -20,9 +20,9 @@ use tokio::task::JoinSet;
 
 use super::Lifted;
 use crate::ask::{Answered, Asker};
+use crate::ledger::Ledger;
 use crate::round::Result;
 use crate::stage::Stage;
-use crate::store::ledger::Ledger;
 
 /// Connections of HTTP/1.1, or streams of HTTP/2.
 const SLOW: usize = 1000;

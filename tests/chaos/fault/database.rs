@@ -8,10 +8,10 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::Lifted;
 use crate::instance::sql_until;
+use crate::ledger::{Ledger, counters};
 use crate::round::Result;
 use crate::servers::AmqpClient;
 use crate::stage::Stage;
-use crate::store::ledger::{Ledger, counters};
 
 /// Makes each row of the counters take five milliseconds. Rows are written in one statement for many messages.
 const SLOW: &str = "\

@@ -12,11 +12,11 @@ use serde_json::json;
 
 use super::Lifted;
 use crate::chance::Chance;
+use crate::ledger::Ledger;
 use crate::processes::{command, run};
 use crate::round::Result;
 use crate::servers::{AmqpClient, Servers};
 use crate::stage::Stage;
-use crate::store::ledger::Ledger;
 
 /// Letters that can be read now, each of a domain of its own: half under an id of their own, half under that of the
 /// letter.

@@ -4,10 +4,10 @@ use futures::future::join_all;
 use serde_json::json;
 
 use super::Lifted;
+use crate::ledger::Ledger;
 use crate::round::Result;
 use crate::servers::AmqpClient;
 use crate::stage::Stage;
-use crate::store::ledger::Ledger;
 
 /// Messages that are published again and again.
 const MESSAGES: usize = 60;

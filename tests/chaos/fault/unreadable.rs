@@ -17,10 +17,10 @@ use super::Lifted;
 use super::letters::{await_letters, dead, empty};
 use crate::ask::Asker;
 use crate::frames::{FramePublisher, nested_headers, publish_in_latin_1};
+use crate::ledger::{Ledger, counters};
 use crate::round::Result;
 use crate::servers::AmqpClient;
 use crate::stage::Stage;
-use crate::store::ledger::{Ledger, counters};
 
 /// Requests under way at a time, and how many each client sends. Where each byte is repeated as six and copied, this many
 /// take far more than ingest may have; more of them would keep a build for debugging busy with unpacking alone.

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::broker::{Message, Priority, PublishError, Publisher};
 use crate::store::ledger::{Kind, Ledger, RetentionConfig, Watermark};
-use crate::store::postgres;
+use crate::store::postgres::Error;
 
 /// How long a watermark waits for the broker. The next one will do as well.
 pub(super) const WATERMARK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -19,7 +19,7 @@ const SOON: Duration = Duration::from_secs(3);
 
 /// Sends watermarks and prunes claims, for ever. Every worker does, and none depends on another: watermarks are sent by
 /// whoever finds one due, and what one is pruning the others pass over.
-pub(super) async fn upkeep(ledger: Ledger, watermarks: Publisher, config: RetentionConfig) {
+pub(super) async fn prune(ledger: Ledger, watermarks: Publisher, config: RetentionConfig) {
     let mut rest = soon();
     loop {
         tokio::select! {
@@ -48,7 +48,7 @@ fn soon() -> Duration {
 #[derive(Debug, thiserror::Error)]
 enum Incomplete {
     #[error(transparent)]
-    Database(#[from] postgres::Error),
+    Database(#[from] Error),
     #[error("cannot send a watermark: {0}")]
     Broker(#[from] PublishError),
 }
@@ -66,7 +66,7 @@ async fn pass(ledger: &Ledger, watermarks: &Publisher, config: &RetentionConfig)
         None => Ok(()),
     };
     // Whether it went or not, those before it may have shown something.
-    prune(ledger, config).await?;
+    prune_claims(ledger, config).await?;
     Ok(published?)
 }
 
@@ -81,7 +81,7 @@ async fn publish(
 
 /// Prunes all that may be, in small steps. After each it rests as long as the step took, so that pruning
 /// never takes more than half of what one connection can do.
-async fn prune(ledger: &Ledger, config: &RetentionConfig) -> Result<(), postgres::Error> {
+async fn prune_claims(ledger: &Ledger, config: &RetentionConfig) -> Result<(), Error> {
     ledger.move_horizon(config).await?;
     for kind in [Kind::Message, Kind::Event] {
         let mut pruning = ledger.prune(kind, config);

@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::delivery_batch::rows_of;
 use super::row_limit::RowLimit;
 use crate::backoff::backoff;
 use crate::health::Dependency;
-use crate::store::ledger::{Applied, ApplyError, ApplyRequest, Ledger};
+use crate::store::ledger::{Applied, ApplyError, ApplyRequest, Entry, Ledger};
 
 /// What is held may no longer be counted: see [`ApplyRequest::before`].
 #[derive(Debug, thiserror::Error)]
@@ -18,21 +17,21 @@ use crate::store::ledger::{Applied, ApplyError, ApplyRequest, Ledger};
 pub(super) struct AckDeadlinePassed(ApplyError);
 
 /// Counts a request, trying until it is done. What the database refuses, or does not write in time, is counted in
-/// halves, down to single batches: one that is refused on its own is returned by its place, one that is late on its own
+/// halves, down to single messages: one that is refused on its own is returned by its tag, one that is late on its own
 /// is tried again.
 pub(super) async fn count(
     ledger: &Ledger,
     commits: &Dependency,
     limit: &mut RowLimit,
     request: ApplyRequest,
-) -> Result<Vec<usize>, AckDeadlinePassed> {
-    let all = 0..request.batches.len();
+) -> Result<Vec<u64>, AckDeadlinePassed> {
+    let all = 0..request.entries.len();
     let request = Arc::new(request);
     let mut refused = Vec::new();
     let mut ranges: Vec<Range<usize>> = Some(all).filter(|all| !all.is_empty()).into_iter().collect();
     let mut delays = backoff();
     while let Some(range) = ranges.pop() {
-        let rows = request.batches[range.clone()].iter().map(|(_, batch)| rows_of(batch)).sum();
+        let rows = request.entries[range.clone()].iter().map(Entry::rows).sum();
         if range.len() > 1 && limit.is_far_exceeded_by(rows) {
             ranges.extend(halves(range));
             continue;
@@ -47,10 +46,10 @@ pub(super) async fn count(
             }
             Err(ApplyError::Refused(_)) if range.len() > 1 => ranges.extend(halves(range)),
             Err(ApplyError::Refused(error)) => {
-                let (id, _) = &request.batches[range.start];
-                let message_id = id.map(|id| id.to_string());
+                let Entry { tag, id, .. } = &request.entries[range.start];
+                let message_id = id.as_ref().map(ToString::to_string);
                 tracing::warn!(message_id, reason = %error, "the database refuses a message, which becomes a dead letter: {error}");
-                refused.push(range.start);
+                refused.push(*tag);
             }
             Err(ApplyError::Late(error)) => {
                 let messages = range.len();
@@ -72,7 +71,7 @@ pub(super) async fn count(
     Ok(refused)
 }
 
-/// The halves of a part, the first of them last; the part itself where there is but one batch.
+/// The halves of a part, the first of them last; the part itself where there is but one message.
 fn halves(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let middle = range.start + range.len() / 2;
     [middle..range.end, range.start..middle].into_iter().filter(|half| !half.is_empty())
@@ -90,7 +89,7 @@ fn record(messages: usize, applied: Applied, took: Duration) {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn halves_are_counted_in_their_order_and_one_batch_has_none() {
+    fn halves_are_counted_in_their_order_and_one_message_has_none() {
         let halves = |range| super::halves(range).collect::<Vec<_>>();
         assert_eq!(halves(4..9), [6..9, 4..6]);
         assert_eq!(halves(4..6), [5..6, 4..5]);

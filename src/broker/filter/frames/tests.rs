@@ -1,8 +1,7 @@
 //! What passes through the filter, and how the client library reads it then.
 
-use super::super::message::{BODY_SIZE_HEADER, UNREADABLE_HEADER};
-use super::content::*;
-use super::frames::*;
+use super::*;
+use crate::broker::message::{BODY_SIZE_HEADER, UNREADABLE_HEADER};
 use amq_protocol::frame::{AMQPFrame, gen_frame, parse_frame};
 use amq_protocol::protocol::{AMQPClass, basic};
 use lapin::BasicProperties;
