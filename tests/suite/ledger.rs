@@ -9,7 +9,7 @@ use std::time::Duration;
 use catchall::batch::Batch;
 use catchall::counters::Counters;
 use catchall::idempotency_key::IdempotencyKey;
-use catchall::store::ledger::{Applied, ApplyError, ApplyRequest, Ledger};
+use catchall::store::ledger::{Applied, ApplyError, ApplyRequest, Entry, Ledger};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -57,7 +57,7 @@ fn contents() -> impl Strategy<Value = Vec<Vec<Drawn>>> {
 
 /// The messages of a case. Of the events under one key all say the same, as senders that repeat one do: which of
 /// different ones counts is the first to be committed, which a model cannot know.
-fn messages(history: usize, contents: &[Vec<Drawn>]) -> Vec<(Option<IdempotencyKey>, Batch)> {
+fn messages(history: usize, contents: &[Vec<Drawn>]) -> Vec<Entry> {
     let event = |(domain, delivered, count, key): &Drawn| match key {
         None => format!(
             r#"{{"domain":"d{domain}.h{history}.com","event":"{}","count":{count}}}"#,
@@ -73,16 +73,20 @@ fn messages(history: usize, contents: &[Vec<Drawn>]) -> Vec<(Option<IdempotencyK
         .iter()
         .map(|events| {
             let body = format!("[{}]", events.iter().map(event).collect::<Vec<_>>().join(","));
-            (Some(IdempotencyKey::fresh()), Batch::from_json(body.as_bytes()).unwrap())
+            Entry {
+                tag: 0,
+                id: Some(IdempotencyKey::fresh()),
+                batch: Batch::from_json(body.as_bytes()).unwrap(),
+            }
         })
         .collect()
 }
 
 /// What the sums have to be once every message has been counted: a set of ids and a map of sums.
-fn model(messages: &[(Option<IdempotencyKey>, Batch)]) -> BTreeMap<String, Counters> {
+fn model(messages: &[Entry]) -> BTreeMap<String, Counters> {
     let mut keys = BTreeSet::new();
     let mut sums: BTreeMap<String, Counters> = BTreeMap::new();
-    for (_, batch) in messages {
+    for Entry { batch, .. } in messages {
         for (domain, counters) in batch.plain.iter() {
             *sums.entry(domain.to_string()).or_default() += *counters;
         }
@@ -101,11 +105,11 @@ struct History<'a> {
     /// A worker behind a wire that can be cut.
     doomed: Ledger,
     wire: &'a Proxy,
-    messages: Vec<(Option<IdempotencyKey>, Batch)>,
+    messages: Vec<Entry>,
 }
 
 fn whole(request: &ApplyRequest) -> Range<usize> {
-    0..request.batches.len()
+    0..request.entries.len()
 }
 
 async fn count(ledger: &Ledger, request: ApplyRequest) -> Result<Applied, ApplyError> {
@@ -115,8 +119,8 @@ async fn count(ledger: &Ledger, request: ApplyRequest) -> Result<Applied, ApplyE
 
 impl History<'_> {
     fn request(&self, window: &[usize]) -> ApplyRequest {
-        let batches = window.iter().map(|number| self.messages[*number].clone()).collect();
-        ApplyRequest { batches, ..ApplyRequest::default() }
+        let entries = window.iter().map(|number| self.messages[*number].clone()).collect();
+        ApplyRequest { entries, ..ApplyRequest::default() }
     }
 
     async fn perform(&self, step: &Step) {
@@ -209,7 +213,7 @@ async fn a_caller_that_gives_up_leaves_no_open_transaction_behind() {
     let request = |domain: &str, id: Option<IdempotencyKey>| {
         let body = format!(r#"{{"domain":"{domain}","event":"delivered"}}"#);
         ApplyRequest {
-            batches: vec![(id, Batch::from_json(body.as_bytes()).unwrap())],
+            entries: vec![Entry { id, batch: Batch::from_json(body.as_bytes()).unwrap(), tag: 0 }],
             ..ApplyRequest::default()
         }
     };
@@ -252,7 +256,7 @@ async fn later_versions_of_a_row_stay_on_its_page() {
         let events: Vec<String> = (from..DOMAINS).step_by(every).map(event).collect();
         let body = format!("[{}]", events.join(","));
         let request = ApplyRequest {
-            batches: vec![(None, Batch::from_json(body.as_bytes()).unwrap())],
+            entries: vec![Entry { id: None, batch: Batch::from_json(body.as_bytes()).unwrap(), tag: 0 }],
             ..ApplyRequest::default()
         };
         count(&ledger, request).await.unwrap();

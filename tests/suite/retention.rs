@@ -8,7 +8,7 @@ use catchall::batch::Batch;
 use catchall::broker::{self, EVENTS, Message, Priority, Publisher};
 use catchall::health::Health;
 use catchall::idempotency_key::IdempotencyKey;
-use catchall::store::ledger::{ApplyError, ApplyRequest, Kind, Ledger, RetentionConfig, Watermark};
+use catchall::store::ledger::{ApplyError, ApplyRequest, Entry, Kind, Ledger, RetentionConfig, Watermark};
 use clap::Parser;
 use futures::stream::{self, StreamExt};
 use hyper::Method;
@@ -117,8 +117,8 @@ async fn an_outage_of_all_workers_prunes_nothing() {
 
 /// Counts nothing but the mark.
 async fn arrive(ledger: &Ledger, mark: Uuid) {
-    let empty = (Some(IdempotencyKey::fresh()), Batch::default());
-    let request = ApplyRequest { batches: vec![empty], watermarks: vec![mark], before: None };
+    let empty = Entry { tag: 0, id: Some(IdempotencyKey::fresh()), batch: Batch::default() };
+    let request = ApplyRequest { entries: vec![empty], watermarks: vec![mark], before: None };
     ledger.apply(Arc::new(request), 0..1).await.unwrap();
 }
 
@@ -472,8 +472,12 @@ async fn what_is_held_becomes_too_old_also_while_the_clock_is_set_back() {
     let ledger = servers.ledger();
     ledger.ready().await;
     let request = |before| {
-        let batches = vec![(Some(IdempotencyKey::fresh()), Batch::from_json(EVENT).unwrap())];
-        Arc::new(ApplyRequest { batches, marks: Vec::new(), before: Some(before) })
+        let entries = vec![Entry {
+            tag: 0,
+            id: Some(IdempotencyKey::fresh()),
+            batch: Batch::from_json(EVENT).unwrap(),
+        }];
+        Arc::new(ApplyRequest { entries, watermarks: Vec::new(), before: Some(before) })
     };
     let before = ledger.clock().after(Duration::from_secs(30));
     ledger.apply(request(before), 0..1).await.unwrap();
@@ -542,7 +546,7 @@ async fn a_watermark_overtakes_no_message_of_any_priority() {
     let client = servers.publisher().await;
     let config = broker::Config { amqp_url: servers.amqp_url.parse().unwrap() };
     let broker = Health::default().dependency("broker");
-    let watermarks = Publisher::connect(config, "marks".into(), broker, Duration::from_secs(30));
+    let publisher = Publisher::connect(config, "watermarks".into(), broker, Duration::from_secs(30));
     let mut overtaken_by_highest = 0;
     // Where two classes take turns, the rarer one is through first.
     for (many, few) in [(LOW, HIGH), (HIGH, LOW)] {
@@ -564,10 +568,7 @@ async fn a_watermark_overtakes_no_message_of_any_priority() {
             let watermark = Watermark { lowest: Uuid::now_v7(), highest: Uuid::now_v7() };
             let lowest = Message::watermark(watermark.lowest, Priority::Lowest);
             let highest = Message::watermark(watermark.highest, Priority::Highest);
-            watermarks
-                .publish(vec![lowest, highest], Instant::now() + Duration::from_secs(30))
-                .await
-                .unwrap();
+            publisher.publish(vec![lowest, highest], Instant::now() + Duration::from_secs(30)).await.unwrap();
             watermarks.push((watermark, published));
             // Some are handed out and come back.
             for _ in 0..round {
@@ -606,10 +607,11 @@ async fn a_watermark_overtakes_no_message_of_any_priority() {
 async fn a_duplicate_renews_its_claim() {
     let servers = Servers::fresh().await;
     let ledger = servers.ledger();
-    let message = (Some(IdempotencyKey::fresh()), Batch::from_json(KEYED).unwrap());
-    let other = (Some(IdempotencyKey::fresh()), Batch::from_json(KEYED).unwrap());
-    let count = async |message: &(Option<IdempotencyKey>, Batch)| {
-        let request = ApplyRequest { batches: vec![message.clone()], ..ApplyRequest::default() };
+    let message =
+        Entry { tag: 0, id: Some(IdempotencyKey::fresh()), batch: Batch::from_json(KEYED).unwrap() };
+    let other = Entry { tag: 0, id: Some(IdempotencyKey::fresh()), batch: Batch::from_json(KEYED).unwrap() };
+    let count = async |message: &Entry| {
+        let request = ApplyRequest { entries: vec![message.clone()], ..ApplyRequest::default() };
         ledger.apply(Arc::new(request), 0..1).await.unwrap().duplicates
     };
     assert_eq!(count(&message).await, 0);
