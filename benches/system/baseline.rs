@@ -126,7 +126,7 @@ insert into domain_counters as c (domain, delivered, bounced) values ($1, $2, $3
 on conflict (domain) do update set
     delivered = c.delivered + excluded.delivered,
     bounced = c.bounced + excluded.bounced,
-    room = null";
+    padding = null";
 
 /// One of them, running. It is killed when nobody needs it any more.
 pub(crate) struct Running {

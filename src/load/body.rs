@@ -50,7 +50,8 @@ fn write_events(names: Names, parcel: &Parcel, separator: &[u8], body: &mut Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Event, IdempotencyKey};
+    use crate::event::Event;
+    use crate::idempotency_key::IdempotencyKey;
     use crate::load::workload::{Draw, Shape, Workload};
 
     fn parcel(shape: Shape, keys: usize) -> Parcel {

@@ -7,7 +7,7 @@ use super::figures::Figures;
 use super::ledger::Ledger;
 use super::pace::Pace;
 use super::workload::{Draw, Workload};
-use crate::event::IdempotencyKey;
+use crate::idempotency_key::IdempotencyKey;
 
 /// Events that travel together and are answered together.
 #[derive(Debug)]

@@ -98,7 +98,7 @@ mod tests {
     use std::collections::VecDeque;
 
     use super::*;
-    use crate::event::IdempotencyKey;
+    use crate::idempotency_key::IdempotencyKey;
     use crate::load::workload::{Shape, Workload};
 
     /// Answers by a script, then with an acknowledgement, and keeps the keys it saw.

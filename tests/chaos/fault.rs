@@ -94,7 +94,7 @@ pub(crate) enum Fault {
     StatementTimeout,
     /// the clock of the primary was three days ahead and steps back
     ClockStepsBack,
-    /// claims are forgotten after seconds, while events come again and again
+    /// claims are pruned after seconds, while events come again and again
     ShortRetention,
     /// dead letters are sent back to be counted, by a program that is killed and run again
     ReplayDeadLetters,

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use catchall::ledger::{self, Ledger};
+use catchall::store::ledger::{self, Ledger};
 use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::client::legacy::Client;
@@ -61,7 +61,7 @@ impl Servers {
     /// A migrated database and a vhost with another topology.
     pub(crate) async fn with(definitions: &Value) -> Self {
         let servers = Self::bare().await;
-        catchall::postgres::migrate(&servers.database_url.parse().unwrap()).await.unwrap();
+        catchall::store::schema::migrate(&servers.database_url.parse().unwrap()).await.unwrap();
         servers.declare(definitions).await;
         eventually("the schema is at the replica", async || {
             let mut replica = PgConnection::connect(&servers.replica_url).await.ok()?;

@@ -43,10 +43,10 @@ impl Servers {
         command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
-    /// Says that claims may have been forgotten that were last met before this.
-    pub(crate) async fn forget_claims_before(&self, kind: &str, time: SystemTime) {
+    /// Says that claims may have been pruned that were last met before this.
+    pub(crate) async fn prune_claims_before(&self, kind: &str, time: SystemTime) {
         let mut connection = PgConnection::connect(&self.database_url).await.unwrap();
-        sqlx::query("insert into forgotten_claims values ($1, to_timestamp($2))")
+        sqlx::query("insert into pruned_claims values ($1, to_timestamp($2))")
             .bind(kind)
             .bind(time.duration_since(UNIX_EPOCH).unwrap().as_secs_f64())
             .execute(&mut connection)
@@ -149,8 +149,8 @@ async fn letters_are_listed_and_shown_and_stay() {
         assert_eq!(shown["headers"]["x-trace"], 7);
         assert_eq!(shown["moved_by_broker"], false);
         assert_eq!(shown["routing_key"], "any.key");
-        assert!(shown["died"].as_str().unwrap().ends_with('Z'), "{shown}");
-        assert_eq!(shown["letter_id"].is_null(), number % 3 != 0, "{shown}");
+        assert!(shown["dead_lettered_at"].as_str().unwrap().ends_with('Z'), "{shown}");
+        assert_eq!(shown["dead_letter_id"].is_null(), number % 3 != 0, "{shown}");
         match std::str::from_utf8(body) {
             Ok(body) => assert_eq!(shown["body"], body),
             Err(_) => assert_eq!(shown["body_hex"], "fffe00"),
@@ -279,7 +279,7 @@ async fn nothing_is_touched_where_something_is_missing() {
     publisher.bury(&delivered("a.com"), Some("m-1"), &mended()).await;
     let (status, _, stderr) =
         servers.dead(&["replay", "--all", "--database-url", "postgres://alice:s3cret@127.0.0.1:1/catchall"]);
-    assert!(status == 1 && stderr.contains("cannot tell which claims are forgotten"), "{stderr}");
+    assert!(status == 1 && stderr.contains("cannot tell which claims are pruned"), "{stderr}");
     assert_eq!(servers.dead_well(&["count"]), "1\n");
 }
 

@@ -1,4 +1,4 @@
-//! Claims are forgotten, and never while a copy of what they guard can come back.
+//! Claims are pruned, and never while a copy of what they guard can come back.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 
 use catchall::batch::Batch;
 use catchall::broker::{self, EVENTS, Message, Priority, Publisher};
-use catchall::event::IdempotencyKey;
 use catchall::health::Health;
-use catchall::ledger::{ApplyError, Kind, Ledger, Portion, RetentionConfig, Watermark};
+use catchall::idempotency_key::IdempotencyKey;
+use catchall::store::ledger::{ApplyError, ApplyRequest, Entry, Kind, Ledger, RetentionConfig, Watermark};
 use clap::Parser;
 use futures::stream::{self, StreamExt};
 use hyper::Method;
@@ -32,7 +32,7 @@ struct Arguments {
 /// A retention, and a hold, in seconds.
 fn retention(retention: u32, hold: u32) -> RetentionConfig {
     let arguments = format!(
-        "- --message-retention-secs {retention} --event-retention-secs {retention} --max-hold-secs {hold}"
+        "- --message-retention-secs {retention} --event-retention-secs {retention} --ack-deadline-secs {hold}"
     );
     Arguments::parse_from(arguments.split(' ')).retention
 }
@@ -41,7 +41,7 @@ fn retention(retention: u32, hold: u32) -> RetentionConfig {
 const SHORT: [(&str, &str); 4] = [
     ("CATCHALL_MESSAGE_RETENTION_SECS", "1"),
     ("CATCHALL_EVENT_RETENTION_SECS", "1"),
-    ("CATCHALL_MAX_HOLD_SECS", "8"),
+    ("CATCHALL_ACK_DEADLINE_SECS", "8"),
     ("CATCHALL_STATEMENT_TIMEOUT_SECS", "3"),
 ];
 
@@ -52,22 +52,22 @@ async fn claims(servers: &Servers) -> i64 {
     servers.number("select (select count(*) from message_claims) + (select count(*) from event_claims)").await
 }
 
-async fn forget_all(ledger: &Ledger, config: &RetentionConfig) -> u64 {
-    let mut forgotten = 0;
+async fn prune_all(ledger: &Ledger, config: &RetentionConfig) -> u64 {
+    let mut pruned = 0;
     for kind in [Kind::Message, Kind::Event] {
         let mut pruning = ledger.prune(kind, config);
         loop {
             match pruning.step().await.unwrap() {
                 0 => break,
-                some => forgotten += some,
+                some => pruned += some,
             }
         }
     }
-    forgotten
+    pruned
 }
 
 #[tokio::test]
-async fn workers_forget_claims_once_their_time_is_over() {
+async fn workers_prune_claims_once_their_time_is_over() {
     let servers = Servers::fresh().await;
     let _workers =
         [Service::ready("worker", &servers, &SHORT).await, Service::ready("worker", &servers, &SHORT).await];
@@ -75,7 +75,7 @@ async fn workers_forget_claims_once_their_time_is_over() {
     publisher.publish(EVENT, Some("m-1")).await;
     publisher.publish(KEYED, None).await;
     servers.settle_at("a.com", 1, 1).await;
-    eventually("both claims are forgotten", async || (claims(&servers).await == 0).then_some(())).await;
+    eventually("both claims are pruned", async || (claims(&servers).await == 0).then_some(())).await;
     let horizon = servers.ledger().horizon().await.unwrap();
     assert!(horizon.messages.is_some_and(|before| before < SystemTime::now()) && horizon.events.is_some());
     // A publisher that sends again after the retention is counted again: that is what the retention means.
@@ -89,7 +89,7 @@ async fn workers_forget_claims_once_their_time_is_over() {
 }
 
 #[tokio::test]
-async fn an_outage_of_all_workers_forgets_nothing() {
+async fn an_outage_of_all_workers_prunes_nothing() {
     let servers = Servers::fresh().await;
     let mut worker = Service::ready("worker", &servers, &SHORT).await;
     let publisher = servers.publisher().await;
@@ -102,7 +102,7 @@ async fn an_outage_of_all_workers_forgets_nothing() {
     publisher.publish(EVENT, Some("m-2")).await;
     publisher.publish(EVENT, Some("m-1")).await;
     publisher.publish(KEYED, None).await;
-    servers.execute("update watermarks set arrived_at = null; truncate forgotten_claims").await;
+    servers.execute("update watermarks set arrived_at = null; truncate pruned_claims").await;
     servers.execute("update message_claims set claimed_at = now() - interval '1 year'").await;
     servers.execute("update event_claims set claimed_at = now() - interval '1 year'").await;
     servers.execute("update watermarks set published_at = now() - interval '1 minute'").await;
@@ -110,16 +110,16 @@ async fn an_outage_of_all_workers_forgets_nothing() {
     assert!(ledger.begin_watermark(Duration::from_secs(1)).await.unwrap().is_some());
     servers.execute("update watermarks set published_at = published_at - interval '1 minute'").await;
     ledger.move_horizon(&config).await.unwrap();
-    assert_eq!(forget_all(&ledger, &config).await, 0, "no mark has come through the queue");
+    assert_eq!(prune_all(&ledger, &config).await, 0, "no mark has come through the queue");
     let _worker = Service::ready("worker", &servers, &SHORT).await;
     servers.settle_at("a.com", 2, 1).await;
 }
 
 /// Counts nothing but the mark.
 async fn arrive(ledger: &Ledger, mark: Uuid) {
-    let empty = (Some(IdempotencyKey::fresh()), Batch::default());
-    let portion = Portion { batches: vec![empty], marks: vec![mark], before: None };
-    ledger.apply(Arc::new(portion), 0..1).await.unwrap();
+    let empty = Entry { tag: 0, id: Some(IdempotencyKey::fresh()), batch: Batch::default() };
+    let request = ApplyRequest { entries: vec![empty], watermarks: vec![mark], before: None };
+    ledger.apply(Arc::new(request), 0..1).await.unwrap();
 }
 
 #[tokio::test]
@@ -141,7 +141,7 @@ async fn a_watermark_counts_once_nobody_can_hold_what_was_before_it() {
     assert_eq!(messages, events);
     assert!(messages.elapsed().unwrap() >= Duration::from_mins(61) + Duration::from_secs(10));
     let again = ledger.move_horizon(&retention(1000, 3600)).await.unwrap();
-    assert_eq!(again, horizon, "what is forgotten stays forgotten when the retention is raised");
+    assert_eq!(again, horizon, "what is pruned stays pruned when the retention is raised");
 }
 
 #[tokio::test]
@@ -186,7 +186,7 @@ async fn watermark(servers: &Servers, published: &str, arrived: &str) {
 }
 
 #[tokio::test]
-async fn only_what_is_behind_the_horizon_is_forgotten_also_by_two_at_once() {
+async fn only_what_is_behind_the_horizon_is_pruned_also_by_two_at_once() {
     let servers = Servers::fresh().await;
     let ledgers = [servers.ledger(), servers.ledger()];
     servers
@@ -194,14 +194,14 @@ async fn only_what_is_behind_the_horizon_is_forgotten_also_by_two_at_once() {
             "insert into message_claims select gen_random_uuid(), now() - interval '2 hours' from generate_series(1, 12000);
              insert into message_claims select gen_random_uuid(), now() from generate_series(1, 500);
              insert into event_claims select gen_random_uuid(), now() - interval '2 hours' from generate_series(1, 700);
-             insert into forgotten_claims values
+             insert into pruned_claims values
                 ('message', now() - interval '1 hour'), ('event', now() - interval '3 hours');",
         )
         .await;
     let config = retention(60, 60);
     let both = async || {
-        let (one, other) = tokio::join!(forget_all(&ledgers[0], &config), forget_all(&ledgers[1], &config));
-        one + other + forget_all(&ledgers[0], &config).await
+        let (one, other) = tokio::join!(prune_all(&ledgers[0], &config), prune_all(&ledgers[1], &config));
+        one + other + prune_all(&ledgers[0], &config).await
     };
     assert_eq!(both().await, 0, "no watermark shows that it may be");
     watermark(&servers, "3 hours", "2 hours").await;
@@ -213,7 +213,7 @@ async fn only_what_is_behind_the_horizon_is_forgotten_also_by_two_at_once() {
 
 /// Workers live for minutes where they are replaced often, and their upkeep has to come in that time.
 #[tokio::test]
-async fn a_worker_begins_to_forget_soon_after_it_has_started() {
+async fn a_worker_prunes_soon_after_it_has_started() {
     let servers = Servers::fresh().await;
     servers
         .execute(
@@ -223,7 +223,7 @@ async fn a_worker_begins_to_forget_soon_after_it_has_started() {
         .await;
     watermark(&servers, "3 days", "2 days").await;
     let _worker = Service::ready("worker", &servers, &[]).await;
-    eventually("all are forgotten", async || (claims(&servers).await == 0).then_some(())).await;
+    eventually("all are pruned", async || (claims(&servers).await == 0).then_some(())).await;
     eventually("a watermark has come through", async || {
         let arrived = servers
             .number("select count(*) from queue_progress where published_at > now() - interval '1 hour'");
@@ -256,11 +256,11 @@ async fn a_watermark_that_could_not_be_sent_is_soon_followed_by_one_that_can() {
 }
 
 #[tokio::test]
-async fn forgetting_disturbs_nobody() {
+async fn pruning_disturbs_nobody() {
     const OLD: u32 = 100_000;
     const AT_ONCE: usize = 32;
     let servers = Servers::fresh().await;
-    // Some come once more while they are forgotten: each is known or not, and counts once at most.
+    // Some come once more while they are pruned: each is known or not, and counts once at most.
     let met_again: Vec<String> = (0..1000).map(|number| format!("old-{number}")).collect();
     let mut connection = PgConnection::connect(&servers.database_url).await.unwrap();
     let key = |id: &String| id.parse::<IdempotencyKey>().unwrap().as_uuid();
@@ -311,10 +311,10 @@ async fn forgetting_disturbs_nobody() {
             let waiting = servers.number(
                 "select count(*) from pg_stat_activity as waiting, unnest(pg_blocking_pids(waiting.pid)) as blocker
                  join pg_stat_activity as blocking on blocking.pid = blocker
-                 where waiting.datname = current_database() and blocking.query like '%catchall: forget%'
+                 where waiting.datname = current_database() and blocking.query like '%catchall: prune%'
                     and waiting.query_start < clock_timestamp() - interval '5 seconds'",
             );
-            assert_eq!(waiting.await, 0, "somebody waits for a row that is being forgotten");
+            assert_eq!(waiting.await, 0, "somebody waits for a row that is being pruned");
             (servers.counters("new.com").await == (published, published)).then_some(())
         })
         .await;
@@ -327,7 +327,7 @@ async fn forgetting_disturbs_nobody() {
         }
         assert!(begun.elapsed() < Duration::from_mins(5), "{after} are left");
     }
-    assert!(counted_meanwhile > 0, "nothing was counted while claims were forgotten");
+    assert!(counted_meanwhile > 0, "nothing was counted while claims were pruned");
     servers.settle_at("new.com", published, published).await;
     let (delivered, bounced) = servers.counters("again.com").await;
     assert!((0..=1000).contains(&delivered) && (0..=1000).contains(&bounced), "{delivered} {bounced}");
@@ -368,7 +368,7 @@ async fn movable_clock(servers: &Servers) {
 
 /// What was claimed and noted by a clock that was ten days ahead is in the future of the clock it is set back to.
 #[tokio::test]
-async fn a_clock_that_is_set_back_forgets_nothing_it_should_not_and_marks_go_on() {
+async fn a_clock_that_is_set_back_prunes_nothing_it_should_not_and_marks_go_on() {
     let servers = Servers::fresh().await;
     movable_clock(&servers).await;
     servers.execute("update moved_clock set by = '10 days'").await;
@@ -377,9 +377,9 @@ async fn a_clock_that_is_set_back_forgets_nothing_it_should_not_and_marks_go_on(
     publisher.publish(EVENT, Some("m-1")).await;
     publisher.publish(KEYED, None).await;
     servers.settle_at("a.com", 1, 1).await;
-    eventually("both claims are forgotten", async || (claims(&servers).await == 0).then_some(())).await;
+    eventually("both claims are pruned", async || (claims(&servers).await == 0).then_some(())).await;
     let ahead = async || {
-        servers.number("select (select count(*) from watermarks where published_at > pg_catalog.now() + interval '1 day') + (select count(*) from forgotten_claims where used_before > pg_catalog.now() + interval '1 day')").await
+        servers.number("select (select count(*) from watermarks where published_at > pg_catalog.now() + interval '1 day') + (select count(*) from pruned_claims where used_before > pg_catalog.now() + interval '1 day')").await
     };
     assert!(ahead().await > 2);
 
@@ -402,7 +402,7 @@ async fn a_clock_that_is_set_back_forgets_nothing_it_should_not_and_marks_go_on(
     servers.settle_at("a.com", 2, 1).await;
     assert!(worker.readyz().await.0.is_success());
     // And then it goes, as ever.
-    eventually("all claims are forgotten", async || (claims(&servers).await == 0).then_some(())).await;
+    eventually("all claims are pruned", async || (claims(&servers).await == 0).then_some(())).await;
 }
 
 /// A worker of a version before, or a crash at the wrong moment, leaves a horizon and watermarks of the future.
@@ -412,14 +412,14 @@ async fn what_a_clock_that_was_ahead_has_left_behind_deletes_nothing() {
     let (ledger, config) = (servers.ledger(), retention(3600, 600));
     servers
         .execute(
-            "insert into forgotten_claims values ('message', now() + interval '1 year'), ('event', now() + interval '1 year');
+            "insert into pruned_claims values ('message', now() + interval '1 year'), ('event', now() + interval '1 year');
              insert into message_claims values (gen_random_uuid(), now() - interval '59 minutes'), (gen_random_uuid(), now());
              insert into event_claims values (gen_random_uuid(), now() - interval '59 minutes'), (gen_random_uuid(), now());",
         )
         .await;
     let nothing_goes = async |what: &str| {
         ledger.move_horizon(&config).await.unwrap();
-        assert_eq!(forget_all(&ledger, &config).await, 0, "{what}");
+        assert_eq!(prune_all(&ledger, &config).await, 0, "{what}");
     };
     nothing_goes("a horizon of the future").await;
     watermark(&servers, "-1 year", "-1 year").await;
@@ -454,13 +454,13 @@ async fn what_a_clock_that_was_ahead_has_left_behind_deletes_nothing() {
     servers.execute("update moved_clock set by = '-10 days'").await;
     let behind = servers.ledger();
     behind.discard_future().await.unwrap();
-    assert_eq!(behind.horizon().await.unwrap(), horizon, "what is forgotten stays so");
+    assert_eq!(behind.horizon().await.unwrap(), horizon, "what is pruned stays pruned");
     servers.execute("update moved_clock set by = '0'").await;
 
     servers.execute("update message_claims set claimed_at = claimed_at - interval '10 hours'").await;
     watermark(&servers, "21 minutes", "20 minutes").await;
     ledger.move_horizon(&config).await.unwrap();
-    assert_eq!(forget_all(&ledger, &config).await, 2, "what is old by every clock goes");
+    assert_eq!(prune_all(&ledger, &config).await, 2, "what is old by every clock goes");
 }
 
 /// Another worker tells by the new time how long ago a watermark has arrived; by the old time, which is later, this one
@@ -471,21 +471,25 @@ async fn what_is_held_becomes_too_old_also_while_the_clock_is_set_back() {
     movable_clock(&servers).await;
     let ledger = servers.ledger();
     ledger.ready().await;
-    let portion = |before| {
-        let batches = vec![(Some(IdempotencyKey::fresh()), Batch::from_json(EVENT).unwrap())];
-        Arc::new(Portion { batches, marks: Vec::new(), before: Some(before) })
+    let request = |before| {
+        let entries = vec![Entry {
+            tag: 0,
+            id: Some(IdempotencyKey::fresh()),
+            batch: Batch::from_json(EVENT).unwrap(),
+        }];
+        Arc::new(ApplyRequest { entries, watermarks: Vec::new(), before: Some(before) })
     };
     let before = ledger.clock().after(Duration::from_secs(30));
-    ledger.apply(portion(before), 0..1).await.unwrap();
+    ledger.apply(request(before), 0..1).await.unwrap();
     servers.execute("update moved_clock set by = '-1 hour'").await;
     // As its watch does each second.
     ledger.ready().await;
-    ledger.apply(portion(before), 0..1).await.unwrap();
+    ledger.apply(request(before), 0..1).await.unwrap();
     servers.execute("update moved_clock set by = '-1 hour' + interval '31 seconds'").await;
-    let error = ledger.apply(portion(before), 0..1).await.unwrap_err();
+    let error = ledger.apply(request(before), 0..1).await.unwrap_err();
     assert!(matches!(error, ApplyError::TooLate), "{error}");
     let before = ledger.clock().after(Duration::from_secs(30));
-    ledger.apply(portion(before), 0..1).await.unwrap();
+    ledger.apply(request(before), 0..1).await.unwrap();
     assert_eq!(servers.counters("a.com").await, (3, 0));
 }
 
@@ -515,7 +519,7 @@ async fn workers_of_the_version_before_send_no_marks_and_move_no_horizon() {
     }
     assert_eq!(servers.number("select count(*) from watermarks where arrived_at is null").await, 2);
     for statement in [
-        "insert into forgotten_claims as f (kind, used_before)
+        "insert into pruned_claims as f (kind, used_before)
          select kind, through.published_at - make_interval(secs => retention)
          from (values ('event', 1::float8), ('message', 1::float8)) as kinds (kind, retention),
             (select max(published_at) as published_at from queue_marks
@@ -542,7 +546,7 @@ async fn a_watermark_overtakes_no_message_of_any_priority() {
     let client = servers.publisher().await;
     let config = broker::Config { amqp_url: servers.amqp_url.parse().unwrap() };
     let broker = Health::default().dependency("broker");
-    let marks = Publisher::connect(config, "marks".into(), broker, Duration::from_secs(30));
+    let publisher = Publisher::connect(config, "watermarks".into(), broker, Duration::from_secs(30));
     let mut overtaken_by_highest = 0;
     // Where two classes take turns, the rarer one is through first.
     for (many, few) in [(LOW, HIGH), (HIGH, LOW)] {
@@ -562,9 +566,9 @@ async fn a_watermark_overtakes_no_message_of_any_priority() {
                 published += 1;
             }
             let watermark = Watermark { lowest: Uuid::now_v7(), highest: Uuid::now_v7() };
-            let lowest = Message::mark(watermark.lowest, Priority::Lowest);
-            let highest = Message::mark(watermark.highest, Priority::Highest);
-            marks.publish(vec![lowest, highest], Instant::now() + Duration::from_secs(30)).await.unwrap();
+            let lowest = Message::watermark(watermark.lowest, Priority::Lowest);
+            let highest = Message::watermark(watermark.highest, Priority::Highest);
+            publisher.publish(vec![lowest, highest], Instant::now() + Duration::from_secs(30)).await.unwrap();
             watermarks.push((watermark, published));
             // Some are handed out and come back.
             for _ in 0..round {
@@ -573,7 +577,7 @@ async fn a_watermark_overtakes_no_message_of_any_priority() {
         }
         let mut order: BTreeMap<String, usize> = BTreeMap::new();
         while let Some((_, headers, properties)) = client.take(EVENTS).await {
-            let name = match headers.inner().get("catchall-mark") {
+            let name = match headers.inner().get("catchall-watermark") {
                 Some(AMQPValue::LongString(mark)) => String::from_utf8(mark.as_bytes().to_vec()).unwrap(),
                 _ => properties.message_id().as_ref().unwrap().to_string(),
             };
@@ -603,11 +607,12 @@ async fn a_watermark_overtakes_no_message_of_any_priority() {
 async fn a_duplicate_renews_its_claim() {
     let servers = Servers::fresh().await;
     let ledger = servers.ledger();
-    let message = (Some(IdempotencyKey::fresh()), Batch::from_json(KEYED).unwrap());
-    let other = (Some(IdempotencyKey::fresh()), Batch::from_json(KEYED).unwrap());
-    let count = async |message: &(Option<IdempotencyKey>, Batch)| {
-        let portion = Portion { batches: vec![message.clone()], ..Portion::default() };
-        ledger.apply(Arc::new(portion), 0..1).await.unwrap().duplicates
+    let message =
+        Entry { tag: 0, id: Some(IdempotencyKey::fresh()), batch: Batch::from_json(KEYED).unwrap() };
+    let other = Entry { tag: 0, id: Some(IdempotencyKey::fresh()), batch: Batch::from_json(KEYED).unwrap() };
+    let count = async |message: &Entry| {
+        let request = ApplyRequest { entries: vec![message.clone()], ..ApplyRequest::default() };
+        ledger.apply(Arc::new(request), 0..1).await.unwrap().duplicates
     };
     assert_eq!(count(&message).await, 0);
     servers.execute("update message_claims set claimed_at = now() - interval '1 year'").await;

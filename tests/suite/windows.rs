@@ -69,7 +69,7 @@ async fn a_transaction_may_take_longer_than_any_of_its_statements() {
 async fn a_queue_with_few_messages_gives_nothing_back() {
     const HOLD: Duration = Duration::from_secs(6);
     let servers = Servers::fresh().await;
-    let hold = [("CATCHALL_MAX_HOLD_SECS", "6"), ("CATCHALL_STATEMENT_TIMEOUT_SECS", "2")];
+    let hold = [("CATCHALL_ACK_DEADLINE_SECS", "6"), ("CATCHALL_STATEMENT_TIMEOUT_SECS", "2")];
     let worker = Service::ready("worker", &servers, &hold).await;
     let publisher = servers.publisher().await;
     let begun = Instant::now();

@@ -1,4 +1,4 @@
-//! A primary that is slow, whose clock was wrong, or of which claims are forgotten.
+//! A primary that is slow, whose clock was wrong, or of which claims are pruned.
 
 use std::time::{Duration, Instant};
 
@@ -70,19 +70,19 @@ pub(super) async fn statement_timeout(stage: &mut Stage, label: &str) -> Result<
 const WATCHFUL: [(&str, &str); 3] = [
     ("CATCHALL_MESSAGE_RETENTION_SECS", "3600"),
     ("CATCHALL_EVENT_RETENTION_SECS", "3600"),
-    ("CATCHALL_MAX_HOLD_SECS", "24"),
+    ("CATCHALL_ACK_DEADLINE_SECS", "24"),
 ];
 
 /// Moves every time that the ledger has noted three days ahead, and the horizon to where it was then: what a clock
 /// leaves behind that was ahead.
 const AHEAD: &str = "\
-insert into forgotten_claims (kind, used_before) values ('message', now()), ('event', now()) on conflict do nothing;
+insert into pruned_claims (kind, used_before) values ('message', now()), ('event', now()) on conflict do nothing;
 do $$
 declare c record;
 begin
     for c in select table_name, column_name from information_schema.columns
         where table_schema = current_schema() and data_type = 'timestamp with time zone'
-        and table_name in ('watermarks', 'forgotten_claims', 'message_claims', 'event_claims')
+        and table_name in ('watermarks', 'pruned_claims', 'message_claims', 'event_claims')
     loop
         execute format('update %I set %I = %I + interval ''3 days''', c.table_name, c.column_name, c.column_name);
     end loop;
@@ -125,11 +125,11 @@ pub(super) async fn clock_steps_back(stage: &mut Stage, label: &str) -> Result<L
 const FORGETFUL: [(&str, &str); 4] = [
     ("CATCHALL_MESSAGE_RETENTION_SECS", "5"),
     ("CATCHALL_EVENT_RETENTION_SECS", "5"),
-    ("CATCHALL_MAX_HOLD_SECS", "6"),
+    ("CATCHALL_ACK_DEADLINE_SECS", "6"),
     ("CATCHALL_STATEMENT_TIMEOUT_SECS", "2"),
 ];
 
-/// How often the same events come, for so many times: twice as long as claims are kept, and on until some are forgotten.
+/// How often the same events come, for so many times: twice as long as claims are kept, and on until some are pruned.
 const AGAIN: Duration = Duration::from_secs(1);
 const TIMES: usize = 11;
 const MOST_TIMES: usize = 60;
@@ -139,17 +139,17 @@ pub(super) async fn short_retention(stage: &mut Stage, label: &str) -> Result<Li
     let publisher = stage.servers.publisher().await;
     let ledger = keyed(&publisher, label).await;
     stage.start_workers_with(&FORGETFUL).await;
-    let (mut times, mut forgotten) = (0, 0.0);
-    while times < TIMES || forgotten == 0.0 && times < MOST_TIMES {
+    let (mut times, mut pruned) = (0, 0.0);
+    while times < TIMES || pruned == 0.0 && times < MOST_TIMES {
         tokio::time::sleep(AGAIN).await;
         keyed(&publisher, label).await;
-        forgotten = forgotten_claims(stage).await;
+        pruned = pruned_claims(stage).await;
         times += 1;
     }
     let mut lifted = Lifted { ledger, ..Lifted::now() };
-    lifted.note = Some(format!("{forgotten:.0} claims were forgotten"));
-    if forgotten == 0.0 {
-        lifted.failures.push("no claim was forgotten".into());
+    lifted.note = Some(format!("{pruned:.0} claims were pruned"));
+    if pruned == 0.0 {
+        lifted.failures.push("no claim was pruned".into());
     }
     stage.usual_workers().await?;
     Ok(lifted)
@@ -183,13 +183,13 @@ async fn settled(ledger: &Ledger, stage: &Stage) -> Result<()> {
     if difference.lost == 0 { Ok(()) } else { Err(format!("not counted within 30 s: {difference:?}")) }
 }
 
-/// How many claims the workers have forgotten since they were started.
-async fn forgotten_claims(stage: &Stage) -> f64 {
-    let mut forgotten = 0.0;
+/// How many claims the workers have pruned since they were started.
+async fn pruned_claims(stage: &Stage) -> f64 {
+    let mut pruned = 0.0;
     for worker in &stage.workers {
-        forgotten += worker.service.figure("catchall_worker_forgotten_claims_total").await;
+        pruned += worker.service.figure("catchall_worker_pruned_claims_total").await;
     }
-    forgotten
+    pruned
 }
 
 /// Runs statements of a superuser.

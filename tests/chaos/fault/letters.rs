@@ -104,7 +104,7 @@ async fn bury(publisher: &AmqpClient, number: usize, label: &str) {
     let properties = if number.is_multiple_of(2) {
         properties.with_message_id(id.into())
     } else {
-        headers.insert("catchall-letter".into(), text(id));
+        headers.insert("catchall-dead-letter-id".into(), text(id));
         properties
     };
     let event = json!({"domain": domain(number, label), "event": "delivered"});

@@ -6,7 +6,9 @@ use std::path::Path;
 
 use catchall::batch::Batch;
 use catchall::broker::{DEAD, EVENTS};
-use catchall::event::{Event, IdempotencyKey, MAX_COUNT, Outcome};
+use catchall::event::{Event, MAX_COUNT, Outcome};
+use catchall::http::ProblemType;
+use catchall::idempotency_key::IdempotencyKey;
 
 use super::prose::sources;
 use super::{API, ARCHITECTURE, CONFIGURATION, OPERATING, blocks, section};
@@ -105,6 +107,20 @@ fn the_table_of_the_configuration_is_that_of_the_programs() {
     }
 }
 
+#[test]
+fn the_table_of_the_problems_is_that_of_the_code() {
+    let rows = section(API, "\n## Problems\n", "\n## ").lines().filter_map(|line| line.strip_prefix("| `"));
+    let documented: BTreeSet<(String, String)> = rows
+        .map(|row| {
+            let mut cells = row.split(" | ");
+            let name = cells.next().unwrap().trim_end_matches('`');
+            (format!("urn:catchall:problem:{name}"), cells.next().unwrap().to_owned())
+        })
+        .collect();
+    let known = ProblemType::ALL.map(|kind| (kind.urn().to_owned(), kind.status().as_u16().to_string()));
+    assert_eq!(documented, known.into());
+}
+
 /// The code of a file without its tests.
 fn code(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -140,7 +156,7 @@ fn the_code_map_is_that_of_the_crate() {
         .collect();
     let modules: Vec<&str> = include_str!("../../../src/lib.rs")
         .lines()
-        .filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'))
+        .filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';'))
         .collect();
     assert_eq!(listed, modules);
 }

@@ -1,25 +1,25 @@
-//! Letters that may have been counted before and would not be recognised any more.
+//! Dead letters that may have been counted before and would not be recognised any more.
 
 use std::time::{Duration, SystemTime};
 
 use crate::batch::Batch;
-use crate::broker::{Letter, Timestamp};
-use crate::ledger::Horizon;
+use crate::broker::{DeadLetter, Timestamp};
+use crate::store::ledger::Horizon;
 
-/// How far the clocks may be apart that a letter's death and the horizon are told by: the worker's or the broker's, and
+/// How far the clocks may be apart that a dead letter's death and the horizon are told by: the worker's or the broker's, and
 /// the primary's.
 const CLOCKS_APART: Duration = Duration::from_hours(1);
 
-/// Tells which letters are in doubt.
+/// Tells which dead letters are in doubt.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Doubts {
     horizon: Horizon,
-    /// How long before its death a letter may have met its claim for the last time: it may have been in the hands of a
+    /// How long before its death a dead letter may have met its claim for the last time: it may have been in the hands of a
     /// worker.
     margin: Duration,
 }
 
-/// What makes a letter doubtful.
+/// What makes a dead letter doubtful.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Guard {
     /// Its message may have been counted under its `message_id`.
@@ -35,13 +35,13 @@ impl Doubts {
     }
 
     /// What died before the horizon, or a hold after it, is in doubt if it may have been counted.
-    pub(super) fn beyond(horizon: Horizon, max_hold: Duration) -> Self {
-        Self { horizon, margin: max_hold + CLOCKS_APART }
+    pub(super) fn beyond(horizon: Horizon, ack_deadline: Duration) -> Self {
+        Self { horizon, margin: ack_deadline + CLOCKS_APART }
     }
 
-    /// Why this letter is in doubt, if it is.
-    pub(super) fn about(&self, letter: &Letter) -> Option<String> {
-        let died = letter.died();
+    /// Why this dead letter is in doubt, if it is.
+    pub(super) fn about(&self, letter: &DeadLetter) -> Option<String> {
+        let died = letter.dead_lettered_at();
         // What the worker could not read it has not counted; what the broker moved it may have.
         let moved = letter.is_moved_by_broker() && letter.message_id().is_some();
         if moved && self.is_beyond(died, self.horizon.messages) {
@@ -53,7 +53,7 @@ impl Doubts {
         (keyed && self.is_beyond(died, self.horizon.events)).then(|| sentence(Guard::Event, died))
     }
 
-    /// Whether claims that were last met before the letter died may have been forgotten.
+    /// Whether claims that were last met before the dead letter died may have been pruned.
     fn is_beyond(&self, died: Option<Timestamp>, horizon: Option<SystemTime>) -> bool {
         horizon.is_some_and(|horizon| {
             let certain = horizon.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default() + self.margin;

@@ -2,14 +2,14 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, SqlSafeStr};
+use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 use tokio::sync::watch;
 
+use super::schema;
 use crate::health::Dependency;
 
 /// How long a query waits for a connection of the pool. The pool would wait 30 s; what cannot be had in two
@@ -29,23 +29,6 @@ const CONFLICT: &str = "40";
 /// SQLSTATE of a statement that took too long for the server (or was cancelled by an operator).
 const CANCELLED: &str = "57014";
 
-/// SQLSTATE of a query for a table that is not there.
-const UNDEFINED_TABLE: &str = "42P01";
-
-/// The schema this build needs: the files in `migrations/`, in order. They are listed here because the macro
-/// that would find them compiles the driver, TLS included, a second time.
-static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
-    let migration = |version, description: &'static str, sql: &'static str| {
-        Migration::new(version, description.into(), MigrationType::Simple, sql.into_sql_str(), false)
-    };
-    Migrator::with_migrations(vec![
-        migration(1, "ledger", include_str!("../migrations/0001_ledger.sql")),
-        migration(2, "retention", include_str!("../migrations/0002_retention.sql")),
-        migration(3, "room", include_str!("../migrations/0003_room.sql")),
-        migration(4, "watermarks", include_str!("../migrations/0004_watermarks.sql")),
-    ])
-});
-
 /// A Postgres URL. It prints without user and password.
 #[derive(Clone)]
 pub struct Url(PgConnectOptions);
@@ -62,6 +45,14 @@ impl FromStr for Url {
         let options = url.parse::<PgConnectOptions>().map_err(|_| EXAMPLE)?;
         // One line per failed statement is the caller's to write; slow ones show in the server's log.
         Ok(Self(options.disable_statement_logging()))
+    }
+}
+
+impl Url {
+    /// Opens one connection, under this name.
+    pub(super) async fn connect(&self, application: &str) -> Result<PgConnection, Error> {
+        let options = self.0.clone().application_name(application);
+        PgConnection::connect_with(&options).await.map_err(|error| Error::new(self, describe(&error)))
     }
 }
 
@@ -92,6 +83,11 @@ pub struct Error {
 }
 
 impl Error {
+    /// What could not be done at `url`, where the database did not say why.
+    pub(super) fn new(url: &Url, reason: String) -> Self {
+        Self { url: url.to_string(), reason, code: None, given_up: false }
+    }
+
     /// Whether the database refuses the data itself: the same again would be refused again.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
@@ -126,17 +122,6 @@ fn pool(url: &Url, connections: u32) -> PgPool {
         .connect_lazy_with(url.0.clone())
 }
 
-/// Why a database is not the one this build was made for.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-enum SchemaError {
-    #[error("the schema is missing: run catchall-migrate")]
-    Missing,
-    #[error("the schema is at version {found} and this build needs {needed}: run catchall-migrate")]
-    Behind { found: i64, needed: i64 },
-    #[error("migration {0} is not the one this build has: the database belongs to another build")]
-    Foreign(i64),
-}
-
 /// Where work tells that one of its statements is done.
 #[derive(Debug)]
 pub(crate) struct Steps(watch::Sender<()>);
@@ -168,19 +153,19 @@ impl Database {
     /// that is cancelled in `begin` can leave a connection inside a transaction, where what is written later
     /// reports success and vanishes (sqlx #4393).
     ///
-    /// Work that takes longer than `patience` has lost its peer without a word. It is given up together with
+    /// Work that takes longer than `timeout` has lost its peer without a word. It is given up together with
     /// the whole pool, so that no connection of doubtful state is used again.
-    pub(crate) async fn run<W, F, T>(&self, patience: Duration, work: W) -> Result<T, Error>
+    pub(crate) async fn run<W, F, T>(&self, timeout: Duration, work: W) -> Result<T, Error>
     where
         W: FnOnce(PgPool) -> F,
         F: Future<Output = Result<T, sqlx::Error>> + Send + 'static,
         T: Send + 'static,
     {
-        self.run_steps(patience, |pool, _| work(pool)).await
+        self.run_steps(timeout, |pool, _| work(pool)).await
     }
 
-    /// The same for work of several statements: each of its steps may take as long as `patience`.
-    pub(crate) async fn run_steps<W, F, T>(&self, patience: Duration, work: W) -> Result<T, Error>
+    /// The same for work of several statements: each of its steps may take as long as `timeout`.
+    pub(crate) async fn run_steps<W, F, T>(&self, timeout: Duration, work: W) -> Result<T, Error>
     where
         W: FnOnce(PgPool, Steps) -> F,
         F: Future<Output = Result<T, sqlx::Error>> + Send + 'static,
@@ -192,9 +177,9 @@ impl Database {
         let ended = loop {
             tokio::select! {
                 ended = &mut task => break Some(ended),
-                // When the work has dropped its end, what is left of it has to end within one patience.
+                // When the work has dropped its end, what is left of it has to end within one timeout.
                 Ok(()) = stepped.changed() => {}
-                () = tokio::time::sleep(patience) => break None,
+                () = tokio::time::sleep(timeout) => break None,
             }
         };
         let (reason, code, given_up) = match ended {
@@ -210,7 +195,7 @@ impl Database {
             None => {
                 self.replace(&used);
                 task.abort();
-                (format!("no answer within {patience:?}"), None, true)
+                (format!("no answer within {timeout:?}"), None, true)
             }
         };
         Err(Error { url: self.url.to_string(), reason, code, given_up })
@@ -262,8 +247,7 @@ impl Database {
 
     async fn connect(&self) -> Result<PgConnection, String> {
         let mut connection = within(PgConnection::connect_with(&self.url.0)).await?;
-        let applied = within(applied_migrations(&mut connection)).await?;
-        check_schema(&applied).map_err(|error| error.to_string())?;
+        within(schema::check(&mut connection)).await?;
         Ok(connection)
     }
 }
@@ -275,52 +259,6 @@ async fn within<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result
         Ok(done) => done.map_err(|error| describe(&error)),
         Err(_) => Err(format!("no answer within {ACQUIRE_TIMEOUT:?}")),
     }
-}
-
-/// Brings the schema up to date. Safe to run twice, and at once: a lock in the database makes one wait for
-/// the other, which then finds nothing left to do.
-///
-/// # Errors
-///
-/// When the database is not there, or a migration that was applied is not the one this build has.
-pub async fn migrate(url: &Url) -> Result<(), Error> {
-    let failed = |reason: String| Error { url: url.to_string(), reason, code: None, given_up: false };
-    let mut connection = PgConnection::connect_with(&url.0.clone().application_name("catchall-migrate"))
-        .await
-        .map_err(|error| failed(describe(&error)))?;
-    MIGRATIONS.run(&mut connection).await.map_err(|error| failed(error.to_string()))?;
-    connection.close().await.map_err(|error| failed(describe(&error)))
-}
-
-/// The version and the checksum of each migration the database has; none where nothing was ever migrated.
-async fn applied_migrations(connection: &mut PgConnection) -> Result<Vec<(i64, Vec<u8>)>, sqlx::Error> {
-    let applied =
-        sqlx::query_as("select version, checksum from _sqlx_migrations where success order by version")
-            .fetch_all(connection)
-            .await;
-    match applied {
-        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(UNDEFINED_TABLE) => {
-            Ok(Vec::new())
-        }
-        applied => applied,
-    }
-}
-
-/// Every migration this build has must be there and be the same. Later ones may be there too: that is how a
-/// fleet is upgraded, schema first.
-fn check_schema(applied: &[(i64, Vec<u8>)]) -> Result<(), SchemaError> {
-    let found = applied.last().ok_or(SchemaError::Missing)?.0;
-    let needed = MIGRATIONS.iter().last().map_or(0, |migration| migration.version);
-    for migration in MIGRATIONS.iter() {
-        match applied.iter().find(|(version, _)| *version == migration.version) {
-            None => return Err(SchemaError::Behind { found, needed }),
-            Some((version, checksum)) if **checksum != *migration.checksum => {
-                return Err(SchemaError::Foreign(*version));
-            }
-            Some(_) => {}
-        }
-    }
-    Ok(())
 }
 
 /// The error of work that finds a session not to be as it has to be: later ones may be.
@@ -337,7 +275,7 @@ fn code(error: &sqlx::Error) -> Option<String> {
 }
 
 /// What went wrong in words an operator can act on; the driver's own where there are no better ones.
-fn describe(error: &sqlx::Error) -> String {
+pub(super) fn describe(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(error) => error.message().into(),
         sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
@@ -362,19 +300,5 @@ mod tests {
             let error = bad.parse::<Url>().unwrap_err();
             assert!(!error.contains("s3cret"), "{error}");
         }
-    }
-
-    #[test]
-    fn a_schema_is_good_when_it_has_all_of_this_build_and_perhaps_more() {
-        let mut applied: Vec<(i64, Vec<u8>)> =
-            MIGRATIONS.iter().map(|migration| (migration.version, migration.checksum.to_vec())).collect();
-        let needed = applied.last().unwrap().0;
-        assert_eq!(check_schema(&applied), Ok(()));
-        applied.push((needed + 1, vec![1]));
-        assert_eq!(check_schema(&applied), Ok(()));
-        applied[0].1[0] ^= 1;
-        assert_eq!(check_schema(&applied), Err(SchemaError::Foreign(1)));
-        assert_eq!(check_schema(&applied[1..]), Err(SchemaError::Behind { found: needed + 1, needed }));
-        assert_eq!(check_schema(&[]), Err(SchemaError::Missing));
     }
 }

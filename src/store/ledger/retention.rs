@@ -1,4 +1,4 @@
-//! Retention: which claims are forgotten, and when that is safe.
+//! Retention: which claims are pruned, and when that is safe.
 //!
 //! A claim must outlive every copy of what it guards. Copies arise in two ways, and each has its bound:
 //!
@@ -20,15 +20,15 @@
 //!   would do; the higher does overtake.)
 //! - from 4.3 there are thirty-two, and nothing is handed out while something of a higher class waits. When the mark of
 //!   the lowest arrives, no message of a higher class waits, whenever it was published, and what waits of its own was
-//!   published later. (So nothing is forgotten for as long as the queue never runs empty.)
+//!   published later. (So nothing is pruned for as long as the queue never runs empty.)
 //!
 //! An upgrade of the broker moves what waits into the new classes in its order, and the classes above stay above.
 //!
-//! So a claim that was last met at `t` is forgotten once a watermark published after `t` + retention has arrived and
+//! So a claim that was last met at `t` is pruned once a watermark published after `t` + retention has arrived and
 //! the hold has passed since. While no worker works no mark arrives, however long that lasts.
 //!
 //! All times are of the primary's clock, which may be set back or ahead, also by another primary taking over. A claim is
-//! forgotten only once the retention has passed by the clock of then and by the clock of now. A watermark of a time that
+//! pruned only once the retention has passed by the clock of then and by the clock of now. A watermark of a time that
 //! has not come shows nothing and is dropped: it would count for claims that were made after it. A clock that is set
 //! ahead makes claims older than they are, which nothing can tell from time that has passed.
 
@@ -37,13 +37,13 @@ use std::time::{Duration, SystemTime};
 use uuid::Uuid;
 
 use super::Ledger;
-use crate::postgres::Error;
+use crate::store::postgres::Error;
 
-/// Claims that are forgotten in one statement: some ten milliseconds, so that nobody waits for it for long.
+/// Claims that are pruned in one statement: some ten milliseconds, so that nobody waits for it for long.
 const STEP: i32 = 5_000;
 
 /// Watermarks per retention or hold, whichever is shorter: claims live longer by one part in so many.
-const MARKS: u32 = 24;
+const WATERMARKS: u32 = 24;
 
 /// How much longer than the hold a claim is kept, for steps of the clock that are too small to be noticed.
 const SLACK: Duration = Duration::from_secs(5);
@@ -68,41 +68,41 @@ pub struct Config {
     event_retention_secs: u32,
 
     #[command(flatten)]
-    hold: HoldConfig,
+    ack_deadline: AckDeadline,
 }
 
 /// How long a worker may hold a message.
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[group(skip)]
 #[expect(clippy::doc_markdown, reason = "the help is plain text")]
-pub struct HoldConfig {
+pub struct AckDeadline {
     /// How long a worker may hold a message, in seconds: what it could not count by then it gives back. At least the
     /// broker's consumer_timeout, and the same for all workers and for catchall-dead; claims are kept for so much longer
-    #[arg(long, env = "CATCHALL_MAX_HOLD_SECS", value_name = "SECONDS", default_value_t = 86_400, value_parser = clap::value_parser!(u32).range(1..))]
-    max_hold_secs: u32,
+    #[arg(long, env = "CATCHALL_ACK_DEADLINE_SECS", value_name = "SECONDS", default_value_t = 86_400, value_parser = clap::value_parser!(u32).range(1..))]
+    ack_deadline_secs: u32,
 }
 
-impl HoldConfig {
+impl AckDeadline {
     /// How long a worker may hold a message.
     #[must_use]
-    pub fn max_hold(self) -> Duration {
-        seconds(self.max_hold_secs)
+    pub fn ack_deadline(self) -> Duration {
+        seconds(self.ack_deadline_secs)
     }
 }
 
 impl Config {
     /// How long a worker may hold a message.
     #[must_use]
-    pub fn max_hold(&self) -> Duration {
-        self.hold.max_hold()
+    pub fn ack_deadline(&self) -> Duration {
+        self.ack_deadline.ack_deadline()
     }
 
     /// How often a watermark is to be sent.
     #[must_use]
-    pub fn mark_interval(&self) -> Duration {
+    pub fn watermark_interval(&self) -> Duration {
         let shortest = self.message_retention_secs.min(self.event_retention_secs);
-        let shortest = seconds(shortest).min(self.max_hold());
-        (shortest / MARKS).clamp(Duration::from_secs(1), Duration::from_hours(1))
+        let shortest = seconds(shortest).min(self.ack_deadline());
+        (shortest / WATERMARKS).clamp(Duration::from_secs(1), Duration::from_hours(1))
     }
 
     fn retention(&self, kind: Kind) -> Duration {
@@ -126,7 +126,7 @@ pub enum Kind {
     Event,
 }
 
-/// Claims last met before these times may have been forgotten; nothing where none ever was.
+/// Claims last met before these times may have been pruned; nothing where none ever was.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Horizon {
     /// Of messages.
@@ -154,7 +154,7 @@ impl Ledger {
         let watermark = Watermark { lowest: Uuid::now_v7(), highest: Uuid::now_v7() };
         let noted: Vec<Uuid> = self
             .database
-            .run(self.patience, async move |pool| {
+            .run(self.timeout, async move |pool| {
                 sqlx::query_scalar(BEGIN_WATERMARK)
                     .bind(watermark.lowest)
                     .bind(watermark.highest)
@@ -173,7 +173,7 @@ impl Ledger {
     /// When the database is not there.
     pub async fn withdraw_watermark(&self, watermark: Watermark) -> Result<(), Error> {
         self.database
-            .run(self.patience, async move |pool| {
+            .run(self.timeout, async move |pool| {
                 sqlx::query(WITHDRAW_WATERMARK).bind(watermark.lowest).execute(&pool).await
             })
             .await
@@ -181,7 +181,7 @@ impl Ledger {
     }
 
     /// Takes back what a clock that was ahead has left behind: watermarks of a time that has not come, and a horizon
-    /// there. What was forgotten by that clock had last been met before now. (If it is the primary's clock of now that
+    /// there. What was pruned by that clock had last been met before now. (If it is the primary's clock of now that
     /// is wrong, that is later than it shows: hence this process's own, which is of those that date dead letters.)
     ///
     /// # Errors
@@ -190,7 +190,7 @@ impl Ledger {
     pub async fn discard_future(&self) -> Result<(), Error> {
         let here = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         self.database
-            .run(self.patience, async move |pool| {
+            .run(self.timeout, async move |pool| {
                 sqlx::query(DISCARD_FUTURE_WATERMARKS).bind(AHEAD.as_secs_f64()).execute(&pool).await?;
                 sqlx::query(DISCARD_FUTURE_HORIZON).bind(here).execute(&pool).await
             })
@@ -198,17 +198,17 @@ impl Ledger {
             .map(drop)
     }
 
-    /// Moves the horizon to where the watermarks that have arrived allow it, and returns it. Nothing is forgotten
+    /// Moves the horizon to where the watermarks that have arrived allow it, and returns it. Nothing is pruned
     /// yet.
     ///
     /// # Errors
     ///
     /// When the database is not there.
     pub async fn move_horizon(&self, config: &Config) -> Result<Horizon, Error> {
-        let kept = (config.max_hold() + SLACK).as_secs_f64();
+        let kept = (config.ack_deadline() + SLACK).as_secs_f64();
         let (messages, events) = (config.retention(Kind::Message), config.retention(Kind::Event));
         self.database
-            .run(self.patience, async move |pool| {
+            .run(self.timeout, async move |pool| {
                 sqlx::query(MOVE_HORIZON)
                     .bind(kept)
                     .bind(messages.as_secs_f64())
@@ -229,7 +229,7 @@ impl Ledger {
     pub async fn horizon(&self) -> Result<Horizon, Error> {
         let rows: Vec<(String, f64)> = self
             .database
-            .run(self.patience, async |pool| sqlx::query_as(HORIZON).fetch_all(&pool).await)
+            .run(self.timeout, async |pool| sqlx::query_as(HORIZON).fetch_all(&pool).await)
             .await?;
         let of = |kind: Kind| {
             let row = rows.iter().find(|(name, _)| name == kind.name());
@@ -238,15 +238,15 @@ impl Ledger {
         Ok(Horizon { messages: of(Kind::Message), events: of(Kind::Event) })
     }
 
-    /// Begins to forget the claims that may be, the oldest first.
+    /// Begins to prune the claims that may be, the oldest first.
     #[must_use]
     pub fn prune(&self, kind: Kind, config: &Config) -> Pruning {
-        let (kept, retention) = (config.max_hold() + SLACK, config.retention(kind));
+        let (kept, retention) = (config.ack_deadline() + SLACK, config.retention(kind));
         Pruning { ledger: self.clone(), kind, kept, retention, from: f64::NEG_INFINITY }
     }
 }
 
-/// Claims that are being forgotten, step by step.
+/// Claims that are being pruned, step by step.
 #[derive(Debug)]
 pub struct Pruning {
     ledger: Ledger,
@@ -260,7 +260,7 @@ pub struct Pruning {
 }
 
 impl Pruning {
-    /// Forgets some claims, and returns how many; zero when none is left.
+    /// Prunes some claims, and returns how many; zero when none is left.
     ///
     /// # Errors
     ///
@@ -273,10 +273,10 @@ impl Pruning {
         let (kind, kept, retention) =
             (self.kind.name(), self.kept.as_secs_f64(), self.retention.as_secs_f64());
         let from = self.from;
-        let forgotten: Vec<f64> = self
+        let pruned: Vec<f64> = self
             .ledger
             .database
-            .run(self.ledger.patience, async move |pool| {
+            .run(self.ledger.timeout, async move |pool| {
                 sqlx::query_scalar(statement)
                     .bind(kind)
                     .bind(STEP)
@@ -288,8 +288,8 @@ impl Pruning {
             })
             .await?;
         // Less a microsecond, which is what seconds since 1970 are exact to.
-        self.from = forgotten.iter().fold(from, |from, claimed_at| from.max(claimed_at - 1e-6));
-        Ok(forgotten.len() as u64)
+        self.from = pruned.iter().fold(from, |from, claimed_at| from.max(claimed_at - 1e-6));
+        Ok(pruned.len() as u64)
     }
 }
 
@@ -321,13 +321,13 @@ delete from watermarks where published_at > now() + make_interval(secs => $1)";
 
 const DISCARD_FUTURE_HORIZON: &str = "\
 -- catchall: move a horizon of the future to now
-update forgotten_claims set used_before = greatest(now(), to_timestamp($1))
+update pruned_claims set used_before = greatest(now(), to_timestamp($1))
 where used_before > greatest(now(), to_timestamp($1))";
 
-/// The horizon moves back from the future only: what is forgotten stays so, also after the retention was raised.
+/// The horizon moves back from the future only: what is pruned stays pruned, also after the retention was raised.
 const MOVE_HORIZON: &str = "\
 -- catchall: move the horizon
-insert into forgotten_claims as f (kind, used_before)
+insert into pruned_claims as f (kind, used_before)
 select kind, through.published_at - make_interval(secs => retention)
 from (values ('event', $3::float8), ('message', $2::float8)) as kinds (kind, retention),
     -- The last watermark that has been through for as long as a message may be held.
@@ -345,19 +345,19 @@ delete from watermarks where published_at < (
 
 const HORIZON: &str = "\
 -- catchall: read the horizon
-select kind, extract(epoch from used_before)::float8 from forgotten_claims";
+select kind, extract(epoch from used_before)::float8 from pruned_claims";
 
 /// The horizon says what may be gone, and is of the clock of then; what may go now, the clock of now and the watermark
 /// that counts by it decide. (Not by `least`, which passes over what is null.)
 ///
-/// What another worker forgets or renews at the same moment is left to it: nobody waits here, so nobody can
+/// What another worker prunes or renews at the same moment is left to it: nobody waits here, so nobody can
 /// wait in a circle.
 const PRUNE_MESSAGES: &str = "\
--- catchall: forget claims of messages
+-- catchall: prune claims of messages
 delete from message_claims where id in (
     select id from message_claims
     where claimed_at >= to_timestamp($5)
-        and claimed_at < (select used_before from forgotten_claims where kind = $1)
+        and claimed_at < (select used_before from pruned_claims where kind = $1)
         and claimed_at < now() - make_interval(secs => $4)
         and claimed_at < (
             select max(published_at) - make_interval(secs => $4) from queue_progress
@@ -366,11 +366,11 @@ delete from message_claims where id in (
 returning extract(epoch from claimed_at)::float8";
 
 const PRUNE_EVENTS: &str = "\
--- catchall: forget claims of events
+-- catchall: prune claims of events
 delete from event_claims where id in (
     select id from event_claims
     where claimed_at >= to_timestamp($5)
-        and claimed_at < (select used_before from forgotten_claims where kind = $1)
+        and claimed_at < (select used_before from pruned_claims where kind = $1)
         and claimed_at < now() - make_interval(secs => $4)
         and claimed_at < (
             select max(published_at) - make_interval(secs => $4) from queue_progress

@@ -2,21 +2,15 @@
 
 use std::fmt::Display;
 
+use super::super::message::{BODY_SIZE_HEADER, UNREADABLE_HEADER};
 use crate::excerpt::excerpt;
-
-/// The header that says what of a message could not be read. It is written here, on arrival, and never at the broker:
-/// whoever publishes a message that has it gets a dead letter.
-pub(super) const UNREADABLE_HEADER: &str = "catchall-unreadable";
-
-/// The header with the size of a body that was not read.
-pub(super) const BODY_SIZE_HEADER: &str = "catchall-body-bytes";
 
 /// How deep tables and arrays of headers may lie in each other. The client library reads them by recursion, on a stack
 /// of 2 MiB; the broker's own lie four deep.
 const MAX_DEPTH: usize = 32;
 
 /// What is left of a frame beside the headers: all other properties together have up to 3.3 kB, and with what a dead
-/// letter's headers say of its death they must fit in a frame again.
+/// dead letter's headers say of its death they must fit in a frame again.
 const ROOM: usize = 8 << 10;
 
 /// Defects that are named. A message may have thousands.

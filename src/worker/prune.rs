@@ -1,4 +1,4 @@
-//! Upkeep of the claims: watermarks through the queue, and forgetting what they show to be safe.
+//! Upkeep of the claims: watermarks through the queue, and pruning what they show to be safe.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
@@ -6,20 +6,20 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::broker::{Message, Priority, PublishError, Publisher};
-use crate::ledger::{Kind, Ledger, RetentionConfig, Watermark};
-use crate::postgres;
+use crate::store::ledger::{Kind, Ledger, RetentionConfig, Watermark};
+use crate::store::postgres::Error;
 
 /// How long a watermark waits for the broker. The next one will do as well.
-pub(super) const MARK_PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const WATERMARK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// When the first pass comes, at least, and at most twice that: soon, for there are workers that do not live for an
-/// hour, but after they have begun to count, and not for a whole fleet at once. A pass that finds nothing to forget is
+/// hour, but after they have begun to count, and not for a whole fleet at once. A pass that finds nothing to prune is
 /// a few statements that cost about a millisecond. One that failed is tried again as soon.
 const SOON: Duration = Duration::from_secs(3);
 
-/// Sends watermarks and forgets claims, for ever. Every worker does, and none depends on another: watermarks are sent by
-/// whoever finds one due, and what one is forgetting the others pass over.
-pub(super) async fn upkeep(ledger: Ledger, marks: Publisher, config: RetentionConfig) {
+/// Sends watermarks and prunes claims, for ever. Every worker does, and none depends on another: watermarks are sent by
+/// whoever finds one due, and what one is pruning the others pass over.
+pub(super) async fn prune(ledger: Ledger, watermarks: Publisher, config: RetentionConfig) {
     let mut rest = soon();
     loop {
         tokio::select! {
@@ -27,12 +27,12 @@ pub(super) async fn upkeep(ledger: Ledger, marks: Publisher, config: RetentionCo
             // What was noted by the clock as it was is dealt with before much is claimed by the clock as it is.
             () = ledger.clock_set_back() => {}
         }
-        rest = match pass(&ledger, &marks, &config).await {
-            Ok(()) => config.mark_interval(),
+        rest = match pass(&ledger, &watermarks, &config).await {
+            Ok(()) => config.watermark_interval(),
             // Whether database and broker are there is told elsewhere.
             Err(error) => {
                 tracing::debug!(reason = %error, "cannot look after the claims: {error}");
-                soon().min(config.mark_interval())
+                soon().min(config.watermark_interval())
             }
         };
     }
@@ -48,16 +48,16 @@ fn soon() -> Duration {
 #[derive(Debug, thiserror::Error)]
 enum Incomplete {
     #[error(transparent)]
-    Database(#[from] postgres::Error),
+    Database(#[from] Error),
     #[error("cannot send a watermark: {0}")]
     Broker(#[from] PublishError),
 }
 
-async fn pass(ledger: &Ledger, marks: &Publisher, config: &RetentionConfig) -> Result<(), Incomplete> {
+async fn pass(ledger: &Ledger, watermarks: &Publisher, config: &RetentionConfig) -> Result<(), Incomplete> {
     ledger.discard_future().await?;
-    let published = match ledger.begin_watermark(config.mark_interval()).await? {
+    let published = match ledger.begin_watermark(config.watermark_interval()).await? {
         Some(watermark) => {
-            let published = publish(marks, watermark).await;
+            let published = publish(watermarks, watermark).await;
             if published.is_err() {
                 ledger.withdraw_watermark(watermark).await?;
             }
@@ -66,28 +66,32 @@ async fn pass(ledger: &Ledger, marks: &Publisher, config: &RetentionConfig) -> R
         None => Ok(()),
     };
     // Whether it went or not, those before it may have shown something.
-    forget(ledger, config).await?;
+    prune_claims(ledger, config).await?;
     Ok(published?)
 }
 
-async fn publish(marks: &Publisher, Watermark { lowest, highest }: Watermark) -> Result<(), PublishError> {
-    let both = vec![Message::mark(lowest, Priority::Lowest), Message::mark(highest, Priority::Highest)];
-    marks.publish(both, Instant::now() + MARK_PATIENCE).await
+async fn publish(
+    watermarks: &Publisher,
+    Watermark { lowest, highest }: Watermark,
+) -> Result<(), PublishError> {
+    let both =
+        vec![Message::watermark(lowest, Priority::Lowest), Message::watermark(highest, Priority::Highest)];
+    watermarks.publish(both, Instant::now() + WATERMARK_TIMEOUT).await
 }
 
-/// Forgets all that may be, in small steps. After each it rests as long as the step took, so that forgetting
+/// Prunes all that may be, in small steps. After each it rests as long as the step took, so that pruning
 /// never takes more than half of what one connection can do.
-async fn forget(ledger: &Ledger, config: &RetentionConfig) -> Result<(), postgres::Error> {
+async fn prune_claims(ledger: &Ledger, config: &RetentionConfig) -> Result<(), Error> {
     ledger.move_horizon(config).await?;
     for kind in [Kind::Message, Kind::Event] {
         let mut pruning = ledger.prune(kind, config);
         loop {
             let begun = Instant::now();
-            let forgotten = pruning.step().await?;
-            if forgotten == 0 {
+            let pruned = pruning.step().await?;
+            if pruned == 0 {
                 break;
             }
-            metrics::counter!("catchall_worker_forgotten_claims_total").increment(forgotten);
+            metrics::counter!("catchall_worker_pruned_claims_total").increment(pruned);
             tokio::time::sleep(begun.elapsed()).await;
         }
     }

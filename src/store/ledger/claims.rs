@@ -5,22 +5,22 @@ use std::collections::HashSet;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::super::postgres::Steps;
+use super::Entry;
 use crate::batch::Batch;
-use crate::event::{Event, IdempotencyKey};
-use crate::postgres::Steps;
+use crate::event::Event;
+use crate::idempotency_key::IdempotencyKey;
 
 /// The batches that have not been counted before. Of two deliveries of one message the first is.
 pub(super) async fn claim_messages<'a>(
     connection: &mut PgConnection,
     steps: &Steps,
-    batches: &'a [(Option<IdempotencyKey>, Batch)],
+    entries: &'a [Entry],
 ) -> Result<Vec<&'a Batch>, sqlx::Error> {
-    let ids = batches.iter().filter_map(|(id, _)| id.map(IdempotencyKey::as_uuid)).collect();
+    let ids = entries.iter().filter_map(|entry| entry.id.map(IdempotencyKey::as_uuid)).collect();
     let mut fresh = claim(connection, steps, ids, CLAIM_MESSAGES, RENEW_MESSAGES).await?;
-    let counts = |id: &Option<IdempotencyKey>, fresh: &mut HashSet<Uuid>| {
-        id.is_none_or(|id| fresh.remove(&id.as_uuid()))
-    };
-    Ok(batches.iter().filter(|(id, _)| counts(id, &mut fresh)).map(|(_, batch)| batch).collect())
+    let counts = |entry: &&Entry| entry.id.is_none_or(|id| fresh.remove(&id.as_uuid()));
+    Ok(entries.iter().filter(counts).map(|entry| &entry.batch).collect())
 }
 
 /// The events that have not been counted before. Of several with one key the first is.

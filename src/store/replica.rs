@@ -3,17 +3,18 @@
 use std::mem;
 use std::time::Duration;
 
+use super::postgres::{Database, Error, Url};
+use super::{CounterSource, Unreadable};
 use crate::counters::Counters;
 use crate::domain_name::DomainName;
 use crate::health::Dependency;
-use crate::postgres::{Database, Error, Url};
 
 /// A connection of this session cannot write, whatever server the URL leads to, and a read that takes a
 /// second is of no more use to anyone.
 const SESSION: [(&str, &str); 2] = [("default_transaction_read_only", "on"), ("statement_timeout", "2s")];
 
 /// How long a read may take before its connection is given up: longer than the server lets it run.
-const PATIENCE: Duration = Duration::from_secs(5);
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often a read is tried that the replica cancels because it is in the way of replay. What is read next begins
 /// after what was then replayed.
@@ -42,26 +43,11 @@ impl Replica {
         Self(Database::new(&config.replica_url, "catchall-query", connections, &SESSION))
     }
 
-    /// The counters of each of the names, in their order. A name that was never seen has had no events.
-    ///
-    /// # Errors
-    ///
-    /// When the replica is not there, or did not answer in time.
-    pub async fn counters(&self, names: &[DomainName]) -> Result<Vec<Counters>, Error> {
-        let mut tries = 1;
-        loop {
-            match self.read(names).await {
-                Err(error) if error.is_conflict() && tries < TRIES => tries += 1,
-                done => return done,
-            }
-        }
-    }
-
     async fn read(&self, names: &[DomainName]) -> Result<Vec<Counters>, Error> {
         let mut counters = vec![Counters::default(); names.len()];
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         let read = async move |pool| sqlx::query_as(READ).bind(names).fetch_all(&pool).await;
-        let rows: Vec<(i64, i64, i64)> = self.0.run(PATIENCE, read).await?;
+        let rows: Vec<(i64, i64, i64)> = self.0.run(READ_TIMEOUT, read).await?;
         let count = |bigint: i64| u64::try_from(bigint).unwrap_or(0);
         for (place, delivered, bounced) in rows {
             let place = usize::try_from(place - 1).ok().and_then(|place| counters.get_mut(place));
@@ -72,8 +58,8 @@ impl Replica {
         Ok(counters)
     }
 
-    /// Keeps `replica` and the figures of its lag up to date for as long as it is polled. A replica that falls
-    /// behind stays up: an old answer is better than none, and is told by the figures and in the log.
+    /// Keeps `replica` and the metrics of its lag up to date for as long as it is polled. A replica that falls
+    /// behind stays up: an old answer is better than none, and is told by the metrics and in the log.
     pub async fn watch(&self, replica: Dependency) {
         let lag = metrics::gauge!("catchall_replica_lag_seconds");
         let receiving = metrics::gauge!("catchall_replica_receiving");
@@ -102,6 +88,18 @@ impl Replica {
                 if read_only { Ok(()) } else { Err(sqlx::Error::Protocol("the session can write".into())) }
             })
             .await;
+    }
+}
+
+impl CounterSource for Replica {
+    async fn counters(&self, names: &[DomainName]) -> Result<Vec<Counters>, Unreadable> {
+        let mut tries = 1;
+        loop {
+            match self.read(names).await {
+                Err(error) if error.is_conflict() && tries < TRIES => tries += 1,
+                done => return done.map_err(Unreadable::new),
+            }
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The prefetch throttle: how many messages are taken ahead, by what was achieved so far.
 
-/// Begins with one message at a time and doubles with each window that is settled, so that full speed is reached within
+/// Begins with one message at a time and doubles with each delivery batch that is settled, so that full speed is reached within
 /// a fraction of a second.
 ///
 /// It is for the message that ends whoever takes it, in a way that nobody has thought of: the session, or the whole
@@ -36,7 +36,7 @@ impl PrefetchThrottle {
         self.settled = false;
     }
 
-    /// A window was settled, which was taken under the present prefetch.
+    /// A delivery batch was settled, which was taken under the present prefetch.
     pub(super) fn settled(&mut self) {
         self.settled = true;
         self.now = self.now.saturating_mul(2).min(self.most);

@@ -11,64 +11,61 @@ use lapin::types::FieldTable;
 use lapin::{Channel, Connection, Consumer};
 use tokio::time::Instant;
 
-use super::{Config, DEAD, Error, Letter, MessageLimit, check_topology, connect, connect_limited, describe};
+use super::connect::{connect, connect_limited, describe};
+use super::dead_letter::{DeadLetter, DeadLetterTag};
+use super::error::Error;
+use super::topology::{DEAD, check_topology};
+use super::url::{Config, MessageLimit};
 
-/// Letters the broker hands out ahead: enough to keep it busy.
+/// Dead letters the broker hands out ahead: enough to keep it busy.
 const MAX_WINDOW: u64 = 256;
 
-/// Most bytes of the letters that are handed out ahead. The larger they may be, the fewer they are.
+/// Most bytes of the dead letters that are handed out ahead. The larger they may be, the fewer they are.
 const WINDOW_BYTES: u64 = 256 << 20;
 
-/// Letters that are left on one channel before another is opened: the broker looks through all that a channel holds
+/// Dead letters that are left on one channel before another is opened: the broker looks through all that a channel holds
 /// for each one that is taken. Of channels it gives some two thousand to a connection.
-const CHANNEL_LETTERS: u64 = 4096;
+const CHANNEL_DEAD_LETTERS: u64 = 4096;
 
 /// How long nothing arrives before the broker is asked whether there is anything left: only when somebody else
-/// has taken letters that were there at the beginning.
+/// has taken dead letters that were there at the beginning.
 const SILENCE: Duration = Duration::from_secs(1);
 
-/// How long the letters that were only looked at may take to be back in the queue. It is waited out only where
+/// How long the dead letters that were only looked at may take to be back in the queue. It is waited out only where
 /// somebody else takes some of them meanwhile.
 const RETURN: Duration = Duration::from_secs(5);
 
 /// How often the queue is asked whether they are back.
 const RETURN_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The letters that are in the dead-letter queue, one after the other, on a connection of its own.
+/// The dead letters that are in the dead-letter queue, one after the other, on a connection of its own.
 ///
 /// The broker hands them out and takes them back when the connection ends, however it does, except for those
 /// that were [taken](Self::take). Meanwhile nobody else sees them. They are consumed and not got one by one,
 /// because a quorum queue writes each get to its disk; a consumer is handed many at once.
 #[derive(Debug)]
-pub struct DeadLetters {
+pub struct DeadLetterQueue {
     config: Config,
     connection: Connection,
-    /// The last is the one that is consumed from, the others hold letters until the end.
+    /// The last is the one that is consumed from, the others hold dead letters until the end.
     channels: Vec<Holder>,
     round: Option<Round>,
     /// How many are handed out ahead.
     window: u64,
     /// How many were there at the beginning.
     count: u64,
-    /// How many of them have not been looked at. It makes an end where letters come back as they are replayed.
+    /// How many of them have not been looked at. It makes an end where dead letters come back as they are replayed.
     unseen: u64,
     /// How many were taken.
     taken: u64,
 }
 
-/// Where a letter is among those of its [`DeadLetters`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
-    channel: usize,
-    tag: u64,
-}
-
 #[derive(Debug)]
 struct Holder {
     channel: Channel,
-    /// The tag of the last letter that came over it.
+    /// The tag of the last dead letter that came over it.
     last: u64,
-    /// Letters that came over it and were not taken.
+    /// Dead letters that came over it and were not taken.
     left: u64,
     /// Whether any was taken.
     taken: bool,
@@ -94,20 +91,20 @@ impl Holder {
     }
 }
 
-/// One consumer. Letters that are left in the queue fill its window, which cannot be changed; then the next
+/// One consumer. Dead letters that are left in the queue fill its window, which cannot be changed; then the next
 /// round begins.
 #[derive(Debug)]
 struct Round {
     consumer: Consumer,
     window: u64,
-    /// The place of the last letter before this round, on the same channel.
-    after: Place,
-    /// Letters of this round that were looked at and not taken.
+    /// The place of the last dead letter before this round, on the same channel.
+    after: DeadLetterTag,
+    /// Dead letters of this round that were looked at and not taken.
     left: u64,
 }
 
-impl DeadLetters {
-    /// Connects under `name`, checks that all of the topology is there, and counts the letters.
+impl DeadLetterQueue {
+    /// Connects under `name`, checks that all of the topology is there, and counts the dead letters.
     ///
     /// # Errors
     ///
@@ -147,7 +144,7 @@ impl DeadLetters {
         counted.await.map_err(|error| failed(config, &error))
     }
 
-    /// How many letters waited when this was opened. Those that somebody else is looking at do not.
+    /// How many dead letters waited when this was opened. Those that somebody else is looking at do not.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.count
@@ -160,12 +157,12 @@ impl DeadLetters {
         self
     }
 
-    /// The next letter; nothing when all that were there at the beginning have been seen, or none is left.
+    /// The next dead letter; nothing when all that were there at the beginning have been seen, or none is left.
     ///
     /// # Errors
     ///
     /// When the connection or the queue is gone. What was not taken stays in the queue.
-    pub async fn next(&mut self) -> Result<Option<Letter>, Error> {
+    pub async fn next(&mut self) -> Result<Option<DeadLetter>, Error> {
         while self.unseen > 0 {
             if self.round.as_ref().is_none_or(|round| round.left == round.window) {
                 self.begin_round().await.map_err(|error| failed(&self.config, &error))?;
@@ -176,7 +173,7 @@ impl DeadLetters {
             let delivery = if let Ok(delivery) = arrived {
                 delivery
             } else {
-                // The answer comes behind the letters that are on their way to here.
+                // The answer comes behind the dead letters that are on their way to here.
                 let waiting = waiting(&holder.channel).await.map_err(|error| failed(&self.config, &error))?;
                 match round.consumer.next().now_or_never() {
                     Some(delivery) => delivery,
@@ -196,25 +193,24 @@ impl DeadLetters {
             holder.left += 1;
             holder.last = delivery.delivery_tag;
             self.unseen -= 1;
-            return Ok(Some(Letter::new(delivery, Place { channel, tag: holder.last })));
+            return Ok(Some(DeadLetter::new(delivery, DeadLetterTag { channel, tag: holder.last })));
         }
         Ok(None)
     }
 
-    /// Takes a letter out of the queue, for good once [`close`](Self::close) has returned.
+    /// Takes a dead letter out of the queue, for good once [`close`](Self::close) has returned.
     ///
     /// # Errors
     ///
-    /// When the connection is gone: the letter may be taken or not.
-    pub async fn take(&mut self, place: Place) -> Result<(), Error> {
-        let Some(holder) = self.channels.get_mut(place.channel) else { return Ok(()) };
-        let taken = holder.channel.basic_ack(place.tag, BasicAckOptions { multiple: false }).await;
+    /// When the connection is gone: the dead letter may be taken or not.
+    pub async fn take(&mut self, tag: DeadLetterTag) -> Result<(), Error> {
+        let Some(holder) = self.channels.get_mut(tag.channel) else { return Ok(()) };
+        let taken = holder.channel.basic_ack(tag.tag, BasicAckOptions { multiple: false }).await;
         taken.map_err(|error| failed(&self.config, &error))?;
         holder.left -= 1;
         holder.taken = true;
         self.taken += 1;
-        let of_round =
-            |round: &&mut Round| place.channel == round.after.channel && place.tag > round.after.tag;
+        let of_round = |round: &&mut Round| tag.channel == round.after.channel && tag.tag > round.after.tag;
         if let Some(round) = self.round.as_mut().filter(of_round) {
             round.left -= 1;
         }
@@ -231,7 +227,7 @@ impl DeadLetters {
             try_join_all(self.channels.iter().map(Holder::flush)).await?;
             // The broker answers behind all that was sent over the channel before.
             try_join_all(self.channels.iter().map(|held| held.channel.close(200, "done".into()))).await?;
-            // The queue takes its letters back a moment after that.
+            // The queue takes its dead letters back a moment after that.
             let channel = self.connection.create_channel().await?;
             let expected = self.count.saturating_sub(self.taken);
             let deadline = Instant::now() + RETURN;
@@ -247,7 +243,7 @@ impl DeadLetters {
         if let (Some(Round { consumer, .. }), Some(holder)) = (&self.round, self.channels.last()) {
             // What it has handed out stays out until the channel closes.
             holder.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
-            if holder.left >= CHANNEL_LETTERS {
+            if holder.left >= CHANNEL_DEAD_LETTERS {
                 let channel = self.connection.create_channel().await?;
                 self.channels.push(Holder { channel, last: 0, left: 0, taken: false });
             }
@@ -258,7 +254,7 @@ impl DeadLetters {
         channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
         let options = BasicConsumeOptions::default();
         let consumer = channel.basic_consume(DEAD.into(), "".into(), options, FieldTable::default()).await?;
-        let after = Place { channel: self.channels.len() - 1, tag: *last };
+        let after = DeadLetterTag { channel: self.channels.len() - 1, tag: *last };
         self.round = Some(Round { consumer, window, after, left: 0 });
         Ok(())
     }

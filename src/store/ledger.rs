@@ -15,15 +15,16 @@ use uuid::Uuid;
 use crate::batch::Batch;
 use crate::counters::Counters;
 use crate::domain_name::DomainName;
-use crate::event::{Event, IdempotencyKey};
+use crate::event::Event;
 use crate::health::Dependency;
-use crate::postgres::{Database, Error, Steps, Url, WATCH_INTERVAL, misconfigured};
+use crate::idempotency_key::IdempotencyKey;
+use crate::store::postgres::{Database, Error, Steps, Url, WATCH_INTERVAL, misconfigured};
 use crate::tally::Tally;
 use clock::Clock;
 use durability::Settings;
 
 pub use clock::Moment;
-pub use retention::{Config as RetentionConfig, HoldConfig, Horizon, Kind, Pruning, Watermark};
+pub use retention::{AckDeadline, Config as RetentionConfig, Horizon, Kind, Pruning, Watermark};
 
 /// One transaction and one step of upkeep at a time, and one connection to spare for when the last has just died.
 const CONNECTIONS: u32 = 3;
@@ -67,16 +68,35 @@ impl Config {
 
 /// What is to be counted, and under which conditions.
 #[derive(Debug, Default)]
-pub struct Portion {
-    /// The contents of messages, each under the id of its message if it has one.
-    pub batches: Vec<(Option<IdempotencyKey>, Batch)>,
-    /// Marks that were handed out with them: see [`Ledger::begin_watermark`].
-    pub marks: Vec<Uuid>,
-    /// Counted no later than this: after that the claims the messages rely on may be forgotten.
+pub struct ApplyRequest {
+    /// The contents of messages, in the order in which they came.
+    pub entries: Vec<Entry>,
+    /// Watermarks that were handed out with them: see [`Ledger::begin_watermark`].
+    pub watermarks: Vec<Uuid>,
+    /// Counted no later than this: after that the claims the messages rely on may be pruned.
     pub before: Option<Moment>,
 }
 
-/// Why a portion was not counted.
+/// What one message says.
+#[derive(Clone, Debug, Default)]
+pub struct Entry {
+    /// By which the caller knows the message. It means nothing to the ledger.
+    pub tag: u64,
+    /// The id under which the message counts once, if it has one.
+    pub id: Option<IdempotencyKey>,
+    /// Its events.
+    pub batch: Batch,
+}
+
+impl Entry {
+    /// How many rows the message can touch: its own claim, and those of its events.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        1 + self.batch.rows()
+    }
+}
+
+/// Why a request was not counted.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     /// The database could not do it, or its answer was lost. The same again is safe for all batches that have
@@ -111,7 +131,7 @@ pub struct Ledger {
     database: Database,
     /// How long a statement may take before its connection is given up: longer than the server lets it run, so that
     /// only a peer that is gone without a word is.
-    patience: Duration,
+    timeout: Duration,
     clock: Arc<Clock>,
 }
 
@@ -126,7 +146,7 @@ impl Ledger {
             ("idle_in_transaction_session_timeout", STANDSTILL),
         ];
         let database = Database::new(&config.primary.database_url, application, CONNECTIONS, &session);
-        Self { database, patience: statement * 3 / 2, clock: Arc::default() }
+        Self { database, timeout: statement * 3 / 2, clock: Arc::default() }
     }
 
     /// Waits until the primary is there with the schema this build needs, and keeps what it commits.
@@ -136,7 +156,7 @@ impl Ledger {
             let clock = Arc::clone(&self.clock);
             let look = async move |pool: PgPool| look(&mut *pool.acquire().await?, &clock).await.map(drop);
             // What a clock that was ahead has left behind is gone before anything is claimed by the clock of now.
-            if self.database.run(self.patience, look).await.is_ok() && self.discard_future().await.is_ok() {
+            if self.database.run(self.timeout, look).await.is_ok() && self.discard_future().await.is_ok() {
                 return;
             }
             // Why, the watch tells.
@@ -173,7 +193,7 @@ impl Ledger {
         self.clock.set_back().await;
     }
 
-    /// Counts a part of the batches of a portion; with the last of them it notes the marks. Once this returns,
+    /// Counts a range of the entries of a request; with the last of them it notes the watermarks. Once this returns,
     /// all of it is durable, and none of it will be counted again under the same ids and keys.
     ///
     /// Claims come first and in the same transaction as what they guard, so a crash anywhere leaves both or
@@ -183,10 +203,14 @@ impl Ledger {
     /// # Errors
     ///
     /// Nothing was counted, or (of what is transient) the answer to the commit was lost.
-    pub async fn apply(&self, portion: Arc<Portion>, part: Range<usize>) -> Result<Applied, ApplyError> {
+    pub async fn apply(
+        &self,
+        request: Arc<ApplyRequest>,
+        range: Range<usize>,
+    ) -> Result<Applied, ApplyError> {
         let clock = Arc::clone(&self.clock);
-        let work = async move |pool, steps| transaction(&pool, &steps, &clock, &portion, part).await;
-        match self.database.run_steps(self.patience, work).await {
+        let work = async move |pool, steps| transaction(&pool, &steps, &clock, &request, range).await;
+        match self.database.run_steps(self.timeout, work).await {
             Ok(Some(applied)) => Ok(applied),
             Ok(None) => Err(ApplyError::TooLate),
             Err(error) if error.is_refusal() => Err(ApplyError::Refused(error)),
@@ -201,26 +225,26 @@ async fn transaction(
     pool: &PgPool,
     steps: &Steps,
     clock: &Clock,
-    portion: &Portion,
-    part: Range<usize>,
+    request: &ApplyRequest,
+    range: Range<usize>,
 ) -> Result<Option<Applied>, sqlx::Error> {
     let begun = Instant::now();
     let mut transaction = pool.begin().await?;
     let (now, _) = look_since(begun, &mut transaction, clock).await?;
     steps.done();
-    if portion.before.is_some_and(|before| now > before) {
+    if request.before.is_some_and(|before| now > before) {
         transaction.rollback().await?;
         return Ok(None);
     }
-    if part.end == portion.batches.len() && !portion.marks.is_empty() {
-        sqlx::query(MARKS_ARRIVED).bind(&portion.marks).execute(&mut *transaction).await?;
+    if range.end == request.entries.len() && !request.watermarks.is_empty() {
+        sqlx::query(WATERMARKS_ARRIVED).bind(&request.watermarks).execute(&mut *transaction).await?;
         steps.done();
     }
-    let batches = &portion.batches[part];
-    let fresh = claims::claim_messages(&mut transaction, steps, batches).await?;
+    let entries = &request.entries[range];
+    let fresh = claims::claim_messages(&mut transaction, steps, entries).await?;
     let keyed: Vec<&(IdempotencyKey, Event)> = fresh.iter().flat_map(|batch| &batch.keyed).collect();
     let fresh_events = claims::claim_events(&mut transaction, steps, &keyed).await?;
-    let duplicates = batches.len() - fresh.len() + keyed.len() - fresh_events.len();
+    let duplicates = entries.len() - fresh.len() + keyed.len() - fresh_events.len();
     let plain = fresh.iter().flat_map(|batch| batch.plain.iter()).map(|(domain, sum)| (domain, *sum));
     let fresh_events = fresh_events.into_iter();
     let keyed = fresh_events.map(|event| (&event.domain, Counters::of(event.outcome, event.count)));
@@ -258,12 +282,12 @@ async fn look_since(
     Ok((clock.observe(epoch_seconds, asked), settings))
 }
 
-const MARKS_ARRIVED: &str = "\
--- catchall: note marks that arrived
+const WATERMARKS_ARRIVED: &str = "\
+-- catchall: note watermarks that arrived
 update watermarks set arrived_at = now() where id = any($1::uuid[]) and arrived_at is null";
 
 /// One row per domain, in key order. A sum stops at the end of bigint instead of failing the transaction, and with it
-/// everybody's events. The first update of a row makes room for the next ones: see the third migration.
+/// everybody's events. The first update of a row makes room for the next ones: see migrations/0003_room.sql.
 const ADD: &str = "\
 -- catchall: add to the counters
 insert into domain_counters as c (domain, delivered, bounced)
@@ -271,7 +295,7 @@ select * from unnest($1::text[], $2::bigint[], $3::bigint[])
 on conflict (domain) do update set
     delivered = c.delivered + least(excluded.delivered, 9223372036854775807 - c.delivered),
     bounced = c.bounced + least(excluded.bounced, 9223372036854775807 - c.bounced),
-    room = null";
+    padding = null";
 
 async fn add(connection: &mut PgConnection, tally: &Tally<&DomainName>) -> Result<(), sqlx::Error> {
     if tally.is_empty() {

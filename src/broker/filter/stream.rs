@@ -19,10 +19,10 @@ use super::frames::FrameFilter;
 const CHUNK: usize = 64 << 10;
 
 /// A connection with the TLS that it may have.
-pub(super) type Wire = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
+pub(in crate::broker) type Wire = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
 
 /// A wire whose frames pass through a filter on their way in.
-pub(super) struct Filtered {
+pub(in crate::broker) struct Filtered {
     wire: Wire,
     filter: FrameFilter,
     chunk: Box<[u8]>,
@@ -33,7 +33,7 @@ pub(super) struct Filtered {
 }
 
 impl Filtered {
-    pub(super) fn new(wire: Wire, filter: FrameFilter) -> Self {
+    pub(in crate::broker) fn new(wire: Wire, filter: FrameFilter) -> Self {
         Self { wire, filter, chunk: vec![0; CHUNK].into(), passed: Vec::new(), handed_on: 0 }
     }
 }
@@ -91,18 +91,18 @@ impl AsyncWrite for Filtered {
 }
 
 /// What connections are made with.
-pub(super) fn reactor() -> Tokio {
+pub(in crate::broker) fn reactor() -> Tokio {
     Tokio::current()
 }
 
 /// The runtime the library is given: tokio, but that its connections are [`Filtered`].
-pub(super) fn runtime() -> Runtime<RuntimeParts<Tokio, FilteredTokio>> {
+pub(in crate::broker) fn runtime() -> Runtime<RuntimeParts<Tokio, FilteredTokio>> {
     Runtime::new(RuntimeParts::new(Tokio::current(), FilteredTokio(Tokio::current())))
 }
 
 /// Tokio's reactor as the library asks for one.
 #[derive(Clone, Debug)]
-pub(super) struct FilteredTokio(Tokio);
+pub(in crate::broker) struct FilteredTokio(Tokio);
 
 impl Reactor for FilteredTokio {
     type TcpStream = Filtered;
