@@ -7,7 +7,9 @@ mod compose;
 mod configuration;
 mod connections;
 mod dead_letters;
+mod dependencies;
 mod documents;
+mod examples;
 #[allow(dead_code, reason = "each test program uses a part of the rig")]
 #[path = "../rig/frames.rs"]
 mod frames;
