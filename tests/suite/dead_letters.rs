@@ -164,7 +164,7 @@ async fn letters_are_listed_and_shown_and_stay() {
     let some = servers.letters(&["list", "--json", "--reason", "missing field"]);
     assert_eq!(some.len(), poisons.iter().filter(|(_, _, reason)| reason.contains("missing field")).count());
     let (status, _, stderr) = servers.dead(&["show", &"0".repeat(32)]);
-    assert!(status == 1 && stderr.contains("no letter has the reference"), "{stderr}");
+    assert!(status == 1 && stderr.contains("no dead letter has the reference"), "{stderr}");
     // Nobody has taken any, and they are still what they were.
     let again: BTreeSet<String> =
         servers.letters(&["list", "--json"]).iter().map(|letter| letter["ref"].to_string()).collect();
@@ -200,7 +200,7 @@ async fn only_what_is_meant_is_discarded() {
     );
     let (status, stdout, stderr) = servers.dead(&["discard", one, &before["m-8"]]);
     assert_eq!((status, &*stdout), (1, "discarded 1, skipped 0, left 300\n"));
-    assert!(stderr.contains(&format!("{one}: no letter has this reference")), "{stderr}");
+    assert!(stderr.contains(&format!("{one}: no dead letter has this reference")), "{stderr}");
     let (status, stdout, stderr) = servers.dead(&["discard", &one[..1], &before["m-9"]]);
     assert_eq!((status, &*stdout), (1, ""));
     assert!(stderr.contains("is the beginning of") && stderr.contains("nothing was done"), "{stderr}");

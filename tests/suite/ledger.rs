@@ -276,5 +276,5 @@ async fn later_versions_of_a_row_stay_on_its_page() {
     }
     assert_eq!(pages().await, before, "pages, of which each row had four updates");
     assert_eq!(servers.number("select sum(delivered)::bigint from domain_counters").await, 5 * 3_000);
-    assert_eq!(servers.number("select count(*) from domain_counters where room is not null").await, 0);
+    assert_eq!(servers.number("select count(*) from domain_counters where padding is not null").await, 0);
 }

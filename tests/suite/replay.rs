@@ -242,7 +242,7 @@ async fn what_may_have_been_counted_long_ago_is_skipped_and_named() {
     let _worker = Service::ready("worker", &servers, &[]).await;
     let (status, stdout, stderr) = servers.dead(&["replay", "--all"]);
     assert_eq!((status, &*stdout), (1, "replayed 4, skipped 5, left 5\n"), "{stderr}");
-    assert!(stderr.contains("catchall-dead: skipped 5 of the letters"), "{stderr}");
+    assert!(stderr.contains("catchall-dead: skipped 5 of the dead letters"), "{stderr}");
     servers.settle_at("sure.com", 4, 0).await;
     let letters = servers.letters(&["list", "--json"]);
     assert_eq!(letters.len(), 5);
