@@ -146,7 +146,8 @@ mod tests {
 
     #[test]
     fn each_line_is_read_on_its_own() {
-        let body = "{\"domain\":\"a.com\",\"event\":\"bounced\"}\r\n\n  \nx\n{\"domain\":\"b.com\",\"event\":\"delivered\",\"count\":2}";
+        let body = "{\"domain\":\"a.com\",\"event\":\"bounced\"}\r\n\n  \nx\n\
+            {\"domain\":\"b.com\",\"event\":\"delivered\",\"count\":2}";
         let events = read(body, MediaType::NdJson).unwrap();
         assert_eq!(events[0], Ok("a.com bounced 1".into()));
         assert!(events[1].as_ref().unwrap_err().contains("expected value"));
@@ -263,7 +264,8 @@ mod tests {
                     Err(error) => errors.push(error),
                 }
             }
-            errors.extend(crate::batch::Batch::from_json(event.as_bytes()).err().map(|error| error.to_string()));
+            let message = crate::batch::Batch::from_json(event.as_bytes());
+            errors.extend(message.err().map(|error| error.to_string()));
             errors.extend(event.parse::<MediaType>().err().map(|error| error.to_string()));
             for error in errors {
                 prop_assert!(error.len() < MAX_EXCERPT + WORDS, "{} bytes: {error}", error.len());

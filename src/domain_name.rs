@@ -274,7 +274,8 @@ mod tests {
 
         #[test]
         fn the_short_way_says_what_the_long_one_does(
-            text in "[a-zA-Z0-9.-]{0,12}|(xn--|XN--|0x|r3---)?[a-z0-9-]{0,5}\\.[a-z0-9-]{1,4}\\.?|([a-z]{60,64}\\.){3,4}[a-z]{57,64}",
+            text in "[a-zA-Z0-9.-]{0,12}|(xn--|XN--|0x|r3---)?[a-z0-9-]{0,5}\\.[a-z0-9-]{1,4}\\.?|\
+                ([a-z]{60,64}\\.){3,4}[a-z]{57,64}",
         ) {
             if let Some(name) = plain(&text) {
                 prop_assert_eq!(parse_any(&text), Ok(DomainName(name)));

@@ -76,7 +76,8 @@ pub struct MessageLimit {
         long,
         env = "CATCHALL_MAX_MESSAGE_BYTES",
         value_name = "BYTES",
-        default_value_t = 1 << 20, value_parser = clap::value_parser!(u32).range(512 << 10..=512 << 20)
+        default_value_t = 1 << 20,
+        value_parser = clap::value_parser!(u32).range(512 << 10..=512 << 20)
     )]
     pub max_message_bytes: u32,
 }
