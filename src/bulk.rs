@@ -9,8 +9,8 @@ use serde_json::value::RawValue;
 use crate::event::{Event, EventError, unexpected_string};
 use crate::excerpt::excerpt;
 
-/// Most events in one request. All events of a request are accepted together or not at all, so they must fit
-/// within the limit of waiting events.
+/// Most events in one request. The readable events of a request are accepted together or not at all, so they
+/// must fit within the limit of waiting events.
 pub const MAX_EVENTS: usize = 10_000;
 
 /// The supported media types, as told to a client.
