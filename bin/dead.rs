@@ -1,4 +1,4 @@
-//! `catchall-dead`: looks at dead letters, sends them back or discards them.
+//! `catchall-dead`: lists, replays and discards dead letters.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! `catchall-ingest`: takes delivery events over HTTP.
+//! `catchall-ingest`: accepts delivery events over HTTP.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! `catchall-worker`: counts the events that wait in RabbitMQ.
+//! `catchall-worker`: counts the events from RabbitMQ.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! The one retry policy: how soon what has failed is tried again.
+//! The one retry policy: how long to wait after a failure.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 /// The first delay is short, so that a dropped connection costs little.
 const MIN_DELAY: Duration = Duration::from_millis(100);
 
-/// No delay is longer, so that an outage is over soon after its end.
+/// The longest delay is short too, so work resumes soon after an outage ends.
 const MAX_DELAY: Duration = Duration::from_secs(3);
 
-/// Delays before the next attempts, each twice as long as the one before, without end. The jitter keeps a fleet of
-/// services from coming back in step.
+/// An endless sequence of delays, each twice as long as the one before up to [`MAX_DELAY`]. The jitter keeps
+/// a fleet of services from retrying in step.
 pub(crate) fn backoff() -> impl Iterator<Item = Duration> + use<> {
     ExponentialBuilder::default()
         .with_min_delay(MIN_DELAY)

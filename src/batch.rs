@@ -1,4 +1,4 @@
-//! What one message carries: a sum of plain events, and keyed events one by one.
+//! The events of one message: sums of events without a key, and each event with a key.
 
 use std::fmt;
 
@@ -11,16 +11,16 @@ use crate::event::{Event, EventRef, MAX_COUNT, Outcome, unexpected_string};
 use crate::idempotency_key::IdempotencyKey;
 use crate::tally::Tally;
 
-/// Most events in a message that is written here. At some 65 bytes each a message stays near 64 kB, of
-/// which the broker and a worker hold many at a time, and what a message costs is shared by a thousand.
+/// Most events in a message that catchall writes. At some 65 bytes each, a message stays near 64 kB, so the
+/// broker and a worker can hold many at a time, and a thousand events share the cost of one message.
 pub const MESSAGE_EVENTS: usize = 1000;
 
-/// The events of one message, or of the messages that are being gathered.
+/// The events of one message, or of several messages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     /// The sum of the events without a key.
     pub plain: Tally,
-    /// The events that count once each, in the order they came: of two with one key the first counts.
+    /// The events that count once each, in order of arrival: of two with the same key, the first counts.
     pub keyed: Vec<(IdempotencyKey, Event)>,
 }
 
@@ -45,7 +45,7 @@ impl Batch {
         self.plain.is_empty() && self.keyed.is_empty()
     }
 
-    /// How many rows of the ledger it can touch at most, which is what its memory and its cost grow with.
+    /// Most rows of the ledger that it can touch. Its memory and cost grow with this number.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.plain.len() + self.keyed.len()
@@ -55,8 +55,8 @@ impl Batch {
     ///
     /// # Errors
     ///
-    /// Says what is wrong and where. One unreadable event makes the whole message unreadable: what a message
-    /// says is counted together or not at all.
+    /// States what is wrong and where. One unreadable event makes the whole message unreadable: a message is
+    /// counted whole or not at all.
     pub fn from_json(body: &[u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(body)
     }
@@ -85,7 +85,7 @@ impl Batch {
     }
 }
 
-/// A sum as counts that one event may stand for.
+/// Splits a sum into counts of at most [`MAX_COUNT`], the most that one event may have.
 fn counts(sum: u64) -> impl Iterator<Item = u64> {
     let whole = std::iter::repeat_n(MAX_COUNT, usize::try_from(sum / MAX_COUNT).unwrap_or(usize::MAX));
     whole.chain(Some(sum % MAX_COUNT).filter(|rest| *rest > 0))

@@ -1,8 +1,8 @@
-//! Group commit without a timer: while one batch is being made durable the next one gathers.
+//! Group commit without a timer: while one batch is made durable, the next one gathers.
 //!
-//! A lone caller never waits for company, and a flood batches itself: the longer a flush takes, the more is
-//! gathered for the next. The two loops that use it are ingest's (events on the way to the broker) and
-//! query's (names on the way to the replica).
+//! A lone caller never waits for others, and a flood batches itself: the longer a flush takes, the more the
+//! next one gathers. Ingest uses it for events on the way to the broker, query for names on the way to the
+//! replica.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -11,12 +11,12 @@ use futures::FutureExt;
 use futures::future::Shared;
 use tokio::sync::{Notify, oneshot};
 
-/// Where callers add to the open batch, and flushes take it.
+/// Callers add items to the open batch; a flush takes the whole batch.
 #[derive(Debug)]
 pub struct Batcher<T, A: Clone> {
     open: Mutex<Open<T, A>>,
     filled: Notify,
-    /// Told when the open batch weighs what somebody waits for.
+    /// Notified when the open batch reaches the wanted weight.
     reached: Notify,
     capacity: usize,
 }
@@ -28,28 +28,28 @@ struct Open<T, A: Clone> {
     since: Instant,
     answer: oneshot::Sender<A>,
     ticket: Ticket<A>,
-    /// The weight of the flushes that have no answer yet.
+    /// The weight of the flushes that are not answered yet.
     taken: usize,
-    /// The weight that somebody waits for.
+    /// The weight for which [`Batcher::reaches`] waits.
     wanted: usize,
 }
 
 /// Resolves with the answer to a whole batch; one allocation serves all who wait for it. It resolves with an
-/// error if the flush was lost without an answer.
+/// error if the flush is dropped without an answer.
 pub type Ticket<A> = Shared<oneshot::Receiver<A>>;
 
-/// A batch that no longer grows, and the duty to answer all who are in it.
+/// A batch that no longer grows, and the duty to answer its callers.
 #[derive(Debug)]
 pub struct Flush<'a, T: Default, A: Clone> {
-    /// What was gathered.
+    /// The gathered items.
     pub items: T,
-    /// When its first item came.
+    /// When the first item came.
     pub since: Instant,
     /// Answers all who wait.
     pub answer: Responder<'a, T, A>,
 }
 
-/// The duty to answer a flush. Until it is answered or given up, what is in it counts as waiting.
+/// The duty to answer a flush. Until it is answered or dropped, its items count as waiting.
 #[derive(Debug)]
 pub struct Responder<'a, T: Default, A: Clone> {
     batcher: &'a Batcher<T, A>,
@@ -58,7 +58,7 @@ pub struct Responder<'a, T: Default, A: Clone> {
 }
 
 impl<T: Default, A: Clone> Responder<'_, T, A> {
-    /// The weight of all that is answered.
+    /// The weight of the flush.
     #[must_use]
     pub fn weight(&self) -> usize {
         self.weight
@@ -67,7 +67,7 @@ impl<T: Default, A: Clone> Responder<'_, T, A> {
     /// Answers all who wait.
     pub fn send(mut self, answer: A) {
         if let Some(sender) = self.sender.take() {
-            // Nobody is left to hear it when every client has gone.
+            // Sending fails if every client has gone.
             let _ = sender.send(answer);
         }
     }
@@ -79,7 +79,7 @@ impl<T: Default, A: Clone> Drop for Responder<'_, T, A> {
     }
 }
 
-/// The open batch holds all it may: the flushes do not keep up.
+/// The batcher is full: the flushes do not keep up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
@@ -100,18 +100,19 @@ impl<T: Default, A: Clone> Open<T, A> {
 }
 
 impl<T: Default, A: Clone> Batcher<T, A> {
-    /// A batcher of which up to `capacity` of weight waits at a time, gathering or in flushes without an answer. It
-    /// bounds the memory of all that wait.
+    /// A batcher in which items of up to `capacity` in weight wait, in the open batch or in unanswered
+    /// flushes. The capacity bounds their memory.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
         Self { open: Mutex::new(Open::new()), filled: Notify::new(), reached: Notify::new(), capacity }
     }
 
-    /// Adds to the open batch and returns a ticket to wait with. An item of any weight fits where nothing waits.
+    /// Adds to the open batch and returns a ticket to wait with. While nothing waits, an item of any weight
+    /// fits.
     ///
     /// # Errors
     ///
-    /// When as much waits as may: [`Full`].
+    /// [`Full`] when the capacity is reached.
     pub fn submit(&self, weight: usize, add: impl FnOnce(&mut T)) -> Result<Ticket<A>, Full> {
         let mut open = self.open();
         let waiting = open.taken + open.weight;
@@ -131,10 +132,10 @@ impl<T: Default, A: Clone> Batcher<T, A> {
         Ok(open.ticket.clone())
     }
 
-    /// Waits until there is something in the open batch, and takes it. It may be dropped while it waits.
+    /// Waits until the open batch has an item, and takes the batch. Cancel-safe.
     pub async fn take(&self) -> Flush<'_, T, A> {
         loop {
-            // Registered before the look: what is added in between is not missed.
+            // Registered before the check, so an item added in between is not missed.
             let filled = self.filled.notified();
             if let Some(flush) = self.flush_now() {
                 return flush;
@@ -143,7 +144,7 @@ impl<T: Default, A: Clone> Batcher<T, A> {
         }
     }
 
-    /// Waits until the open batch weighs so much. It may be dropped while it waits; one may wait at a time.
+    /// Waits until the open batch has at least this weight. Cancel-safe; only one caller may wait at a time.
     pub async fn reaches(&self, weight: usize) {
         loop {
             let reached = self.reached.notified();

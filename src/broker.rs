@@ -1,10 +1,10 @@
-//! RabbitMQ, the only place that knows it: where it is, what has to exist there, and how to connect.
+//! RabbitMQ: its URL, its required topology, and its connections. No other module knows it.
 //!
-//! [`Publisher`] returns after the confirm, [`Deliveries`] hands out what has to be accepted. Each holds a
-//! connection of its own: a broker that is short of memory or disk stops reading from connections that
-//! publish, and must not stop the acknowledgements that would relieve it. Lapin's automatic recovery stays
-//! off (it does not cover channel errors and has lost acknowledgements); what breaks is dropped whole and
-//! opened again under this module's own supervision.
+//! [`Publisher`] returns after the confirm; [`Deliveries`] hands out messages to be acknowledged. Each has
+//! its own connection: a broker short of memory or disk stops reading from connections that publish, and that
+//! must not stop the acknowledgements that would relieve it. Lapin's automatic recovery stays off, because it
+//! does not cover channel errors and has lost acknowledgements. A broken connection is dropped whole, and
+//! this module opens a new one.
 
 mod filter;
 mod url;

@@ -1,4 +1,4 @@
-//! Bodies of bulk requests: many events, of which each may be unreadable on its own.
+//! Bodies of bulk requests: many events, each of which is read or rejected on its own.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,22 +9,23 @@ use serde_json::value::RawValue;
 use crate::event::{Event, EventError, unexpected_string};
 use crate::excerpt::excerpt;
 
-/// Most events in one request. A request is counted whole or not, so it has to fit into what may wait.
+/// Most events in one request. The readable events of a request are accepted together or not at all, so they
+/// must fit within the limit of waiting events.
 pub const MAX_EVENTS: usize = 10_000;
 
-/// What is read, in words for a client.
+/// The supported media types, as told to a client.
 pub const MEDIA_TYPES: &str = "send application/x-ndjson or application/json";
 
 /// How the events of a body are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MediaType {
-    /// `application/x-ndjson`: an event a line.
+    /// `application/x-ndjson`: one event per line.
     NdJson,
     /// `application/json`: an array of events.
     JsonArray,
 }
 
-/// A media type that is not read here: an excerpt of it, in quotes.
+/// An unsupported media type: an excerpt of it, in quotes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the content type {0} is not read here: {MEDIA_TYPES}")]
 pub struct UnknownMediaType(String);
@@ -33,7 +34,7 @@ impl FromStr for MediaType {
     type Err = UnknownMediaType;
 
     fn from_str(named: &str) -> Result<Self, Self::Err> {
-        // Parameters, as in "; charset=utf-8", say nothing JSON does not.
+        // Parameters such as "; charset=utf-8" add nothing: JSON is always UTF-8.
         let essence = named.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         match &*essence {
             "application/x-ndjson" => Ok(Self::NdJson),
@@ -43,7 +44,7 @@ impl FromStr for MediaType {
     }
 }
 
-/// Why nothing of a body is read.
+/// Why a whole body is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It is not an array.
@@ -52,19 +53,19 @@ pub enum Error {
     /// It has more than [`MAX_EVENTS`].
     #[error("a request has at most {MAX_EVENTS} events")]
     TooMany,
-    /// It has no line.
+    /// It has no line with an event.
     #[error("the body has no event")]
     Empty,
 }
 
-/// The events of a body in their order; an invalid event yields its error. Blank lines are no events.
+/// The events of a body in order; an invalid event yields its error. Blank lines are skipped.
 ///
-/// Of a body with too many events no more than [`MAX_EVENTS`] and one are looked at, and no error repeats a value of
-/// the body's: what either costs does not grow with the body.
+/// At most [`MAX_EVENTS`] + 1 events are read, and no error repeats a value of the body, so the cost of an
+/// error does not grow with the body.
 ///
 /// # Errors
 ///
-/// Says why nothing can be read.
+/// The reason why the whole body is refused.
 pub fn events(
     body: &[u8],
     media_type: MediaType,
@@ -85,7 +86,7 @@ pub fn events(
     Ok(events.into_iter().map(Event::from_json))
 }
 
-/// The elements of a JSON array, of which one too many ends the look.
+/// The elements of a JSON array. Reading stops at the first element beyond [`MAX_EVENTS`].
 fn elements(body: &[u8]) -> Result<Vec<&[u8]>, Error> {
     struct Elements<'a, 'de>(&'a mut Vec<&'de [u8]>);
 
@@ -145,7 +146,8 @@ mod tests {
 
     #[test]
     fn each_line_is_read_on_its_own() {
-        let body = "{\"domain\":\"a.com\",\"event\":\"bounced\"}\r\n\n  \nx\n{\"domain\":\"b.com\",\"event\":\"delivered\",\"count\":2}";
+        let body = "{\"domain\":\"a.com\",\"event\":\"bounced\"}\r\n\n  \nx\n\
+            {\"domain\":\"b.com\",\"event\":\"delivered\",\"count\":2}";
         let events = read(body, MediaType::NdJson).unwrap();
         assert_eq!(events[0], Ok("a.com bounced 1".into()));
         assert!(events[1].as_ref().unwrap_err().contains("expected value"));
@@ -176,10 +178,10 @@ mod tests {
         assert!(read(&array, MediaType::JsonArray).unwrap_err().contains("at most 10000"));
     }
 
-    /// What an error may be longer than an excerpt: the words around it, and where it is.
+    /// Most bytes of an error beside its excerpt: the words around it, and the position.
     const WORDS: usize = 100;
 
-    /// What somebody may write in a place of a body, if he means no good.
+    /// Hostile text in any place of a body.
     fn anything() -> impl Strategy<Value = String> {
         let unit = prop_oneof![
             "[\u{7f}\u{1}a\u{e4}\u{2028}\\\\\"]{1,3}"
@@ -235,7 +237,7 @@ mod tests {
 
     #[test]
     fn an_array_is_not_read_beyond_the_limit() {
-        // What is behind it is not even JSON.
+        // The text after the limit is not even JSON.
         let array = format!("[{}#", "0,".repeat(MAX_EVENTS + 1));
         assert!(read(&array, MediaType::JsonArray).unwrap_err().contains("at most 10000"));
         let array = format!("[{}#", "0,".repeat(MAX_EVENTS));
@@ -262,7 +264,8 @@ mod tests {
                     Err(error) => errors.push(error),
                 }
             }
-            errors.extend(crate::batch::Batch::from_json(event.as_bytes()).err().map(|error| error.to_string()));
+            let message = crate::batch::Batch::from_json(event.as_bytes());
+            errors.extend(message.err().map(|error| error.to_string()));
             errors.extend(event.parse::<MediaType>().err().map(|error| error.to_string()));
             for error in errors {
                 prop_assert!(error.len() < MAX_EXCERPT + WORDS, "{} bytes: {error}", error.len());

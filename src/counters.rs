@@ -1,4 +1,4 @@
-//! What is known of a domain, and the one rule that classifies it.
+//! The counters of a domain, and the one rule that classifies it.
 
 use std::ops::AddAssign;
 
@@ -27,10 +27,11 @@ impl Counters {
         }
     }
 
-    /// The rule: a bounce settles it; more than `threshold` delivered events without one make a catch-all.
+    /// The rule: one bounce means not a catch-all; more than `threshold` deliveries without a bounce mean a
+    /// catch-all.
     ///
     /// Counters only grow, so a status only moves `unknown` → `catch-all` → `not catch-all`, or straight to
-    /// the last, which is final.
+    /// `not catch-all`, which is final.
     #[must_use]
     pub fn status(self, threshold: u64) -> Status {
         if self.bounced > 0 {
@@ -50,16 +51,16 @@ impl AddAssign for Counters {
     }
 }
 
-/// What the counters say of a domain.
+/// The status of a domain according to its counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub enum Status {
     /// Too few events to tell.
     #[serde(rename = "unknown")]
     Unknown,
-    /// It takes mail for any address.
+    /// The domain accepts mail for any address.
     #[serde(rename = "catch-all")]
     CatchAll,
-    /// It has refused mail for some address.
+    /// The domain has refused mail for some address.
     #[serde(rename = "not catch-all")]
     NotCatchAll,
 }

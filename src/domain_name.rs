@@ -9,8 +9,8 @@ use idna::AsciiDenyList;
 use idna::uts46::{DnsLength, Hyphens, Uts46};
 use serde::{Serialize, Serializer};
 
-/// Longest spelling that is looked at, in bytes. A name of 253 octets can be written with up to four
-/// bytes per character; what is longer cannot become a domain name and is refused before any work.
+/// Longest spelling that is parsed, in bytes. A name of 253 octets can be written with up to four bytes per
+/// character; a longer text cannot become a domain name and is refused before any work.
 const MAX_SPELLING: usize = 1024;
 
 /// Longest domain name in octets, without the root's empty label (RFC 1035, 2.3.4).
@@ -21,12 +21,11 @@ const MAX_LABEL: usize = 63;
 
 /// A domain name in the one spelling that is counted: ASCII, lower case, no trailing dot.
 ///
-/// It can only be made by parsing, so a `&DomainName` needs no check: at least two labels of at most 63
+/// Only parsing makes one, so a `&DomainName` needs no check. It has at least two labels of at most 63
 /// octets, at most 253 octets in all, letters, digits and inner hyphens only (UTS #46 with the STD3 rules),
-/// and not an IP address. Equality and order are those of the bytes, which is also the order of the
-/// database (`collate "C"`).
+/// and it is not an IP address. Equality and order compare bytes, as the database does (`collate "C"`).
 ///
-/// One of up to 24 octets, as most are, is kept without an allocation.
+/// A name of up to 24 octets, as most are, needs no allocation.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DomainName(CompactString);
 
@@ -36,19 +35,19 @@ pub enum DomainNameError {
     /// Nothing, or only a dot.
     #[error("a domain name must not be empty")]
     Empty,
-    /// More than 253 octets once it is ASCII.
+    /// More than 253 octets in ASCII.
     #[error("a domain name has at most 253 octets")]
     TooLong,
-    /// A label of none or more than 63 octets, as in `a..b`.
+    /// An empty label, as in `a..b`, or one of more than 63 octets.
     #[error("each label of a domain name has 1 to 63 octets")]
     LabelLength,
     /// No dot inside, as in `localhost`.
     #[error("a domain name has at least two labels, as in example.com")]
     SingleLabel,
-    /// An IP address, or a name that ends in a number and so can only be mistaken for one.
+    /// An IP address, or a name that ends in a number, which parsers take for an IP address.
     #[error("an IP address is not a domain name")]
     IpAddress,
-    /// A character or a hyphen where none may be, or punycode that decodes to nothing valid.
+    /// A forbidden character, a misplaced hyphen, or invalid punycode.
     #[error("a domain name has only letters, digits and inner hyphens")]
     Character,
 }
@@ -58,7 +57,7 @@ impl DomainName {
     ///
     /// # Errors
     ///
-    /// Says which rule of a [`DomainName`] the text breaks.
+    /// The rule of a [`DomainName`] that the text breaks.
     pub fn parse(text: &str) -> Result<Self, DomainNameError> {
         plain(text).map_or_else(|| parse_any(text), |name| Ok(Self(name)))
     }
@@ -70,7 +69,7 @@ impl DomainName {
     }
 }
 
-/// By the rules themselves.
+/// The full parser.
 fn parse_any(text: &str) -> Result<DomainName, DomainNameError> {
     if text.is_empty() || text == "." {
         return Err(DomainNameError::Empty);
@@ -87,16 +86,16 @@ fn parse_any(text: &str) -> Result<DomainName, DomainNameError> {
     let Some((_, top)) = name.rsplit_once('.') else {
         return Err(DomainNameError::SingleLabel);
     };
-    // No top-level domain is a number (RFC 3696, 2), and what ends in one is an IPv4 address to a
-    // URL parser (WHATWG URL, "ends in a number"): 127.1 and 0x7f.1 included.
+    // No top-level domain is a number (RFC 3696, 2). A URL parser takes every name that ends in a number for
+    // an IPv4 address, including 127.1 and 0x7f.1 (WHATWG URL, "ends in a number").
     if is_number(top) {
         return Err(DomainNameError::IpAddress);
     }
     Ok(DomainName(name.into()))
 }
 
-/// The name that nearly every text is, found in one pass over it: letters, digits, inner hyphens and dots, of which
-/// UTS #46 changes only the case, under a top-level domain that is letters alone. Of anything else this says nothing.
+/// The fast path for nearly every text, in one pass: letters, digits, inner hyphens and dots, of which UTS
+/// #46 changes only the case, under a top-level domain of letters alone. `None`: ask the full parser.
 fn plain(text: &str) -> Option<CompactString> {
     let text = text.strip_suffix('.').unwrap_or(text);
     if text.len() > MAX_NAME {
@@ -112,7 +111,7 @@ fn plain(text: &str) -> Option<CompactString> {
                 digits = true;
                 (length + 1, byte)
             }
-            // Two in a row can be those of punycode.
+            // Two hyphens in a row can be those of punycode.
             b'-' if length > 0 && last != b'-' => (length + 1, byte),
             b'.' if (1..=MAX_LABEL).contains(&length) && last != b'-' => {
                 (dots, digits) = (dots + 1, false);
@@ -132,7 +131,7 @@ fn plain(text: &str) -> Option<CompactString> {
 
 /// UTS #46 with the STD3 rules; a leading or trailing hyphen in a label is refused, `r3---sn` is not.
 /// (`idna::domain_to_ascii_strict` refuses such names, which exist.) Lower-case ASCII comes back borrowed.
-/// Lengths are checked by the caller, which can say what is wrong with them.
+/// The caller checks the lengths, because it can report which one is wrong.
 fn to_ascii(text: &str) -> Result<Cow<'_, str>, DomainNameError> {
     Uts46::new()
         .to_ascii(text.as_bytes(), AsciiDenyList::STD3, Hyphens::CheckFirstLast, DnsLength::Ignore)
@@ -275,7 +274,8 @@ mod tests {
 
         #[test]
         fn the_short_way_says_what_the_long_one_does(
-            text in "[a-zA-Z0-9.-]{0,12}|(xn--|XN--|0x|r3---)?[a-z0-9-]{0,5}\\.[a-z0-9-]{1,4}\\.?|([a-z]{60,64}\\.){3,4}[a-z]{57,64}",
+            text in "[a-zA-Z0-9.-]{0,12}|(xn--|XN--|0x|r3---)?[a-z0-9-]{0,5}\\.[a-z0-9-]{1,4}\\.?|\
+                ([a-z]{60,64}\\.){3,4}[a-z]{57,64}",
         ) {
             if let Some(name) = plain(&text) {
                 prop_assert_eq!(parse_any(&text), Ok(DomainName(name)));

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! `domain` and `event` are required, `count` is 1 unless given, `id` makes the event count once. Other
-//! fields are ignored, so that a publisher may send its own along.
+//! fields are ignored, so a publisher may add its own.
 
 use std::cell::Cell;
 use std::fmt;
@@ -20,21 +20,21 @@ use crate::domain_name::DomainName;
 use crate::excerpt::excerpt;
 use crate::idempotency_key::IdempotencyKey;
 
-/// Most messages one event may stand for. It keeps a sum of a batch far from the end of 64 bits, so that a
-/// publisher's mistake is refused here and not found in the ledger.
+/// Most messages one event may stand for. It keeps the sums of a batch far below 64 bits, so a publisher's
+/// mistake is refused here and never reaches the ledger.
 pub const MAX_COUNT: u64 = 1_000_000_000;
 
-/// What became of a message.
+/// Whether a message was delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// The receiving server took it.
+    /// The receiving server accepted it.
     Delivered,
     /// The receiving server refused it.
     Bounced,
 }
 
 impl Outcome {
-    /// The word on the wire and in the path.
+    /// The word in JSON and in the URL path.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -61,12 +61,12 @@ impl FromStr for Outcome {
     }
 }
 
-/// What became of one or more messages to one domain.
+/// The outcome of one or more messages to one domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// Where the messages went.
+    /// The domain the messages were sent to.
     pub domain: DomainName,
-    /// What became of them.
+    /// Whether they were delivered.
     pub outcome: Outcome,
     /// How many messages, 1 to [`MAX_COUNT`].
     pub count: u64,
@@ -78,7 +78,7 @@ pub struct Event {
 #[derive(Debug, thiserror::Error)]
 #[error("{source}")]
 pub struct EventError {
-    /// Which part of it is to blame.
+    /// The invalid part.
     pub invalid: Invalid,
     source: serde_json::Error,
 }
@@ -100,7 +100,7 @@ impl Event {
     ///
     /// # Errors
     ///
-    /// Says what is wrong, where, and in which part of the event.
+    /// States what is wrong, where, and in which part of the event.
     pub fn from_json(json: &[u8]) -> Result<Self, EventError> {
         let reading = Cell::default();
         let mut deserializer = serde_json::Deserializer::from_slice(json);
@@ -123,7 +123,7 @@ impl Serialize for Event {
     }
 }
 
-/// An [`Event`] whose domain is somebody else's: what a sum is written from without a copy.
+/// An [`Event`] that borrows its domain, so a sum is written without a copy.
 pub(crate) struct EventRef<'a> {
     pub(crate) domain: &'a DomainName,
     pub(crate) outcome: Outcome,
@@ -149,9 +149,9 @@ impl Serialize for EventRef<'_> {
     }
 }
 
-/// Reads an event from a JSON object and from nothing else: serde's derived code would take an array too.
+/// Reads an event only from a JSON object: serde's derived code would also accept an array.
 struct EventVisitor<'a> {
-    /// The part that is being read, which is to blame when that fails.
+    /// The part being read, which is the invalid one if reading fails.
     reading: &'a Cell<Invalid>,
 }
 
@@ -201,14 +201,15 @@ impl<'de> Visitor<'de> for EventVisitor<'_> {
     }
 }
 
-/// A string where something else is expected. Serde's own error repeats the string, whatever its length, and a
-/// deserializer of JSON that is asked for anything in particular makes that error before a visitor sees the string.
-/// So every visitor that a client's bytes come to is asked by `deserialize_any`, and ends a string by this.
+/// The error for a string where something else is expected. Serde's own error repeats the whole string,
+/// whatever its length, and a JSON deserializer that is asked for a particular type returns that error before
+/// a visitor sees the string. So every visitor of client bytes is driven by `deserialize_any`, and answers a
+/// string with this error.
 pub(crate) fn unexpected_string<E: de::Error>(expected: &dyn de::Expected) -> E {
     E::invalid_type(de::Unexpected::Other("a string"), expected)
 }
 
-/// Of two values for one field neither can be believed.
+/// Refuses a second value for a field: neither of the two can be trusted.
 fn once<T, E: de::Error>(field: &'static str, slot: &mut Option<T>, value: T) -> Result<(), E> {
     match slot.replace(value) {
         None => Ok(()),
@@ -227,7 +228,7 @@ enum Field {
     Other,
 }
 
-/// A JSON string that is parsed where it stands, without a copy.
+/// A JSON string that is parsed in place, without a copy.
 struct Text<T>(T);
 
 impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for Text<T> {
@@ -288,7 +289,7 @@ mod tests {
 
     fn read(json: &str) -> Result<Event, String> {
         let read = Event::from_json(json.as_bytes()).map_err(|error| error.to_string());
-        // A message is read by this other way.
+        // Messages are read through `Deserialize`.
         let batch: Result<Event, _> = serde_json::from_str(json);
         assert_eq!(batch.map_err(|error| error.to_string()), read);
         read

@@ -1,19 +1,19 @@
-//! What somebody else wrote, cut to what may be repeated: in an answer, a log line, a header.
+//! Foreign text, cut to a length that is safe to repeat in a response, a log line or a header.
 
 use std::fmt::{self, Display, Write};
 
-/// Longest excerpt in bytes, its ellipsis aside. It fits a line of a log, and an answer or a header of any number of
-/// them stays small whatever was sent.
+/// Longest excerpt in bytes, without its ellipsis. It fits on a log line, and a response or header that
+/// quotes several stays small whatever was sent.
 pub const MAX_EXCERPT: usize = 300;
 
-/// The beginning of a text, with an ellipsis where it was cut. What is beyond it is not even formatted: a cheap answer
+/// The beginning of a text, with an ellipsis where it was cut. The rest is not even formatted, so a response
 /// to a request of megabytes stays cheap.
 ///
-/// To quote a text, format it inside: `excerpt(format_args!("{text:?}"))`.
+/// To quote a text, pass its debug format: `excerpt(format_args!("{text:?}"))`.
 #[must_use]
 pub fn excerpt(text: impl Display) -> String {
     let mut beginning = Beginning(String::new());
-    // Fails once it is full.
+    // Fails once the excerpt is full, which ends the formatting.
     let _ = write!(beginning, "{text}");
     beginning.0
 }

@@ -1,4 +1,4 @@
-//! What a process depends on, and whether it is there: the source of `/readyz`.
+//! The dependencies of a process, and whether they are available: the source of `/readyz`.
 
 use std::fmt::{self, Display};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,13 +17,13 @@ struct Shared {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
-    /// Not reached yet: red, but nothing is wrong until it is said to be.
+    /// Not reached yet: not ready, but no failure is reported.
     Starting,
     Up,
     Down(String),
 }
 
-/// One dependency's entry, held by whoever talks to it. An entry lasts as long as the process.
+/// One dependency's entry, held by the code that talks to it. An entry lasts as long as the process.
 #[derive(Clone, Debug)]
 pub struct Dependency {
     health: Health,
@@ -31,8 +31,8 @@ pub struct Dependency {
 }
 
 impl Health {
-    /// Registers a dependency, which is down until it is said to be up. Several may share a name, as the
-    /// connections to one broker do.
+    /// Registers a dependency, which is not ready until [`Dependency::up`] is called. Several may share a
+    /// name, as the connections to one broker do.
     #[must_use]
     pub fn dependency(&self, name: &'static str) -> Dependency {
         let mut entries = self.entries();
@@ -40,7 +40,7 @@ impl Health {
         Dependency { health: self.clone(), index: entries.len() - 1 }
     }
 
-    /// What keeps the process from being ready: a line for each dependency that is not up, none twice.
+    /// Why the process is not ready: one line for each dependency that is not up, without repeats.
     #[must_use]
     pub fn missing(&self) -> Vec<String> {
         let mut lines: Vec<String> = self
@@ -57,10 +57,10 @@ impl Health {
         lines
     }
 
-    /// Waits until nothing is missing.
+    /// Waits until every dependency is up.
     pub async fn ready(&self) {
         loop {
-            // Before the look: what changes in between is not missed.
+            // Registered before the check, so a change in between is not missed.
             let changed = self.0.changed.notified();
             if self.missing().is_empty() {
                 return;
@@ -75,14 +75,14 @@ impl Health {
 }
 
 impl Dependency {
-    /// It is there. Says so in the log when it was not.
+    /// Marks the dependency as available, and logs the change if it was not.
     pub fn up(&self) {
         if let Some(name) = self.change(State::Up) {
-            tracing::info!(dependency = name, "{name} is there");
+            tracing::info!(dependency = name, "{name} is available");
         }
     }
 
-    /// It is away, or not as it has to be. Says so in the log when the reason is new.
+    /// Marks the dependency as unavailable or misconfigured, and logs a new reason.
     pub fn down(&self, reason: impl Display) {
         let reason = reason.to_string();
         if let Some(name) = self.change(State::Down(reason.clone())) {

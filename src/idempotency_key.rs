@@ -5,14 +5,14 @@ use std::str::FromStr;
 
 use uuid::Uuid;
 
-/// Longest idempotency key in bytes: that of AMQP's `message_id`, so that one key fits everywhere.
+/// Longest idempotency key in bytes. It equals the limit of AMQP's `message_id`, so one key fits everywhere.
 pub const MAX_KEY: usize = 255;
 
 /// The identity under which something counts once: an `Idempotency-Key`, an event's `id` or a `message_id`.
 ///
-/// Any string of 1 to [`MAX_KEY`] bytes, kept as 16 bytes so that a claim costs the same whatever the key. A
-/// UUID in canonical spelling stands for itself, which keeps the time order of a version 7 UUID (and with it
-/// the claims' index dense); any other string becomes its version 5 UUID (RFC 9562, 5.5).
+/// Any string of 1 to [`MAX_KEY`] bytes. It is stored as 16 bytes, so every claim costs the same. A UUID in
+/// canonical spelling stands for itself, which keeps the time order of a version 7 UUID (and with it the
+/// claims' index dense); any other string becomes its version 5 UUID (RFC 9562, 5.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IdempotencyKey(Uuid);
 
@@ -22,7 +22,7 @@ pub struct IdempotencyKey(Uuid);
 pub struct IdempotencyKeyError(usize);
 
 impl IdempotencyKey {
-    /// The namespace of keys that are no UUID. Never change it: every claim in the ledger depends on it.
+    /// The namespace of keys that are not UUIDs. Never change it: every claim in the ledger depends on it.
     const NAMESPACE: Uuid = Uuid::from_u128(0x7d1f_6f0e_58c4_4f0b_9d3a_c0a7_ca11_0001);
 
     /// A fresh key, ordered by time (UUID version 7).
@@ -31,7 +31,7 @@ impl IdempotencyKey {
         Self(Uuid::now_v7())
     }
 
-    /// The key of the event at this place in a request that has this key as a whole.
+    /// The key of the event at `index` in a request whose key is `self`.
     #[must_use]
     pub fn of_event(self, index: usize) -> Self {
         Self(Uuid::new_v5(&self.0, &(index as u64).to_be_bytes()))

@@ -26,8 +26,8 @@ pub mod ingest;
 pub mod worker;
 pub mod query;
 pub mod migrate;
-// Tools: for whoever runs the system.
+// Tools for the system's operators.
 pub mod progress;
 pub mod dead_letters;
-// The only one that looks at the whole from outside.
+// The load generator, the only module that tests the whole system from outside.
 pub mod load;

@@ -1,4 +1,4 @@
-//! The life of a process: arguments, logs, signals, and the sentence it ends with.
+//! The life of a process: arguments, logs, signals, and the error message it ends with.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -10,7 +10,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use crate::shutdown::{self, Shutdown};
 use crate::telemetry;
 
-/// What `run` gets from its process.
+/// What a process gives to its role's `run`.
 #[derive(Debug)]
 pub struct Process {
     /// The metrics to serve.
@@ -28,12 +28,12 @@ struct Arguments<C: Args> {
     telemetry: telemetry::Config,
 }
 
-/// Runs a program: reads its configuration from arguments and environment, starts its logs and an event
-/// loop, and runs it. What fails is printed as one sentence, and the exit status tells: 0 stopped as asked,
-/// 1 failed, 2 configured wrongly.
+/// Runs a program: reads its configuration from arguments and environment, starts its logs and an event loop,
+/// and runs it. A failure is printed as one sentence. The exit status is 0 for a requested stop, 1 for a
+/// failure, 2 for an invalid configuration.
 ///
-/// Each role calls it from a `main` of its own, here in the library and not in its binary, so that what it is
-/// made of is compiled once.
+/// Each role has its own `main` that calls this in the library and not in the binary, so the generic code is
+/// compiled once.
 pub fn main<C: Args>(
     name: &'static str,
     about: &'static str,
@@ -42,8 +42,8 @@ pub fn main<C: Args>(
     main_checked(name, about, |_| Ok(()), run)
 }
 
-/// The same for a program with values that may be right each and wrong together: `check` says what is wrong, in a
-/// sentence that names their variables.
+/// The same for a program whose values may each be valid but not together: `check` returns what is wrong, in
+/// a sentence that names the variables.
 pub fn main_checked<C: Args>(
     name: &'static str,
     about: &'static str,
@@ -62,8 +62,8 @@ pub fn main_checked<C: Args>(
     };
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        // A task that is gone leaves a process that looks alive and answers nothing. A crash loses nothing,
-        // and whoever supervises the process starts it again.
+        // A process that lost a task looks alive and answers nothing. A crash loses nothing, and the
+        // process's supervisor restarts it.
         report(panic);
         std::process::abort();
     }));
@@ -102,7 +102,7 @@ fn parse<C: Args>(
         command.try_get_matches_from_mut(arguments).and_then(|matches| Arguments::from_arg_matches(&matches));
     parsed.map_err(|error| match error.kind() {
         ErrorKind::ValueValidation | ErrorKind::InvalidValue | ErrorKind::MissingRequiredArgument => {
-            // The parser has not completed the subcommands it did not come to.
+            // Clap has not built the subcommands that it did not parse.
             command.build();
             ParseError::Sentence(sentence(&command, &error))
         }

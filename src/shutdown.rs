@@ -7,8 +7,8 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// How long a stop waits for what is under way. `kill -9` loses nothing either; the grace only spares
-/// clients a retry. It stays below the 10 s after which a container engine kills.
+/// How long a stop waits for requests and batches under way. Even `kill -9` loses nothing; the grace period
+/// only saves clients a retry. It is below the 10 s after which a container engine kills.
 pub const GRACE: Duration = Duration::from_secs(8);
 
 /// Resolves when the process is asked to stop. Clones resolve together.
@@ -18,7 +18,7 @@ pub type Shutdown = Shared<BoxFuture<'static, ()>>;
 ///
 /// # Errors
 ///
-/// When the process may not install a signal handler.
+/// When the process cannot install a signal handler.
 pub fn requested() -> io::Result<Shutdown> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let requested = async move {

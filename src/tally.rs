@@ -6,11 +6,11 @@ use std::collections::btree_map::Entry;
 use crate::counters::Counters;
 use crate::domain_name::DomainName;
 
-/// An ordered map from domain to the sum of its events. The domains are its own where a batch is gathered,
-/// and borrowed from the batches where several of them are folded into one transaction.
+/// An ordered map from domain to the sum of its events. It owns its domains while a batch gathers, and
+/// borrows them when several batches are folded into one transaction.
 ///
-/// The order is that of the ledger's primary key: rows are upserted in the order of this map, so two
-/// workers lock the rows they share in the same order and cannot deadlock.
+/// The order is that of the ledger's primary key. Rows are upserted in this order, so two workers lock shared
+/// rows in the same order and cannot deadlock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tally<D = DomainName>(BTreeMap<D, Counters>);
 
@@ -20,8 +20,8 @@ impl<D> Default for Tally<D> {
     }
 }
 
-/// Sorting finds the parts that are in order, as what comes out of a tally is, and merges them: for a large table a
-/// fraction of the cost of looking up each domain.
+/// Sorting merges runs that are already in order, as the entries of a tally are. For many domains this costs
+/// a fraction of looking up each one.
 impl<D: Ord> FromIterator<(D, Counters)> for Tally<D> {
     fn from_iter<I: IntoIterator<Item = (D, Counters)>>(entries: I) -> Self {
         let mut entries: Vec<(D, Counters)> = entries.into_iter().collect();
@@ -38,7 +38,7 @@ impl<D: Ord> FromIterator<(D, Counters)> for Tally<D> {
 }
 
 impl<D: Ord> Tally<D> {
-    /// Adds `counters` to what is known of `domain`.
+    /// Adds `counters` to those of `domain`.
     pub fn record(&mut self, domain: D, counters: Counters) {
         match self.0.entry(domain) {
             Entry::Vacant(entry) => {
@@ -110,7 +110,8 @@ mod tests {
         fn it_sums_each_domain_in_key_order(events in events()) {
             let tally = tally(&events);
             let rows: Vec<_> = tally.iter().collect();
-            prop_assert!(rows.windows(2).all(|pair| pair[0].0.as_str().as_bytes() < pair[1].0.as_str().as_bytes()));
+            let bytes = |row: usize| rows[row].0.as_str().as_bytes();
+            prop_assert!((1..rows.len()).all(|row| bytes(row - 1) < bytes(row)));
             for (domain, counters) in rows {
                 let of_domain = events.iter().filter(|(name, _)| name == domain);
                 prop_assert_eq!(counters.delivered, of_domain.clone().map(|(_, c)| c.delivered).sum::<u64>());

@@ -7,38 +7,44 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use tokio::time::{MissedTickBehavior, interval};
 use tracing_subscriber::EnvFilter;
 
-/// The histograms, and the upper bounds of their buckets in seconds. They are the same in every instance and release, so
-/// that several can be added up: a bound may be added, but none removed.
+/// The histograms, and the upper bounds of their buckets in seconds. They are the same in every instance and
+/// release, so that metrics can be summed: a bound may be added, but none removed.
 const HISTOGRAMS: [(&str, &[f64]); 3] = [
-    // From the first event of a message to its confirm: a disk and a round trip or two, and no longer than
-    // CATCHALL_PUBLISH_DEADLINE_MS, of 5 s unless set.
+    // From the first event of a message to its confirm: a disk and a round trip or two, and at most
+    // CATCHALL_PUBLISH_DEADLINE_MS, by default 5 s.
     (
         "catchall_ingest_confirm_seconds",
         &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0],
     ),
-    // A transaction of up to CATCHALL_MAX_ROWS rows, of which a statement may take CATCHALL_STATEMENT_TIMEOUT_SECS, of
-    // 60 s unless set.
+    // A transaction of up to CATCHALL_MAX_ROWS rows. Each statement takes at most
+    // CATCHALL_STATEMENT_TIMEOUT_SECS, by default 60 s.
     (
         "catchall_worker_commit_seconds",
         &[0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0],
     ),
-    // A look-up by the primary key, of which many are one query.
+    // A lookup by primary key; one query serves many lookups.
     (
         "catchall_query_read_seconds",
         &[0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5],
     ),
 ];
 
-/// How often observations are put into their buckets. Until then the exporter keeps each, whether anybody reads its
-/// page or not: 16 bytes, of which a busy process makes some thousands a second.
+/// How often observations are sorted into buckets. Until then the exporter keeps each one in 16 bytes, even
+/// if nobody reads the metrics; a busy process makes some thousands a second.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How the process speaks.
+/// What the process logs, and in which format.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct Config {
-    /// What is logged: a level (error, warn, info, debug, trace) or a filter as of tracing-subscriber
-    #[arg(long, env = "CATCHALL_LOG", value_name = "FILTER", default_value = "info,lapin=off,sqlx=error", value_parser = filter)]
+    /// What is logged: a level (error, warn, info, debug, trace) or a tracing-subscriber filter
+    #[arg(
+        long,
+        env = "CATCHALL_LOG",
+        value_name = "FILTER",
+        default_value = "info,lapin=off,sqlx=error",
+        value_parser = filter
+    )]
     pub log: String,
 
     /// How it is logged: text for people, json for machines
@@ -51,7 +57,7 @@ pub struct Config {
 pub enum Format {
     /// A line for people.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -59,11 +65,11 @@ fn filter(text: &str) -> Result<String, String> {
     EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
-/// Begins to log to standard error and to record metrics, once per process.
+/// Starts logging to standard error and recording metrics. Call it once per process.
 ///
 /// # Errors
 ///
-/// When it was begun before, or the filter cannot be read.
+/// When it was started before, or the filter is invalid.
 pub fn start(config: &Config) -> anyhow::Result<PrometheusHandle> {
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_new(&config.log)?)
@@ -77,7 +83,7 @@ pub fn start(config: &Config) -> anyhow::Result<PrometheusHandle> {
     Ok(recorder()?.install_recorder()?)
 }
 
-/// Puts what has been observed into its buckets, for ever.
+/// Sorts observations into their buckets until it is dropped.
 pub async fn upkeep(metrics: PrometheusHandle) {
     let mut ticks = interval(UPKEEP_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

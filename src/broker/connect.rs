@@ -1,4 +1,4 @@
-//! Where the broker is, and how to connect to it.
+//! Connecting to the broker.
 
 use std::net::Shutdown;
 use std::sync::{Arc, OnceLock};
@@ -16,15 +16,15 @@ use super::url::{Config, FRAME_MAX, Url};
 
 /// Opens a connection under `name`, which the broker's management pages show.
 pub(super) async fn connect(config: &Config, name: &str) -> Result<Connection, Error> {
-    // What is returned to a publisher is not looked at.
+    // Publishers do not read the bodies of returned messages.
     connect_limited(config, name, 0).await
 }
 
-/// The same, where bodies of messages are read that are no larger than this.
+/// The same for a connection that reads message bodies of up to `largest_body` bytes.
 ///
-/// Lapin runs the attempt on a thread of its own and goes on with it when it is dropped: a peer that takes
-/// connections and then says nothing would collect threads. So the socket is kept at hand, to be shut when the
-/// attempt is given up.
+/// Lapin runs the attempt on its own thread, which goes on when the future is dropped. A peer that accepts
+/// connections and never answers would pile up threads. So a handle of the socket is kept, to shut it down at
+/// the timeout.
 pub(super) async fn connect_limited(
     config: &Config,
     name: &str,
@@ -42,7 +42,7 @@ pub(super) async fn connect_limited(
             let address = runtime.to_socket_addrs((authority.host.clone(), authority.port));
             let wire = Wire::connect(&reactor(), address).await?;
             if let AsyncTcpStream::Plain(wire) = &wire {
-                // Set once: there is one attempt.
+                // It is set only once, because there is one attempt.
                 let _ = opened.set(SockRef::from(wire.get_ref()).try_clone()?);
             }
             let wire = match scheme {
@@ -51,7 +51,7 @@ pub(super) async fn connect_limited(
             };
             let frame_max = query.frame_max.unwrap_or(FRAME_MAX);
             let filter = FrameFilter::new(largest_body.into(), frame_max as usize);
-            // Without TLS as far as the library is concerned: it is inside.
+            // Plain to the library, because any TLS is inside the wire.
             Ok(AsyncTcpStream::Plain(Filtered::new(wire, filter)))
         },
         properties,
@@ -62,7 +62,7 @@ pub(super) async fn connect_limited(
         Ok(Err(error)) => Err(Error::connection(url, describe(&error, url))),
         Err(_) => {
             if let Some(socket) = socket.get() {
-                // It may be shut already.
+                // The socket may already be shut down.
                 let _ = socket.shutdown(Shutdown::Both);
             }
             Err(Error::connection(url, format!("no answer within {limit:?}")))
@@ -70,7 +70,7 @@ pub(super) async fn connect_limited(
     }
 }
 
-/// What went wrong in words an operator can act on; lapin's own where there are no better ones.
+/// What went wrong, in words an operator can act on; lapin's own words where there are no better ones.
 pub(super) fn describe(error: &lapin::Error, url: &Url) -> String {
     match error.kind() {
         ErrorKind::IOError(io) => match io.kind() {
@@ -92,8 +92,8 @@ pub(super) fn describe(error: &lapin::Error, url: &Url) -> String {
     }
 }
 
-/// The next event of a connection. The stream does not end with the connection: both ends of its queue outlive
-/// it.
+/// The next event of a connection. The stream does not end with the connection, because both ends of its
+/// queue outlive the connection.
 pub(super) async fn next_event(events: &mut (impl Stream<Item = Event> + Unpin)) -> Event {
     match events.next().await {
         Some(event) => event,

@@ -1,4 +1,4 @@
-//! One dead letter: what it says of its death, and what it was before.
+//! One dead letter: why and when it was dead-lettered, and its original message.
 
 use std::collections::BTreeMap;
 
@@ -15,17 +15,17 @@ use super::topology::EVENTS;
 use crate::excerpt::excerpt;
 use crate::idempotency_key::IdempotencyKey;
 
-/// The namespace of references. Never change it: they are in people's notes.
+/// The namespace of references. Never change it: people keep references in their notes.
 const REFERENCES: Uuid = Uuid::from_u128(0x7d1f_6f0e_58c4_4f0b_9d3a_c0a7_ca11_0002);
 
-/// Where a dead letter is among those of its [`DeadLetterQueue`](super::DeadLetterQueue).
+/// The position of a dead letter within its [`DeadLetterQueue`](super::DeadLetterQueue).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeadLetterTag {
     pub(super) channel: usize,
     pub(super) tag: u64,
 }
 
-/// A dead letter that was looked at. It stays in the queue unless it is [taken](super::DeadLetterQueue::take).
+/// A dead letter as read from the queue. It stays there unless it is [taken](super::DeadLetterQueue::take).
 #[derive(Debug)]
 pub struct DeadLetter {
     delivery: Delivery,
@@ -37,7 +37,7 @@ impl DeadLetter {
         Self { delivery, tag }
     }
 
-    /// Where it is in the queue, by which it can be taken.
+    /// Its position, by which it can be taken.
     #[must_use]
     pub fn tag(&self) -> DeadLetterTag {
         self.tag
@@ -49,7 +49,7 @@ impl DeadLetter {
         &self.delivery.data
     }
 
-    /// The size of a body that was too large to be read, in bytes; [`body`](Self::body) is empty then.
+    /// The size in bytes of a body that was too large to be read; [`body`](Self::body) is empty then.
     #[must_use]
     pub fn unread(&self) -> Option<u64> {
         match self.header(BODY_SIZE_HEADER)? {
@@ -58,61 +58,61 @@ impl DeadLetter {
         }
     }
 
-    /// The size of its body, in bytes.
+    /// The size of the body in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.unread().unwrap_or(self.body().len() as u64)
     }
 
-    /// The name of the letter: the same whenever it is looked at, and shared only by dead letters that have the same
-    /// id, or none, and the same body, or bodies of the same size that were not read.
+    /// The stable name of the dead letter. Dead letters share it only if they have the same id or both none,
+    /// and the same body or unread bodies of the same size.
     #[must_use]
     pub fn reference(&self) -> Uuid {
         let id = self.id().unwrap_or_default();
-        // No id is so long that its length does not fit; the length keeps id and body apart.
+        // An id's length always fits. The length separates id and body.
         let length = u8::try_from(id.len()).unwrap_or(u8::MAX);
         let unread = self.unread().map(|size| format!("{size} bytes that were not read"));
         let body = unread.as_ref().map_or(self.body(), |unread| unread.as_bytes());
         Uuid::new_v5(&REFERENCES, &[&[length], id.as_bytes(), body].concat())
     }
 
-    /// Under which id it counts once: the publisher's, else its own.
+    /// The id under which it counts once: the publisher's, else its own.
     #[must_use]
     pub fn id(&self) -> Option<&str> {
         self.message_id().or_else(|| self.dead_letter_id())
     }
 
-    /// The publisher's identity of the message.
+    /// The publisher's id of the message.
     #[must_use]
     pub fn message_id(&self) -> Option<&str> {
         let id = self.delivery.properties.message_id().as_ref()?.as_str();
         Some(id).filter(|id| !id.is_empty())
     }
 
-    /// The identity the dead letter got because its message has none.
+    /// The id given to the dead letter because its message has none.
     #[must_use]
     pub fn dead_letter_id(&self) -> Option<&str> {
         self.text(DEAD_LETTER_ID_HEADER).filter(|id| id.parse::<IdempotencyKey>().is_ok())
     }
 
-    /// When it became a dead letter, as far as it tells.
+    /// When it became a dead letter, if its headers say so.
     #[must_use]
     pub fn dead_lettered_at(&self) -> Option<Timestamp> {
         self.kept_at().max(self.moved_at())
     }
 
-    /// Whether the broker moved it. Such a message may have been counted: the worker may have ended again and
-    /// again before it could accept what it had counted.
+    /// Whether the broker moved it. Such a message may have been counted: its workers may have ended, each
+    /// time, after counting it and before acknowledging it.
     #[must_use]
     pub fn is_moved_by_broker(&self) -> bool {
-        // A dead letter that somebody has put back by other means still has the reason of its first death.
+        // A dead letter that was requeued by other means keeps the reason of its first dead-lettering.
         self.text(REASON_HEADER).is_none() || self.moved_at() > self.kept_at()
     }
 
     /// Why it is a dead letter.
     #[must_use]
     pub fn reason(&self) -> String {
-        // As seen from here, whatever it died of.
+        // The filter's finding comes first, whatever the reason of the dead-lettering.
         if let Some(defects) = self.text(UNREADABLE_HEADER) {
             return excerpt(format_args!("it cannot be read whole: {defects}"));
         }
@@ -121,7 +121,7 @@ impl DeadLetter {
         }
         let last = self.deaths().max_by_key(|death| timestamp(death.get("time")));
         match last.and_then(|death| text(death.get("reason")?)) {
-            // The broker's words for the two ways it has to give a message up.
+            // The broker's words for its two reasons to dead-letter a message.
             Some("rejected") => "moved by the broker: rejected by a worker".into(),
             Some("delivery_limit") => "moved by the broker: handed out too often".into(),
             Some(reason) => excerpt(format_args!("moved by the broker: {reason}")),
@@ -129,13 +129,13 @@ impl DeadLetter {
         }
     }
 
-    /// The routing key it was published under.
+    /// The routing key with which it was published.
     #[must_use]
     pub fn routing_key(&self) -> &str {
         self.delivery.routing_key.as_str()
     }
 
-    /// The properties that are set, but for the headers.
+    /// The properties that are set, without the headers.
     #[must_use]
     pub fn properties(&self) -> Map<String, Value> {
         let properties = &self.delivery.properties;
@@ -159,13 +159,13 @@ impl DeadLetter {
         properties.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
     }
 
-    /// The headers, ours and the broker's among them.
+    /// All headers, including catchall's and the broker's.
     #[must_use]
     pub fn headers(&self) -> Map<String, Value> {
         self.delivery.properties.headers().as_ref().map(object).unwrap_or_default()
     }
 
-    /// The message that it was, under its own id or the one it got when it became a dead letter.
+    /// The original message, under its own id or the one given to the dead letter.
     #[must_use]
     pub fn into_original(self) -> Message {
         let id = self.id().map(str::to_owned);
@@ -188,7 +188,7 @@ impl DeadLetter {
         self.deaths().filter_map(|death| timestamp(death.get("time"))).max()
     }
 
-    /// The deaths in the queue of events: those elsewhere are the publisher's business.
+    /// The dead-letterings in the events queue. Those in other queues concern only the publisher.
     fn deaths(&self) -> impl Iterator<Item = &BTreeMap<ShortString, AMQPValue>> {
         let deaths = match self.header(DEATHS_HEADER) {
             Some(AMQPValue::FieldArray(deaths)) => deaths.as_slice(),
@@ -221,7 +221,7 @@ fn object(table: &FieldTable) -> Map<String, Value> {
     table.inner().iter().map(|(name, value)| (name.to_string(), json(value))).collect()
 }
 
-/// A header's value as JSON has it.
+/// A header's value as JSON.
 fn json(value: &AMQPValue) -> Value {
     match value {
         AMQPValue::Boolean(value) => Value::from(*value),

@@ -1,4 +1,4 @@
-//! Dead letters, looked at where they are.
+//! Reading dead letters without removing them.
 
 use std::time::Duration;
 
@@ -17,44 +17,44 @@ use super::error::Error;
 use super::topology::{DEAD, check_topology};
 use super::url::{Config, MessageLimit};
 
-/// Dead letters the broker hands out ahead: enough to keep it busy.
+/// Most dead letters that the broker hands out ahead: enough to keep it busy.
 const MAX_WINDOW: u64 = 256;
 
-/// Most bytes of the dead letters that are handed out ahead. The larger they may be, the fewer they are.
+/// Most bytes of the dead letters handed out ahead: the larger a message may be, the fewer are handed out.
 const WINDOW_BYTES: u64 = 256 << 20;
 
-/// Dead letters that are left on one channel before another is opened: the broker looks through all that a channel holds
-/// for each one that is taken. Of channels it gives some two thousand to a connection.
+/// Dead letters left on one channel before another is opened: the broker searches all that a channel holds
+/// for each one taken. It allows some two thousand channels per connection.
 const CHANNEL_DEAD_LETTERS: u64 = 4096;
 
-/// How long nothing arrives before the broker is asked whether there is anything left: only when somebody else
-/// has taken dead letters that were there at the beginning.
+/// How long to wait for a dead letter before asking the broker whether any are left. This happens only if
+/// another consumer has taken some of those counted at the beginning.
 const SILENCE: Duration = Duration::from_secs(1);
 
-/// How long the dead letters that were only looked at may take to be back in the queue. It is waited out only where
-/// somebody else takes some of them meanwhile.
+/// How long to wait for the dead letters that were only read to return to the queue. The whole time passes
+/// only if another consumer takes some of them meanwhile.
 const RETURN: Duration = Duration::from_secs(5);
 
-/// How often the queue is asked whether they are back.
+/// How often to check whether they are back.
 const RETURN_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The dead letters that are in the dead-letter queue, one after the other, on a connection of its own.
+/// Reads the dead-letter queue one dead letter at a time, on its own connection.
 ///
-/// The broker hands them out and takes them back when the connection ends, however it does, except for those
-/// that were [taken](Self::take). Meanwhile nobody else sees them. They are consumed and not got one by one,
-/// because a quorum queue writes each get to its disk; a consumer is handed many at once.
+/// The broker hands them out, and takes them back when the connection ends for any reason, except those that
+/// were [taken](Self::take). Meanwhile no other consumer sees them. They are consumed rather than fetched
+/// with `basic.get`, because a quorum queue writes each get to its disk; a consumer receives many at once.
 #[derive(Debug)]
 pub struct DeadLetterQueue {
     config: Config,
     connection: Connection,
-    /// The last is the one that is consumed from, the others hold dead letters until the end.
+    /// The last channel consumes; the others hold dead letters until the end.
     channels: Vec<Holder>,
     round: Option<Round>,
-    /// How many are handed out ahead.
+    /// How many dead letters are handed out ahead.
     window: u64,
-    /// How many were there at the beginning.
+    /// How many dead letters waited at the beginning.
     count: u64,
-    /// How many of them have not been looked at. It makes an end where dead letters come back as they are replayed.
+    /// How many of them have not been read. This ends the loop even if replayed dead letters come back.
     unseen: u64,
     /// How many were taken.
     taken: u64,
@@ -63,24 +63,24 @@ pub struct DeadLetterQueue {
 #[derive(Debug)]
 struct Holder {
     channel: Channel,
-    /// The tag of the last dead letter that came over it.
+    /// The tag of the last dead letter that arrived on it.
     last: u64,
-    /// Dead letters that came over it and were not taken.
+    /// Dead letters that arrived on it and were not taken.
     left: u64,
     /// Whether any was taken.
     taken: bool,
 }
 
 impl Holder {
-    /// Returns when the queue has every acceptance. The broker's channel keeps back what comes faster than the
-    /// queue takes it, and would forget it when it closes; what the queue answers it answers behind all it was
-    /// sent before, and then the channel sends the rest.
+    /// Returns when the queue has every acknowledgement. The broker's channel buffers acknowledgements that
+    /// come faster than the queue processes them, and would lose them when it closes. The queue answers a
+    /// consume only after all it was sent before; then the channel sends the buffered rest.
     async fn flush(&self) -> lapin::Result<()> {
         if !self.taken {
             return Ok(());
         }
         self.channel.basic_qos(1, BasicQosOptions::default()).await?;
-        // The first answer makes the channel send the rest, the second comes behind that.
+        // The first answer makes the channel send the rest; the second comes after the rest.
         for _ in 0..2 {
             let options = BasicConsumeOptions::default();
             let consumer =
@@ -91,24 +91,24 @@ impl Holder {
     }
 }
 
-/// One consumer. Dead letters that are left in the queue fill its window, which cannot be changed; then the next
-/// round begins.
+/// One consumer. Dead letters that are not taken fill its window, whose size is fixed; then the next round
+/// begins.
 #[derive(Debug)]
 struct Round {
     consumer: Consumer,
     window: u64,
-    /// The place of the last dead letter before this round, on the same channel.
+    /// The position of the last dead letter before this round, on the same channel.
     after: DeadLetterTag,
-    /// Dead letters of this round that were looked at and not taken.
+    /// Dead letters of this round that were read and not taken.
     left: u64,
 }
 
 impl DeadLetterQueue {
-    /// Connects under `name`, checks that all of the topology is there, and counts the dead letters.
+    /// Connects under `name`, checks the topology, and counts the dead letters.
     ///
     /// # Errors
     ///
-    /// When there is no broker, or an exchange or a queue is missing.
+    /// When the broker is not available, or an exchange or a queue is missing.
     pub async fn open(config: &Config, limit: MessageLimit, name: &str) -> Result<Self, Error> {
         let connection = connect_limited(config, name, limit.max_message_bytes).await?;
         check_topology(&connection, &config.amqp_url).await?;
@@ -126,7 +126,7 @@ impl DeadLetterQueue {
         })
     }
 
-    /// Only counts them.
+    /// Only counts the dead letters.
     ///
     /// # Errors
     ///
@@ -135,7 +135,7 @@ impl DeadLetterQueue {
         let connection = connect(config, name).await?;
         check_topology(&connection, &config.amqp_url).await?;
         let counted = async {
-            // It closes itself when it is dropped, which must not come between.
+            // Dropping the channel closes it, so it must live until the count is known.
             let channel = connection.create_channel().await?;
             let count = waiting(&channel).await?;
             connection.close(200, "done".into()).await?;
@@ -144,24 +144,25 @@ impl DeadLetterQueue {
         counted.await.map_err(|error| failed(config, &error))
     }
 
-    /// How many dead letters waited when this was opened. Those that somebody else is looking at do not.
+    /// How many dead letters waited when this was opened. Those that another consumer holds are not counted.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// Looks at no more than so many.
+    /// Reads at most `most` dead letters.
     #[must_use]
     pub fn limited_to(mut self, most: u64) -> Self {
         self.unseen = self.unseen.min(most);
         self
     }
 
-    /// The next dead letter; nothing when all that were there at the beginning have been seen, or none is left.
+    /// The next dead letter; `None` when all that were counted at the beginning have been read, or none is
+    /// left.
     ///
     /// # Errors
     ///
-    /// When the connection or the queue is gone. What was not taken stays in the queue.
+    /// When the connection or the queue is gone. Dead letters that were not taken stay in the queue.
     pub async fn next(&mut self) -> Result<Option<DeadLetter>, Error> {
         while self.unseen > 0 {
             if self.round.as_ref().is_none_or(|round| round.left == round.window) {
@@ -173,7 +174,7 @@ impl DeadLetterQueue {
             let delivery = if let Ok(delivery) = arrived {
                 delivery
             } else {
-                // The answer comes behind the dead letters that are on their way to here.
+                // The answer arrives after the dead letters that are on their way here.
                 let waiting = waiting(&holder.channel).await.map_err(|error| failed(&self.config, &error))?;
                 match round.consumer.next().now_or_never() {
                     Some(delivery) => delivery,
@@ -198,11 +199,11 @@ impl DeadLetterQueue {
         Ok(None)
     }
 
-    /// Takes a dead letter out of the queue, for good once [`close`](Self::close) has returned.
+    /// Removes a dead letter from the queue, for good once [`close`](Self::close) has returned.
     ///
     /// # Errors
     ///
-    /// When the connection is gone: the dead letter may be taken or not.
+    /// When the connection is gone: the dead letter may or may not be removed.
     pub async fn take(&mut self, tag: DeadLetterTag) -> Result<(), Error> {
         let Some(holder) = self.channels.get_mut(tag.channel) else { return Ok(()) };
         let taken = holder.channel.basic_ack(tag.tag, BasicAckOptions { multiple: false }).await;
@@ -217,17 +218,17 @@ impl DeadLetterQueue {
         Ok(())
     }
 
-    /// Gives back what was not taken, and returns when it is there for the next who looks.
+    /// Returns the other dead letters to the queue, and waits until the next reader can see them.
     ///
     /// # Errors
     ///
-    /// When the connection is gone: what was taken last may still be in the queue.
+    /// When the connection is gone: the last ones taken may still be in the queue.
     pub async fn close(self) -> Result<(), Error> {
         let closed = async {
             try_join_all(self.channels.iter().map(Holder::flush)).await?;
-            // The broker answers behind all that was sent over the channel before.
+            // The broker answers after everything sent over the channel before.
             try_join_all(self.channels.iter().map(|held| held.channel.close(200, "done".into()))).await?;
-            // The queue takes its dead letters back a moment after that.
+            // The queue takes its dead letters back a moment later.
             let channel = self.connection.create_channel().await?;
             let expected = self.count.saturating_sub(self.taken);
             let deadline = Instant::now() + RETURN;
@@ -241,7 +242,7 @@ impl DeadLetterQueue {
 
     async fn begin_round(&mut self) -> lapin::Result<()> {
         if let (Some(Round { consumer, .. }), Some(holder)) = (&self.round, self.channels.last()) {
-            // What it has handed out stays out until the channel closes.
+            // Dead letters already handed out stay with us until the channel closes.
             holder.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
             if holder.left >= CHANNEL_DEAD_LETTERS {
                 let channel = self.connection.create_channel().await?;

@@ -1,4 +1,4 @@
-//! Messages handed out by the broker until they are accepted.
+//! Messages that the broker has handed out and that are not acknowledged yet.
 
 use std::collections::VecDeque;
 
@@ -18,15 +18,16 @@ use super::url::{Config, MessageLimit};
 
 /// A consumer of the events queue on a connection of its own.
 ///
-/// What it has handed out is delivered again, here or elsewhere, unless it is accepted through the same
-/// `Deliveries`: a tag means nothing on another connection, and dropping this one hands everything back.
+/// Each message is delivered again, here or elsewhere, unless it is acknowledged through the same
+/// `Deliveries`: a tag means nothing on another connection, and dropping this connection returns every
+/// unacknowledged message.
 pub struct Deliveries {
     config: Config,
     channel: Channel,
     consumer: Consumer,
-    /// What an earlier consumer was handed, which comes first.
+    /// Deliveries to the earlier consumer, which come first.
     earlier: VecDeque<Delivery>,
-    /// The tag of the last message that was taken from here.
+    /// The tag of the last message that [`next`](Self::next) returned.
     last: u64,
     events: BoxStream<'static, Event>,
     // The connection closes when it is dropped.
@@ -34,12 +35,11 @@ pub struct Deliveries {
 }
 
 impl Deliveries {
-    /// Connects under `name` and begins to consume, with at most `prefetch` messages handed out and not yet
-    /// accepted.
+    /// Connects under `name` and begins to consume, with at most `prefetch` unacknowledged messages.
     ///
     /// # Errors
     ///
-    /// When there is no broker, or the queue is missing.
+    /// When the broker is not available, or the topology is incomplete.
     pub async fn open(
         config: &Config,
         limit: MessageLimit,
@@ -60,13 +60,14 @@ impl Deliveries {
         Ok(Self { config, channel, consumer, earlier, last: 0, events, _connection: connection })
     }
 
-    /// Lets nothing more be handed out until this is [resumed](Self::resume). What the broker has handed out and not sent
-    /// goes back to the queue, and counts towards the delivery limit: it is none while all that the prefetch allows is in
-    /// our hands, so do this before accepting some of it.
+    /// Stops the delivery of messages until it is [resumed](Self::resume). Messages that the broker has
+    /// handed out but not sent return to the queue, and this counts towards the delivery limit. While the
+    /// prefetch is used up there are none, so pause before acknowledging.
     ///
     /// # Errors
     ///
-    /// When the connection, the channel or the queue is gone, and so it is taken to be when this was dropped.
+    /// When the connection, the channel or the queue is gone. Drop the `Deliveries` too if this future was
+    /// dropped.
     pub async fn pause(&mut self) -> Result<(), Error> {
         let Self { config, channel, consumer, earlier, .. } = self;
         let pausing = async {
@@ -79,9 +80,9 @@ impl Deliveries {
         pausing.await.map_err(|error| failed(config, &error))
     }
 
-    /// Lets messages be handed out again, at most `prefetch` beside those that were before the pause. Returns the tag of
-    /// the last of those: every later one is handed out after this was called, because its consumer did not exist
-    /// before.
+    /// Resumes the delivery, with at most `prefetch` messages beside those from before the pause. Returns the
+    /// tag of the last one from before: every later message is handed out after this call, because its
+    /// consumer did not exist before.
     ///
     /// # Errors
     ///
@@ -92,17 +93,18 @@ impl Deliveries {
         Ok(self.seen())
     }
 
-    /// The tag of the last message that is known to have been handed out; none has 0.
+    /// The tag of the last message known to have been handed out; 0 if there is none.
     #[must_use]
     pub fn seen(&self) -> u64 {
         self.earlier.back().map_or(self.last, Delivery::tag)
     }
 
-    /// The next message. It may be dropped while it waits.
+    /// The next message. Cancel-safe.
     ///
     /// # Errors
     ///
-    /// When the connection, the channel or the queue is gone. Everything not accepted is delivered again.
+    /// When the connection, the channel or the queue is gone. Every unacknowledged message is delivered
+    /// again.
     pub async fn next(&mut self) -> Result<Delivery, Error> {
         let delivery = match self.earlier.pop_front() {
             Some(delivery) => delivery,
@@ -115,7 +117,7 @@ impl Deliveries {
                 }
             },
         };
-        // An acceptance of all up to a tag would take one along that was never seen here.
+        // Acknowledging all up to a tag would include a message that never arrived here.
         if delivery.tag() != self.last + 1 {
             let reason = "a message was lost on its way from the broker";
             return Err(Error::connection(&self.config.amqp_url, reason));
@@ -124,7 +126,8 @@ impl Deliveries {
         Ok(delivery)
     }
 
-    /// Waits until the connection is lost: for when [`next`](Self::next), which would tell, is not asked for.
+    /// Waits until the connection is lost. Use it while [`next`](Self::next), which would return the error,
+    /// is not polled.
     pub async fn lost(&mut self) -> Error {
         loop {
             if let Event::Error(error) = next_event(&mut self.events).await {
@@ -133,7 +136,7 @@ impl Deliveries {
         }
     }
 
-    /// Accepts every message up to and including `tag` that is not settled yet: the broker forgets them.
+    /// Acknowledges every unsettled message up to and including `tag`: the broker deletes them.
     ///
     /// # Errors
     ///
@@ -143,7 +146,8 @@ impl Deliveries {
         self.channel.basic_ack(tag, options).await.map_err(|error| failed(&self.config, &error))
     }
 
-    /// Gives one message to the queue's own dead-letter exchange: kept, but without a reason of ours.
+    /// Rejects one message into the queue's own dead-letter exchange, which keeps it without catchall's
+    /// reason header.
     ///
     /// # Errors
     ///
@@ -155,7 +159,7 @@ impl Deliveries {
 }
 
 async fn consume(channel: &Channel, prefetch: u16) -> lapin::Result<Consumer> {
-    // It is for consumers that begin after it.
+    // The prefetch applies to consumers that begin after it.
     channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
     channel
         .basic_consume(EVENTS.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default())

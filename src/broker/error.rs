@@ -7,21 +7,21 @@ use super::url::Url;
 /// Why the broker cannot be used.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no connection, or it was lost.
+    /// The connection failed or was lost.
     #[error("{url}: {reason}")]
     Connection {
-        /// Where the broker was looked for, without the password.
+        /// The broker's URL, without user and password.
         url: String,
-        /// What lapin said.
+        /// What went wrong.
         reason: String,
     },
-    /// The broker is there, but the topology is not.
+    /// The broker is available, but its topology is incomplete.
     #[error(
         "{url} has no {kind} {name:?}: create it with \
          `rabbitmqctl import_definitions rabbitmq/definitions.json`"
     )]
     Missing {
-        /// Where it was looked for, without the password.
+        /// The broker's URL, without user and password.
         url: String,
         /// `exchange` or `queue`.
         kind: &'static str,

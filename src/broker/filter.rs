@@ -1,7 +1,7 @@
-//! A filter between the wire and the client library: what the library cannot read of a message is made readable.
+//! A filter between the wire and the client library, which makes every message readable to the library.
 //!
-//! Whatever a stranger publishes is handed to every consumer, and the library ends the connection, or the process, over a
-//! message it cannot parse. So each frame is looked at before the library sees it.
+//! Any publisher's message can reach any consumer, and a message that the library cannot parse makes it end
+//! the connection or the process. So the filter checks each frame before the library sees it.
 
 mod content;
 mod frames;

@@ -1,7 +1,7 @@
-//! The wire format: a message's body, properties and headers, both ways.
+//! The wire format: a message's body, properties and headers, read and written.
 //!
-//! The body is that of [`Batch`](crate::batch::Batch): one event or an array of events, in JSON. Everything else that
-//! catchall reads or writes of a message stands here.
+//! The body is that of [`Batch`](crate::batch::Batch): one event or an array of events, in JSON. Everything
+//! else that catchall reads or writes in a message is here.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -19,7 +19,7 @@ use crate::domain_name::DomainName;
 use crate::excerpt::excerpt;
 use crate::idempotency_key::IdempotencyKey;
 
-/// A time as AMQP has it, in whole seconds since 1970. It prints as of RFC 3339.
+/// An AMQP timestamp, in whole seconds since 1970. It is printed as in RFC 3339.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp(u64);
 
@@ -28,7 +28,7 @@ impl Timestamp {
         Self(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
     }
 
-    /// So many whole seconds after the beginning of 1970.
+    /// A timestamp of `seconds` whole seconds since the beginning of 1970.
     pub(super) fn of(seconds: u64) -> Self {
         Self(seconds)
     }
@@ -38,7 +38,7 @@ impl Timestamp {
         self.0
     }
 
-    /// How long after the beginning of 1970.
+    /// The time since the beginning of 1970.
     #[must_use]
     pub fn since_epoch(self) -> Duration {
         Duration::from_secs(self.0)
@@ -56,7 +56,7 @@ impl fmt::Display for Timestamp {
         let time = i64::try_from(self.0).ok().and_then(|secs| OffsetDateTime::from_unix_timestamp(secs).ok());
         match time.and_then(|time| time.format(&Rfc3339).ok()) {
             Some(time) => f.write_str(&time),
-            // Some clients put milliseconds there.
+            // Some clients send milliseconds.
             None => write!(f, "{} s after 1970", self.0),
         }
     }
@@ -65,36 +65,37 @@ impl fmt::Display for Timestamp {
 /// The delivery mode of a message that has to survive a restart of the broker.
 const PERSISTENT: u8 = 2;
 
-/// The header that makes a message a watermark. It is one only if the ledger knows its id: nobody else's message can
-/// pass for one.
+/// The header that makes a message a watermark. The ledger must know its id, so no other publisher's message
+/// can pass for one.
 const WATERMARK_HEADER: &str = "catchall-watermark";
 
-/// The header that says what of a message could not be read. It is written here, on arrival, and never at the broker:
-/// whoever publishes a message that has it gets a dead letter.
+/// The header that names the unreadable parts of a message. The filter writes it on arrival and the broker
+/// never does. A message published with this header becomes a dead letter.
 pub(super) const UNREADABLE_HEADER: &str = "catchall-unreadable";
 
-/// The header with the size of a body that was not read.
+/// The header with the size in bytes of a body that was not read.
 pub(super) const BODY_SIZE_HEADER: &str = "catchall-body-bytes";
 
-/// What the headers begin with that are ours.
+/// The prefix of catchall's own headers.
 const OURS: &str = "catchall-";
 
-/// The header that says why a dead letter is one. The broker writes none: what has no reason it has moved itself.
+/// The header with the reason of a dead letter. The broker does not write it, so a dead letter without it was
+/// moved by the broker.
 pub(super) const REASON_HEADER: &str = "catchall-reason";
 
-/// The header that says when a dead letter became one.
+/// The header with the time at which a message became a dead letter.
 pub(super) const DEAD_LETTERED_AT_HEADER: &str = "catchall-dead-lettered-at";
 
-/// The header with the identity of a dead letter whose message had none.
+/// The header with the id given to a dead letter whose message had none.
 pub(super) const DEAD_LETTER_ID_HEADER: &str = "catchall-dead-letter-id";
 
-/// The header that says who published the message. The property of that name can only be used by that user.
+/// The header with the publisher's user. Only that user may set the AMQP property for it.
 const USER_HEADER: &str = "catchall-user-id";
 
-/// Where the broker writes how often a message died, where, when and of what.
+/// The broker's header that says how often, where, when and why a message was dead-lettered.
 pub(super) const DEATHS_HEADER: &str = "x-death";
 
-/// What else the broker writes into the headers of a message that has died or come back.
+/// The prefixes of other headers that the broker adds to a dead-lettered or redelivered message.
 const TRACES: [&str; 4] = ["x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count"];
 
 /// One AMQP message, ready to be published.
@@ -124,14 +125,14 @@ impl Message {
         Self { exchange: EVENTS, routing_key: ShortString::default(), properties, body }
     }
 
-    /// The same under the routing key a direct publisher would choose.
+    /// The same message under the routing key that a direct publisher would choose.
     #[must_use]
     pub fn routed_by(mut self, domain: &DomainName) -> Self {
         self.routing_key = domain.as_str().into();
         self
     }
 
-    /// A message without events that shows, when it arrives, that all before it of its class of priorities have been
+    /// A message without events. Its arrival shows that all earlier messages of its priority class have been
     /// handed out.
     #[must_use]
     pub fn watermark(id: Uuid, priority: Priority) -> Self {
@@ -142,8 +143,8 @@ impl Message {
         watermark
     }
 
-    /// A copy of `delivery` for the dead letters: as it came, with the reason why it cannot be read in its
-    /// headers, when that was found, and an identity if it has none of its own, so that a replay counts once.
+    /// A copy of `delivery` for the dead-letter queue. Its headers gain the reason why it cannot be read, the
+    /// time of that finding, and an id if it has none, so that a replay counts once.
     #[must_use]
     pub fn dead_letter(delivery: &Delivery, reason: &str) -> Self {
         Self {
@@ -154,14 +155,15 @@ impl Message {
         }
     }
 
-    /// What was delivered as a dead letter, as it was before, under the id it counts once under.
+    /// The original message of a dead letter, under the id with which it counts once.
     pub(super) fn original(delivery: lapin::message::Delivery, id: Option<&str>) -> Self {
         let properties = original(&delivery.properties, id);
         Self { exchange: EVENTS, routing_key: delivery.routing_key, properties, body: delivery.data }
     }
 
-    /// Publishes it. The first await writes to the socket, the second is the confirm. `mandatory` makes the broker return
-    /// what no queue takes instead of confirming that it dropped it.
+    /// Publishes the message. The first await writes to the socket, the second waits for the confirm.
+    /// `mandatory` makes the broker return a message that no queue takes, instead of dropping and confirming
+    /// it.
     pub(super) async fn publish(&self, channel: &Channel) -> lapin::Result<Confirmation> {
         let Message { exchange, routing_key, properties, body } = self;
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
@@ -172,22 +174,22 @@ impl Message {
     }
 }
 
-/// The ends of the scale of priorities, whatever classes the broker makes of it.
+/// The lowest and the highest priority, whatever priority classes the broker has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Priority {
-    /// None is lower. It is not what a message has that names none.
+    /// The lowest priority. It is not the default of a message without a priority.
     Lowest = 0,
-    /// None is higher: from 4.3 on the broker takes all above 31 for 31.
+    /// The highest priority: from RabbitMQ 4.3 on, all above 31 count as 31.
     Highest = u8::MAX,
 }
 
-/// One message, not yet accepted.
+/// One message, not acknowledged yet.
 #[derive(Debug)]
 pub struct Delivery(pub(super) lapin::message::Delivery);
 
 impl Delivery {
-    /// The position of the message among those of its [`Deliveries`].
+    /// The delivery tag: the message's position within its [`Deliveries`].
     #[must_use]
     pub fn tag(&self) -> u64 {
         self.0.delivery_tag
@@ -199,25 +201,26 @@ impl Delivery {
         &self.0.data
     }
 
-    /// The publisher's identity of the message. Some clients send an empty one when none is set.
+    /// The publisher's id of the message. An empty id, which some clients send when none is set, counts as
+    /// none.
     #[must_use]
     pub fn message_id(&self) -> Option<&str> {
         set(self.0.properties.message_id().as_ref())
     }
 
-    /// What the publisher says the body is, as in `application/json`.
+    /// The content type that the publisher declares, as in `application/json`.
     #[must_use]
     pub fn content_type(&self) -> Option<&str> {
         set(self.0.properties.content_type().as_ref())
     }
 
-    /// How the publisher says the body is packed, as in `gzip`.
+    /// The content encoding that the publisher declares, as in `gzip`.
     #[must_use]
     pub fn content_encoding(&self) -> Option<&str> {
         set(self.0.properties.content_encoding().as_ref())
     }
 
-    /// The id of the mark, if the message says that it is one.
+    /// The id of the watermark message, if the message claims to be one.
     #[must_use]
     pub fn watermark(&self) -> Option<Uuid> {
         match self.0.properties.headers().as_ref()?.inner().get(WATERMARK_HEADER)? {
@@ -226,13 +229,13 @@ impl Delivery {
         }
     }
 
-    /// What of the message the client library could not have read, if there was anything: then this is not all of
-    /// the message, and no copy of it may take its place.
+    /// The parts of the message that the client library could not have read, if any. This delivery is then
+    /// incomplete, and no copy of it may replace the original.
     #[must_use]
     pub fn unreadable(&self) -> Option<Cow<'_, str>> {
         match self.0.properties.headers().as_ref()?.inner().get(UNREADABLE_HEADER)? {
             AMQPValue::LongString(defects) => Some(String::from_utf8_lossy(defects.as_bytes())),
-            // Nobody but the publisher writes it so.
+            // Only a publisher writes another type; the filter does not.
             _ => Some(UNREADABLE_HEADER.into()),
         }
     }
@@ -265,9 +268,9 @@ fn dead_lettered(properties: &BasicProperties, message_id: Option<&str>, reason:
     kept(properties).with_headers(headers)
 }
 
-/// The properties of a message that go with it to wherever it is published again, all but its headers. Not the
-/// expiration: what is kept until a person decides, and what was sent back by one, must not vanish. Not the user
-/// either: the broker breaks the connection of anybody else who names them.
+/// The properties that a republished message keeps, without its headers. It loses the expiration, because a
+/// message that is kept for a person or replayed by one must not vanish. It loses the user id, because the
+/// broker closes a connection that names another user.
 fn kept(properties: &BasicProperties) -> BasicProperties {
     type Set<T> = fn(BasicProperties, T) -> BasicProperties;
     fn with<T: Clone>(kept: BasicProperties, value: Option<&T>, set: Set<T>) -> BasicProperties {
@@ -289,7 +292,7 @@ fn kept(properties: &BasicProperties) -> BasicProperties {
     with(kept, properties.cluster_id().as_ref(), BasicProperties::with_cluster_id)
 }
 
-/// The properties a dead letter had as a message, under the id it counts once under.
+/// The properties of a dead letter's original message, under the id with which it counts once.
 fn original(properties: &BasicProperties, id: Option<&str>) -> BasicProperties {
     let mut headers = FieldTable::default();
     for (name, value) in properties.headers().iter().flat_map(FieldTable::inner) {

@@ -1,4 +1,4 @@
-//! What a publisher was asked to publish and has not answered yet.
+//! The requests that a publisher has not answered yet.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ pub(super) struct Publish {
     pub(super) messages: Arc<[Message]>,
 }
 
-/// What came of one message.
+/// The broker's reply to one message.
 pub(super) struct Confirm {
     pub(super) request: u64,
     pub(super) number: usize,
@@ -27,16 +27,16 @@ pub(super) struct Confirm {
     pub(super) reply: Reply,
 }
 
-/// What the broker said of a message.
+/// The broker's reply to a message.
 #[derive(Debug)]
 pub(super) enum Reply {
-    /// It is on disk.
+    /// The message is on disk.
     Confirmed,
     /// The queue is at its limit.
     Refused,
-    /// It, or another one with this id, came back: no queue takes it.
+    /// No queue takes the message with this id. It may be another message than the confirmed one.
     Returned(Option<ShortString>),
-    /// Nothing, and it never will.
+    /// No reply, and none will come.
     Lost(lapin::Error),
 }
 
@@ -48,7 +48,7 @@ impl From<lapin::Result<Confirmation>> for Reply {
             }
             Ok(Confirmation::Ack(None)) => Self::Confirmed,
             Ok(Confirmation::Nack(None)) => Self::Refused,
-            // Only a channel that was never asked for confirms says so.
+            // Only a channel without confirms returns this.
             Ok(Confirmation::NotRequested) => Self::Lost(lapin::ErrorKind::InvalidChannel(0).into()),
             Err(error) => Self::Lost(error),
         }
@@ -57,9 +57,9 @@ impl From<lapin::Result<Confirmation>> for Reply {
 
 /// Why a connection cannot be used further.
 pub(super) enum Broken {
-    /// A message came back, because no queue takes it.
+    /// A message was returned, because no queue takes it.
     Returned,
-    /// It, or its channel, is gone.
+    /// The connection or its channel is gone.
     Lost(lapin::Error),
 }
 
@@ -68,14 +68,14 @@ pub(super) enum Broken {
 pub(super) struct Pending {
     requests: BTreeMap<u64, Unanswered>,
     next: u64,
-    /// Why nothing can be published, when nothing can.
+    /// Why nothing can be published at present.
     pub(super) reason: Arc<str>,
 }
 
 #[derive(Debug)]
 struct Unanswered {
     messages: Arc<[Message]>,
-    /// What became of each message, once that is known.
+    /// The outcome of each message, once it is known.
     outcomes: Vec<Option<Result<(), PublishError>>>,
     deadline: Instant,
     answer: oneshot::Sender<Outcomes>,
@@ -105,8 +105,8 @@ impl Pending {
         self.requests.values().map(|request| request.deadline).min()
     }
 
-    /// What is to be published now. A request that cannot be confirmed before its deadline, as confirms go, is refused
-    /// instead: it is certain then that nothing of it was counted.
+    /// Returns the messages to publish now. A request whose confirm is not expected before its deadline is
+    /// refused unpublished, so that certainly none of it is counted.
     pub(super) fn send(&mut self, now: Instant, expected: Option<Duration>) -> Vec<Publish> {
         let mut publishes = Vec::new();
         let mut too_late = Vec::new();
@@ -127,18 +127,18 @@ impl Pending {
             }
         }
         for (number, expected) in too_late {
-            let reason = format!("it takes {expected:.1?} to confirm, longer than this may wait");
+            let reason = format!("it takes {expected:.1?} to confirm, longer than this request may wait");
             self.answer(number, &PublishError::Unavailable(reason.into()));
         }
         publishes
     }
 
-    /// The connection is gone: what has no answer is published over the next one.
+    /// Marks all messages without an outcome to be published over the next connection.
     pub(super) fn unsend(&mut self) {
         self.requests.values_mut().for_each(|request| request.sent = false);
     }
 
-    /// Answers those whose time is over.
+    /// Answers the requests whose deadline has passed.
     pub(super) fn expire(&mut self, now: Instant) {
         let late = self.requests.iter().filter(|(_, request)| request.deadline <= now);
         let late: Vec<(u64, bool)> = late.map(|(&number, request)| (number, request.published)).collect();
@@ -152,12 +152,12 @@ impl Pending {
         }
     }
 
-    /// Takes confirms that have come.
+    /// Records the confirms that have arrived.
     ///
-    /// Lapin hands a returned message to the confirm that comes next, whosever that is, and its own confirm then looks
-    /// like any other. It never comes earlier, though: among the confirms that have come by then, or have come before,
-    /// is the one with the returned message. So all are looked at before one is believed, and with the first returned
-    /// message the connection ends.
+    /// Lapin attaches a returned message to the next confirm, of whichever message, and the returned
+    /// message's own confirm then looks like any other. But its own confirm never comes before the one with
+    /// the return: when it arrives, the return is among the confirms that have arrived by then. So all of
+    /// them are checked before one is trusted, and the first returned message ends the connection.
     pub(super) fn settle(&mut self, confirms: Vec<Confirm>) -> Result<(), Broken> {
         let returned: HashSet<Option<ShortString>> = confirms
             .iter()
@@ -181,7 +181,7 @@ impl Pending {
                     continue;
                 }
             };
-            // It is not there if its time was over before.
+            // The request is gone if its deadline has passed.
             if let Some(unanswered) = self.requests.get_mut(&request) {
                 unanswered.outcomes[number] = Some(outcome);
                 self.answer_complete(request);
@@ -190,8 +190,8 @@ impl Pending {
         lost.map_or(Ok(()), |error| Err(Broken::Lost(error)))
     }
 
-    /// Answers all that was published over a connection on which messages with these ids were returned. Of the others
-    /// nothing is known.
+    /// Answers all requests published over a connection on which messages with these ids were returned. The
+    /// outcome of the other messages is unknown.
     fn give_up(&mut self, returned: &HashSet<Option<ShortString>>) {
         let sent: Vec<u64> =
             self.requests.iter().filter(|(_, request)| request.sent).map(|(&number, _)| number).collect();
@@ -212,11 +212,11 @@ impl Pending {
         }
     }
 
-    /// Answers a request; `unknown` becomes of the messages that have no outcome.
+    /// Answers a request; messages without an outcome get `unknown`.
     fn answer(&mut self, number: u64, unknown: &PublishError) {
         if let Some(Unanswered { outcomes, answer, .. }) = self.requests.remove(&number) {
             let outcomes = outcomes.into_iter().map(|outcome| outcome.unwrap_or(Err(unknown.clone())));
-            // Nobody is left to hear it when its maker has gone.
+            // Sending fails if the caller no longer waits.
             let _ = answer.send(outcomes.collect());
         }
     }
@@ -234,7 +234,7 @@ mod tests {
         Message::events(b"[]".into(), Some(id))
     }
 
-    /// A request for messages with these ids, to be confirmed within so many seconds.
+    /// Submits messages with these ids, with a deadline `secs` seconds from `now`.
     fn ask(pending: &mut Pending, ids: &[u128], secs: u64, now: Instant) -> oneshot::Receiver<Outcomes> {
         let (answer, outcomes) = oneshot::channel();
         let messages = ids.iter().map(|id| message(*id)).collect();
@@ -273,7 +273,8 @@ mod tests {
         let confirms = vec![confirm(&sent[0], Reply::Confirmed, now), confirm(&sent[1], lost(), now)];
         assert!(matches!(pending.settle(confirms), Err(Broken::Lost(_))));
         pending.unsend();
-        // However slow the broker is: it may have been counted, and only a confirm can tell.
+        // Published again however slow the broker is: the messages may have been counted, and only a confirm
+        // can tell.
         let again = pending.send(now, Some(Duration::from_mins(1)));
         assert_eq!(again.iter().map(|publish| publish.number).collect::<Vec<_>>(), [1, 2]);
         pending.expire(now + Duration::from_secs(4));
@@ -319,7 +320,7 @@ mod tests {
             ask(&mut pending, &[3], 5, now),
         );
         let sent = pending.send(now, None);
-        // The message with the id 1 came back, and its return is handed to the confirm of another.
+        // The message with id 1 is returned, and lapin attaches it to the confirm of another.
         let id = sent[0].messages[0].id().cloned();
         let confirms =
             vec![confirm(&sent[0], Reply::Confirmed, now), confirm(&sent[1], Reply::Returned(id), now)];

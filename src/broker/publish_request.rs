@@ -1,4 +1,4 @@
-//! What a publisher is asked for, and what it answers.
+//! A request to a publisher, and its outcomes.
 
 use std::sync::Arc;
 
@@ -8,17 +8,17 @@ use tokio::time::Instant;
 use super::message::Message;
 use crate::store::NotAccepted;
 
-/// Why messages were not accepted, or are not known to be.
+/// Why messages were not confirmed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
-    /// No connection took messages before the deadline, or none could have been confirmed by then: nothing was
-    /// published.
-    #[error("the broker does not take messages: {0}")]
+    /// No connection accepted messages before the deadline, or no confirm could have arrived by then. Nothing
+    /// was published.
+    #[error("the broker does not accept messages: {0}")]
     Unavailable(Arc<str>),
-    /// The confirm did not come before the deadline. The messages may or may not be at the broker.
+    /// The confirm did not arrive before the deadline. The broker may or may not have the messages.
     #[error("the broker did not confirm in time")]
     Unconfirmed,
-    /// The broker refused: the queue is at its length limit. What it did not refuse may be there.
+    /// The broker refused a message because the queue is at its length limit. It may have the other messages.
     #[error("the broker refuses messages: the queue is at its limit")]
     Refused,
     /// No queue is bound to the exchange.
@@ -37,10 +37,10 @@ impl From<PublishError> for NotAccepted {
     }
 }
 
-/// Whether each message of a request was confirmed, in their order.
+/// Whether each message of a request was confirmed, in order.
 pub(super) type Outcomes = Vec<Result<(), PublishError>>;
 
-/// Messages that are answered together.
+/// Messages that get one answer together.
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) messages: Vec<Message>,

@@ -16,35 +16,34 @@ use crate::store::{BatchSink, NotAccepted};
 
 /// One connection with one confirming channel, owned and kept open by a task of its own.
 ///
-/// Any number of requests may be on their way at once, from any task: a broker that is slow to confirm is not kept
-/// waiting for more. Whoever publishes may give up waiting; the request goes on, and its answer is dropped.
+/// Any number of requests from any task may be on their way at once, so a broker that is slow to confirm
+/// still receives more. A caller may stop waiting; its request goes on, and the answer is dropped.
 #[derive(Debug)]
 pub struct Publisher(mpsc::UnboundedSender<Request>);
 
 impl Publisher {
-    /// Begins to connect under `name` and keeps connected until the publisher is dropped. `broker` is told
-    /// whenever messages are taken or not. A connection that owes confirms and has sent none for as long as `silence`
-    /// is given up.
+    /// Begins to connect under `name` and stays connected until the publisher is dropped. `broker` is updated
+    /// whenever the broker starts or stops accepting messages. A connection that owes confirms and has sent
+    /// none for `silence` is dropped.
     #[must_use]
     pub fn connect(config: Config, name: String, broker: Dependency, silence: Duration) -> Self {
-        // Each request is awaited by who makes it, which is what bounds them.
+        // Each caller awaits its request, which bounds the channel.
         let (requests, queue) = mpsc::unbounded_channel();
         tokio::spawn(Supervisor::new(config, name, broker, silence, queue).run());
         Self(requests)
     }
 
-    /// Publishes all messages and returns once every one of them is confirmed, on disk on a majority of the
-    /// queue's nodes. A message whose fate is lost with a connection is published again under the same id.
+    /// Publishes all messages and returns once every one is confirmed: on disk on a majority of the queue's
+    /// nodes. A message that loses its connection before its confirm is published again under the same id.
     ///
     /// # Errors
     ///
-    /// Says why not all are confirmed at the deadline, or sooner when waiting is no use.
+    /// The reason why not all messages were confirmed, at the deadline or earlier if waiting cannot help.
     pub async fn publish(&self, messages: Vec<Message>, deadline: Instant) -> Result<(), PublishError> {
         self.publish_each(messages, deadline).await.into_iter().collect()
     }
 
-    /// The same, and tells of each message whether it is confirmed, in their order: for messages that stand
-    /// each for itself.
+    /// The same with an outcome for each message, in order: for messages that are independent of each other.
     pub async fn publish_each(
         &self,
         messages: Vec<Message>,
@@ -52,7 +51,7 @@ impl Publisher {
     ) -> Vec<Result<(), PublishError>> {
         let unknown = vec![Err(PublishError::Unconfirmed); messages.len()];
         let (answer, outcomes) = oneshot::channel();
-        // The task ends before its publisher only with the event loop, and then nobody is left to hear it.
+        // Only the end of the event loop ends the task before its publisher, and then no caller is left.
         let _ = self.0.send(Request { messages, deadline, answer });
         outcomes.await.unwrap_or(unknown)
     }

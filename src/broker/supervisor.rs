@@ -19,11 +19,11 @@ use super::url::Config;
 use crate::backoff::backoff;
 use crate::health::Dependency;
 
-/// Opens a connection, publishes over it, watches it, and drops it whole when anything is wrong with it.
+/// Opens a connection, publishes over it, watches it, and drops it whole on any error.
 ///
-/// Everything that happens on the channel happens in this one task: tags and frames are assigned in the order of the
-/// publishes, so that no two of them can swap their confirms, and no confirm is dropped before it has come. What was
-/// not confirmed when a connection ends is published again over the next one, under the same ids.
+/// Only this task uses the channel. So tags and frames are assigned in the order of the publishes, no two
+/// messages can swap their confirms, and no confirm is dropped before it arrives. When a connection ends,
+/// unconfirmed messages are published again over the next one, under the same ids.
 #[derive(Debug)]
 pub(super) struct Supervisor {
     config: Config,
@@ -49,9 +49,9 @@ impl Supervisor {
         Self { config, name, broker, silence, queue, pending: Pending::default() }
     }
 
-    /// One connection after the other, until the publisher is gone.
+    /// Keeps one connection after the other until the publisher is dropped.
     pub(super) async fn run(mut self) {
-        // Nothing else ends it.
+        // Only a dropped publisher ends the loop.
         let Gone = self.supervise().await;
     }
 
@@ -80,7 +80,8 @@ impl Supervisor {
         }
     }
 
-    /// Does something else than publishing, while requests come and their deadlines pass.
+    /// Runs `work` while no message is published; accepts requests and answers those past their deadlines
+    /// meanwhile.
     async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Gone> {
         let mut work = pin!(work);
         loop {
@@ -93,7 +94,7 @@ impl Supervisor {
         }
     }
 
-    /// Publishes over one connection until it is of no more use, and returns why.
+    /// Publishes over one connection until it fails, and returns the reason.
     async fn serve(&mut self, connection: &Connection, channel: &Channel) -> Result<String, Gone> {
         let mut events = pin!(connection.events_listener());
         let mut confirms = FuturesUnordered::new();
@@ -113,7 +114,7 @@ impl Supervisor {
                     });
                 }
             }
-            // Lapin writes nothing while the broker blocks the connection, so no confirm is owed.
+            // Lapin writes nothing while the broker blocks the connection, so no confirm can be expected.
             let silent = pulse.silent_since().filter(|_| !blocked).map(|since| since + self.silence);
             if silent.is_some_and(|end| end <= now) {
                 return Ok(format!("it has confirmed nothing for {:?}", self.silence));
@@ -138,7 +139,7 @@ impl Supervisor {
                 },
                 Some(first) = confirms.next(), if !confirms.is_empty() => {
                     let mut confirmed = vec![first];
-                    // All that have come, before any of them is believed: see `Pending::settle`.
+                    // Collect all confirms that have arrived before trusting any: see `Pending::settle`.
                     while let Some(Some(confirm)) = confirms.next().now_or_never() {
                         confirmed.push(confirm);
                     }
@@ -177,10 +178,10 @@ async fn open(config: Config, name: String) -> Result<(Connection, Channel), Err
     Ok((connection, channel))
 }
 
-/// How quickly the broker confirms, and whether it does.
+/// How quickly the broker confirms, and since when it has been silent.
 #[derive(Debug)]
 struct Pulse {
-    /// Confirms it owes.
+    /// Confirms that the broker owes.
     owed: usize,
     /// When it last confirmed anything, or began to owe.
     sign_of_life: Instant,
@@ -210,12 +211,13 @@ impl Pulse {
         self.sign_of_life = now;
     }
 
-    /// Since when it owes confirms and has sent none.
+    /// Since when the broker owes confirms and has sent none.
     fn silent_since(&self) -> Option<Instant> {
         (self.owed > 0).then_some(self.sign_of_life)
     }
 
-    /// How long the next confirm can be expected to take; nothing where only the next message will tell.
+    /// How long the next confirm is expected to take. `None` while no confirm is owed: only a new message can
+    /// tell.
     fn expected(&self) -> Option<Duration> {
         (self.owed > 0).then_some(self.took)
     }

@@ -1,4 +1,4 @@
-//! What has to exist at the broker: `rabbitmq/definitions.json` declares it.
+//! The exchanges and queues that the broker must have, as `rabbitmq/definitions.json` declares them.
 
 use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
@@ -9,15 +9,14 @@ use super::connect::describe;
 use super::error::Error;
 use super::url::Url;
 
-/// The exchange events are published to, and the queue they wait in.
+/// The name of the exchange for events, and of its queue.
 pub const EVENTS: &str = "catchall.events";
 
-/// The exchange unreadable messages go to, and the queue they are kept in.
+/// The name of the exchange for dead letters, and of its queue.
 pub const DEAD: &str = "catchall.dead";
 
-/// Checks that what `rabbitmq/definitions.json` declares is there, by passive declarations, which need no
-/// permission to configure anything. A missing object closes the channel it was asked for on, so this
-/// takes one of its own.
+/// Checks that these exchanges and queues exist, by passive declarations, which need no configure permission.
+/// A missing object makes the broker close the channel, so this opens its own.
 pub(super) async fn check_topology(connection: &Connection, url: &Url) -> Result<(), Error> {
     let failed = |error: &lapin::Error| Error::connection(url, describe(error, url));
     let channel = connection.create_channel().await.map_err(|error| failed(&error))?;

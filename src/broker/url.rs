@@ -1,4 +1,4 @@
-//! Where the broker is.
+//! The broker's URL, and the limit of its messages.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,28 +6,28 @@ use std::time::Duration;
 
 use lapin::uri::AMQPUri;
 
-/// A connection attempt that takes longer, in milliseconds, has failed unless the URL says otherwise: it only has
-/// to cross a network and log in.
+/// The default timeout of a connection attempt, in milliseconds, which the URL may override. An attempt only
+/// has to cross a network and log in.
 const CONNECT_TIMEOUT_MS: u64 = 10_000;
 
-/// Seconds between heartbeats unless the URL says otherwise. A peer that is gone without a word is noticed
-/// after twice that; RabbitMQ advises against less than 5.
+/// Default seconds between heartbeats, which the URL may override. A peer that vanishes silently is noticed
+/// after twice this time; RabbitMQ advises against less than 5.
 const HEARTBEAT_SECS: u16 = 10;
 
-/// Most bytes of a frame unless the URL says otherwise, which is also what RabbitMQ takes. The client library's two
-/// buffers for a connection hold 32 frames each.
+/// Default largest frame in bytes, which the URL may override; RabbitMQ has the same default. The client
+/// library has two buffers of 32 frames per connection.
 pub(super) const FRAME_MAX: u32 = 128 << 10;
 
-/// Where the broker is.
+/// The settings of the connection to the broker.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct Config {
-    /// Where RabbitMQ is: amqp://USER:PASSWORD@HOST:PORT/VHOST, or amqps:// for TLS; the vhost / is written %2f
+    /// URL of RabbitMQ: amqp://USER:PASSWORD@HOST:PORT/VHOST, or amqps:// for TLS; the vhost / is written %2f
     #[arg(long, env = "CATCHALL_AMQP_URL", value_name = "URL", hide_env_values = true)]
     pub amqp_url: Url,
 }
 
-/// An AMQP URL. It prints without user and password.
+/// An AMQP URL. It is printed without user and password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Url(pub(super) AMQPUri);
 
@@ -65,14 +65,20 @@ impl fmt::Debug for Url {
     }
 }
 
-/// How large a message may be that is read.
+/// The largest message that is read.
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[group(skip)]
 pub struct MessageLimit {
-    /// Most bytes a message's body may have to be read. A larger one is never in memory, and becomes or stays a dead
-    /// dead letter. The broker should refuse what is larger: see `max_message_size` in rabbitmq/rabbitmq.conf. ingest writes
-    /// messages of up to 400 kB
-    #[arg(long, env = "CATCHALL_MAX_MESSAGE_BYTES", value_name = "BYTES", default_value_t = 1 << 20, value_parser = clap::value_parser!(u32).range(512 << 10..=512 << 20))]
+    /// Most bytes of a message body that is read. A larger body is never in memory, and its message becomes
+    /// or stays a dead letter. The broker should refuse larger messages: see `max_message_size` in
+    /// rabbitmq/rabbitmq.conf. ingest writes messages of up to 400 kB
+    #[arg(
+        long,
+        env = "CATCHALL_MAX_MESSAGE_BYTES",
+        value_name = "BYTES",
+        default_value_t = 1 << 20,
+        value_parser = clap::value_parser!(u32).range(512 << 10..=512 << 20)
+    )]
     pub max_message_bytes: u32,
 }
 

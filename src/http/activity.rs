@@ -1,4 +1,4 @@
-//! What goes on on one connection, and how long it may.
+//! The requests under way on one connection, and its timeouts.
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -9,30 +9,30 @@ use tokio::time::Instant;
 
 use super::transfer;
 
-/// How long a new connection may take until its first request is there. Without it, clients that say nothing
-/// hold connections for ever.
+/// How long a new connection may take until its first request arrives. Without this, silent clients would
+/// hold connections forever.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a connection may take from one request to the end of the next one's head. It includes the time a
-/// client keeps a connection idle, and closing one that is about to be used costs the client a retry.
+/// How long a connection may take from one request to the end of the next one's head. This includes idle
+/// time, and closing a connection that is about to be used costs the client a retry.
 const NEXT_REQUEST_TIMEOUT: Duration = Duration::from_secs(75);
 
-/// How often a connection that is in use is looked at: a look takes a microsecond, and an answer that nobody reads may
-/// wait for the next one.
+/// How often a connection in use is checked. A check takes a microsecond, and a stuck response can wait for
+/// the next one.
 const LOOK_INTERVAL: Duration = Duration::from_secs(15);
 
 /// What to do with a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// Look again then.
+    /// Check again at this time.
     Keep(Instant),
     /// It has been idle for too long.
     Idle,
-    /// A client does not take its answer.
+    /// The client does not read its response.
     Stuck,
 }
 
-/// The requests of a connection that are under way, of which it has one at a time (HTTP/1.1) or many (HTTP/2).
+/// The requests under way on a connection: one at a time (HTTP/1.1) or many (HTTP/2).
 #[derive(Debug)]
 pub(super) struct Activity {
     version: OnceLock<Version>,
@@ -43,9 +43,9 @@ pub(super) struct Activity {
 #[derive(Debug)]
 struct State {
     requests: usize,
-    /// When the last request ended; before the first one, when the connection was opened.
+    /// When the last request ended, or when the connection was opened if there was none yet.
     idle_since: Instant,
-    /// Until when each answer that is being sent has to have moved on, in the places that are in use.
+    /// The deadline of each response that is being sent; unused slots are `None`.
     answers: Vec<Option<Instant>>,
 }
 
@@ -55,14 +55,14 @@ impl Activity {
         Arc::new(Self { version: OnceLock::new(), state: Mutex::new(state), give_up: Arc::default() })
     }
 
-    /// A request has come whole, but for its body.
+    /// Registers a request whose head has arrived.
     pub(super) fn begin(self: &Arc<Self>, version: Version) -> Request {
         self.version.get_or_init(|| version);
         self.state().requests += 1;
         Request { activity: Arc::clone(self), place: None }
     }
 
-    /// The version of the first request, once it is there.
+    /// The HTTP version of the first request, once it has arrived.
     pub(super) fn version(&self) -> Option<Version> {
         self.version.get().copied()
     }
@@ -71,7 +71,7 @@ impl Activity {
         self.version() == Some(Version::HTTP_2)
     }
 
-    /// Notified when somebody else needs what the client's slowness holds.
+    /// Notified when others need the memory that a slow client holds.
     pub(super) fn give_up(&self) -> &Arc<Notify> {
         &self.give_up
     }
@@ -97,11 +97,11 @@ impl Activity {
     }
 }
 
-/// A request that is under way until this is dropped.
+/// A request, under way until this is dropped.
 #[derive(Debug)]
 pub(super) struct Request {
     activity: Arc<Activity>,
-    /// The place of its answer.
+    /// The slot of its response.
     place: Option<usize>,
 }
 
@@ -110,7 +110,7 @@ impl Request {
         &self.activity
     }
 
-    /// Its answer, begun so long ago, has moved so many bytes.
+    /// Records that the response, begun at `begun`, has moved `moved` bytes.
     pub(super) fn answers(&mut self, begun: Instant, moved: u64) {
         let deadline = transfer::deadline(begun, moved);
         let mut state = self.activity.state();
@@ -190,7 +190,7 @@ mod tests {
         assert_eq!(activity.look(), Decision::Stuck);
         drop(stuck);
         assert!(matches!(activity.look(), Decision::Keep(_)));
-        // The place is used again.
+        // The slot is reused.
         let mut next = activity.begin(Version::HTTP_2);
         next.answers(begun, 0);
         assert_eq!(activity.look(), Decision::Stuck);

@@ -1,4 +1,4 @@
-//! The body of an answer on its way to a client, and what it holds until it is there.
+//! The body of a response on its way to a client, and the memory it holds until it is written.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use tokio::time::Instant;
 use super::activity::Request;
 use super::budget::Share;
 
-/// Most bytes that are handed to the connection at a time: what it buffers beyond its own limits, and the steps in which
-/// it is seen how fast the client reads.
+/// Most bytes handed to the connection at a time. The connection buffers one step beyond its own limits, and
+/// each step shows how fast the client reads.
 pub(super) const STEP: usize = 16 * 1024;
 
-/// A body, and the share of a budget it holds. The connection holds parts of it until they are written, and the
-/// share goes back with the last of them.
+/// A body and its share of a budget. The connection holds slices of the body until they are written; dropping
+/// the last slice returns the share.
 struct Held {
     bytes: Vec<u8>,
     _share: Arc<Share>,
@@ -29,7 +29,7 @@ impl AsRef<[u8]> for Held {
     }
 }
 
-/// An answer's body whose memory is a share of a budget until it is written.
+/// Makes the response's body hold `share` until it is written.
 #[must_use]
 pub fn hold(response: Response<Vec<u8>>, share: Share) -> Response {
     let share = Arc::new(share);
@@ -38,20 +38,20 @@ pub fn hold(response: Response<Vec<u8>>, share: Share) -> Response {
     Response::from_parts(head, Body::from(Bytes::from_owner(Held { bytes, _share: share })))
 }
 
-/// The body of an answer as a connection sends it.
+/// The body of a response as a connection sends it.
 pub(super) struct Answer {
     body: Body,
-    /// What is left of the last frame of the body.
+    /// The unsent rest of the last frame of the body.
     rest: Bytes,
     request: Request,
-    /// What the answer's memory is a part of.
+    /// The budget share that holds the response's memory.
     share: Option<Arc<Share>>,
     begun: Instant,
     moved: u64,
 }
 
 impl Answer {
-    /// The answer to a request, which is under way until it is sent.
+    /// The response to a request. The request is under way until its response is sent.
     pub(super) fn to(mut request: Request, response: Response) -> Response<Self> {
         let (mut head, body) = response.into_parts();
         let share = head.extensions.remove::<Arc<Share>>();
@@ -71,7 +71,7 @@ impl hyper::body::Body for Answer {
     type Data = Bytes;
     type Error = axum::Error;
 
-    /// It is asked for more once what it gave is on its way.
+    /// The connection asks for more once the previous step is on its way.
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

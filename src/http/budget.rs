@@ -1,17 +1,18 @@
-//! Memory that requests share: how much their bodies, and what is made of them, take in all.
+//! A memory budget that requests share: it bounds the total size of their bodies and parsed contents.
 //!
-//! What a request holds is taken from the budget in steps, as its body arrives, and given back when its answer has
-//! been written. A declared length reserves nothing: who says much and sends nothing holds nothing.
+//! A request takes memory in steps, as its body arrives, and returns it when its response is written. A
+//! declared length reserves nothing: a client that announces much and sends nothing holds nothing.
 //!
-//! When the budget is used up there is a wait, which ends in one of these ways, and always within [`WAIT`]:
+//! When the budget is used up, a request waits, at most [`WAIT`]. Its wait ends in one of these ways:
 //!
-//! - Others give back what they hold, as all do whose clients keep up.
-//! - The slowest clients are given up: those which have moved the fewest bytes a second, whether they send or read, of
-//!   those which have had [`FAIR_CHANCE`] to move any. So whoever fills the budget and keeps it is the first to lose
-//!   it, whatever he does to look busy, and the honest are not slower than he is.
-//! - Requests that hold little go first, and the last eighth of the budget is theirs, so that a crowd of large bodies is
-//!   in the way of large bodies.
-//! - Where those who wait hold more than half, they are in each other's way, and the last to begin is refused.
+//! - Other requests return their memory, as all do whose clients keep up.
+//! - The slowest clients are dropped: those that have sent or read the fewest bytes a second, among those
+//!   that have had at least [`FAIR_CHANCE`]. So a client that fills the budget and keeps it is the first to
+//!   lose it, whatever it does to look busy, because honest clients are not slower.
+//! - Small requests go first, and the last eighth of the budget is reserved for them, so many large bodies
+//!   only delay other large bodies.
+//! - If the waiting requests hold more than half of the budget, they block each other, and the last to begin
+//!   is refused.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -21,20 +22,20 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 
-/// How long a request waits for memory: long enough for a burst to be worked off, and shorter than clients wait for an
-/// answer.
+/// How long a request waits for memory: long enough to work off a burst, and shorter than clients wait for a
+/// response.
 const WAIT: Duration = Duration::from_secs(3);
 
-/// How often those who wait look for who has become too slow.
+/// How often waiting requests look for clients that have become too slow.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How long a transfer goes on before its speed says anything: some round trips around the world.
+/// How long a transfer runs before its speed is judged: a few round trips around the world.
 const FAIR_CHANCE: Duration = Duration::from_millis(250);
 
-/// A request that holds no more than this is small: a bulk request of a thousand events.
+/// A request of up to this size is small: a bulk request of a thousand events.
 const SMALL: usize = 256 * 1024;
 
-/// Bytes of memory for requests. Clones are the same budget.
+/// Bytes of memory for requests. Clones share one budget.
 #[derive(Clone, Debug)]
 pub struct Budget(Arc<Shared>);
 
@@ -49,12 +50,12 @@ struct State {
     free: usize,
     next: u64,
     holders: HashMap<u64, Holder>,
-    /// In the order in which they are served.
+    /// In the order of service.
     waiting: BTreeMap<(Rank, u64), Waiting>,
 }
 
-/// Small before large; of the small ones the smallest first, of the large ones those which hold the most, for they are
-/// nearest to giving it back.
+/// Small before large. Of the small requests the smallest comes first; of the large ones the largest, because
+/// it is nearest to returning its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
     Small(usize),
@@ -62,7 +63,7 @@ enum Rank {
 }
 
 impl Rank {
-    /// That of a request which then holds so many bytes.
+    /// The rank of a request that holds `total` bytes once it is served.
     fn of(total: usize) -> Self {
         if total <= SMALL { Self::Small(total) } else { Self::Large(Reverse(total)) }
     }
@@ -71,11 +72,11 @@ impl Rank {
 #[derive(Debug, Default)]
 struct Holder {
     bytes: usize,
-    /// What its client does that it could be too slow at.
+    /// The transfer that the client is making, if any.
     transfer: Option<Transfer>,
-    /// It has been asked to give back what it holds.
+    /// Whether it was asked to return its memory.
     given_up: bool,
-    /// It waits for more, which is not its client's fault.
+    /// Whether it waits for memory, which is not its client's fault.
     waits: bool,
 }
 
@@ -87,7 +88,7 @@ struct Transfer {
 }
 
 impl Transfer {
-    /// Bytes a second until now.
+    /// Bytes a second from the beginning until now.
     fn rate(&self, now: Instant) -> u128 {
         u128::from(self.moved) * 1_000_000 / now.duration_since(self.begun).as_micros().max(1)
     }
@@ -99,7 +100,7 @@ struct Waiting {
     granted: oneshot::Sender<Grant>,
 }
 
-/// Bytes on their way to who waited for them. Where nobody takes them they go back.
+/// Bytes granted to a waiting request. Dropping the grant unused returns them.
 #[derive(Debug)]
 struct Grant {
     budget: Arc<Shared>,
@@ -107,7 +108,7 @@ struct Grant {
 }
 
 impl Grant {
-    /// They are this share's from now on.
+    /// Gives the bytes to the share with this id.
     fn goes_to(mut self, id: u64) {
         self.budget.state().holder(id).bytes += std::mem::take(&mut self.bytes);
     }
@@ -122,11 +123,11 @@ impl Drop for Grant {
     }
 }
 
-/// There is no memory, and none came in time.
+/// No memory became free in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exhausted;
 
-/// What one request holds of a budget. It goes back when this is dropped.
+/// The memory that one request holds. Dropping it returns the memory.
 #[derive(Debug)]
 pub struct Share {
     budget: Arc<Shared>,
@@ -135,7 +136,7 @@ pub struct Share {
 }
 
 impl Budget {
-    /// A budget of so many bytes.
+    /// A budget of `size` bytes.
     #[must_use]
     pub fn new(size: usize) -> Self {
         let state = State { free: size, next: 0, holders: HashMap::new(), waiting: BTreeMap::new() };
@@ -152,7 +153,7 @@ impl Budget {
         Share { budget: Arc::clone(&self.0), id, bytes: 0 }
     }
 
-    /// Bytes that are held at the moment.
+    /// Bytes held at the moment.
     #[must_use]
     pub fn held(&self) -> usize {
         self.0.size - self.0.state().free
@@ -160,11 +161,12 @@ impl Budget {
 }
 
 impl Share {
-    /// Holds so many bytes in all from now on: at once if that is less than before or there is room, else after a wait.
+    /// Changes the share to `bytes` in total: at once if that is less than before or memory is free, else
+    /// after a wait.
     ///
     /// # Errors
     ///
-    /// When there is still no room after 3 s. What was held before still is.
+    /// When no memory is free after 3 s. The share then keeps its size.
     pub async fn hold(&mut self, bytes: usize) -> Result<(), Exhausted> {
         if bytes <= self.bytes {
             self.shrink_to(bytes);
@@ -190,7 +192,7 @@ impl Share {
         Ok(())
     }
 
-    /// Holds so many bytes from now on, if that is less than before.
+    /// Shrinks the share to `bytes`, if it is larger.
     pub fn shrink_to(&mut self, bytes: usize) {
         if bytes < self.bytes {
             self.budget.give_back(self.id, self.bytes - bytes);
@@ -198,21 +200,21 @@ impl Share {
         }
     }
 
-    /// Its client is to send or to read from now on. Where it is too slow at it while others need the room,
-    /// `give_up` is notified; this share is then to be dropped.
+    /// The client begins to send or to read. If it is too slow while others need memory, `give_up` is
+    /// notified, and the caller must drop this share.
     pub fn begin_transfer(&self, give_up: Arc<Notify>) {
         let transfer = Transfer { begun: Instant::now(), moved: 0, give_up };
         self.budget.state().holder(self.id).transfer = Some(transfer);
     }
 
-    /// So many bytes have moved since the transfer began.
+    /// Records the bytes moved since the transfer began.
     pub fn moved(&self, bytes: u64) {
         if let Some(transfer) = &mut self.budget.state().holder(self.id).transfer {
             transfer.moved = bytes;
         }
     }
 
-    /// Its client has done its part.
+    /// The client's transfer is complete.
     pub fn end_transfer(&self) {
         let mut state = self.budget.state();
         let holder = state.holder(self.id);
@@ -241,12 +243,12 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is kept for small requests.
+    /// The part reserved for small requests.
     fn reserve(&self) -> usize {
         self.size / 8
     }
 
-    /// What a request of this rank may take.
+    /// Bytes that a request of this rank may take.
     fn room(&self, free: usize, rank: Rank) -> usize {
         match rank {
             Rank::Small(_) => free,
@@ -262,7 +264,8 @@ impl Shared {
         self.serve();
     }
 
-    /// Takes `more` bytes for a share that then has `total`, or a place among those who wait for it.
+    /// Takes `more` bytes for a share that then holds `total`. If it cannot, returns a place in the wait
+    /// queue.
     fn take(self: &Arc<Self>, id: u64, total: usize, more: usize) -> Option<Waits> {
         let mut state = self.state();
         let place = (Rank::of(total), id);
@@ -278,7 +281,7 @@ impl Shared {
         Some(Waits { budget: Arc::clone(self), place, since: Instant::now(), granted: waits })
     }
 
-    /// Serves those who wait in their order, until there is not enough for the next.
+    /// Serves waiting requests in order, until not enough is free for the next one.
     fn serve(self: &Arc<Self>) {
         let mut state = self.state();
         let mut unwanted = Vec::new();
@@ -290,12 +293,12 @@ impl Shared {
             let grant = Grant { budget: Arc::clone(self), bytes };
             unwanted.extend(granted.send(grant).err());
         }
-        // A grant that nobody takes gives itself back, for which it needs the state.
+        // Dropping an unwanted grant returns its bytes, for which it locks the state.
         drop(state);
     }
 
-    /// Asks the slowest for what they hold until it would do for all who wait, with the reserve; where it does not,
-    /// ends the wait of those who are in each other's way.
+    /// Drops the slowest clients until the memory suffices for all waiting requests and the reserve. If it
+    /// still does not, refuses the waiting requests that block each other.
     fn make_room(&self) {
         let mut state = self.state();
         let needed: usize = state.waiting.values().map(|waiting| waiting.bytes).sum();
@@ -329,7 +332,7 @@ impl Shared {
         }
     }
 
-    /// Refuses the last to begin of those who wait, until these hold no more than half of the budget.
+    /// Refuses the youngest waiting requests, until the others hold at most half of the budget.
     fn refuse_in_the_way(&self, state: &mut State) {
         let held = |id: &u64| state.holders.get(id).map_or(0, |holder| holder.bytes);
         let mut waiting: Vec<(u64, Rank, usize)> =
@@ -340,13 +343,13 @@ impl Shared {
             && let Some((id, rank, bytes)) = waiting.pop()
         {
             in_the_way -= bytes;
-            // Its sender goes with it, which tells who waits.
+            // This drops the sender, which ends the wait with an error.
             state.waiting.remove(&(rank, id));
         }
     }
 }
 
-/// A place among those who wait.
+/// A place in the wait queue.
 #[derive(Debug)]
 struct Waits {
     budget: Arc<Shared>,
@@ -365,7 +368,7 @@ impl Drop for Waits {
             transfer.begun += self.since.elapsed();
         }
         drop(state);
-        // Who was behind may be served with what is free.
+        // The next in the queue may fit into the free memory.
         if gone.is_some() {
             self.budget.serve();
         }

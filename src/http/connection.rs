@@ -1,4 +1,4 @@
-//! One connection: its protocol, what its buffers may take, and when it ends.
+//! One connection: its protocol, the sizes of its buffers, and when it ends.
 
 use std::convert::Infallible;
 use std::pin::pin;
@@ -21,48 +21,48 @@ use super::activity::{Activity, Decision};
 use super::answer::Answer;
 use super::stream::Stream;
 
-/// Most bytes of a request that are buffered over HTTP/1.1, which is also the longest head, and as many of an answer.
-/// A head has the longest name in a path and the longest key many times over.
+/// Most bytes of a request that are buffered over HTTP/1.1, and most of a response. It is also the longest
+/// head, with room for the longest domain name and the longest key many times over.
 const HTTP1_BUFFER: usize = 16 * 1024;
 
-/// Requests that a connection of HTTP/2 may have under way.
+/// Most requests under way on one HTTP/2 connection.
 const STREAMS: u32 = 200;
 
-/// Bytes of bodies that a connection of HTTP/2 may have sent and that are not read yet, in all and of each request. Over
-/// a round trip of 20 ms this lets a client send 6 MB/s.
+/// Most unread bytes of bodies on an HTTP/2 connection, both in total and per request. With a round trip of
+/// 20 ms a client can send 6 MB/s.
 const HTTP2_WINDOW: u32 = 128 * 1024;
 
-/// Largest frame of HTTP/2: the least that the protocol allows.
+/// Largest HTTP/2 frame: the lowest limit that the protocol allows.
 const HTTP2_FRAME: u32 = 16 * 1024;
 
 /// Largest head of a request over HTTP/2, unpacked.
 const HTTP2_HEAD: u32 = 16 * 1024;
 
-/// Bytes of an answer that are buffered over HTTP/2, beyond one [step](super::answer::STEP).
+/// Bytes of a response that are buffered over HTTP/2, beyond one [step](super::answer::STEP).
 const HTTP2_SEND_BUFFER: usize = 16 * 1024;
 
-/// After a silence of this long a peer of HTTP/2 is asked whether it is still there.
+/// After a silence of this length an HTTP/2 peer is pinged.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 
-/// How long it may take to answer that.
+/// How long the peer may take to answer a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long a connection of HTTP/2 that was idle may take to close after it was told to.
+/// How long an idle HTTP/2 connection may take to close after the GOAWAY.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the connections of a server are to do.
+/// What a server tells its connections to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     /// Answer and stay.
     Serving,
     /// Answer and tell the client to leave.
     Draining,
-    /// Answer what has arrived, and leave.
+    /// Answer the requests that have arrived, and close.
     Closing,
 }
 
-/// How connections are spoken on. Every buffer has its size here, so that what a connection may take is known; its
-/// times are those of [`Activity`].
+/// The protocol settings of connections. Every buffer size is set here, so the memory of a connection is
+/// bounded; [`Activity`] sets the timeouts.
 pub(super) fn protocol() -> Builder<TokioExecutor> {
     let mut protocol = Builder::new(TokioExecutor::new());
     protocol
@@ -70,10 +70,10 @@ pub(super) fn protocol() -> Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .header_read_timeout(None)
         .max_buf_size(HTTP1_BUFFER)
-        // Requests that come in a row are answered one by one: with answers gathered while there are more, a client that
-        // does not read could make as many as it likes pile up.
+        // Pipelined requests are answered one by one. If responses gathered while more requests wait, a
+        // client that does not read could pile up any number of them.
         .pipeline_flush(false)
-        // An answer is copied into the buffer, whose size then bounds it.
+        // A response is copied into the buffer, whose size then bounds its memory.
         .writev(false);
     protocol
         .http2()
@@ -92,17 +92,18 @@ pub(super) fn protocol() -> Builder<TokioExecutor> {
 /// A connection that was admitted.
 pub(super) struct Connection<S> {
     pub(super) stream: S,
-    /// Given back when the connection is gone.
+    /// Returned when the connection ends.
     pub(super) _place: OwnedSemaphorePermit,
     pub(super) router: Router,
     pub(super) protocol: Arc<Builder<TokioExecutor>>,
-    /// Tells the connection what to do, and its server that there still is one.
+    /// Tells the connection what to do, and shows its server that the connection is still open.
     pub(super) stage: watch::Receiver<Stage>,
     pub(super) leaving: Arc<AtomicBool>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection<S> {
-    /// Answers requests until one of both sides leaves. What goes wrong on the way is the client's to know.
+    /// Answers requests until one side leaves. Connection errors are not logged: they concern only the
+    /// client.
     pub(super) async fn serve(self) {
         let Self { stream, _place, router, protocol, mut stage, leaving } = self;
         let activity = Activity::new();
@@ -129,7 +130,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection<S> {
                 () = look.as_mut() => match activity.look() {
                     Decision::Keep(until) => look.as_mut().reset(until),
                     Decision::Idle if activity.is_http2() && !told_to_close => {
-                        // A request may be on its way: both sides now agree on which is the last.
+                        // A request may be on its way: a GOAWAY makes both sides agree on the last one.
                         connection.as_mut().graceful_shutdown();
                         told_to_close = true;
                         look.as_mut().reset(Instant::now() + CLOSE_TIMEOUT);
@@ -138,12 +139,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection<S> {
                 },
                 () = activity.give_up().notified() => return,
                 changed = stage.changed() => {
-                    // Without its server a connection has no event loop for much longer.
+                    // The server is gone, so the event loop ends soon.
                     if changed.is_err() {
                         return;
                     }
                     let closing = *stage.borrow_and_update() == Stage::Closing;
-                    // To hyper this means: close at once what is idle or has not spoken.
+                    // Hyper closes the connection at once if it is idle or has had no request.
                     if closing || activity.is_http2() {
                         connection.as_mut().graceful_shutdown();
                     }
@@ -166,7 +167,7 @@ mod tests {
 
     const LARGE: usize = 1024 * 1024;
 
-    /// A connection to a server, which may hold so many bytes on their way, and the server's end of it.
+    /// A connection that buffers up to `on_the_way` bytes, and the task that serves it.
     fn connect(on_the_way: usize) -> (DuplexStream, JoinHandle<()>) {
         let (theirs, stream) = duplex(on_the_way);
         let router = Router::new()
@@ -190,7 +191,7 @@ mod tests {
         (theirs, served)
     }
 
-    /// Seconds until the server has left the connection.
+    /// Seconds until the server ends the connection.
     async fn lasts(served: JoinHandle<()>) -> u64 {
         let begun = Instant::now();
         served.await.unwrap();
@@ -222,7 +223,7 @@ mod tests {
         let answer = requests.send_request(request("PUT", "/small"), true).unwrap().0;
         assert_eq!(answer.await.unwrap().status(), 200);
         assert!((74..=76).contains(&lasts(served).await));
-        // It was told to, in the words of the protocol.
+        // The server sent a GOAWAY, so the client sees a clean end.
         connection.await.unwrap().unwrap();
     }
 
@@ -252,7 +253,7 @@ mod tests {
             ended = &mut connection => panic!("{ended:?}"),
             asked = asks => asked,
         };
-        // From here on nobody looks at the connection, which is not closed either.
+        // From here on nothing polls the connection, and it stays open.
         assert!((39..=42).contains(&lasts(served).await));
         drop(connection);
     }
@@ -263,7 +264,7 @@ mod tests {
         stream.write_all(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
         assert!(lasts(served).await <= 30);
 
-        // One that reads what it must for the connection to live, but gives no room for an answer.
+        // A peer that reads enough to keep the connection alive, but leaves no window for a response.
         for window in [0, 1] {
             let (stream, served) = connect(64 * 1024);
             let (mut requests, _connection) = http2(stream, window).await;
@@ -301,14 +302,14 @@ mod tests {
             let (mut stream, served) = connect(16 * 1024);
             let writing = async {
                 let mut sent = 0;
-                // Each is answered by more bytes than it has, and without a body, for which hyper would wait.
+                // Each response is longer than its request, and has no body, for which hyper would wait.
                 while sent < 100_000 && stream.write_all(pipelined).await.is_ok() {
                     sent += 1;
                 }
                 sent
             };
             let (sent, seconds) = tokio::join!(writing, lasts(served));
-            // As many as fit into the buffers of both directions.
+            // Only as many as fit into the buffers of both directions.
             assert!(sent < 5000, "{sent}");
             assert!(seconds <= 45, "{seconds}");
         }

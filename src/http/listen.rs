@@ -1,4 +1,4 @@
-//! Listening: a socket for each thread, and the hand-over of a port from one process to the next.
+//! Listening: one socket per thread, and the handover of a port from one process to the next.
 
 use std::convert::Infallible;
 use std::io;
@@ -17,29 +17,42 @@ use super::stream;
 use crate::health::Health;
 use crate::shutdown::Shutdown;
 
-/// Connections the kernel completes before they are accepted. The default of 128 turns a burst of
-/// reconnecting clients away; the kernel cuts this to `net.core.somaxconn`.
+/// Connections the kernel completes before they are accepted. The default of 128 would refuse a burst of
+/// reconnecting clients; the kernel limits this to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// How often a process that waits for its turn looks whether there still is another one to serve its clients.
+/// How often a process that is not ready checks whether another one still serves the port.
 const OTHERS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Where a service listens, and how much it takes.
+/// Where a service listens, and with how many threads and connections.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct Config {
-    /// Address and port of the service; with port 0 one is chosen and logged
+    /// Address and port of the service; port 0 chooses a free port and logs it
     #[arg(long, env = "CATCHALL_LISTEN", value_name = "ADDRESS:PORT")]
     pub listen: SocketAddr,
 
-    /// Threads that serve, each with its own socket on the same port, its own event loop and its own
-    /// connections behind it; one per core by default
-    #[arg(long, env = "CATCHALL_THREADS", value_name = "N", default_value_t = cores(), value_parser = clap::value_parser!(u16).range(1..=1024))]
+    /// Threads that serve, each with its own socket on the same port, event loop, and connections to the
+    /// backend; one per core by default
+    #[arg(
+        long,
+        env = "CATCHALL_THREADS",
+        value_name = "N",
+        default_value_t = cores(),
+        value_parser = clap::value_parser!(u16).range(1..=1024)
+    )]
     pub threads: u16,
 
-    /// Client connections at a time in all; further ones are closed at once. Each holds a file descriptor and
-    /// some 30 kB (HTTP/1.1) or 40 kB (HTTP/2), at most 80 kB or 200 kB and 5 kB for each of its requests
-    #[arg(long, env = "CATCHALL_MAX_CONNECTIONS", value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Most client connections at a time over all threads; further ones are closed at once. Each takes a file
+    /// descriptor and about 30 kB (HTTP/1.1) or 40 kB (HTTP/2), at most 80 kB (HTTP/1.1) or 200 kB plus 5 kB
+    /// per request (HTTP/2)
+    #[arg(
+        long,
+        env = "CATCHALL_MAX_CONNECTIONS",
+        value_name = "N",
+        default_value_t = 10_000,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
     pub max_connections: u32,
 }
 
@@ -48,13 +61,13 @@ fn cores() -> u16 {
 }
 
 impl Config {
-    /// Takes a port with a socket for each thread. The port may be shared with another process of the same user
-    /// that takes it the same way, so that a new version can take over before the old one leaves. Clients get in
+    /// Binds one socket per thread to the port. Another process of the same user that binds the port the same
+    /// way may share it, so a new version can take over before the old one leaves. Clients are accepted only
     /// later, see [`serve_per_thread`].
     ///
     /// # Errors
     ///
-    /// When the address is not this machine's or the port is somebody else's.
+    /// When the address does not belong to this machine or another socket holds the port without sharing it.
     pub fn bind(&self) -> anyhow::Result<Vec<TcpListener>> {
         let first = bind(self.listen, true).with_context(|| cannot_listen(self.listen, "CATCHALL_LISTEN"))?;
         let address = first.local_addr()?;
@@ -77,8 +90,8 @@ pub(super) fn bind(address: SocketAddr, shared: bool) -> io::Result<TcpListener>
     Ok(socket.into())
 }
 
-/// Begins to listen. Connections inherit what is set here: the kernel gives up a peer that has not acknowledged, or not
-/// read, what was sent to it, also when the process has nothing more to say.
+/// Begins to listen. Connections inherit this timeout: the kernel drops a peer that has not acknowledged or
+/// read what was sent to it, even when the process has nothing more to send.
 pub(super) fn listen(socket: &TcpListener) -> io::Result<()> {
     let socket = SockRef::from(socket);
     #[cfg(target_os = "linux")]
@@ -86,21 +99,21 @@ pub(super) fn listen(socket: &TcpListener) -> io::Result<()> {
     socket.listen(BACKLOG)
 }
 
-/// Serves on each socket by a thread and an event loop of its own until the shutdown, then until every client
-/// has had its answer and has left, but no longer than [`GRACE`](crate::shutdown::GRACE). `router` is called on
-/// each event loop, and what it makes is shared with no other.
+/// Serves each socket on its own thread and event loop until the shutdown, then until every client has its
+/// response and has left, but at most [`GRACE`](crate::shutdown::GRACE). `router` is called on each event
+/// loop, and no other loop shares its result.
 ///
-/// Where another process listens on the port it keeps all of its clients until this one is ready, which would
-/// else get its share of them while it cannot answer. Where none does (any more), clients get in at once, to be
-/// told what is wrong.
+/// If another process listens on the port, it keeps all clients until this one is ready; otherwise this one
+/// would get a share of them before it can answer. If no other process listens, or no longer, clients are
+/// accepted at once and told what is wrong.
 ///
-/// Three quarters of a small request is the kernel's work; keeping the rest on one core, without a lock or
-/// a wake-up between cores, halves the cost of one event loop on many threads.
+/// Three quarters of the cost of a small request is the kernel's. Keeping the rest on one core, without locks
+/// or wake-ups between cores, takes half the cost of one event loop on many threads.
 ///
 /// # Errors
 ///
-/// When a thread cannot be started, the port is somebody else's by now, or a server fails; then the others are
-/// not waited for.
+/// When a thread cannot be started, the port has been taken meanwhile, or a server fails; the other servers
+/// are then not waited for.
 pub async fn serve_per_thread<R>(
     sockets: Vec<TcpListener>,
     config: &Config,
@@ -133,19 +146,19 @@ where
                         drop(built);
                         match opened.await {
                             Ok(socket) => server::serve(socket, router, connections, shutdown).await,
-                            // Stopped before it began.
+                            // The shutdown came before it began.
                             Err(_) => Ok(()),
                         }
                     };
                     runtime.block_on(serving).context("the HTTP server failed")
                 });
-            // Nobody listens only if the process is already ending.
+            // Sending fails only if the process is already ending.
             let _ = done.send(served);
         })?;
         threads.spawn(ended);
     }
-    // Until every thread has dropped its end. It is not awaited, so that nobody can ask meanwhile and hear that
-    // the process is ready, with what its routers depend on not known yet.
+    // Blocks until every thread has built its router and so registered its dependencies. It is not awaited,
+    // so that `/readyz` cannot report ready before they are registered.
     drop(built);
     let _ = building.recv();
     tokio::select! {
@@ -154,7 +167,7 @@ where
     }
     for (socket, open) in opening {
         listen(&socket).with_context(|| cannot_listen(address, "CATCHALL_LISTEN"))?;
-        // A thread that is gone has its error waiting below.
+        // If the thread has ended, its error is returned below.
         let _ = open.send(socket);
     }
     tracing::info!("open to clients");
@@ -164,13 +177,16 @@ where
     Ok(())
 }
 
-/// Waits until the process is ready or no other listens at the address.
+/// Waits until the process is ready or no other process listens at the address.
 async fn turn(address: SocketAddr, health: &Health) {
-    // Beside a socket that listens one that is not shared cannot be bound; those that only have the port, as this
-    // process's own, are in nobody's way.
+    // An unshared socket cannot be bound beside one that listens. Sockets that are only bound, such as this
+    // process's own, do not prevent it.
     let others = || bind(address, false).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
     if others() {
-        tracing::info!(%address, "another process listens on {address}, and takes its clients until this one is ready");
+        tracing::info!(
+            %address,
+            "another process listens on {address} and serves its clients until this one is ready"
+        );
     }
     while others() {
         if timeout(OTHERS_INTERVAL, health.ready()).await.is_ok() {

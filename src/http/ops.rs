@@ -19,36 +19,37 @@ use super::server;
 use crate::health::Health;
 use crate::shutdown::Shutdown;
 
-/// Connections of operators and their collectors at a time: far more than there are.
+/// Most connections of operators and metrics collectors at a time: far more than any setup needs.
 const OPS_CONNECTIONS: usize = 100;
 
-/// Where a process answers its operators.
+/// Where a process serves its operations routes.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct OpsConfig {
-    /// Address and port of /livez, /readyz and /metrics; with port 0 one is chosen and logged
+    /// Address and port of /livez, /readyz and /metrics; port 0 chooses a free port and logs it
     #[arg(long, env = "CATCHALL_OPS_LISTEN", value_name = "ADDRESS:PORT")]
     pub ops_listen: SocketAddr,
 }
 
 impl OpsConfig {
-    /// Opens the socket of the operations routes, which is never shared: that would hide one process from
-    /// its operators.
+    /// Opens the socket of the operations routes. The port is never shared, because that would hide one
+    /// process from its operators.
     ///
     /// # Errors
     ///
-    /// When the address is not this machine's or the port is taken.
+    /// When the address does not belong to this machine or the port is taken.
     pub fn bind(&self) -> anyhow::Result<TcpListener> {
         let socket = bind(self.ops_listen, false).and_then(|socket| listen(&socket).map(|()| socket));
         socket.with_context(|| cannot_listen(self.ops_listen, "CATCHALL_OPS_LISTEN"))
     }
 }
 
-/// Serves `/livez`, `/readyz` and `/metrics` for as long as it is polled.
+/// Serves `/livez`, `/readyz` and `/metrics` while it is polled.
 ///
-/// `/livez` says that the process runs and its main event loop turns; no fault outside the process turns it
-/// red, because a restart would not mend one. `/readyz` says whether every dependency is available, and if not
-/// what is wrong with it; from the shutdown on it is red, so that whoever sends clients sends no more.
+/// `/livez` answers 200 while the process runs and its main event loop turns; no fault outside the process
+/// changes that, because a restart would not fix it. `/readyz` answers 200 if every dependency is available,
+/// else 503 with what is wrong. It also answers 503 from the shutdown on, so that load balancers send no more
+/// clients.
 ///
 /// # Errors
 ///
@@ -66,7 +67,7 @@ pub async fn serve_ops(
         .route("/metrics", get(metrics_page))
         .with_state(state);
     let connections = Arc::new(Semaphore::new(OPS_CONNECTIONS));
-    // It answers until the process has ended: operators want to see it stop.
+    // It answers until the process ends, so operators can watch it stop.
     server::serve(socket, with_problems(routes), connections, never()).await.context("the HTTP server failed")
 }
 
@@ -74,7 +75,7 @@ fn never() -> Shutdown {
     std::future::pending().boxed().shared()
 }
 
-/// What the routes tell of.
+/// The state that the routes report.
 #[derive(Clone)]
 struct Ops {
     health: Health,

@@ -1,4 +1,4 @@
-//! Problem documents (RFC 9457): what a client gets instead of what it asked for.
+//! Problem documents (RFC 9457): the body of every error response.
 
 use axum::Router;
 use axum::body::Body;
@@ -9,47 +9,47 @@ use serde::{Serialize, Serializer};
 use crate::domain_name::DomainName;
 use crate::excerpt::excerpt;
 
-/// What `Retry-After` says of a 503, in seconds: soon enough to lose little, late enough to let a broker breathe.
+/// `Retry-After` of a 503, in seconds: short enough to lose little time, long enough for a broker to recover.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 /// The media type of a [`Problem`].
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 
-/// What a program decides by: the `type` of a problem is `urn:catchall:problem:` and the name.
+/// The kind of a problem, for programs: its `type` is `urn:catchall:problem:` and the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProblemType {
-    /// Nothing was counted: send it again.
+    /// Nothing was counted: retry.
     NotCounted,
-    /// It may have been counted: send it again under the same key.
+    /// The events may have been counted: retry with the same key.
     MaybeCounted,
-    /// The queue is at its limit: send it again later, under the same key.
+    /// The queue is at its limit: retry later with the same key.
     QueueFull,
-    /// What stands for a domain name is none.
+    /// A domain name is invalid.
     InvalidDomain,
-    /// An event of a bulk request is none.
+    /// An event of a bulk request is invalid.
     InvalidEvent,
     /// A key is empty, too long, or given twice.
     InvalidKey,
-    /// A body cannot be read as what it says it is.
+    /// A body cannot be read as its content type and encoding declare.
     InvalidBody,
     /// None of the events of a bulk request could be read.
     NothingReadable,
-    /// More than a request may carry.
+    /// The request exceeds a limit.
     TooLarge,
-    /// A body did not arrive in time: nothing was counted.
+    /// The body did not arrive in time: nothing was counted.
     Timeout,
-    /// A media type or an encoding that is not read here.
+    /// The content type or encoding is not supported.
     UnsupportedMediaType,
     /// There is no such resource.
     NotFound,
-    /// The resource does not take the method.
+    /// The resource does not support the method.
     MethodNotAllowed,
-    /// The counters cannot be read now: ask again.
+    /// The counters cannot be read now: retry.
     Unavailable,
 }
 
 impl ProblemType {
-    /// All there are, as documented.
+    /// All problem types, as documented.
     pub const ALL: [Self; 14] = [
         Self::NotCounted,
         Self::MaybeCounted,
@@ -67,7 +67,7 @@ impl ProblemType {
         Self::Unavailable,
     ];
 
-    /// The URN by which a program knows it.
+    /// The problem's URN, its `type` in JSON.
     #[must_use]
     pub fn urn(self) -> &'static str {
         match self {
@@ -88,7 +88,7 @@ impl ProblemType {
         }
     }
 
-    /// The status of a response with it.
+    /// The HTTP status of a response with this problem.
     #[must_use]
     pub fn status(self) -> StatusCode {
         match self {
@@ -108,7 +108,7 @@ impl ProblemType {
         }
     }
 
-    /// The same in words, which do not change with the occasion.
+    /// The problem's title, the same for each occurrence.
     fn title(self) -> &'static str {
         match self {
             Self::NotCounted => "Nothing was counted",
@@ -135,27 +135,26 @@ impl Serialize for ProblemType {
     }
 }
 
-/// What a request is answered with instead of what it asked for. What went wrong inside is logged where it is known, and
-/// not told.
+/// An error response. Internal causes are logged where they occur and are not sent to the client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// What kind of problem it is.
+    /// The kind of problem.
     pub kind: ProblemType,
-    /// What is wrong this time, for people.
+    /// What is wrong with this request, for people.
     pub detail: String,
-    /// Of a bulk request: each of its events that was not accepted.
+    /// The rejected events of a bulk request.
     pub rejected: Vec<Rejected>,
 }
 
-/// An event of a bulk request that was not accepted.
+/// A rejected event of a bulk request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Rejected {
-    /// Its place among the events of the request, from 0.
+    /// Its index among the events of the request, from 0.
     pub index: usize,
-    /// What kind of problem it has.
+    /// The kind of problem.
     #[serde(rename = "type")]
     pub kind: ProblemType,
-    /// What is wrong with it.
+    /// What is wrong with the event.
     pub detail: String,
 }
 
@@ -171,13 +170,13 @@ struct Document<'a> {
 }
 
 impl Problem {
-    /// A problem with nothing to say of single events.
+    /// A problem without rejected events.
     #[must_use]
     pub fn new(kind: ProblemType, detail: impl Into<String>) -> Self {
         Self { kind, detail: detail.into(), rejected: Vec::new() }
     }
 
-    /// The document.
+    /// The response with the problem document.
     #[must_use]
     pub fn to_json(&self) -> Response<Vec<u8>> {
         let Self { kind, detail, rejected } = self;
@@ -203,7 +202,7 @@ impl IntoResponse for Problem {
 ///
 /// # Errors
 ///
-/// Says why it is none.
+/// A problem that says why the name is invalid.
 pub fn domain(name: &str) -> Result<DomainName, Problem> {
     DomainName::parse(name).map_err(|error| {
         let name = excerpt(format_args!("{name:?}"));
@@ -215,11 +214,11 @@ pub fn domain(name: &str) -> Result<DomainName, Problem> {
 ///
 /// # Panics
 ///
-/// When the value has no JSON, as a map whose keys are not strings.
+/// When the value has no JSON form, such as a map whose keys are not strings.
 #[must_use]
 pub fn json(status: StatusCode, value: &impl Serialize) -> Response<Vec<u8>> {
     let mut body = serde_json::to_vec(value).expect("responses are made of strings and numbers");
-    // It may have to wait for its client.
+    // The body may wait in memory for a slow client.
     body.shrink_to_fit();
     let mut response = Response::new(body);
     *response.status_mut() = status;
@@ -227,7 +226,7 @@ pub fn json(status: StatusCode, value: &impl Serialize) -> Response<Vec<u8>> {
     response
 }
 
-/// Answers with a problem document also what no route takes.
+/// Adds problem documents for unknown paths and methods.
 pub fn with_problems<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S> {
     routes.fallback(not_found).method_not_allowed_fallback(method_not_allowed)
 }

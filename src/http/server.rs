@@ -1,4 +1,4 @@
-//! One server: a socket, the connections behind it, and how it leaves each of them.
+//! One server: a socket, its connections, and how it ends each of them.
 
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
@@ -17,30 +17,29 @@ use tokio::time::{sleep, timeout_at};
 use super::connection::{Connection, Stage, protocol};
 use crate::shutdown::{GRACE, Shutdown};
 
-/// How long a stopping server still completes handshakes that have begun: a round trip to clients of the same
-/// region. Those that begin in it are not answered, and their clients begin again a second later, which goes
-/// to the process that took over.
+/// How long a stopping server still completes handshakes that have begun: a round trip to clients in the same
+/// region. New handshakes are ignored meanwhile; their clients retry a second later and reach the process
+/// that took over.
 const LAST_HANDSHAKES: Duration = Duration::from_millis(50);
 
-/// How long a stopping server keeps connections of HTTP/1.1 that are idle, so that a request which is on its
-/// way is answered and not reset. It is what a stop costs where clients keep connections, and more of it
-/// would save little: a client whose next request comes later is as likely to send it in the moment of the
-/// end.
+/// How long a stopping server keeps idle HTTP/1.1 connections, so that a request on its way is answered and
+/// not reset. A stop takes this long if clients keep connections open. A longer time would save little: a
+/// client whose next request comes later is as likely to send it at the very end.
 const LAME_DUCK: Duration = Duration::from_secs(2);
 
-/// After a failed accept, which is mostly for want of descriptors: soon enough for whoever waits, and seldom
-/// enough to leave the processor to those who free some.
+/// The delay after a failed accept, mostly for lack of file descriptors: short enough for waiting clients,
+/// and long enough to leave the processor to the connections that free some.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
-/// A trouble that does not come back for this long is over, and the next one is news.
+/// A problem that does not recur for this long is over, and the next one is logged again.
 const TROUBLE_OVER: Duration = Duration::from_mins(1);
 
-/// Accepts and serves connections until the shutdown, then leaves them so that no client loses a request: see
-/// [`Server::drain`]. It takes no longer than [`GRACE`]; what is left then goes with the event loop.
+/// Accepts and serves connections until the shutdown, then closes them so that no client loses a request: see
+/// [`Server::drain`]. That takes at most [`GRACE`]; the remaining connections end with the event loop.
 ///
 /// # Errors
 ///
-/// When the socket cannot be used by the event loop; never for what clients do, or for want of descriptors.
+/// When the socket cannot be used by the event loop; never because of clients or a lack of file descriptors.
 pub(super) async fn serve(
     socket: TcpListener,
     router: Router,
@@ -66,7 +65,7 @@ struct Server {
     protocol: Arc<Builder<TokioExecutor>>,
     places: Arc<Semaphore>,
     stage: watch::Sender<Stage>,
-    /// Whether the stage is beyond [`Stage::Serving`], for those who ask with every answer.
+    /// Whether the stage is past [`Stage::Serving`]; each response reads it.
     leaving: Arc<AtomicBool>,
     full: Trouble,
     failing: Trouble,
@@ -110,18 +109,18 @@ impl Server {
         }
     }
 
-    /// Takes the connections that wait to be accepted and closes the socket, which would reset them.
+    /// Accepts the waiting connections, which closing the socket would reset, and closes it.
     ///
-    /// Nothing is awaited between the last look and the end. Where new handshakes are ignored nothing can come
-    /// in between either; what is reset then is a handshake that took longer than [`LAST_HANDSHAKES`]. Elsewhere
-    /// it is also what opens in these microseconds. Behind a load balancer that takes an instance out before it
-    /// is stopped, no connection is being opened at all.
+    /// Nothing is awaited between the last accept and the close. On Linux, where new handshakes are ignored,
+    /// only a handshake that took longer than [`LAST_HANDSHAKES`] is reset. Elsewhere, connections that open
+    /// in these microseconds are reset too. Behind a load balancer that removes an instance before it stops,
+    /// no connection is being opened at all.
     fn accept_rest(&mut self, listener: TcpListener) {
         loop {
             match listener.accept() {
                 Ok((stream, _)) => {
                     let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
-                    // One that cannot be used is gone already.
+                    // If it cannot be used, its client has already gone.
                     if let Ok(stream) = stream {
                         self.admit(stream);
                     }
@@ -133,16 +132,19 @@ impl Server {
         drop(listener);
     }
 
-    /// Serves a connection while there is room, without Nagle's delay; else closes it.
+    /// Serves a connection without Nagle's delay, or closes it if the connection limit is reached.
     fn admit(&mut self, stream: TcpStream) {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             if self.full.is_news() {
                 let address = self.address;
-                tracing::warn!(%address, "closing further connections to {address}, the connection limit is reached");
+                tracing::warn!(
+                    %address,
+                    "closing further connections to {address}, connection limit reached"
+                );
             }
             return;
         };
-        // It fails on one that is gone already.
+        // This fails if the client has already gone.
         if stream.set_nodelay(true).is_ok() {
             let connection = Connection {
                 stream,
@@ -156,12 +158,12 @@ impl Server {
         }
     }
 
-    /// Leaves every connection in the way its client understands, and returns once none is left, or at the end.
+    /// Ends every connection in the way its protocol provides, and returns once none is left, or at `end`.
     ///
-    /// A client of HTTP/1.1 may send at any moment on a connection that it takes for open, and only an answer can
-    /// tell it otherwise. So from now on each answer does, idle connections stay for [`LAME_DUCK`], and a
-    /// request that is sent in the very moment of its end is what can still be lost. HTTP/2 has a frame for this
-    /// (GOAWAY), after which both sides know which requests will be answered.
+    /// An HTTP/1.1 client may send at any moment on a connection that it believes open, and only a response
+    /// can tell it to close. So from now on each response does, and idle connections stay for [`LAME_DUCK`].
+    /// Only a request sent at the very moment of the close can still be lost. HTTP/2 has a GOAWAY frame,
+    /// after which both sides know which requests will be answered.
     async fn drain(&self, end: tokio::time::Instant) {
         self.leaving.store(true, Ordering::Relaxed);
         self.stage.send_replace(Stage::Draining);
@@ -177,20 +179,20 @@ impl Server {
     }
 }
 
-/// Whether an accept failed because a client gave up while it waited.
+/// Whether an accept failed because the waiting client gave up.
 fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset)
 }
 
-/// Lets the kernel drop what would begin a handshake with this socket. Its client takes that for a lost packet,
-/// and its next try finds the process that took over, while a refusal would be final. A socket cannot leave the
-/// ones that share its port in any gentler way: closing it resets whoever is half-way in, which happened about once
-/// in fifteen closes where four clients opened connections as fast as they could.
+/// Lets the kernel drop the packets that begin a handshake with this socket. The client assumes a lost
+/// packet, and its next attempt reaches the process that took over; a refusal would be final. There is no
+/// gentler way for a socket to leave a shared port: closing it resets half-open connections, which happened
+/// about once in fifteen closes while four clients opened connections as fast as they could.
 #[cfg(target_os = "linux")]
 fn ignore_handshakes(listener: &tokio::net::TcpListener) -> io::Result<()> {
     use socket2::{SockFilter, SockRef};
 
-    /// Where a TCP header has its flags, and the one that begins a handshake.
+    /// The offset of the flags in a TCP header, and the flag that begins a handshake.
     const FLAGS: u32 = 13;
     const SYN: u32 = 0x02;
     SockRef::from(listener).attach_filter(&[
@@ -206,12 +208,12 @@ fn ignore_handshakes(_: &tokio::net::TcpListener) -> io::Result<()> {
     Ok(())
 }
 
-/// A trouble that comes back again and again, to be logged when it begins.
+/// A recurring problem that is logged only when it begins.
 #[derive(Debug, Default)]
 struct Trouble(Option<Instant>);
 
 impl Trouble {
-    /// Notes that it is there; returns whether it was not before.
+    /// Records an occurrence; returns whether the problem is new.
     fn is_news(&mut self) -> bool {
         let now = Instant::now();
         let last = self.0.replace(now);

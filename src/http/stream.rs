@@ -1,4 +1,4 @@
-//! The socket of one connection, whose peer has to read what is written.
+//! The socket of one connection, which fails if its peer stops reading.
 
 use std::io;
 use std::pin::Pin;
@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// How long nothing of what waits to be written can be, until the connection is given up. What waits is beyond what the
-/// kernel's buffers took, so the peer has not read for longer than that.
+/// How long a write may make no progress before the connection is dropped. A write waits only when the
+/// kernel's buffers are full, so the peer has not read for even longer.
 pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A stream that fails when its peer does not read for [`WRITE_TIMEOUT`].
@@ -25,7 +25,7 @@ impl<S> Stream<S> {
         Self { inner, stuck: None }
     }
 
-    /// Notes how a write went.
+    /// Records the result of a write; fails one that has waited for [`WRITE_TIMEOUT`].
     fn wrote<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.stuck = None;
@@ -97,7 +97,7 @@ mod tests {
         };
         let (written, ()) = tokio::join!(writing, reading);
         assert_eq!(written.unwrap_err().kind(), io::ErrorKind::TimedOut);
-        // It was read once, and the time began anew.
+        // The one read restarted the timeout.
         assert_eq!(begun.elapsed(), WRITE_TIMEOUT / 2 + WRITE_TIMEOUT);
     }
 }

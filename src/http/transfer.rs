@@ -1,18 +1,18 @@
-//! How slowly a body may come, and an answer go.
+//! The slowest allowed transfer of a body or a response.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Bytes a second, on the wire and on average, that a transfer makes at least. Any connection that people use makes
-/// more, and at this rate the largest body of a client that packs it arrives in seconds.
+/// The least bytes a second of a transfer, on the wire and on average. Any connection in practical use is
+/// faster, and at this rate the largest compressed body arrives in seconds.
 pub(super) const MIN_RATE: u64 = 16 * 1024;
 
-/// How long a transfer may take beyond what it takes at [`MIN_RATE`]: a pause of a client that collects its garbage,
-/// or of a network that changes its routes.
+/// How long a transfer may take beyond its time at [`MIN_RATE`]. It covers a client's garbage collection or a
+/// network's change of routes.
 pub(super) const GRACE: Duration = Duration::from_secs(10);
 
-/// When a transfer that began at `begun` and has moved so many bytes is given up.
+/// When a transfer is given up that began at `begun` and has moved `moved` bytes.
 #[must_use]
 pub fn deadline(begun: Instant, moved: u64) -> Instant {
     begun + GRACE + Duration::from_millis(moved.saturating_mul(1000) / MIN_RATE)

@@ -1,25 +1,25 @@
-//! The header of a message as it travels: what the client library cannot read of it, made readable.
+//! The content header of a message, rewritten so that the client library can read it.
 
 use std::fmt::Display;
 
 use super::super::message::{BODY_SIZE_HEADER, UNREADABLE_HEADER};
 use crate::excerpt::excerpt;
 
-/// How deep tables and arrays of headers may lie in each other. The client library reads them by recursion, on a stack
-/// of 2 MiB; the broker's own lie four deep.
+/// Deepest nesting of tables and arrays in headers. The client library reads them by recursion on a stack of
+/// 2 MiB; the broker's own headers are four levels deep.
 const MAX_DEPTH: usize = 32;
 
-/// What is left of a frame beside the headers: all other properties together have up to 3.3 kB, and with what a dead
-/// dead letter's headers say of its death they must fit in a frame again.
+/// Bytes of a frame that are kept free of headers. All other properties together take up to 3.3 kB, and with
+/// the headers that a dead letter gains they must fit into a frame again.
 const ROOM: usize = 8 << 10;
 
-/// Defects that are named. A message may have thousands.
+/// Most defects that are named. A message may have thousands.
 const NAMED_DEFECTS: usize = 3;
 
-/// AMQP's class of what carries a message.
+/// AMQP's class of methods and headers that carry a message.
 const BASIC: u16 = 60;
 
-/// AMQP's properties, in their order; each has a bit of the flags, from the highest down.
+/// AMQP's properties in order; each has one bit of the flags, from the highest down.
 const PROPERTIES: [(&str, Kind); 14] = [
     ("content_type", Kind::Short),
     ("content_encoding", Kind::Short),
@@ -37,7 +37,7 @@ const PROPERTIES: [(&str, Kind); 14] = [
     ("cluster_id", Kind::Short),
 ];
 
-/// The flag of the headers.
+/// The flag bit of the headers property.
 const HEADERS: u16 = 1 << 13;
 
 #[derive(Clone, Copy)]
@@ -48,7 +48,7 @@ enum Kind {
     Table,
 }
 
-/// What is wrong with a message, as far as it is named.
+/// The defects of a message, of which the first [`NAMED_DEFECTS`] are kept.
 #[derive(Debug, Default)]
 pub(super) struct Defects(Vec<String>);
 
@@ -68,7 +68,7 @@ impl Defects {
     }
 }
 
-/// What a message may be.
+/// The size limits of a message.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     /// Most bytes of a body.
@@ -83,16 +83,16 @@ impl Limits {
     }
 }
 
-/// A content header that the client library can read, in the place of one that it cannot.
+/// A readable content header that replaces an unreadable one.
 #[derive(Debug)]
 pub(super) struct Readable {
     pub(super) payload: Vec<u8>,
-    /// Bytes of the body that must not follow.
+    /// Bytes of the body that must not be handed on.
     pub(super) unread: u64,
 }
 
-/// Makes the payload of a content header readable; nothing where it is already. `defects` are those of the message that
-/// are known before. What can be read stays, texts that are not UTF-8 are escaped.
+/// Makes the payload of a content header readable; `None` if it already is. `defects` are the known ones of
+/// the message. Readable parts stay, and text that is not UTF-8 is escaped.
 pub(super) fn readable(payload: &[u8], mut defects: Defects, limits: Limits) -> Option<Readable> {
     let mut reader = Reader(payload);
     let (class, weight) = (reader.array::<2>()?, reader.array::<2>()?);
@@ -119,7 +119,7 @@ pub(super) fn readable(payload: &[u8], mut defects: Defects, limits: Limits) -> 
             Kind::Time => reader.take(8).map(|time| properties.extend(time)),
             Kind::Table => {
                 let whole = reader.long();
-                // Of what has no end the beginning.
+                // If the table is cut off, read its beginning.
                 let entries = whole.unwrap_or_else(|| reader.0.get(4..).unwrap_or_default());
                 headers = readable_entries(entries, limits.headers(), &mut defects);
                 whole.map(drop)
@@ -127,7 +127,7 @@ pub(super) fn readable(payload: &[u8], mut defects: Defects, limits: Limits) -> 
         };
         if read.is_none() {
             defects.add("its properties end too early");
-            // What was begun is not to be read on at another place.
+            // Do not read the rest from a wrong offset.
             reader = Reader(&[]);
             break;
         }
@@ -154,7 +154,7 @@ pub(super) fn readable(payload: &[u8], mut defects: Defects, limits: Limits) -> 
     Some(Readable { payload, unread })
 }
 
-/// The entries of a table that the client library can read, as many as there is room for.
+/// The entries of a table that the client library can read, up to `room` bytes.
 fn readable_entries(entries: &[u8], room: usize, defects: &mut Defects) -> Vec<u8> {
     let mut reader = Reader(entries);
     let mut kept = Vec::new();
@@ -180,9 +180,9 @@ fn readable_entries(entries: &[u8], room: usize, defects: &mut Defects) -> Vec<u
     kept
 }
 
-/// What keeps the client library from reading the value of a header. It does not recurse.
+/// Why the client library cannot read a header's value. This does not recurse.
 fn defect_of(value: &[u8]) -> Option<&'static str> {
-    // As an array of one.
+    // Start with the value as an array of one element.
     let mut containers = vec![(b'A', Reader(value))];
     while let Some((kind, reader)) = containers.last_mut() {
         if reader.0.is_empty() {
@@ -207,7 +207,7 @@ fn defect_of(value: &[u8]) -> Option<&'static str> {
     None
 }
 
-/// Escapes what is not UTF-8, as much as a short string can have.
+/// Appends a short string. Text that is not UTF-8 is escaped and cut to the longest short string.
 pub(super) fn push_text(out: &mut Vec<u8>, name: &str, text: &[u8], defects: &mut Defects) {
     if std::str::from_utf8(text).is_ok() {
         push_short(out, text);
@@ -234,7 +234,7 @@ fn push_long(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend(bytes);
 }
 
-/// What is left to be read.
+/// The bytes still to be read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
@@ -263,7 +263,7 @@ impl<'a> Reader<'a> {
         Some(bytes)
     }
 
-    /// A value with its type, whatever is in it; nothing where it has no end.
+    /// A value with its type, with unchecked content; `None` if it is cut off or of an unknown type.
     fn value(&mut self) -> Option<&'a [u8]> {
         let all = self.0;
         match self.take(1)?[0] {

@@ -1,26 +1,26 @@
-//! The frames that come from the broker, with what the client library cannot take made harmless.
+//! The frames from the broker, made harmless where the client library cannot read them.
 //!
-//! The library reads AMQP 0-9-1 without mercy: a routing key in Latin-1 ends the connection, headers that lie in each
-//! other 18,000 deep end the process, and a body is in memory before anybody can look at its size. Any publisher can
-//! send each of these. So the frames pass through here first. What is well passes as it is; of the rest as much as can
-//! be read is handed on under a header that says what is wrong, which makes the message one that cannot be read, and
-//! nothing else.
+//! The library is strict in reading AMQP 0-9-1: a routing key in Latin-1 ends the connection, headers nested
+//! 18,000 deep end the process, and a body is in memory before its size can be checked. Any publisher can
+//! send each of these. So the frames pass through here first. A valid frame passes unchanged. Of an invalid
+//! message, the readable parts are handed on with a header that names the defects, so only that message is
+//! unreadable and nothing else suffers.
 
 use std::collections::HashMap;
 
 use super::content::{Defects, Limits, Reader, push_text, readable};
 
-/// Octets before a frame's payload: its type, its channel, its size.
+/// Octets before a frame's payload: type, channel and size.
 const HEAD: usize = 7;
 
-/// Octets by which a method is known.
+/// Octets that identify a method.
 const METHOD: usize = 4;
 
-/// Most bytes of a frame that are kept to be looked at; the rest of it is taken for unreadable. The broker's own frames
-/// have up to 128 KiB, and what it writes into the headers of a message that was handed out before comes on top.
+/// Most bytes of a frame that are kept for checking; the rest counts as unreadable. The broker's frames have
+/// up to 128 KiB, plus what it adds to the headers of a redelivered message.
 const MAX_HELD: usize = 1 << 20;
 
-/// Memory that is kept for the next frame.
+/// Memory that stays allocated for the next frame.
 const USUAL_HELD: usize = 4 << 10;
 
 const METHOD_FRAME: u8 = 1;
@@ -29,17 +29,17 @@ const BODY_FRAME: u8 = 3;
 const HEARTBEAT_FRAME: u8 = 8;
 const FRAME_END: u8 = 0xce;
 
-/// A frame that says nothing: it takes the place of one that is not handed on, so that a connection over which a large
-/// body comes does not seem to be dead.
+/// An empty frame that replaces a skipped one, so that a connection does not seem dead while a large body
+/// arrives.
 const HEARTBEAT: [u8; 8] = [HEARTBEAT_FRAME, 0, 0, 0, 0, 0, 0, FRAME_END];
 
-/// The methods with texts of whoever has published, and the one that says how large a frame may be.
+/// The methods that carry a publisher's texts, and the one that sets the largest frame.
 const RETURN: [u8; METHOD] = [0, 60, 0, 50];
 const DELIVER: [u8; METHOD] = [0, 60, 0, 60];
 const GET_OK: [u8; METHOD] = [0, 60, 0, 71];
 const TUNE: [u8; METHOD] = [0, 10, 0, 30];
 
-/// What follows a method's number.
+/// An argument of a method.
 enum Field {
     Octets(usize),
     Text(&'static str),
@@ -51,14 +51,15 @@ const DELIVER_FIELDS: &[Field] =
     &[Field::Text("consumer"), Field::Octets(9), Field::Text("exchange"), Field::Text("routing key")];
 const GET_OK_FIELDS: &[Field] = &[Field::Octets(9), Field::Text("exchange"), Field::Text("routing key")];
 
-/// Reads along and rewrites. Its memory is bounded whatever comes: by [`MAX_HELD`], and a few bytes for each channel.
+/// Checks the incoming frames and rewrites the unreadable ones. Its memory is bounded for any input:
+/// [`MAX_HELD`], and a few bytes per channel.
 #[derive(Debug)]
 pub(in crate::broker) struct FrameFilter {
     limits: Limits,
     state: State,
-    /// The frame that is being looked at, from its first octet on, as far as it has come.
+    /// The arrived part of the frame being checked, from its first octet on.
     held: Vec<u8>,
-    /// Of channels on which a message is arriving that is not handed on as it is.
+    /// The channels on which a message arrives that is not handed on unchanged.
     arriving: HashMap<[u8; 2], Arriving>,
 }
 
@@ -66,26 +67,26 @@ pub(in crate::broker) struct FrameFilter {
 enum State {
     /// A frame begins.
     Head,
-    /// So many bytes are handed on.
+    /// This many bytes are handed on.
     Pass(u64),
-    /// So many bytes are not.
+    /// This many bytes are skipped.
     Skip(u64),
-    /// So many bytes are to come before the frame is looked at.
+    /// This many bytes must arrive before the frame is checked.
     Hold(u64),
-    /// Whoever is there does not speak AMQP, which the library will say.
+    /// The peer does not speak AMQP. Everything passes, so the library reports it.
     Foreign,
 }
 
 #[derive(Debug)]
 enum Arriving {
-    /// The next header is of a message with these defects.
+    /// The next content header belongs to a message with these defects.
     Header(Defects),
-    /// So many bytes of a body are not to be handed on.
+    /// This many bytes of a body must not be handed on.
     Unread(u64),
 }
 
 impl FrameFilter {
-    /// Of a connection whose peer has not spoken yet. `frame` is the largest frame that we let it send.
+    /// A filter for a new connection. `frame` is the largest frame that we allow the peer to send.
     pub(in crate::broker) fn new(largest_body: u64, frame: usize) -> Self {
         Self {
             limits: Limits { body: largest_body, frame },
@@ -95,7 +96,7 @@ impl FrameFilter {
         }
     }
 
-    /// Takes the next bytes that came, and appends to `out` those that are handed on.
+    /// Takes the next bytes from the peer, and appends to `out` the bytes to hand on.
     pub(super) fn push(&mut self, mut input: &[u8], out: &mut Vec<u8>) {
         while !input.is_empty() {
             let (now, later) = match self.state {
@@ -133,7 +134,7 @@ impl FrameFilter {
         }
     }
 
-    /// How many octets tell what is to become of the frame.
+    /// How many octets decide how the frame is treated.
     fn head_size(&self) -> usize {
         match self.held[..] {
             [METHOD_FRAME, _, _, a, b, c, d, ..] if u32::from_be_bytes([a, b, c, d]) as usize >= METHOD => {
@@ -143,7 +144,7 @@ impl FrameFilter {
         }
     }
 
-    /// More of a frame's first octets is there.
+    /// Decides how the frame is treated, once enough of its first octets have arrived.
     fn head(&mut self, out: &mut Vec<u8>) {
         let kind = self.held[0];
         if !matches!(kind, METHOD_FRAME | HEADER_FRAME | BODY_FRAME | HEARTBEAT_FRAME) {
@@ -178,7 +179,7 @@ impl FrameFilter {
         self.state = State::Pass(left);
     }
 
-    /// Whether so many bytes of a body on this channel are not to be handed on.
+    /// Whether a body frame of `size` bytes on this channel must be skipped.
     fn is_unread(&mut self, channel: [u8; 2], size: u32) -> bool {
         let Some(Arriving::Unread(left)) = self.arriving.get_mut(&channel) else { return false };
         *left = left.saturating_sub(size.into());
@@ -188,7 +189,7 @@ impl FrameFilter {
         true
     }
 
-    /// The frame is there, all of it or as much as is kept.
+    /// Handles a frame that has arrived, whole or cut to [`MAX_HELD`].
     fn whole(&mut self, end: Option<u8>, out: &mut Vec<u8>) {
         self.state = State::Head;
         let frame = std::mem::take(&mut self.held);
@@ -242,7 +243,7 @@ impl FrameFilter {
             DELIVER => DELIVER_FIELDS,
             GET_OK => GET_OK_FIELDS,
             _ => {
-                // connection.tune: the most channels, then the largest frame, where none means any.
+                // connection.tune: the most channels, then the largest frame; 0 means no limit.
                 let largest =
                     arguments.get(2..6).and_then(|size| size.try_into().ok()).map_or(0, u32::from_be_bytes);
                 if largest > 0 {

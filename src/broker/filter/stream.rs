@@ -1,4 +1,4 @@
-//! The stream that the client library reads from: a connection whose frames have been looked at.
+//! The stream that the client library reads: a connection whose frames have passed the filter.
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -15,10 +15,10 @@ use lapin::AsyncTcpStream;
 
 use super::frames::FrameFilter;
 
-/// Bytes that are read at a time.
+/// Most bytes per read.
 const CHUNK: usize = 64 << 10;
 
-/// A connection with the TLS that it may have.
+/// A connection, with or without TLS.
 pub(in crate::broker) type Wire = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
 
 /// A wire whose frames pass through a filter on their way in.
@@ -26,9 +26,9 @@ pub(in crate::broker) struct Filtered {
     wire: Wire,
     filter: FrameFilter,
     chunk: Box<[u8]>,
-    /// What has passed.
+    /// Bytes that have passed the filter.
     passed: Vec<u8>,
-    /// How many bytes of that have been handed on.
+    /// How many of these bytes have been handed on.
     handed_on: usize,
 }
 
@@ -90,17 +90,17 @@ impl AsyncWrite for Filtered {
     }
 }
 
-/// What connections are made with.
+/// The reactor that opens connections.
 pub(in crate::broker) fn reactor() -> Tokio {
     Tokio::current()
 }
 
-/// The runtime the library is given: tokio, but that its connections are [`Filtered`].
+/// The runtime given to the library: tokio with [`Filtered`] connections.
 pub(in crate::broker) fn runtime() -> Runtime<RuntimeParts<Tokio, FilteredTokio>> {
     Runtime::new(RuntimeParts::new(Tokio::current(), FilteredTokio(Tokio::current())))
 }
 
-/// Tokio's reactor as the library asks for one.
+/// Tokio's reactor with the stream type that the library reads.
 #[derive(Clone, Debug)]
 pub(in crate::broker) struct FilteredTokio(Tokio);
 
@@ -112,7 +112,7 @@ impl Reactor for FilteredTokio {
         &self,
         _: H,
     ) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static> {
-        // Nobody asks for it.
+        // The library does not call this.
         Err::<Filtered, _>(io::ErrorKind::Unsupported.into())
     }
 
@@ -125,7 +125,7 @@ impl Reactor for FilteredTokio {
     }
 
     fn tcp_connect_addr(&self, _: SocketAddr) -> impl Future<Output = io::Result<Filtered>> + Send + 'static {
-        // The connection is made where it is known what may come over it.
+        // `connect_limited` opens the connection, because it knows the limits.
         std::future::ready(Err(io::ErrorKind::Unsupported.into()))
     }
 }

@@ -1,4 +1,4 @@
-//! Who gets memory, and who loses it.
+//! Tests of which requests get memory and which lose it.
 
 use super::*;
 use futures::FutureExt;
@@ -12,7 +12,7 @@ async fn holding(budget: &Budget, bytes: usize) -> Share {
     share
 }
 
-/// A share whose client has moved so many bytes in the last second, and whether it was given up.
+/// A share whose client has moved `moved` bytes, and the notification that it was dropped.
 async fn transferring(budget: &Budget, bytes: usize, moved: u64) -> (Share, Arc<Notify>) {
     let (share, give_up) = (holding(budget, bytes).await, Arc::new(Notify::new()));
     share.begin_transfer(Arc::clone(&give_up));
@@ -54,7 +54,7 @@ async fn who_stops_waiting_takes_nothing_with_him() {
     let mut second = budget.share();
     let mut waiting = Box::pin(second.hold(8 * MIB));
     assert!(waiting.as_mut().now_or_never().is_none());
-    // It is granted, and never looked at.
+    // The grant arrives, and the waiting future never polls it.
     drop(first);
     drop(waiting);
     drop(second);
@@ -99,7 +99,7 @@ async fn the_slowest_are_given_up_for_those_who_wait() {
         quick_ends.notified().await;
         drop(quick);
     });
-    // What does not wait for its client is not taken from it.
+    // A share without a transfer is never given up.
     assert_eq!(granted, Err(Exhausted));
     drop(working);
     assert_eq!(more.hold(14 * MIB).await, Ok(()));

@@ -1,4 +1,4 @@
-//! What passes through the filter, and how the client library reads it then.
+//! Tests of what passes the filter, and how the client library reads it.
 
 use super::*;
 use crate::broker::message::{BODY_SIZE_HEADER, UNREADABLE_HEADER};
@@ -15,14 +15,14 @@ fn filter() -> FrameFilter {
     FrameFilter::new(LARGEST, 128 << 10)
 }
 
-/// What comes out when all of it arrives at once.
+/// The output of the filter when `stream` arrives at once.
 fn filtered(stream: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     filter().push(stream, &mut out);
     out
 }
 
-/// What the client library makes of it.
+/// The frames that the client library parses.
 fn parsed(mut stream: &[u8]) -> Vec<AMQPFrame> {
     let mut frames = Vec::new();
     while !stream.is_empty() {
@@ -106,7 +106,7 @@ fn a_routing_key_that_is_not_utf_8_is_escaped() {
 
 #[test]
 fn only_the_message_that_is_meant_has_defects() {
-    // Two channels, whose frames mix, and a message on the same channel behind it.
+    // Interleaved frames of two channels, and a later message on the same channel.
     let stream = [
         delivery(1, b"\xff"),
         delivery(2, b"a.com"),
@@ -196,7 +196,7 @@ fn headers_leave_room_for_those_of_a_dead_letter() {
         [delivery(1, b"a.com"), content(1, 0, 1 << 13, &long(&table))].concat()
     };
     assert_eq!(filtered(&large(119 << 10)), large(119 << 10));
-    // The broker adds to what it has taken, and then its frames are larger than it takes any.
+    // The broker adds headers to a message, so its frames may be larger than those it accepts.
     for size in [121 << 10, 128 << 10, MAX_HELD, 2 * MAX_HELD] {
         let out = filtered(&large(size));
         assert!(out.len() < 2000, "{size}: {} bytes", out.len());
@@ -204,10 +204,10 @@ fn headers_leave_room_for_those_of_a_dead_letter() {
         let headers = properties.headers().as_ref().unwrap().inner();
         assert!(defects(&properties).unwrap().contains("large"), "{size}");
         assert!(!headers.contains_key("a"));
-        // Behind what is not kept of a frame nothing can be read.
+        // Nothing can be read after the part of a frame that is dropped.
         assert_eq!(headers.contains_key("b"), size < MAX_HELD, "{size}");
     }
-    // The smallest that a broker may ask for.
+    // The smallest frame limit that a broker may set.
     let tune = frame(METHOD_FRAME, 0, &[&TUNE[..], &[7, 255, 0, 0, 16, 0, 0, 60]].concat());
     let texts = [&long(&[])[..], &short(&[b'x'; 255]).repeat(8)].concat();
     let flags = 1 << 13 | 0b0000_0111_1011_1100;
@@ -272,7 +272,7 @@ fn clean_stream() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// Table entries with all that can be wrong with them.
+/// Table entries with every possible defect.
 fn hostile_table() -> impl Strategy<Value = Vec<u8>> {
     let text = || prop_oneof![vec(any::<u8>(), 0..20), "[a-z]{0,20}".prop_map(String::into_bytes)];
     let entry = prop_oneof![
@@ -286,14 +286,14 @@ fn hostile_table() -> impl Strategy<Value = Vec<u8>> {
     vec(entry, 0..6).prop_map(|entries| entries.concat())
 }
 
-/// Messages as no client sends them.
+/// Messages that no proper client sends.
 fn hostile_stream() -> impl Strategy<Value = Vec<u8>> {
     let properties = (any::<u16>(), vec(any::<u8>(), 0..6), hostile_table(), vec(any::<u8>(), 0..60));
     let message = (1..3_u16, vec(any::<u8>(), 0..20), properties, 0..3000_u64);
     vec(message, 1..5).prop_map(|messages| {
         let mut stream = Vec::new();
         for (channel, key, (flags, before, table, after), size) in messages {
-            // Half of them with something that is a table.
+            // Half of them contain a table.
             let flags = if flags & 1 == 0 { flags & !(3 << 14) | 1 << 13 } else { flags };
             let before = if flags & 1 == 0 { vec![] } else { before };
             stream.extend(delivery(channel, &key));
@@ -317,7 +317,7 @@ proptest! {
 
     #[test]
     fn a_message_that_the_library_can_read_has_no_defects(stream in hostile_stream()) {
-        // Frame by frame: a header is rewritten if and only if the library would not take it, or there is another
+        // Frame by frame: a header is rewritten if and only if the library could not read it, or for another
         // reason.
         let mut rest = &stream[..];
         while !rest.is_empty() {
@@ -355,7 +355,7 @@ proptest! {
         let mut filter = filter();
         let mut out = Vec::new();
         let chunk = vec![0; 64 << 10];
-        // A frame without an end, of any kind.
+        // A frame without an end octet, of any kind.
         filter.push(&[kind, 0, 1, 0xff, 0xff, 0xff, 0xff], &mut out);
         filter.push(&stream, &mut out);
         for _ in 0..40 {
