@@ -184,7 +184,7 @@ impl<'de> Visitor<'de> for EventVisitor<'_> {
         while let Some(field) = map.next_key()? {
             match field {
                 Field::Domain => {
-                    once("domain", &mut domain, self.value::<Text<_>, _>(Invalid::Domain, &mut map)?.0)?
+                    once("domain", &mut domain, self.value::<Text<_>, _>(Invalid::Domain, &mut map)?.0)?;
                 }
                 Field::Event => once("event", &mut outcome, map.next_value::<Text<_>>()?.0)?,
                 Field::Count => once("count", &mut count, map.next_value::<Count>()?.0)?,

@@ -189,7 +189,7 @@ pub enum Priority {
 pub struct Delivery(pub(super) lapin::message::Delivery);
 
 impl Delivery {
-    /// The delivery tag: the message's position within its [`Deliveries`].
+    /// The delivery tag: the message's position within its [`Deliveries`](super::Deliveries).
     #[must_use]
     pub fn tag(&self) -> u64 {
         self.0.delivery_tag

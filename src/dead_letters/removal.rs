@@ -88,7 +88,7 @@ pub(super) async fn remove(
                 }
                 Some(1) => {}
                 Some(alike) => {
-                    eprintln!("{reference}: {alike} dead letters are alike and have this reference")
+                    eprintln!("{reference}: {alike} dead letters are alike and have this reference");
                 }
             }
         }

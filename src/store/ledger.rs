@@ -287,7 +287,7 @@ const WATERMARKS_ARRIVED: &str = "\
 update watermarks set arrived_at = now() where id = any($1::uuid[]) and arrived_at is null";
 
 /// One row per domain, in key order. A sum stops at the end of bigint instead of failing the transaction, and with it
-/// everybody's events. The first update of a row makes room for the next ones: see migrations/0003_room.sql.
+/// everybody's events. The first update of a row makes room for the next ones: see `migrations/0003_room.sql`.
 const ADD: &str = "\
 -- catchall: add to the counters
 insert into domain_counters as c (domain, delivered, bounced)
