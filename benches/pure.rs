@@ -5,7 +5,7 @@ use catchall::bulk::{self, MediaType};
 use catchall::counters::Counters;
 use catchall::domain_name::DomainName;
 use catchall::event::Event;
-use catchall::load::workload::{Draw, Names, Shape, Workload};
+use catchall_load::workload::{Draw, Names, Shape, Workload};
 use divan::counter::ItemsCount;
 use divan::{AllocProfiler, Bencher, black_box};
 
@@ -38,7 +38,7 @@ fn written(shape: Shape, draws: &[Draw]) -> Vec<String> {
         let mut name = Vec::new();
         names.spell(draw.domain, &mut name);
         let name = String::from_utf8(name).expect("names are ASCII");
-        format!(r#"{{"domain":"{name}","event":"{}"}}"#, draw.outcome.as_str())
+        format!(r#"{{"domain":"{name}","event":"{}"}}"#, draw.kind.as_str())
     });
     written.collect()
 }

@@ -27,7 +27,4 @@ pub mod worker;
 pub mod query;
 pub mod migrate;
 // Tools: for whoever runs the system.
-pub mod progress;
 pub mod dead_letters;
-// The only one that looks at the whole from outside.
-pub mod load;

@@ -1,7 +1,9 @@
 //! What a row came to.
 
+use catchall_load::Latency;
+use harness::stats::real;
 use hdrhistogram::Histogram;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::frontier::Step;
 
@@ -89,20 +91,10 @@ impl Micros {
     }
 }
 
-/// Latencies in milliseconds.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Latency {
-    pub(crate) p50: Option<f64>,
-    pub(crate) p95: Option<f64>,
-    pub(crate) p99: Option<f64>,
-}
-
-impl Latency {
-    /// Of latencies in microseconds.
-    pub(crate) fn of(micros: &Histogram<u64>) -> Self {
-        let share = |share| (!micros.is_empty()).then(|| real(micros.value_at_quantile(share)) / 1000.0);
-        Self { p50: share(0.50), p95: share(0.95), p99: share(0.99) }
-    }
+/// Latencies in milliseconds of those in microseconds.
+pub(crate) fn latency(micros: &Histogram<u64>) -> Latency {
+    let share = |share| (!micros.is_empty()).then(|| real(micros.value_at_quantile(share)) / 1000.0);
+    Latency { p50: share(0.50), p95: share(0.95), p99: share(0.99), max: share(1.0) }
 }
 
 /// The most memory each service has had, in megabytes; of several the largest.
@@ -116,10 +108,4 @@ pub(crate) struct Peaks {
 /// For latencies in microseconds up to a minute.
 pub(crate) fn histogram() -> Histogram<u64> {
     Histogram::new_with_max(60_000_000, 3).expect("three digits and a minute are in range")
-}
-
-/// A count to reckon with.
-#[expect(clippy::cast_precision_loss, reason = "figures to look at")]
-pub(crate) fn real(count: u64) -> f64 {
-    count as f64
 }

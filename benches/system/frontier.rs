@@ -7,18 +7,20 @@
 
 use std::collections::BTreeMap;
 
-use catchall::counters::Counters;
+use catchall_load::counts::Counts;
+use catchall_load::ledger::Difference;
+use harness::load::{Amount, LoadSpec};
+use harness::servers::Servers;
+use harness::sql;
+use harness::stats::median;
 use serde::Serialize;
 
 use crate::baseline::Baseline;
 use crate::figures::Figures;
-use crate::load::{Amount, Order};
 use crate::measure::{self, Beside, per_second};
 use crate::scale::Scale;
-use crate::servers::Servers;
-use crate::sql;
 use crate::stage::{Cast, Scraping, Stage};
-use crate::verification::{Difference, Sample, compare};
+use crate::verification::{Sample, between, compare};
 
 /// The numbers of connections, each with an event on its way.
 const STEPS: [u32; 17] = [1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048];
@@ -80,19 +82,19 @@ struct Player<'a> {
     system: Stage,
     floor: Stage,
     servers: &'a Servers,
-    order: Order,
+    spec: LoadSpec,
     seconds: u64,
     all: Figures,
 }
 
-/// Plays all steps; `order` says what is sent, but for the connections.
-pub(crate) async fn play(order: Order, scale: &Scale, servers: &Servers) -> anyhow::Result<Figures> {
+/// Plays all steps; `spec` says what is sent, but for the connections.
+pub(crate) async fn play(spec: LoadSpec, scale: &Scale, servers: &Servers) -> anyhow::Result<Figures> {
     let steps = if scale.with_larger { &STEPS[..] } else { &FEW_STEPS };
     let mut player = Player {
         system: Stage::set(Cast::Whole { workers: 1 }, servers).await?,
         floor: Stage::set(Cast::Baseline(Baseline::Floor), servers).await?,
         servers,
-        order,
+        spec,
         seconds: scale.step_seconds,
         all: Figures::default(),
     };
@@ -144,22 +146,22 @@ impl Player<'_> {
 
     /// Measures one step: the floor, then the system.
     async fn run(&mut self, connections: u32) -> anyhow::Result<Run> {
-        self.order.seed += 1;
+        self.spec.seed += 1;
         #[expect(clippy::cast_precision_loss, reason = "seconds are few")]
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "they are at least one")]
         let floor_seconds = (self.seconds as f64 * FLOOR_SHARE).ceil() as u64;
-        let order = Order { connections: Some(connections), ..self.order };
+        let spec = LoadSpec { connections: Some(connections), ..self.spec };
         let nothing = async || Ok(Beside::default());
-        let floor_order = Order { amount: Amount::Seconds(floor_seconds), ..order };
+        let floor_spec = LoadSpec { amount: Amount::Seconds(floor_seconds), ..spec };
         let (floor, _, _) =
-            measure::events(&self.floor, &floor_order, Scraping::EverySecond, nothing()).await?;
+            measure::events(&self.floor, &floor_spec, Scraping::EverySecond, nothing()).await?;
         let url = &self.servers.database_url;
-        let order = Order { amount: Amount::Seconds(self.seconds), ..order };
-        let (before, sample) = (sql::sums(url).await?, Sample::read(&order, url).await?);
+        let spec = LoadSpec { amount: Amount::Seconds(self.seconds), ..spec };
+        let (before, sample) = (sql::sums(url).await?, Sample::read(&spec, url).await?);
         let (figures, report, _) =
-            measure::events(&self.system, &order, Scraping::EverySecond, nothing()).await?;
-        let added = sql::between(before, sql::sums(url).await?);
-        let difference = compare(&order, &report, &sample, Counters::default(), added, url).await?;
+            measure::events(&self.system, &spec, Scraping::EverySecond, nothing()).await?;
+        let added = between(before, sql::sums(url).await?);
+        let difference = compare(&spec, &report, &sample, Counts::default(), added, url).await?;
         let rate = per_second(report.acknowledged, report.seconds);
         let run = Run {
             rate,
@@ -234,16 +236,5 @@ impl Passes {
             runs: self.0.iter().filter(|pass| pass.contains_key(&connections)).count(),
         });
         steps.collect()
-    }
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match values.len() {
-        0 => f64::NAN,
-        odd if odd % 2 == 1 => values[middle],
-        _ => f64::midpoint(values[middle - 1], values[middle]),
     }
 }

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context;
-use catchall::load::workload::{Names, Shape};
+use catchall_load::workload::{Names, Shape};
+use harness::load::{Amount, LoadSpec};
+use harness::servers::Servers;
+use harness::sql;
 use sqlx::{Connection, PgConnection};
 
-use crate::load::{Amount, Order};
 use crate::measure;
-use crate::servers::Servers;
-use crate::sql;
 use crate::stage::{Cast, Scraping, Stage};
 
 /// What a row wants to find.
@@ -32,7 +32,7 @@ pub(crate) struct Grounds {
 /// Bytes of rows that are sent to the server together.
 const PIECE: usize = 1 << 20;
 
-/// Reads every row in key order, and with it its page and its entry in the index: afterwards both are in memory.
+/// Reads every row in key spec, and with it its page and its entry in the index: afterwards both are in memory.
 /// A plain scan of a large table would use only a corner of it.
 const WARM: &str = "\
 set enable_seqscan = off;
@@ -68,29 +68,22 @@ async fn populate(domains: u32, servers: &Servers) -> anyhow::Result<()> {
     // The first write to a page after a checkpoint costs a whole page of WAL. Checkpoints are rare, so this is
     // not what a row is to measure.
     eprintln!("bench: touching the table");
-    let order = Order {
+    let spec = LoadSpec {
         via: "bulk",
         shape: Shape::Uniform,
         domains: Some(domains),
-        batch: None,
-        connections: None,
-        rate: None,
         amount: Amount::Events(u64::from(domains / 10).max(1)),
         seed: 1_000,
+        ..LoadSpec::BASE
     };
     let stage = Stage::set(Cast::Whole { workers: 1 }, servers).await?;
-    measure::events(
-        &stage,
-        &order,
-        Scraping::EverySecond,
-        std::future::ready(Ok(measure::Beside::default())),
-    )
-    .await?;
+    measure::events(&stage, &spec, Scraping::EverySecond, std::future::ready(Ok(measure::Beside::default())))
+        .await?;
     stage.clear().await;
     Ok(())
 }
 
-/// Each domain with one event, in key order: the dense heap and index of a table that was loaded from a backup.
+/// Each domain with one event, in key spec: the dense heap and index of a table that was loaded from a backup.
 /// Within one transaction with `truncate`, rows can be frozen from the start, so no later pass over them writes
 /// them again.
 async fn fill(domains: u32, database_url: &str) -> anyhow::Result<()> {

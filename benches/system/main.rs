@@ -3,35 +3,22 @@
 //!
 //! `./dev bench` starts the servers and says that the machine is free to be measured.
 
-#[allow(dead_code, reason = "one of its two kinds of connection is enough here")]
-#[path = "../../tests/chaos/ask.rs"]
-mod ask;
 mod baseline;
 mod figures;
 mod frontier;
 mod goal;
 mod ground;
-mod load;
 mod measure;
-mod meter;
 mod picture;
 mod play;
 mod prober;
-#[allow(dead_code, reason = "each test program uses a part of the rig")]
-#[path = "../../tests/rig/processes.rs"]
-mod processes;
 mod reader;
 mod row;
 mod scale;
-#[allow(dead_code, reason = "each test program uses a part of the rig")]
-#[path = "../../tests/rig/servers.rs"]
-mod servers;
-mod sql;
 mod stage;
 mod table;
 mod verification;
 
-use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -39,13 +26,14 @@ use std::time::Instant;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use futures::FutureExt;
+use harness::panics;
+use harness::servers::Servers;
 
 use crate::baseline::Baseline;
 use crate::figures::Figures;
 use crate::ground::Grounds;
 use crate::row::Row;
 use crate::scale::Scale;
-use crate::servers::Servers;
 use crate::table::Table;
 
 /// What `./dev bench` sets: the servers are this program's own.
@@ -152,7 +140,7 @@ async fn run(arguments: &Arguments) -> bool {
         let playing = play::play(row, &scale, &servers, &mut grounds, &table);
         let played = match AssertUnwindSafe(playing).catch_unwind().await {
             Ok(played) => played.map_err(|error| format!("{error:#}")),
-            Err(panic) => Err(words(&*panic)),
+            Err(panic) => Err(panics::message(&*panic)),
         };
         let figures = played.unwrap_or_else(|reason| {
             eprintln!("bench: {}: {reason}", row.name());
@@ -173,10 +161,4 @@ async fn run(arguments: &Arguments) -> bool {
         println!("{table}");
     }
     table.all_counted_once()
-}
-
-/// What a panic says: in the parts shared with the tests, whatever goes wrong is one.
-fn words(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic").to_owned()
 }

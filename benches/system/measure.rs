@@ -2,10 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use crate::figures::{Figures, Latency, real};
-use crate::load::{Amount, Load, Order, Report};
-use crate::meter::Machine;
-use crate::sql;
+use catchall_load::Latency;
+use catchall_load::Report;
+use harness::load::{Amount, LoadRun, LoadSpec};
+use harness::sql;
+use harness::stats::real;
+use harness::usage::MachineTime;
+
+use crate::figures::Figures;
 use crate::stage::{Look, Scraping, Stage};
 
 /// How often the processes are looked at while events are sent.
@@ -31,11 +35,11 @@ pub(crate) struct Beside {
     pub(crate) notes: Vec<String>,
 }
 
-/// Sends what is ordered while `beside` is done, and waits until all of it is counted. Returns the figures, but for
+/// Sends what is specified while `beside` is done, and waits until all of it is counted. Returns the figures, but for
 /// the comparison of the counts, and what the load said of itself.
 pub(crate) async fn events(
     stage: &Stage,
-    order: &Order,
+    spec: &LoadSpec,
     scraping: Scraping,
     beside: impl Future<Output = anyhow::Result<Beside>>,
 ) -> anyhow::Result<(Figures, Report, Beside)> {
@@ -43,10 +47,10 @@ pub(crate) async fn events(
     let deadlocks = sql::deadlocks(&servers.database_url).await?;
     let counted = stage.counted().await;
     let before = stage.micros();
-    let machine = Machine::now();
-    let load = Load::start(order, &stage.ingest_url(), &servers.amqp_url)?;
+    let machine = MachineTime::now();
+    let load = LoadRun::start(spec, &stage.ingest_url(), &servers.amqp_url, &[])?;
     let mut looks = Vec::new();
-    let (report, beside) = {
+    let ((report, load_micros), beside) = {
         let looking = async {
             loop {
                 tokio::time::sleep(LOOK).await;
@@ -56,7 +60,7 @@ pub(crate) async fn events(
                 }
             }
         };
-        let sending = async { tokio::try_join!(load.end(order.amount), beside) };
+        let sending = async { tokio::try_join!(load.end(), beside) };
         tokio::select! {
             biased;
             sent = sending => sent?,
@@ -75,25 +79,25 @@ pub(crate) async fn events(
     sql::replayed(&servers.database_url, &servers.replica_url).await?;
     looks.push(stage.look(Scraping::EverySecond).await?);
     let mut micros = stage.micros().since(before, events);
-    micros.load = (report.micros + beside.micros) / real(events.max(1));
+    micros.load = (load_micros + beside.micros) / real(events.max(1));
     let figures = Figures {
         events,
         seconds: report.seconds,
-        offered_per_second: order.rate,
+        offered_per_second: spec.rate,
         acknowledged_per_second: per_second(report.acknowledged, report.seconds),
         counted_per_second: Some(per_second(report.acknowledged, counted_seconds)),
         micros_per_event: Some(micros),
         latency_ms: beside.latency_ms.unwrap_or(report.latency_ms),
         peak_megabytes: stage.peaks(),
         queue_messages: stage.has_workers().then(|| most(&looks, |look| look.messages)),
-        backlog_grows: grows(&looks, order, &report),
+        backlog_grows: grows(&looks, spec, &report),
         memory_growth: memory_growth(&looks),
         growth_megabytes,
         seconds_behind: behind,
         lag_seconds: looks.iter().filter_map(|look| look.lag_seconds).max_by(f64::total_cmp),
-        stolen: Machine::stolen_since(machine),
+        stolen: MachineTime::stolen_since(machine),
         deadlocks: sql::deadlocks(&servers.database_url).await? - deadlocks,
-        notes: notes(order, &report, &beside),
+        notes: notes(spec, &report, &beside),
         ..Figures::default()
     };
     Ok((figures, report, beside))
@@ -113,13 +117,13 @@ async fn settle(stage: &Stage, events: u64) {
 
 /// Whether more and more accepted events wait to be counted: in the last quarter of the time, than in the second,
 /// by more than is counted in a second. Nothing where the time is too short to tell, or ingest accepts nothing.
-fn grows(looks: &[Look], order: &Order, report: &Report) -> Option<bool> {
+fn grows(looks: &[Look], spec: &LoadSpec, report: &Report) -> Option<bool> {
     // The last look is at what was settled.
     let looks = &looks[..looks.len().saturating_sub(1)];
     let backlogs: Vec<u64> = looks.iter().map(|look| look.accepted.saturating_sub(look.counted)).collect();
     let quarter = backlogs.len() / 4;
     let nothing_accepted = looks.last().is_none_or(|look| look.accepted == 0);
-    if quarter == 0 || nothing_accepted || matches!(order.amount, Amount::Events(_)) {
+    if quarter == 0 || nothing_accepted || matches!(spec.amount, Amount::Events(_)) {
         return None;
     }
     let mean = |part: &[u64]| real(part.iter().sum()) / real(part.len() as u64);
@@ -151,14 +155,14 @@ fn growth_megabytes(looks: &[Look]) -> Option<f64> {
     growth.max_by(f64::total_cmp)
 }
 
-fn notes(order: &Order, report: &Report, beside: &Beside) -> Vec<String> {
+fn notes(spec: &LoadSpec, report: &Report, beside: &Beside) -> Vec<String> {
     let Report { refused, unknown, errors, last_error, .. } = report;
     let mut notes = beside.notes.clone();
     if refused + unknown + errors > 0 {
         let last = last_error.clone().unwrap_or_default();
         notes.push(format!("{refused} refused, {unknown} unknown, {errors} errors, the last: {last}"));
     }
-    if let Amount::Events(events) = order.amount
+    if let Amount::Events(events) = spec.amount
         && report.acknowledged < events
     {
         notes.push(format!("{events} events were to be sent"));

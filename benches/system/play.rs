@@ -1,26 +1,27 @@
 //! Plays a row: sets the stage, measures, and compares the counts.
 
 use anyhow::Context;
-use catchall::counters::Counters;
-use catchall::load::workload::Shape;
+use catchall_load::counts::Counts;
+use catchall_load::workload::Shape;
+use harness::load::{Amount, LoadSpec};
+use harness::servers::Servers;
+use harness::sql;
+use harness::stats::real;
+use harness::usage::MachineTime;
 
 use crate::baseline::Baseline;
-use crate::figures::{Figures, real};
+use crate::figures::Figures;
 use crate::frontier;
 use crate::goal::slowness;
 use crate::ground::Grounds;
-use crate::load::{Amount, Order};
 use crate::measure::{self, Beside, per_second};
-use crate::meter::Machine;
 use crate::prober::probe;
 use crate::reader::{self, read};
 use crate::row::Row;
 use crate::scale::Scale;
-use crate::servers::Servers;
-use crate::sql;
 use crate::stage::{Cast, Scraping, Stage};
 use crate::table::Table;
-use crate::verification::{Sample, compare};
+use crate::verification::{Sample, between, compare};
 
 /// The pace at which costs are compared, whatever the size of the table: the cost depends on it. Far below what each
 /// of them can take.
@@ -51,13 +52,13 @@ const UNWATCHED_READS: f64 = 20_000.0;
 
 /// What is to be done in a row.
 enum Scene {
-    Events(Cast, Order),
+    Events(Cast, LoadSpec),
     /// Events, and probes that tell how fresh the answers are.
-    Probed(Order),
+    Probed(LoadSpec),
     /// Events, and so many reads per second of so many domains.
-    ReadBeside(Order, u32, f64, Scraping),
+    ReadBeside(LoadSpec, u32, f64, Scraping),
     /// Events over one number of connections after the other.
-    Frontier(Order),
+    Frontier(LoadSpec),
     /// Of so many domains; so many per second, or a closed loop.
     Reads(u32, Option<f64>),
 }
@@ -72,17 +73,17 @@ pub(crate) async fn play(
 ) -> anyhow::Result<Figures> {
     grounds.prepare(row.ground(scale), servers).await?;
     match scene(row, scale, table)? {
-        Scene::Events(cast, order) => {
-            play_events(cast, &order, servers, Scraping::EverySecond, async |_| Ok(Beside::default())).await
+        Scene::Events(cast, spec) => {
+            play_events(cast, &spec, servers, Scraping::EverySecond, async |_| Ok(Beside::default())).await
         }
-        Scene::Probed(order) => {
+        Scene::Probed(spec) => {
             let probing = async |stage: &Stage| {
                 let query = stage.query_address()?.to_string();
                 probe(&stage.ingest_url(), &query, scale.seconds).await
             };
-            play_events(WHOLE, &order, servers, Scraping::EverySecond, probing).await
+            play_events(WHOLE, &spec, servers, Scraping::EverySecond, probing).await
         }
-        Scene::ReadBeside(order, domains, rate, scraping) => {
+        Scene::ReadBeside(spec, domains, rate, scraping) => {
             let reading = async |stage: &Stage| {
                 let (reads, micros) = read(&reads(stage, scale, domains, Some(rate))?).await?;
                 let latency = reads.latency_ms;
@@ -92,9 +93,9 @@ pub(crate) async fn play(
                 let notes = vec![format!("reads: {rate:.0}/s, p50 {p50}, p95 {p95}, p99 {p99} ms")];
                 Ok(Beside { micros, wrong: reads.wrong, notes, ..Beside::default() })
             };
-            play_events(WHOLE, &order, servers, scraping, reading).await
+            play_events(WHOLE, &spec, servers, scraping, reading).await
         }
-        Scene::Frontier(order) => frontier::play(order, scale, servers).await,
+        Scene::Frontier(spec) => frontier::play(spec, scale, servers).await,
         Scene::Reads(domains, rate) => play_reads(domains, rate, scale, servers).await,
     }
 }
@@ -103,26 +104,22 @@ const WHOLE: Cast = Cast::Whole { workers: 1 };
 
 fn scene(row: Row, scale: &Scale, table: &Table) -> anyhow::Result<Scene> {
     let slowness = slowness(table.figures(Row::Naive));
-    let put = Order {
-        via: "put",
-        shape: Shape::Waves,
-        domains: None,
-        batch: None,
+    let put = LoadSpec {
         connections: Some(PUT_CONNECTIONS),
-        rate: None,
         amount: Amount::Seconds(scale.seconds),
         seed: row.seed(),
+        ..LoadSpec::BASE
     };
-    let bulk = Order { via: "bulk", connections: None, ..put };
-    let amqp = Order { via: "amqp", connections: None, ..put };
-    let over = |domains, rate: f64| Order {
+    let bulk = LoadSpec { via: "bulk", connections: None, ..put };
+    let amqp = LoadSpec { via: "amqp", connections: None, ..put };
+    let over = |domains, rate: f64| LoadSpec {
         shape: Shape::Uniform,
         domains: Some(domains),
         rate: Some(rate * slowness),
         ..bulk
     };
-    let all = Order { shape: Shape::Zipf, domains: Some(scale.domains), ..bulk };
-    let backlog = Order { amount: Amount::Events(EVENTS_PER_SECOND * scale.seconds), ..all };
+    let all = LoadSpec { shape: Shape::Zipf, domains: Some(scale.domains), ..bulk };
+    let backlog = LoadSpec { amount: Amount::Events(EVENTS_PER_SECOND * scale.seconds), ..all };
     let half = |of: Row| {
         let figures = table.figures(of).filter(|figures| figures.failure.is_none());
         let figures = figures.with_context(|| format!("the rate of {} is not known", of.name()))?;
@@ -132,21 +129,21 @@ fn scene(row: Row, scale: &Scale, table: &Table) -> anyhow::Result<Scene> {
         Row::Naive => Scene::Events(Cast::Baseline(Baseline::Naive), put),
         Row::Floor => Scene::Events(Cast::Baseline(Baseline::Floor), put),
         Row::Put => Scene::Events(WHOLE, put),
-        Row::PutHalf => Scene::Events(WHOLE, Order { rate: Some(half(Row::Put)?), ..put }),
-        Row::Frontier => Scene::Frontier(Order { seed: FRONTIER_SEED, ..put }),
-        Row::PutH2 => Scene::Events(WHOLE, Order { via: "put-h2", connections: None, ..put }),
+        Row::PutHalf => Scene::Events(WHOLE, LoadSpec { rate: Some(half(Row::Put)?), ..put }),
+        Row::Frontier => Scene::Frontier(LoadSpec { seed: FRONTIER_SEED, ..put }),
+        Row::PutH2 => Scene::Events(WHOLE, LoadSpec { via: "put-h2", connections: None, ..put }),
         Row::Bulk => Scene::Events(WHOLE, bulk),
         Row::Amqp => Scene::Events(WHOLE, amqp),
-        Row::AmqpArrays => Scene::Events(WHOLE, Order { batch: Some(500), ..amqp }),
-        Row::Fresh => Scene::Probed(Order { rate: Some(20_000.0 * slowness), ..put }),
+        Row::AmqpArrays => Scene::Events(WHOLE, LoadSpec { batch: Some(500), ..amqp }),
+        Row::Fresh => Scene::Probed(LoadSpec { rate: Some(20_000.0 * slowness), ..put }),
         Row::Growth => Scene::Events(WHOLE, over(NEW_DOMAINS, COMPARED_RATE)),
         Row::SizeSmall => Scene::Events(WHOLE, over(scale.fewer_domains(), COMPARED_RATE)),
         Row::Size => Scene::Events(WHOLE, over(scale.domains, COMPARED_RATE)),
         Row::SizeLarge => Scene::Events(WHOLE, over(scale.more_domains(), COMPARED_RATE)),
-        Row::Zipf => Scene::Events(WHOLE, Order { rate: Some(200_000.0 * slowness), ..all }),
+        Row::Zipf => Scene::Events(WHOLE, LoadSpec { rate: Some(200_000.0 * slowness), ..all }),
         Row::Uniform => {
             let amount = Amount::Seconds(scale.sustained_seconds);
-            Scene::Events(WHOLE, Order { amount, ..over(scale.domains, 100_000.0) })
+            Scene::Events(WHOLE, LoadSpec { amount, ..over(scale.domains, 100_000.0) })
         }
         Row::OneWorker => Scene::Events(WHOLE, backlog),
         Row::TwoWorkers => Scene::Events(Cast::Whole { workers: 2 }, backlog),
@@ -154,28 +151,28 @@ fn scene(row: Row, scale: &Scale, table: &Table) -> anyhow::Result<Scene> {
         Row::GetHot => Scene::Reads(HOT_DOMAINS, None),
         Row::GetHalf => Scene::Reads(scale.domains, Some(half(Row::Get)?)),
         Row::Unwatched => {
-            let order = Order { rate: Some(UNWATCHED_PUTS * slowness), ..put };
-            Scene::ReadBeside(order, scale.fewer_domains(), UNWATCHED_READS * slowness, Scraping::Never)
+            let spec = LoadSpec { rate: Some(UNWATCHED_PUTS * slowness), ..put };
+            Scene::ReadBeside(spec, scale.fewer_domains(), UNWATCHED_READS * slowness, Scraping::Never)
         }
         Row::Mixed => {
-            let order = over(scale.domains, 70_000.0);
-            Scene::ReadBeside(order, scale.domains, READS_BESIDE, Scraping::EverySecond)
+            let spec = over(scale.domains, 70_000.0);
+            Scene::ReadBeside(spec, scale.domains, READS_BESIDE, Scraping::EverySecond)
         }
     })
 }
 
 async fn play_events(
     cast: Cast,
-    order: &Order,
+    spec: &LoadSpec,
     servers: &Servers,
     scraping: Scraping,
     beside: impl AsyncFnOnce(&Stage) -> anyhow::Result<Beside>,
 ) -> anyhow::Result<Figures> {
     let url = &servers.database_url;
     let before = sql::sums(url).await?;
-    let sample = Sample::read(order, url).await?;
+    let sample = Sample::read(spec, url).await?;
     let stage = Stage::set(cast, servers).await?;
-    let measured = measure::events(&stage, order, scraping, beside(&stage)).await;
+    let measured = measure::events(&stage, spec, scraping, beside(&stage)).await;
     stage.clear().await;
     let (mut figures, report, beside) = measured?;
     if matches!(cast, Cast::Baseline(Baseline::Floor)) {
@@ -183,9 +180,9 @@ async fn play_events(
         return Ok(figures);
     }
     let after = sql::sums(url).await?;
-    let added = sql::between(before, after);
-    let more = Counters { delivered: beside.delivered, bounced: 0 };
-    let difference = compare(order, &report, &sample, more, added, url).await?;
+    let added = between(before, after);
+    let more = Counts { delivered: beside.delivered, bounced: 0 };
+    let difference = compare(spec, &report, &sample, more, added, url).await?;
     figures.lost = difference.lost;
     figures.duplicated = difference.duplicated;
     if beside.wrong > 0 {
@@ -203,7 +200,7 @@ async fn play_reads(
     let stage = Stage::set(Cast::Readers, servers).await?;
     let config = reads(&stage, scale, domains, rate)?;
     let before = stage.micros();
-    let machine = Machine::now();
+    let machine = MachineTime::now();
     let read = read(&config).await;
     let after = stage.micros();
     let peak_megabytes = stage.peaks();
@@ -220,7 +217,7 @@ async fn play_reads(
         micros_per_event: Some(micros),
         latency_ms: reads.latency_ms,
         peak_megabytes,
-        stolen: Machine::stolen_since(machine),
+        stolen: MachineTime::stolen_since(machine),
         failure: (reads.wrong > 0).then(|| format!("{} wrong answers, as {example}", reads.wrong)),
         ..Figures::default()
     })

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use anyhow::{anyhow, ensure};
 use bytes::Bytes;
 use futures::future::try_join_all;
+use harness::http::HttpClient;
 use http_body_util::Full;
 use hyper::{Request, StatusCode};
 use serde::Deserialize;
 
-use crate::ask::Asker;
-use crate::figures::{Latency, histogram};
+use crate::figures::{histogram, latency};
 use crate::measure::Beside;
 
 /// Probes at a time: few, so that they do not measure themselves.
@@ -31,18 +31,18 @@ pub(crate) async fn probe(ingest_url: &str, query_address: &str, seconds: u64) -
     let until = Instant::now() + Duration::from_secs(seconds);
     let (micros, sent) = (RefCell::new(histogram()), RefCell::new(0));
     let probing = (0..AT_ONCE).map(async |prober| {
-        let asker = Asker::over_one_connection();
+        let http = HttpClient::with_keep_alive();
         let mut number = 0;
         while Instant::now() < until {
             let domain = format!("probe{prober}-{number}.example");
             number += 1;
             let put = Request::put(format!("{ingest_url}/events/{domain}/delivered"));
-            let answer = asker.ask(put.body(Full::<Bytes>::default())?, PATIENCE).await;
+            let answer = http.send(put.body(Full::<Bytes>::default())?, PATIENCE).await;
             let (status, body) = answer.map_err(|error| anyhow!(error))?;
             ensure!(status == StatusCode::ACCEPTED, "a probe was answered {status}: {body}");
             *sent.borrow_mut() += 1;
             let accepted = Instant::now();
-            while !is_counted(&asker, &format!("http://{query_address}/domains/{domain}")).await? {
+            while !is_counted(&http, &format!("http://{query_address}/domains/{domain}")).await? {
                 ensure!(accepted.elapsed() < PATIENCE, "{domain} is not to be seen after {PATIENCE:?}");
                 tokio::time::sleep(BETWEEN).await;
             }
@@ -54,17 +54,17 @@ pub(crate) async fn probe(ingest_url: &str, query_address: &str, seconds: u64) -
     });
     try_join_all(probing).await?;
     let delivered = *sent.borrow();
-    let latency = Latency::of(&micros.borrow());
+    let latency = latency(&micros.borrow());
     let notes = vec![format!("latency: from the 202 to the GET that shows it, {delivered} probes")];
     Ok(Beside { delivered, latency_ms: Some(latency), notes, ..Beside::default() })
 }
 
-async fn is_counted(asker: &Asker, url: &str) -> anyhow::Result<bool> {
+async fn is_counted(http: &HttpClient, url: &str) -> anyhow::Result<bool> {
     #[derive(Deserialize)]
     struct Served {
         delivered: u64,
     }
-    let (status, body) = asker.get(url, PATIENCE).await.map_err(|error| anyhow!(error))?;
+    let (status, body) = http.get(url, PATIENCE).await.map_err(|error| anyhow!(error))?;
     ensure!(status == StatusCode::OK, "{url} was answered {status}: {body}");
     let served: Served = serde_json::from_str(&body)?;
     Ok(served.delivered > 0)

@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, ensure};
 use bytes::Bytes;
-use catchall::load::pace::{Pace, Rate};
-use catchall::load::workload::{Names, Shape, Workload};
+use catchall_load::Latency;
+use catchall_load::pace::{Pace, Rate};
+use catchall_load::workload::{Names, Shape, Workload};
+use harness::load::JsonProcess;
 use hdrhistogram::Histogram;
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1::{SendRequest, handshake};
@@ -22,8 +24,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::task::JoinSet;
 
 use crate::baseline::myself;
-use crate::figures::{Latency, histogram};
-use crate::load::Printing;
+use crate::figures::{histogram, latency};
 
 /// What is read, and how.
 #[derive(Clone, Debug, clap::Args)]
@@ -65,7 +66,7 @@ pub(crate) async fn read(config: &Config) -> anyhow::Result<(Reads, f64)> {
     if let Some(rate) = config.rate {
         command.args(["--rate", &rate.to_string()]);
     }
-    let mut reader = Printing::start(&mut command).context("cannot start a reader")?;
+    let mut reader = JsonProcess::start(&mut command).context("cannot start a reader")?;
     reader.ended().await.context("the reader")
 }
 
@@ -145,7 +146,7 @@ async fn run(config: &Config) -> anyhow::Result<Reads> {
         wrong: state.wrong,
         example: state.example.clone(),
         seconds: state.last.duration_since(begun).as_secs_f64(),
-        latency_ms: Latency::of(&state.micros),
+        latency_ms: latency(&state.micros),
     })
 }
 

@@ -1,18 +1,17 @@
 //! The processes of one row, each started for it: what one row leaves in a process is not measured in another.
 
-use std::path::PathBuf;
-
 use anyhow::Context;
 use catchall::broker::EVENTS;
+use harness::instance::pid;
+use harness::processes::{Service, metric};
+use harness::servers::Servers;
+use harness::usage;
 use lapin::options::{QueueDeclareOptions, QueuePurgeOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ConnectionProperties};
 
 use crate::baseline::{Baseline, Running};
 use crate::figures::{Micros, Peaks};
-use crate::meter;
-use crate::processes::Service;
-use crate::servers::Servers;
 
 /// Serving threads of ingest, query and what they are compared with: the cores are everybody's here, and the
 /// fewer threads, the more events or names share a confirm or a query.
@@ -126,14 +125,14 @@ impl Stage {
 
     /// Processor time until now, of all but the load generator.
     pub(crate) fn micros(&self) -> Micros {
-        let service = |service: &Service| meter::micros(service.pid());
-        let baseline = self.baseline.as_ref().map(|baseline| meter::micros(baseline.pid()));
+        let service = |service: &Service| usage::micros(service.pid());
+        let baseline = self.baseline.as_ref().map(|baseline| usage::micros(baseline.pid()));
         Micros {
             ingest: self.ingest.as_ref().map(service).or(baseline),
-            broker: meter::tree_micros(self.broker_pid),
+            broker: usage::tree_micros(self.broker_pid),
             worker: self.has_workers().then(|| self.workers.iter().map(service).sum()),
-            primary: meter::tree_micros(self.primary_pid),
-            replica: meter::tree_micros(self.replica_pid),
+            primary: usage::tree_micros(self.primary_pid),
+            replica: usage::tree_micros(self.replica_pid),
             query: self.query.as_ref().map(service),
             load: 0.0,
         }
@@ -141,8 +140,8 @@ impl Stage {
 
     /// The most memory until now.
     pub(crate) fn peaks(&self) -> Peaks {
-        let service = |service: &Service| meter::peak_megabytes(service.pid());
-        let baseline = self.baseline.as_ref().and_then(|baseline| meter::peak_megabytes(baseline.pid()));
+        let service = |service: &Service| usage::peak_megabytes(service.pid());
+        let baseline = self.baseline.as_ref().and_then(|baseline| usage::peak_megabytes(baseline.pid()));
         Peaks {
             ingest: self.ingest.as_ref().and_then(service).or(baseline),
             worker: self.workers.iter().filter_map(service).max(),
@@ -154,15 +153,15 @@ impl Stage {
     pub(crate) async fn counted(&self) -> u64 {
         let mut counted = 0;
         for worker in &self.workers {
-            let (_, figures) = worker.ops("/metrics").await;
-            counted += whole(figure(&figures, "catchall_worker_delivered_total"));
-            counted += whole(figure(&figures, "catchall_worker_bounced_total"));
+            let (_, metrics) = worker.ops("/metrics").await;
+            counted += whole(metric(&metrics, "catchall_worker_delivered_total"));
+            counted += whole(metric(&metrics, "catchall_worker_bounced_total"));
         }
         counted
     }
 
     pub(crate) async fn look(&self, scraping: Scraping) -> anyhow::Result<Look> {
-        let megabytes = |service: &Option<Service>| meter::resident_megabytes(service.as_ref()?.pid());
+        let megabytes = |service: &Option<Service>| usage::resident_megabytes(service.as_ref()?.pid());
         let mut look = Look {
             ingest_megabytes: megabytes(&self.ingest),
             query_megabytes: megabytes(&self.query),
@@ -171,23 +170,23 @@ impl Stage {
         if scraping == Scraping::EverySecond {
             look.counted = self.counted().await;
             if let Some(ingest) = &self.ingest {
-                let (_, figures) = ingest.ops("/metrics").await;
-                look.accepted = whole(figure(&figures, "catchall_ingest_accepted_events_total"));
+                let (_, metrics) = ingest.ops("/metrics").await;
+                look.accepted = whole(metric(&metrics, "catchall_ingest_accepted_events_total"));
             }
             if let Some(query) = &self.query {
-                let (_, figures) = query.ops("/metrics").await;
-                look.lag_seconds = Some(figure(&figures, "catchall_replica_lag_seconds"));
+                let (_, metrics) = query.ops("/metrics").await;
+                look.lag_seconds = Some(metric(&metrics, "catchall_replica_lag_seconds"));
             }
         }
         let services = self.ingest.iter().chain(&self.workers).chain(&self.query);
-        look.megabytes = services.filter_map(|service| meter::megabytes(service.pid())).sum();
+        look.megabytes = services.filter_map(|service| usage::megabytes(service.pid())).sum();
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let declared = self.queue.queue_declare(EVENTS.into(), passive, FieldTable::default()).await;
         look.messages = declared.context("the queue")?.message_count().into();
         Ok(look)
     }
 
-    /// Ends all processes in order, so that nothing is left unsettled for the next row.
+    /// Ends all processes in spec, so that nothing is left unsettled for the next row.
     pub(crate) async fn clear(mut self) {
         let services = self.ingest.iter_mut().chain(&mut self.workers).chain(&mut self.query);
         let services: Vec<&mut Service> = services.collect();
@@ -198,20 +197,6 @@ impl Stage {
             service.ended().await;
         }
     }
-}
-
-/// The process of a server, which `./dev` has started.
-fn pid(server: &str) -> anyhow::Result<u32> {
-    let instance = std::env::var("CATCHALL_DEV").context("./dev bench says which instance is its own")?;
-    let file = PathBuf::from(instance).join("run").join(format!("{server}.pid"));
-    let pid = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    Ok(pid.trim().parse()?)
-}
-
-/// The figure of a name as Prometheus reads it; 0 for one that was never set.
-fn figure(figures: &str, name: &str) -> f64 {
-    let values = figures.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    values.filter_map(|value| value.parse::<f64>().ok()).sum()
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counters are neither")]

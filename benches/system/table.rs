@@ -2,6 +2,8 @@
 
 use std::fmt::{self, Write};
 
+use harness::servers::Servers;
+use harness::sql;
 use hyper::Method;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -11,8 +13,6 @@ use crate::frontier::Step;
 use crate::goal::{Goal, Verdict, slowness};
 use crate::row::Row;
 use crate::scale::Scale;
-use crate::servers::Servers;
-use crate::sql;
 
 const HEADINGS: [&str; 23] = [
     "row",
@@ -68,11 +68,11 @@ const MEMORY: [Allowance; 3] = [
 pub(crate) struct Table {
     rows: Vec<(Row, Figures)>,
     scale: Scale,
-    machine: Machine,
+    machine: MachineInfo,
 }
 
 #[derive(Clone, Debug, Serialize)]
-struct Machine {
+struct MachineInfo {
     cores: usize,
     processor: String,
     memory_gigabytes: u64,
@@ -82,7 +82,7 @@ struct Machine {
     build: &'static str,
 }
 
-impl Machine {
+impl MachineInfo {
     async fn of(servers: &Servers) -> Self {
         let postgres = sql::text(&servers.database_url, "select current_setting('server_version')").await;
         let overview = servers.management(Method::GET, "/api/overview", "").await;
@@ -109,7 +109,7 @@ fn entry(file: &str, name: &str) -> Option<String> {
 
 impl Table {
     pub(crate) async fn new(servers: &Servers, scale: &Scale) -> Self {
-        Self { rows: Vec::new(), scale: *scale, machine: Machine::of(servers).await }
+        Self { rows: Vec::new(), scale: *scale, machine: MachineInfo::of(servers).await }
     }
 
     pub(crate) fn add(&mut self, row: Row, figures: Figures) {
@@ -240,7 +240,7 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Machine { cores, processor, memory_gigabytes, postgres, rabbitmq, build } = &self.machine;
+        let MachineInfo { cores, processor, memory_gigabytes, postgres, rabbitmq, build } = &self.machine;
         writeln!(
             f,
             "{cores} cores of {processor}, {memory_gigabytes} GB; PostgreSQL {postgres}, RabbitMQ {rabbitmq}; {build}"

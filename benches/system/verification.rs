@@ -1,12 +1,11 @@
 //! Whether every acknowledged event was counted, once.
 
-use std::collections::HashMap;
-
-use catchall::counters::Counters;
-use catchall::load::workload::{Names, Shape, Workload};
-use sqlx::{Connection, PgConnection};
-
-use crate::load::{Order, Report};
+use catchall_load::Report;
+use catchall_load::counts::Counts;
+use catchall_load::ledger::{Bounds, Difference};
+use catchall_load::workload::{Names, Shape, Workload};
+use harness::load::LoadSpec;
+use harness::sql;
 
 /// Domains that are read together.
 const TOGETHER: usize = 10_000;
@@ -17,30 +16,14 @@ const FREQUENT: u32 = 100_000;
 /// Domains of a sample, or a few more, that are spread over all others.
 const SPREAD: u32 = 100_000;
 
-/// Events that are missing, and those that were counted too often.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Difference {
-    pub(crate) lost: u64,
-    pub(crate) duplicated: u64,
+/// How far counts are from those that are expected.
+fn difference(expected: Counts, counted: Counts) -> Difference {
+    Bounds { least: expected, most: expected }.difference(counted)
 }
 
-impl Difference {
-    /// Adds what lies between two counters of one kind of event.
-    fn add(&mut self, expected: u64, counted: u64) {
-        self.lost += expected.saturating_sub(counted);
-        self.duplicated += counted.saturating_sub(expected);
-    }
-
-    fn between(expected: Counters, counted: Counters) -> Self {
-        let mut difference = Self::default();
-        difference.add(expected.delivered, counted.delivered);
-        difference.add(expected.bounced, counted.bounced);
-        difference
-    }
-
-    fn or_worse(self, other: Self) -> Self {
-        Self { lost: self.lost.max(other.lost), duplicated: self.duplicated.max(other.duplicated) }
-    }
+/// What was added to all counters between two looks.
+pub(crate) fn between(before: Counts, after: Counts) -> Counts {
+    Counts { delivered: after.delivered - before.delivered, bounced: after.bounced - before.bounced }
 }
 
 /// The domains that are compared one by one: of a population the most frequent of zipf and as many that are spread
@@ -52,18 +35,18 @@ pub(crate) struct Sample {
     shape: Shape,
     domains: u32,
     /// Of a population, before the run.
-    before: Vec<Counters>,
+    before: Vec<Counts>,
 }
 
 impl Sample {
-    /// Reads the counters of the sample before the events of `order` are sent.
-    pub(crate) async fn read(order: &Order, database_url: &str) -> anyhow::Result<Self> {
-        let Order { shape, domains, .. } = *order;
+    /// Reads the counters of the sample before the events of `spec` are sent.
+    pub(crate) async fn read(spec: &LoadSpec, database_url: &str) -> anyhow::Result<Self> {
+        let LoadSpec { shape, domains, .. } = *spec;
         let mut sample = Self { shape, domains: domains.unwrap_or(1), before: Vec::new() };
         if shape != Shape::Waves {
             let numbers: Vec<u32> =
                 (0..sample.domains).filter(|domain| sample.place(*domain).is_some()).collect();
-            sample.before = each(&numbers, Names::new(shape, order.seed), database_url).await?;
+            sample.before = each(&numbers, Names::new(shape, spec.seed), database_url).await?;
         }
         Ok(sample)
     }
@@ -87,67 +70,51 @@ impl Sample {
 /// Compares what was added to all counters with what was acknowledged, `more` being what others have sent, and each
 /// domain of the sample.
 pub(crate) async fn compare(
-    order: &Order,
+    spec: &LoadSpec,
     report: &Report,
     sample: &Sample,
-    more: Counters,
-    added: Counters,
+    more: Counts,
+    added: Counts,
     database_url: &str,
 ) -> anyhow::Result<Difference> {
     let acknowledged = report.acknowledged;
     if report.refused + report.unknown > 0 {
         // It is not known which events these are, only how many.
-        let (expected, counted) =
-            (acknowledged + more.delivered + more.bounced, added.delivered + added.bounced);
-        let lost = expected.saturating_sub(counted);
-        return Ok(Difference { lost, duplicated: counted.saturating_sub(expected + report.unknown) });
+        let expected = acknowledged + more.total();
+        let mut difference = Difference::default();
+        difference.add(expected..=expected + report.unknown, added.total());
+        return Ok(difference);
     }
     // An event is handed out in its place, so what was acknowledged is what comes first.
-    let mut events = Workload::new(order.shape, order.seed, sample.domains);
+    let mut events = Workload::new(spec.shape, spec.seed, sample.domains);
     let mut all = more;
     let mut expected = sample.before.clone();
     for _ in 0..acknowledged {
         let draw = events.draw();
-        let event = Counters::of(draw.outcome, 1);
+        let event = Counts::of(draw.kind, 1);
         all += event;
         if let Some(place) = sample.place(draw.domain) {
             if expected.len() <= place {
-                expected.resize(place + 1, Counters::default());
+                expected.resize(place + 1, Counts::default());
             }
             expected[place] += event;
         }
     }
     let numbers = sample.numbers(expected.len());
-    let counted = each(&numbers, Names::new(order.shape, order.seed), database_url).await?;
-    let mut difference = Difference::default();
-    for (expected, counted) in expected.iter().zip(&counted) {
-        difference.add(expected.delivered, counted.delivered);
-        difference.add(expected.bounced, counted.bounced);
-    }
-    Ok(difference.or_worse(Difference::between(all, added)))
+    let counted = each(&numbers, Names::new(spec.shape, spec.seed), database_url).await?;
+    let domains = expected.iter().zip(&counted).map(|(expected, counted)| difference(*expected, *counted));
+    let sums = difference(all, added);
+    let (lost, duplicated) = domains.fold((0, 0), |sum, each| (sum.0 + each.lost, sum.1 + each.duplicated));
+    Ok(Difference { lost: lost.max(sums.lost), duplicated: duplicated.max(sums.duplicated) })
 }
 
 /// The counters of each of these domains.
-async fn each(numbers: &[u32], names: Names, database_url: &str) -> anyhow::Result<Vec<Counters>> {
-    let mut connection = PgConnection::connect(database_url).await?;
+async fn each(numbers: &[u32], names: Names, database_url: &str) -> anyhow::Result<Vec<Counts>> {
     let mut all = Vec::with_capacity(numbers.len());
     for part in numbers.chunks(TOGETHER) {
         let names: Vec<String> = part.iter().map(|domain| names.canonical(*domain)).collect();
-        let counted = counters(&mut connection, &names).await?;
+        let counted = sql::counts(database_url, &names).await?;
         all.extend(names.iter().map(|name| counted.get(name).copied().unwrap_or_default()));
     }
-    connection.close().await?;
     Ok(all)
-}
-
-async fn counters(
-    connection: &mut PgConnection,
-    names: &[String],
-) -> anyhow::Result<HashMap<String, Counters>> {
-    const READ: &str =
-        "select domain, delivered, bounced from domain_counters where domain = any($1::text[])";
-    let rows: Vec<(String, i64, i64)> = sqlx::query_as(READ).bind(names).fetch_all(connection).await?;
-    let count = |bigint| u64::try_from(bigint).unwrap_or_default();
-    let counters = |delivered, bounced| Counters { delivered: count(delivered), bounced: count(bounced) };
-    Ok(rows.into_iter().map(|(name, delivered, bounced)| (name, counters(delivered, bounced))).collect())
 }

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::mem;
 
 use anyhow::bail;
-use indicatif::HumanCount;
 use tokio::time::Instant;
 
 use super::doubt::Doubts;
@@ -13,8 +12,8 @@ use super::print::short_reference;
 use super::selection::{Prefix, Selection};
 use super::{PATIENCE, next};
 use crate::broker::{DeadLetters, Letter, Message, Place, Publisher};
-use crate::progress::{Display, Progress};
 use crate::shutdown::Shutdown;
+use catchall_progress::{Display, HumanCount, Progress};
 
 /// Letters that are published together: each batch costs a wait for the broker's disk.
 const BATCH_LETTERS: usize = 100;

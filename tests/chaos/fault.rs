@@ -14,12 +14,12 @@ mod wires;
 
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
 use clap::ValueEnum;
+use harness::expected::ExpectedCounts;
+use harness::proxy::Wire;
 
 use crate::chance::Chance;
-use crate::ledger::Ledger;
-use crate::proxy::Wire;
-use crate::round::Result;
 use crate::stage::Stage;
 
 /// How long it may take after a fault until all is well again before that counts as never. The table says how long it
@@ -141,12 +141,12 @@ pub(crate) struct Lifted {
     /// What was wrong while it lasted.
     pub(crate) failures: Vec<String>,
     /// What was sent for it, besides the load.
-    pub(crate) ledger: Ledger,
+    pub(crate) ledger: ExpectedCounts,
 }
 
 impl Lifted {
     fn now() -> Self {
-        Self { at: Instant::now(), note: None, failures: Vec::new(), ledger: Ledger::default() }
+        Self { at: Instant::now(), note: None, failures: Vec::new(), ledger: ExpectedCounts::default() }
     }
 }
 

@@ -3,43 +3,28 @@
 //!
 //! `./dev chaos` starts the servers and says that they may be killed.
 
-mod ask;
 mod chance;
 mod fault;
-#[allow(dead_code, reason = "each test program uses a part of the rig")]
-#[path = "../rig/frames.rs"]
-mod frames;
-mod instance;
-mod ledger;
 mod load;
-mod memory;
-#[allow(dead_code, reason = "each test program uses a part of the rig")]
-#[path = "../rig/processes.rs"]
-mod processes;
 mod prober;
-#[allow(dead_code, reason = "each test program uses a part of the rig")]
-#[path = "../rig/proxy.rs"]
-mod proxy;
 mod round;
-#[allow(dead_code, reason = "each test program uses a part of the rig")]
-#[path = "../rig/servers.rs"]
-mod servers;
 mod stage;
 mod table;
 mod watch;
 
-use std::any::Any;
 use std::hash::{BuildHasher, RandomState};
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use anyhow::{Result, anyhow};
 use clap::{Parser, ValueEnum};
 use futures::FutureExt;
+use harness::panics;
 
 use crate::fault::Fault;
 use crate::load::Load;
-use crate::round::{Act, Result, Round};
+use crate::round::{Act, Round};
 use crate::stage::Stage;
 use crate::table::Table;
 
@@ -110,7 +95,7 @@ async fn run(arguments: &Arguments) -> bool {
         // A round that fails may leave anything behind, so the next one gets a stage of its own.
         let next = rounds.get(place + 1).copied().filter(|_| !fault.uses_up_the_stage());
         let playing = AssertUnwindSafe(play(*round, ready.take(), next)).catch_unwind();
-        let played: Result<_> = playing.await.unwrap_or_else(|panic| Err(words(&*panic)));
+        let played = playing.await.unwrap_or_else(|panic| Err(anyhow!(panics::message(&*panic))));
         match played {
             Ok((act, left)) => {
                 for failure in &act.failures {
@@ -120,8 +105,8 @@ async fn run(arguments: &Arguments) -> bool {
                 table.add(fault, act);
             }
             Err(reason) => {
-                println!("chaos: {name}: {reason}");
-                table.add_failure(fault, reason);
+                println!("chaos: {name}: {reason:#}");
+                table.add_failure(fault, format!("{reason:#}"));
             }
         }
     }
@@ -145,10 +130,4 @@ async fn play(round: Round, ready: Option<Ready>, next: Option<Round>) -> Result
         stage.print_logs();
     }
     Ok((act, loads.map(|loads| (loads, stage))))
-}
-
-/// What a panic says: in the parts shared with the other tests, whatever goes wrong is one.
-fn words(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic").to_owned()
 }

@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use harness::expected::ExpectedCounts;
+use harness::http::{HttpClient, HttpResult};
 use http_body_util::Full;
 use hyper::{Request, StatusCode};
 use tokio::task::JoinSet;
 
-use crate::ask::{Answered, Asker};
-use crate::ledger::Ledger;
 use crate::stage::Stage;
 
 /// How often each is sent.
@@ -77,7 +77,7 @@ pub(crate) struct Probes {
     pub(crate) puts: Vec<Probe>,
     pub(crate) gets: Vec<Probe>,
     /// A 202 is counted once, a 503 that says so not at all, anything else at most once.
-    pub(crate) ledger: Ledger,
+    pub(crate) ledger: ExpectedCounts,
 }
 
 impl Prober {
@@ -123,7 +123,7 @@ impl Prober {
         self.stop.store(true, Ordering::Relaxed);
         self.sending.await.expect("it does not panic");
         let (puts, gets) = (self.puts.take(), self.gets.take());
-        let mut ledger = Ledger::default();
+        let mut ledger = ExpectedCounts::default();
         for (number, put) in puts.iter().enumerate() {
             let (least, most) = match put.answer {
                 Answer::Good => (1, 1),
@@ -144,16 +144,18 @@ fn of(number: usize, domain: &str) -> String {
 async fn put(ingest: String, domain: String, track: Track, number: usize) {
     let request =
         Request::put(format!("{ingest}/events/{domain}/delivered")).header("idempotency-key", domain);
-    let answer = Asker::anew().ask(request.body(Full::<Bytes>::default()).unwrap(), PATIENCE).await;
+    let answer = HttpClient::without_keep_alive()
+        .send(request.body(Full::<Bytes>::default()).unwrap(), PATIENCE)
+        .await;
     track.end(number, judge(answer, StatusCode::ACCEPTED, ""));
 }
 
 async fn look(query: String, domain: String, track: Track, number: usize) {
-    let answer = Asker::anew().get(&format!("{query}/domains/{domain}"), PATIENCE).await;
+    let answer = HttpClient::without_keep_alive().get(&format!("{query}/domains/{domain}"), PATIENCE).await;
     track.end(number, judge(answer, StatusCode::OK, &domain));
 }
 
-fn judge(answer: Answered, good: StatusCode, holds: &str) -> Answer {
+fn judge(answer: HttpResult, good: StatusCode, holds: &str) -> Answer {
     match answer {
         Ok((status, body)) if status == good && body.contains(holds) => Answer::Good,
         Ok((StatusCode::SERVICE_UNAVAILABLE, body)) if body.contains(NOTHING_COUNTED) => {

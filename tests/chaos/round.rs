@@ -4,15 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
+use harness::sql;
+
 use crate::chance::Chance;
 use crate::fault::{Fault, PATIENCE, Visible};
-use crate::ledger::counters;
 use crate::load::Load;
 use crate::prober::{Answer, Probe, Prober, Probes, Said};
 use crate::stage::{PUBLISH_DEADLINE, Stage};
-
-/// What went wrong, for a person.
-pub(crate) type Result<T> = std::result::Result<T, String>;
 
 /// How long this program's own events may take to be counted when everything else has been.
 const SETTLE: Duration = Duration::from_secs(90);
@@ -101,7 +100,7 @@ impl Round {
         };
         let (sent, next) = tokio::join!(Load::end_all(loads), begin_next);
         let sent = sent.unwrap_or_else(|reason| {
-            act.failures.push(reason);
+            act.failures.push(format!("{reason:#}"));
             Vec::new()
         });
         for sent in sent {
@@ -120,9 +119,9 @@ impl Round {
         if difference.lost + difference.duplicated > 0 {
             act.failures.push(format!("of this program's own events: {difference:?}"));
         }
-        act.acknowledged += ledger.least().unsigned_abs();
-        act.lost += difference.lost.unsigned_abs();
-        act.duplicated += difference.duplicated.unsigned_abs();
+        act.acknowledged += ledger.least();
+        act.lost += difference.lost;
+        act.duplicated += difference.duplicated;
         act.failures.extend(seen.dead.into_iter().take(3));
         for service in fault.reddens() {
             if !seen.red.contains(service) {
@@ -148,7 +147,7 @@ async fn recover(stage: &Stage, prober: &Prober, lifted: Instant, act: &mut Act)
         flowing = flowing.or_else(|| prober.flow(lifted));
         if counting.is_none() {
             let sent = prober.acknowledged_after(lifted);
-            let counted = counters(&stage.primary, &sent).await;
+            let counted = sql::counts(&stage.primary, &sent).await;
             counting = counted.is_ok_and(|counted| !counted.is_empty()).then(|| lifted.elapsed());
         }
         let not_ready = stage.not_ready().await;

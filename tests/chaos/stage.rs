@@ -4,17 +4,18 @@ use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use anyhow::{Context, Result, anyhow};
 use futures::future::try_join_all;
+use harness::http::HttpClient;
+use harness::instance::{data, dev};
+use harness::processes::Service;
+use harness::proxy::{Proxy, host, reserve};
+use harness::servers::Servers;
+use harness::sql;
+use harness::usage;
 use hyper::StatusCode;
 use socket2::Socket;
 
-use crate::ask::Asker;
-use crate::instance::{data, dev, sql, sql_until};
-use crate::memory;
-use crate::processes::Service;
-use crate::proxy::{Proxy, host, reserve};
-use crate::round::Result;
-use crate::servers::Servers;
 use crate::watch::{Seen, Watch, Watcher};
 
 /// How long an event waits for the confirm before its client gets a 503, unless it is said otherwise.
@@ -70,7 +71,7 @@ impl Stage {
         for server in ["rabbitmq", "primary", "replica"] {
             dev(&["start", server]).await?;
         }
-        if !Servers::follow().await {
+        if !replica_follows().await {
             copy_anew().await?;
         }
         let servers = Servers::fresh().await;
@@ -155,7 +156,7 @@ impl Stage {
     /// Forgets what was seen until now, and how much memory was taken.
     pub(crate) fn begin_anew(&self) {
         for actor in self.actors() {
-            memory::forget_peak(actor.service.pid());
+            usage::forget_peak(actor.service.pid());
         }
         self.watch.take();
     }
@@ -164,7 +165,7 @@ impl Stage {
     pub(crate) fn seen(&self) -> Seen {
         let mut seen = self.watch.take();
         for actor in self.actors() {
-            seen.remember(actor.name, memory::peak_megabytes(actor.service.pid()));
+            seen.remember(actor.name, usage::peak_megabytes(actor.service.pid()).unwrap_or_default());
         }
         seen
     }
@@ -199,7 +200,7 @@ impl Stage {
     /// What keeps a service from being ready.
     pub(crate) async fn not_ready(&self) -> Option<String> {
         for actor in self.actors() {
-            let readyz = Asker::anew()
+            let readyz = HttpClient::without_keep_alive()
                 .get(&format!("http://{}/readyz", actor.service.ops_address()), Duration::from_secs(5))
                 .await;
             if !readyz.as_ref().is_ok_and(|(status, _)| *status == StatusCode::OK) {
@@ -210,23 +211,21 @@ impl Stage {
     }
 }
 
-impl Servers {
-    /// Whether the replica is one, and follows the primary.
-    async fn follow() -> bool {
-        let [primary, replica] = ["DATABASE", "REPLICA"]
-            .map(|name| std::env::var(format!("CATCHALL_TEST_{name}_URL")).expect("./dev chaos sets it"));
-        let streams = "select state from pg_stat_replication where state = 'streaming'";
-        let replays = "select 'yes' where pg_is_in_recovery()";
-        sql(&replica, replays).await.is_ok_and(|rows| !rows.is_empty())
-            && sql_until(&primary, streams, SERVERS).await.is_ok()
-    }
+/// Whether the replica is one, and follows the primary.
+async fn replica_follows() -> bool {
+    let [primary, replica] = ["DATABASE", "REPLICA"]
+        .map(|name| std::env::var(format!("CATCHALL_TEST_{name}_URL")).expect("./dev chaos sets it"));
+    let streams = "select state from pg_stat_replication where state = 'streaming'";
+    let replays = "select 'yes' where pg_is_in_recovery()";
+    sql::column(&replica, replays).await.is_ok_and(|rows| !rows.is_empty())
+        && sql::until_row(&primary, streams, SERVERS).await.is_ok()
 }
 
 /// Makes a new primary and a new replica in the place of what there is.
 async fn copy_anew() -> Result<()> {
     for server in ["replica", "primary"] {
         dev(&["stop", server]).await?;
-        fs::remove_dir_all(data(server)).map_err(|error| format!("the data of {server}: {error}"))?;
+        fs::remove_dir_all(data(server)?).with_context(|| format!("the data of {server}"))?;
     }
     for server in ["primary", "replica"] {
         dev(&["start", server]).await?;
@@ -262,6 +261,6 @@ impl Actor {
         self.look_away();
         self.service.signal("TERM");
         let status = self.service.ended().await;
-        if status.success() { Ok(()) } else { Err(format!("{} ended with {status} on SIGTERM", self.name)) }
+        if status.success() { Ok(()) } else { Err(anyhow!("{} ended with {status} on SIGTERM", self.name)) }
     }
 }

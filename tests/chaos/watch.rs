@@ -4,11 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use harness::http::HttpClient;
+use harness::usage;
 use hyper::StatusCode;
 use tokio::task::AbortHandle;
-
-use crate::ask::Asker;
-use crate::memory;
 
 /// How often each service is asked.
 const LOOK: Duration = Duration::from_millis(80);
@@ -51,16 +50,16 @@ impl Watch {
     /// Begins to look at a process of the service `name`.
     pub(crate) fn over(&self, name: &'static str, pid: u32, ops_url: String) -> Watcher {
         let seen = Arc::clone(&self.0);
-        let asker = Asker::over_one_connection();
+        let client = HttpClient::with_keep_alive();
         let looking = tokio::spawn(async move {
             loop {
                 // Of a process that is killed in a moment, too.
-                seen.lock().unwrap().remember(name, memory::peak_megabytes(pid));
-                let livez = asker.get(&format!("{ops_url}/livez"), PATIENCE).await;
+                seen.lock().unwrap().remember(name, usage::peak_megabytes(pid).unwrap_or_default());
+                let livez = client.get(&format!("{ops_url}/livez"), PATIENCE).await;
                 if !livez.as_ref().is_ok_and(|(status, _)| *status == StatusCode::OK) {
                     seen.lock().unwrap().dead.push(format!("/livez of {name}: {livez:?}"));
                 }
-                let readyz = asker.get(&format!("{ops_url}/readyz"), PATIENCE).await;
+                let readyz = client.get(&format!("{ops_url}/readyz"), PATIENCE).await;
                 if !readyz.is_ok_and(|(status, _)| status == StatusCode::OK) {
                     seen.lock().unwrap().red.insert(name);
                 }

@@ -10,14 +10,13 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use futures::FutureExt;
 use futures::future::join_all;
+use harness::processes::Service;
+use harness::proxy::{Proxy, Wire, host};
+use harness::servers::{Servers, eventually};
 use hyper::{Method, Request, StatusCode, header};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
-
-use crate::processes::Service;
-use crate::proxy::{Proxy, Wire, host};
-use crate::servers::{Servers, eventually};
 
 const NDJSON: (&str, &str) = ("content-type", "application/x-ndjson");
 const GZIP: (&str, &str) = ("content-encoding", "gzip");

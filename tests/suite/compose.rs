@@ -10,10 +10,9 @@ use std::time::Duration;
 use catchall::broker::{self, DEAD, EVENTS};
 use catchall::postgres;
 use catchall::shutdown::GRACE;
+use harness::processes::{Service, run};
+use harness::servers::{Servers, eventually, topology};
 use serde_json::{Value, json};
-
-use crate::processes::{Service, run};
-use crate::servers::{Servers, eventually, topology};
 
 const COMPOSE: &str = include_str!("../../docker-compose.yml");
 const DOCKERFILE: &str = include_str!("../../Dockerfile");
@@ -419,8 +418,10 @@ fn the_image_holds_the_programs_of_this_crate() {
     assert!(minor(rust) >= minor(setting(MANIFEST, "rust-version")), "Rust {rust} is too old");
     assert!(image.starts_with(&format!("{debian}-slim\n")), "the C library is that of another Debian");
     // Every program there is: no list to forget one in.
-    let install = "touch src/lib.rs bin/*.rs && cargo install --locked --path . --root /out --no-track";
-    assert!(build.ends_with(install), "{build}");
+    let install =
+        |path| format!(" && cargo install --locked --profile dist --path {path} --root /out --no-track");
+    let install = [".", "crates/catchall-load"].map(install).concat();
+    assert!(build.ends_with(&format!("touch src/lib.rs bin/*.rs crates/*/src/*.rs{install}")), "{build}");
     assert!(image.contains("\nCOPY --from=build /out/bin/ /usr/local/bin/\n"), "{image}");
     for program in PROGRAMS {
         assert!(MANIFEST.contains(&format!("[[bin]]\nname = \"catchall-{program}\"\npath = \"bin/")));

@@ -4,11 +4,10 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use catchall::broker::EVENTS;
+use harness::processes::{Service, run};
+use harness::proxy::{Proxy, host};
+use harness::servers::{Servers, eventually};
 use hyper::StatusCode;
-
-use crate::processes::{Service, run};
-use crate::proxy::{Proxy, host};
-use crate::servers::{Servers, eventually};
 
 const URLS: [(&str, &str); 3] = [
     ("CATCHALL_AMQP_URL", "amqp://alice:s3cret@127.0.0.1:1/%2f"),

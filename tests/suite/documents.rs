@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 use catchall::batch::Batch;
 use catchall::broker::{DEAD, EVENTS};
 use catchall::event::{Event, IdempotencyKey, MAX_COUNT, Outcome};
-
-use crate::processes::{Service, binary, run};
-use crate::servers::{Servers, topology};
+use harness::processes::{Service, binary, run};
+use harness::servers::{Servers, topology};
 
 const README: &str = include_str!("../../README.md");
 const ARCHITECTURE: &str = include_str!("../../ARCHITECTURE.md");

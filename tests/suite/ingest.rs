@@ -2,11 +2,10 @@
 
 use std::io::Write;
 
+use harness::processes::Service;
+use harness::servers::{Servers, eventually, topology};
 use hyper::{Method, StatusCode, header};
 use serde_json::{Value, json};
-
-use crate::processes::Service;
-use crate::servers::{Servers, eventually, topology};
 
 const NDJSON: (&str, &str) = ("content-type", "application/x-ndjson");
 const JSON: (&str, &str) = ("content-type", "application/json");

@@ -10,11 +10,10 @@ use catchall::batch::Batch;
 use catchall::counters::Counters;
 use catchall::event::IdempotencyKey;
 use catchall::ledger::{Applied, ApplyError, Ledger, Portion};
+use harness::proxy::{Proxy, host};
+use harness::servers::{Servers, eventually};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-
-use crate::proxy::{Proxy, host};
-use crate::servers::{Servers, eventually};
 
 /// Messages there are, by number.
 const MESSAGES: usize = 12;

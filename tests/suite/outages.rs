@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
+use harness::processes::Service;
+use harness::proxy::{Proxy, Wire, host};
+use harness::servers::{Servers, topology};
 use hyper::{Method, StatusCode, header};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
-
-use crate::processes::Service;
-use crate::proxy::{Proxy, Wire, host};
-use crate::servers::{Servers, topology};
 
 #[tokio::test]
 async fn ingest_waits_for_its_broker_and_refuses_meanwhile() {
@@ -203,7 +202,7 @@ async fn a_missing_schema_is_named_with_the_way_to_create_it() {
     worker.becomes_unready("the schema is missing: run catchall-migrate").await;
     query.becomes_unready("replica: ").await;
     let migrate =
-        || crate::processes::run("migrate", &[], &[("CATCHALL_DATABASE_URL", &servers.database_url)]);
+        || harness::processes::run("migrate", &[], &[("CATCHALL_DATABASE_URL", &servers.database_url)]);
     let at_once = std::thread::scope(|scope| {
         let runs: Vec<_> = (0..3).map(|_| scope.spawn(migrate)).collect();
         runs.into_iter().map(|run| run.join().unwrap()).collect::<Vec<_>>()

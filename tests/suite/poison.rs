@@ -4,15 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use catchall::broker::{DEAD, EVENTS};
+use harness::frames::{publish_in_latin_1, publish_nested};
+use harness::processes::Service;
+use harness::servers::{Servers, eventually, topology};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Confirmation, Connection, ConnectionProperties};
 use serde_json::json;
 use sqlx::{Connection as _, PgConnection};
-
-use crate::frames::{publish_in_latin_1, publish_nested};
-use crate::processes::Service;
-use crate::servers::{Servers, eventually, topology};
 
 /// A body, how it is labelled, and what the reason says.
 pub(crate) fn poisons() -> Vec<(Vec<u8>, BasicProperties, &'static str)> {

@@ -1,10 +1,9 @@
 //! What is answered of a domain.
 
+use harness::processes::Service;
+use harness::servers::{Servers, eventually};
 use hyper::{Method, StatusCode, header};
 use serde_json::{Value, json};
-
-use crate::processes::Service;
-use crate::servers::{Servers, eventually};
 
 #[tokio::test]
 async fn the_rule_is_applied_to_what_the_replica_has() {

@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
+use harness::processes::Service;
+use harness::proxy::{Proxy, host};
+use harness::servers::{Servers, eventually};
 use hyper::{Method, StatusCode};
 use sqlx::{Connection, PgConnection};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-
-use crate::processes::Service;
-use crate::proxy::{Proxy, host};
-use crate::servers::{Servers, eventually};
 
 fn event(domain: &str) -> Vec<u8> {
     format!(r#"{{"domain":"{domain}","event":"delivered"}}"#).into_bytes()

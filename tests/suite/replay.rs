@@ -4,12 +4,11 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, SystemTime};
 
 use catchall::broker::{DEAD, EVENTS};
+use harness::dead_letters::{at, delivered, letter, mended, moved, text};
+use harness::processes::Service;
+use harness::servers::{Servers, eventually, topology};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use serde_json::json;
-
-use crate::dead_letters::{at, delivered, letter, mended, moved, text};
-use crate::processes::Service;
-use crate::servers::{Servers, eventually, topology};
 
 #[tokio::test]
 async fn what_can_be_read_now_is_counted_once() {

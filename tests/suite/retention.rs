@@ -11,6 +11,9 @@ use catchall::health::Health;
 use catchall::ledger::{ApplyError, Kind, Ledger, Portion, RetentionConfig, Watermark};
 use clap::Parser;
 use futures::stream::{self, StreamExt};
+use harness::processes::Service;
+use harness::proxy::{Proxy, host};
+use harness::servers::{Servers, eventually};
 use hyper::Method;
 use lapin::BasicProperties;
 use lapin::types::AMQPValue;
@@ -18,10 +21,6 @@ use serde_json::Value;
 use sqlx::{Connection as _, PgConnection};
 use tokio::time::Instant;
 use uuid::Uuid;
-
-use crate::processes::Service;
-use crate::proxy::{Proxy, host};
-use crate::servers::{Servers, eventually};
 
 #[derive(Parser)]
 struct Arguments {

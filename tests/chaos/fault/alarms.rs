@@ -1,12 +1,12 @@
 //! A broker that is there and takes nothing.
 
+use anyhow::Result;
+use harness::instance::rabbitmqctl;
 use hyper::Method;
 use serde_json::json;
 
 use super::Lifted;
 use crate::chance::Chance;
-use crate::instance::rabbitmqctl;
-use crate::round::Result;
 use crate::stage::{PUBLISH_DEADLINE, Stage};
 
 pub(super) async fn memory(chance: &mut Chance) -> Result<Lifted> {

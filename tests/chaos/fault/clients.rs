@@ -8,9 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result};
 use bytes::Bytes;
 use futures::future::join_all;
 use h2::client::Builder;
+use harness::expected::ExpectedCounts;
+use harness::http::{HttpClient, HttpResult};
+use harness::stats::percentile;
 use http_body_util::Full;
 use hyper::{Request, StatusCode, header};
 use socket2::SockRef;
@@ -19,9 +23,6 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
 use super::Lifted;
-use crate::ask::{Answered, Asker};
-use crate::ledger::Ledger;
-use crate::round::Result;
 use crate::stage::Stage;
 
 /// Connections of HTTP/1.1, or streams of HTTP/2.
@@ -130,7 +131,7 @@ async fn come(number: usize, all: usize) {
 }
 
 fn address(stage: &Stage) -> Result<SocketAddr> {
-    stage.ingest_url.replace("http://", "").parse().map_err(|error| format!("{}: {error}", stage.ingest_url))
+    stage.ingest_url.replace("http://", "").parse().with_context(|| stage.ingest_url.clone())
 }
 
 /// Measures honest clients alone, and beside slow ones.
@@ -140,7 +141,7 @@ async fn beside(
     slow: impl Future<Output = ()> + Send + 'static,
     present: &AtomicUsize,
 ) -> Result<Lifted> {
-    let mut ledger = Ledger::default();
+    let mut ledger = ExpectedCounts::default();
     let quiet = honest(stage, &format!("quiet.{label}"), &mut ledger).await;
     let mut slow_clients = JoinSet::new();
     slow_clients.spawn(slow);
@@ -154,8 +155,8 @@ async fn beside(
     let mut lifted = Lifted { ledger, ..Lifted::now() };
     let mut words = Vec::new();
     for (kind, latencies) in &beside.latencies {
-        let quiet = percentile(quiet.latencies.get(kind).map_or(&[], Vec::as_slice));
-        let now = percentile(latencies);
+        let quiet = percentile(quiet.latencies.get(kind).map_or(&[], Vec::as_slice), 99);
+        let now = percentile(latencies, 99);
         let line = format!("p99 of {kind} {:.0} ms, quiet {:.0}", millis(now), millis(quiet));
         if *kind != FIRST && now > FLOOR.max(quiet * TIMES) {
             lifted.failures.push(format!("beside {gathered} slow ones: {line}"));
@@ -180,7 +181,7 @@ struct Measured {
 
 impl Measured {
     /// Adds an answer and tells whether it is a good one. What is not answered took that long all the same.
-    fn add(&mut self, kind: &'static str, took: Duration, answer: &Answered) -> bool {
+    fn add(&mut self, kind: &'static str, took: Duration, answer: &HttpResult) -> bool {
         let good = answer.as_ref().is_ok_and(|(status, _)| *status == StatusCode::ACCEPTED);
         self.latencies.entry(kind).or_default().push(took);
         if !good {
@@ -191,13 +192,13 @@ impl Measured {
 }
 
 /// PUTs and bulk requests, half of each, for some seconds.
-async fn honest(stage: &Stage, label: &str, ledger: &mut Ledger) -> Measured {
+async fn honest(stage: &Stage, label: &str, ledger: &mut ExpectedCounts) -> Measured {
     let measured = RefCell::new(Measured::default());
     let expected = RefCell::new(Vec::new());
     let clients = (0..HONEST).map(|client| {
         let (measured, expected) = (&measured, &expected);
         async move {
-            let asker = Asker::over_one_connection();
+            let http = HttpClient::with_keep_alive();
             let mut until = Instant::now();
             for number in 0.. {
                 if number == 1 {
@@ -212,7 +213,7 @@ async fn honest(stage: &Stage, label: &str, ledger: &mut Ledger) -> Measured {
                     _ => ("POST", 20, post(&stage.ingest_url, &domain, 20)),
                 };
                 let sent = Instant::now();
-                let answer = asker.ask(request, PATIENCE).await;
+                let answer = http.send(request, PATIENCE).await;
                 let good = measured.borrow_mut().add(kind, sent.elapsed(), &answer);
                 expected.borrow_mut().push((domain, if good { events } else { 0 }, events));
                 tokio::time::sleep(PAUSE).await;
@@ -235,13 +236,6 @@ fn post(url: &str, domain: &str, events: usize) -> Request<Full<Bytes>> {
     let body = format!("{{\"domain\":\"{domain}\",\"event\":\"delivered\"}}\n").repeat(events);
     let request = Request::post(format!("{url}/events")).header(header::CONTENT_TYPE, "application/x-ndjson");
     request.body(Full::from(body)).expect("it is a request")
-}
-
-/// Of at least some hundred.
-fn percentile(latencies: &[Duration]) -> Duration {
-    let mut sorted = latencies.to_vec();
-    sorted.sort_unstable();
-    sorted.get((sorted.len() * 99 / 100).min(sorted.len().saturating_sub(1))).copied().unwrap_or_default()
 }
 
 fn millis(time: Duration) -> f64 {

@@ -2,15 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::{Result, anyhow};
 use futures::future::join_all;
+use harness::amqp::AmqpClient;
+use harness::expected::ExpectedCounts;
+use harness::sql;
 use serde_json::json;
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::Lifted;
-use crate::instance::sql_until;
-use crate::ledger::{Ledger, counters};
-use crate::round::Result;
-use crate::servers::AmqpClient;
 use crate::stage::Stage;
 
 /// Makes each row of the counters take five milliseconds. Rows are written in one statement for many messages.
@@ -35,8 +34,8 @@ const IMPATIENT: [(&str, &str); 1] = [("CATCHALL_STATEMENT_TIMEOUT_SECS", "1")];
 
 pub(super) async fn statement_timeout(stage: &mut Stage, label: &str) -> Result<Lifted> {
     stage.stop_workers().await?;
-    execute(&stage.primary, SLOW).await?;
-    let mut ledger = Ledger::default();
+    sql::execute(&stage.primary, SLOW).await?;
+    let mut ledger = ExpectedCounts::default();
     let publisher = stage.servers.publisher().await;
     let mut domains = Vec::new();
     for message in 0..MESSAGES {
@@ -53,8 +52,8 @@ pub(super) async fn statement_timeout(stage: &mut Stage, label: &str) -> Result<
     }
     stage.start_workers_with(&IMPATIENT).await;
     tokio::time::sleep(SLOWNESS).await;
-    let counted = counters(&stage.primary, &domains).await?.len();
-    execute(&stage.primary, FAST).await?;
+    let counted = sql::counts(&stage.primary, &domains).await?.len();
+    sql::execute(&stage.primary, FAST).await?;
     let mut lifted = Lifted { ledger, ..Lifted::now() };
     let words = format!("{counted} of {} rows were written meanwhile", domains.len());
     if counted * 100 < domains.len() * COUNTED_PERCENT {
@@ -99,9 +98,9 @@ pub(super) async fn clock_steps_back(stage: &mut Stage, label: &str) -> Result<L
     stage.start_workers_with(&WATCHFUL).await;
     // A watermark that arrived is among what the clock leaves behind.
     let arrived = "select 'yes' from queue_progress";
-    sql_until(&stage.primary, arrived, Duration::from_secs(20)).await?;
+    sql::until_row(&stage.primary, arrived, Duration::from_secs(20)).await?;
     stage.stop_workers().await?;
-    execute(&stage.primary, AHEAD).await?;
+    sql::execute(&stage.primary, AHEAD).await?;
     stage.start_workers_with(&WATCHFUL).await;
     let stepped_back = Instant::now();
     let publisher = stage.servers.publisher().await;
@@ -113,9 +112,9 @@ pub(super) async fn clock_steps_back(stage: &mut Stage, label: &str) -> Result<L
     // The clock is right again, so a watermark of now is one that was begun after the step.
     let begun =
         "select 'yes' from watermarks where published_at between now() - interval '1 minute' and now()";
-    if let Err(reason) = sql_until(&stage.primary, begun, Duration::from_secs(5)).await {
+    if let Err(reason) = sql::until_row(&stage.primary, begun, Duration::from_secs(5)).await {
         let since = stepped_back.elapsed();
-        lifted.failures.push(format!("no watermark was sent within {since:?} of the step: {reason}"));
+        lifted.failures.push(format!("no watermark was sent within {since:?} of the step: {reason:#}"));
     }
     stage.usual_workers().await?;
     Ok(lifted)
@@ -156,8 +155,8 @@ pub(super) async fn short_retention(stage: &mut Stage, label: &str) -> Result<Li
 }
 
 /// Publishes the same messages, of which every other has an id, and the others an event with a key. Each counts once.
-async fn keyed(publisher: &AmqpClient, label: &str) -> Ledger {
-    let mut ledger = Ledger::default();
+async fn keyed(publisher: &AmqpClient, label: &str) -> ExpectedCounts {
+    let mut ledger = ExpectedCounts::default();
     let messages = (0..KEYED).map(|number| {
         let domain = format!("k{number}.{label}.test");
         ledger.expect(domain.clone(), 1, 1);
@@ -178,26 +177,16 @@ async fn keyed(publisher: &AmqpClient, label: &str) -> Ledger {
 }
 
 /// Waits until all is counted.
-async fn settled(ledger: &Ledger, stage: &Stage) -> Result<()> {
+async fn settled(ledger: &ExpectedCounts, stage: &Stage) -> Result<()> {
     let difference = ledger.compare(&stage.primary, Duration::from_secs(30)).await?;
-    if difference.lost == 0 { Ok(()) } else { Err(format!("not counted within 30 s: {difference:?}")) }
+    if difference.lost == 0 { Ok(()) } else { Err(anyhow!("not counted within 30 s: {difference:?}")) }
 }
 
 /// How many claims the workers have forgotten since they were started.
 async fn forgotten_claims(stage: &Stage) -> f64 {
     let mut forgotten = 0.0;
     for worker in &stage.workers {
-        forgotten += worker.service.figure("catchall_worker_forgotten_claims_total").await;
+        forgotten += worker.service.metric("catchall_worker_forgotten_claims_total").await;
     }
     forgotten
-}
-
-/// Runs statements of a superuser.
-async fn execute(url: &str, statements: &str) -> Result<()> {
-    let executing = async {
-        let mut connection = PgConnection::connect(url).await?;
-        sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut connection).await?;
-        connection.close().await
-    };
-    executing.await.map_err(|error: sqlx::Error| format!("{statements}: {error}"))
 }

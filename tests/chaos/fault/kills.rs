@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use anyhow::Result;
+use harness::instance::dev;
+use harness::proxy::Wire;
+
 use super::Lifted;
 use crate::chance::Chance;
-use crate::instance::dev;
-use crate::proxy::Wire;
-use crate::round::Result;
 use crate::stage::{Actor, Stage};
 
 /// So slow a wire makes the worst moment the likely one: what is killed is in the middle of a publish or of a

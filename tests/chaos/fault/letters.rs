@@ -1,21 +1,18 @@
 //! Dead letters, and the tool that sends them back.
 
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use anyhow::{Result, bail};
 use catchall::broker::{DEAD, EVENTS};
 use futures::future::join_all;
+use harness::amqp::AmqpClient;
+use harness::dead_letters::{delivered, mended, text};
+use harness::expected::ExpectedCounts;
+use harness::servers::Servers;
 use hyper::Method;
-use lapin::BasicProperties;
-use lapin::types::{AMQPValue, FieldTable};
-use serde_json::json;
 
 use super::Lifted;
 use crate::chance::Chance;
-use crate::ledger::Ledger;
-use crate::processes::{command, run};
-use crate::round::Result;
-use crate::servers::{AmqpClient, Servers};
 use crate::stage::Stage;
 
 /// Letters that can be read now, each of a domain of its own: half under an id of their own, half under that of the
@@ -32,7 +29,7 @@ const KILLS: usize = 2;
 const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(super) async fn replay(stage: &mut Stage, chance: &mut Chance, label: &str) -> Result<Lifted> {
-    let mut ledger = Ledger::default();
+    let mut ledger = ExpectedCounts::default();
     let servers = stage.servers.clone();
     empty(&servers).await;
     let publisher = servers.publisher().await;
@@ -50,12 +47,7 @@ pub(super) async fn replay(stage: &mut Stage, chance: &mut Chance, label: &str) 
     }
     let mut killed = 0;
     for _ in 0..KILLS {
-        let mut replay = command("dead");
-        replay
-            .env("CATCHALL_AMQP_URL", &servers.amqp_url)
-            .env("CATCHALL_DATABASE_URL", &servers.database_url);
-        replay.args(["replay", "--all"]).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut replay = replay.spawn().map_err(|error| format!("catchall-dead: {error}"))?;
+        let mut replay = servers.spawn_dead(&["replay", "--all"]);
         // Not before it has begun.
         let begun = Instant::now();
         let before = publisher.waiting(DEAD).await;
@@ -95,20 +87,11 @@ fn domain(number: usize, label: &str) -> String {
 
 /// Puts a letter among the dead ones as a worker did that could not read yet what can be read now.
 async fn bury(publisher: &AmqpClient, number: usize, label: &str) {
-    let text = |text: String| AMQPValue::LongString(text.into());
     let id = format!("{label}-letter-{number}");
-    let mut headers = FieldTable::default();
-    headers.insert("catchall-reason".into(), text("the count 3 is not read here".into()));
-    let properties =
-        BasicProperties::default().with_delivery_mode(2).with_content_type("application/json".into());
-    let properties = if number.is_multiple_of(2) {
-        properties.with_message_id(id.into())
-    } else {
-        headers.insert("catchall-letter".into(), text(id));
-        properties
-    };
-    let event = json!({"domain": domain(number, label), "event": "delivered"});
-    publisher.publish_to(DEAD, event.to_string().as_bytes(), properties.with_headers(headers)).await;
+    let own = number.is_multiple_of(2);
+    let headers: Vec<_> =
+        mended().into_iter().chain((!own).then(|| ("catchall-letter", text(&id)))).collect();
+    publisher.bury(&delivered(&domain(number, label)), own.then_some(&*id), &headers).await;
 }
 
 /// Waits until so many letters are there, and no more.
@@ -121,9 +104,7 @@ pub(super) async fn await_letters(publisher: &AmqpClient, letters: usize) -> Res
         }
         if begun.elapsed() > PATIENCE {
             let queued = publisher.waiting(EVENTS).await;
-            return Err(format!(
-                "there are {waiting} dead letters instead of {letters}, and {queued} messages wait"
-            ));
+            bail!("there are {waiting} dead letters instead of {letters}, and {queued} messages wait");
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -141,10 +122,8 @@ pub(super) async fn dead(servers: &Servers, arguments: &[&str]) -> (bool, String
     let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
     let running = tokio::task::spawn_blocking(move || {
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let variables =
-            [("CATCHALL_AMQP_URL", &*servers.amqp_url), ("CATCHALL_DATABASE_URL", &servers.database_url)];
-        run("dead", &arguments, &variables)
+        servers.dead(&arguments)
     });
     let (status, stdout, stderr) = running.await.expect("it does not panic");
-    (status.success(), stdout, stderr)
+    (status == 0, stdout, stderr)
 }

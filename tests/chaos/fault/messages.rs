@@ -1,12 +1,12 @@
 //! Messages that come more than once, or in an order that could lock two workers up.
 
+use anyhow::Result;
 use futures::future::join_all;
+use harness::amqp::AmqpClient;
+use harness::expected::ExpectedCounts;
 use serde_json::json;
 
 use super::Lifted;
-use crate::ledger::Ledger;
-use crate::round::Result;
-use crate::servers::AmqpClient;
 use crate::stage::Stage;
 
 /// Messages that are published again and again.
@@ -23,7 +23,7 @@ const PASSES: usize = 15;
 
 /// The broker hands messages to the workers in turn, and few ahead: copies of one are with both at once.
 pub(super) async fn deliver_twice(stage: &mut Stage, label: &str) -> Result<Lifted> {
-    let mut ledger = Ledger::default();
+    let mut ledger = ExpectedCounts::default();
     let messages: Vec<(String, Vec<u8>)> = (0..MESSAGES)
         .map(|number| {
             let domain = format!("d{}.{label}.twice.test", number % 7);
@@ -44,12 +44,12 @@ async fn publish(publisher: &AmqpClient, messages: &[(String, Vec<u8>)]) {
 }
 
 pub(super) async fn opposite_orders(stage: &mut Stage, label: &str) -> Result<Lifted> {
-    let mut ledger = Ledger::default();
+    let mut ledger = ExpectedCounts::default();
     let mut events: Vec<_> = (0..DOMAINS)
         .map(|number| {
             let domain = format!("d{number}.{label}.order.test");
-            let most = i64::try_from(2 * PASSES).unwrap_or(i64::MAX);
-            ledger.expect(domain.clone(), most, most);
+            let all = 2 * PASSES as u64;
+            ledger.expect(domain.clone(), all, all);
             json!({"domain": domain, "event": "delivered"})
         })
         .collect();

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use anyhow::{Context, Result};
+use harness::instance::dev;
+use harness::proxy::host;
+use harness::sql;
+
 use super::Lifted;
 use crate::chance::Chance;
-use crate::instance::{dev, sql, sql_until};
-use crate::proxy::host;
-use crate::round::Result;
 use crate::stage::Stage;
 
 /// The figure of query that tells how stale its answers are.
@@ -21,14 +23,14 @@ const SYNCHRONOUS: Duration = Duration::from_secs(10);
 /// Reads go on meanwhile, and how stale they are is told.
 pub(super) async fn pause_replay(stage: &mut Stage, chance: &mut Chance) -> Result<Lifted> {
     let replica = &stage.servers.replica_url;
-    sql(replica, "select pg_wal_replay_pause()::text").await?;
+    sql::column(replica, "select pg_wal_replay_pause()::text").await?;
     // Query looks once a second.
     chance.pause(2500, 3500).await;
     let (_, figures) = stage.query[0].service.ops("/metrics").await;
     // The statement can be in the way of what is then replayed, and be cancelled for it.
-    let resumed = sql(replica, "select pg_wal_replay_resume()::text").await;
+    let resumed = sql::column(replica, "select pg_wal_replay_resume()::text").await;
     let replays = "select 'yes' where pg_get_wal_replay_pause_state() = 'not paused'";
-    sql_until(replica, replays, REPLAY).await.map_err(|error| format!("{error}, {resumed:?}"))?;
+    sql::until_row(replica, replays, REPLAY).await.with_context(|| format!("{resumed:?}"))?;
     let lag = figures.lines().find_map(|line| line.strip_prefix(LAG)?.trim().parse::<f64>().ok());
     let mut lifted = Lifted::now();
     lifted.note = lag.map(|lag| format!("a lag of {lag:.1} s was told"));
@@ -41,17 +43,17 @@ pub(super) async fn pause_replay(stage: &mut Stage, chance: &mut Chance) -> Resu
 /// Commits wait for the replica, so that it has everything that was acknowledged when it takes over.
 pub(super) async fn fail_over(stage: &mut Stage, chance: &mut Chance) -> Result<Lifted> {
     let (primary, replica) = (&stage.servers.database_url, stage.servers.replica_url.clone());
-    sql(primary, "alter system set synchronous_standby_names = 'replica'").await?;
-    sql(primary, "select pg_reload_conf()::text").await?;
+    sql::column(primary, "alter system set synchronous_standby_names = 'replica'").await?;
+    sql::column(primary, "select pg_reload_conf()::text").await?;
     let waits = "select sync_state from pg_stat_replication where sync_state = 'sync'";
-    sql_until(primary, waits, SYNCHRONOUS).await?;
+    sql::until_row(primary, waits, SYNCHRONOUS).await?;
     // For as long as this primary lives, since nothing makes it read its settings again: started once more, and
     // without its replica, it would wait for ever.
-    sql(primary, "alter system reset synchronous_standby_names").await?;
+    sql::column(primary, "alter system reset synchronous_standby_names").await?;
     chance.pause(500, 1500).await;
     dev(&["kill", "primary"]).await?;
     chance.pause(500, 2000).await;
-    sql(&replica, "select pg_promote()::text").await?;
+    sql::column(&replica, "select pg_promote()::text").await?;
     stage.database_wire.lead_to(host(&replica));
     stage.primary = replica;
     Ok(Lifted::now())

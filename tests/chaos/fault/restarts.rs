@@ -1,8 +1,9 @@
 //! A new process beside the old one, which then leaves in order: no client notices.
 
+use anyhow::Result;
+
 use super::Lifted;
 use crate::chance::Chance;
-use crate::round::Result;
 use crate::stage::Stage;
 
 pub(super) async fn ingest(stage: &mut Stage, chance: &mut Chance) -> Result<Lifted> {

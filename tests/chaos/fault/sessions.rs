@@ -1,9 +1,11 @@
 //! Processes that stand still, and sessions that the servers end.
 
+use anyhow::Result;
+use harness::instance::rabbitmqctl;
+use harness::sql;
+
 use super::Lifted;
 use crate::chance::Chance;
-use crate::instance::{rabbitmqctl, sql};
-use crate::round::Result;
 use crate::stage::Stage;
 
 /// The stalled worker holds what it was given, and perhaps rows, until the servers have had enough of it. When
@@ -29,7 +31,7 @@ pub(super) async fn end_sessions(stage: &mut Stage) -> Result<Lifted> {
     let ended = "with chosen as materialized \
         (select pid from pg_stat_activity where application_name = 'catchall-worker' and datname = current_database()) \
         select pg_terminate_backend(pid)::text from chosen";
-    let sessions = sql(&stage.primary, ended).await?.len();
+    let sessions = sql::column(&stage.primary, ended).await?.len();
     let mut lifted = Lifted::now();
     if sessions < stage.workers.len() {
         lifted.failures.push(format!("there were only {sessions} sessions of the workers to end"));

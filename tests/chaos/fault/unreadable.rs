@@ -3,11 +3,17 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
 use bytes::Bytes;
 use catchall::broker::{DEAD, EVENTS};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use futures::future::join_all;
+use harness::amqp::AmqpClient;
+use harness::expected::ExpectedCounts;
+use harness::frames::{FramePublisher, nested_headers, publish_in_latin_1};
+use harness::http::HttpClient;
+use harness::sql;
 use http_body_util::Full;
 use hyper::{Request, StatusCode, header};
 use lapin::types::AMQPValue;
@@ -15,11 +21,6 @@ use serde_json::Value;
 
 use super::Lifted;
 use super::letters::{await_letters, dead, empty};
-use crate::ask::Asker;
-use crate::frames::{FramePublisher, nested_headers, publish_in_latin_1};
-use crate::ledger::{Ledger, counters};
-use crate::round::Result;
-use crate::servers::AmqpClient;
 use crate::stage::Stage;
 
 /// Requests under way at a time, and how many each client sends. Where each byte is repeated as six and copied, this many
@@ -66,17 +67,17 @@ fn amplifying(size: usize) -> Vec<u8> {
 pub(super) async fn amplification(stage: &mut Stage, label: &str) -> Result<Lifted> {
     empty(&stage.servers).await;
     let mut packed = GzEncoder::new(Vec::new(), Compression::best());
-    packed.write_all(&amplifying(REQUEST_VALUE)).map_err(|error| error.to_string())?;
-    let packed = Bytes::from(packed.finish().map_err(|error| error.to_string())?);
+    packed.write_all(&amplifying(REQUEST_VALUE))?;
+    let packed = Bytes::from(packed.finish()?);
     let asking = (0..AMPLIFYING).map(|_| async {
-        let asker = Asker::over_one_connection();
+        let client = HttpClient::with_keep_alive();
         let mut wrong = Vec::new();
         for _ in 0..TIMES {
             let request = Request::post(format!("{}/events", stage.ingest_url))
                 .header(header::CONTENT_TYPE, "application/x-ndjson")
                 .header(header::CONTENT_ENCODING, "gzip")
                 .body(Full::from(packed.clone()));
-            match asker.ask(request.expect("it is a request"), PATIENCE).await {
+            match client.send(request.expect("it is a request"), PATIENCE).await {
                 Ok((StatusCode::BAD_REQUEST, body)) if body.len() < MAX_REASON => {}
                 Ok((StatusCode::SERVICE_UNAVAILABLE, _)) => {}
                 Ok((status, body)) => wrong.push(format!("{status} with {} bytes", body.len())),
@@ -101,7 +102,7 @@ pub(super) async fn amplification(stage: &mut Stage, label: &str) -> Result<Lift
             .failures
             .push(format!("{count} amplifying requests were answered wrongly, the first: {first}"));
     }
-    lifted.failures.extend(await_letters(&publisher, MESSAGES).await.err());
+    lifted.failures.extend(await_letters(&publisher, MESSAGES).await.err().map(|error| error.to_string()));
     lifted.failures.extend(reasons(&publisher).await);
     Ok(lifted)
 }
@@ -124,7 +125,7 @@ async fn reasons(publisher: &AmqpClient) -> Option<String> {
 /// Good messages go on being counted, and none of them becomes a dead letter.
 pub(super) async fn unparsable(stage: &mut Stage, label: &str) -> Result<Lifted> {
     empty(&stage.servers).await;
-    let mut ledger = Ledger::default();
+    let mut ledger = ExpectedCounts::default();
     let (publisher, domain) = (stage.servers.publisher().await, format!("good.{label}.test"));
     let body = format!(r#"{{"domain":"{domain}","event":"delivered"}}"#);
     let good = async {
@@ -148,8 +149,7 @@ pub(super) async fn unparsable(stage: &mut Stage, label: &str) -> Result<Lifted>
     };
     let standstill = longest_standstill(&stage.primary, &domain, GOOD * SECONDS);
     let (ended, (), standstill) = tokio::join!(good, bad, standstill);
-    let count = i64::try_from(GOOD * SECONDS).unwrap_or(i64::MAX);
-    ledger.expect(domain, count, count);
+    ledger.expect(domain, GOOD * SECONDS, GOOD * SECONDS);
     let mut lifted = Lifted { ledger, ..Lifted::now() };
     let (standstill, counted) = standstill?;
     let behind = counted.saturating_duration_since(ended);
@@ -164,7 +164,9 @@ pub(super) async fn unparsable(stage: &mut Stage, label: &str) -> Result<Lifted>
     // A good one among them is missed by the comparison.
     let bad = usize::try_from(SECONDS).unwrap_or(usize::MAX);
     if lifted.failures.is_empty() {
-        lifted.failures.extend(await_letters(&stage.servers.publisher().await, bad).await.err());
+        lifted.failures.extend(
+            await_letters(&stage.servers.publisher().await, bad).await.err().map(|error| error.to_string()),
+        );
     }
     empty(&stage.servers).await;
     Ok(lifted)
@@ -175,12 +177,13 @@ async fn longest_standstill(primary: &str, domain: &str, most: u64) -> Result<(D
     let (mut longest, mut last, mut counted) = (Duration::ZERO, Instant::now(), 0);
     loop {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        let now = counters(primary, &[domain.to_owned()]).await?.get(domain).copied().unwrap_or_default();
+        let counts = sql::counts(primary, &[domain.to_owned()]).await?;
+        let now = counts.get(domain).copied().unwrap_or_default().delivered;
         longest = longest.max(last.elapsed());
         if now > counted {
             (counted, last) = (now, Instant::now());
         }
-        if counted.unsigned_abs() >= most || last.elapsed() > FOR_GOOD {
+        if counted >= most || last.elapsed() > FOR_GOOD {
             return Ok((longest, last));
         }
     }

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use anyhow::Result;
+use harness::proxy::{Proxy, Wire};
+
 use super::Lifted;
 use crate::chance::Chance;
-use crate::proxy::{Proxy, Wire};
-use crate::round::Result;
 use crate::stage::Stage;
 
 /// Longer than two heartbeats, and than the look at the primary takes: a silence is noticed in it.

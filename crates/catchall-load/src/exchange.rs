@@ -1,0 +1,166 @@
+//! One request and its answer, over either version of HTTP.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use tokio::time::{Instant, Sleep, sleep};
+
+/// The name of the header under which a request counts once.
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// What is asked of a server.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    /// The method.
+    pub(crate) method: Method,
+    /// The path, which needs no escapes.
+    pub(crate) path: Bytes,
+    /// The value of the header `Idempotency-Key`.
+    pub(crate) idempotency_key: Option<HeaderValue>,
+    /// The body; an empty one is none.
+    pub(crate) body: Bytes,
+    /// What the body is.
+    pub(crate) content_type: Option<HeaderValue>,
+}
+
+impl Call {
+    /// A call with nothing but a method and a path.
+    #[must_use]
+    pub(crate) fn new(method: Method, path: Bytes) -> Self {
+        Self { method, path, idempotency_key: None, body: Bytes::new(), content_type: None }
+    }
+}
+
+/// Moves a call's headers to where HTTP has them.
+pub(crate) fn insert_headers(
+    headers: &mut HeaderMap,
+    content_type: Option<HeaderValue>,
+    idempotency_key: Option<HeaderValue>,
+) {
+    let named = [(header::CONTENT_TYPE, content_type), (IDEMPOTENCY_KEY, idempotency_key)];
+    for (name, value) in named {
+        if let Some(value) = value {
+            headers.insert(name, value);
+        }
+    }
+}
+
+/// What a server says.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer {
+    /// The status.
+    pub(crate) status: StatusCode,
+    /// The whole body.
+    pub(crate) body: Bytes,
+}
+
+impl Answer {
+    /// The status and the server's reason, on one line.
+    #[must_use]
+    pub(crate) fn reason(&self) -> String {
+        #[derive(serde::Deserialize)]
+        struct Problem<'a> {
+            #[serde(borrow)]
+            detail: std::borrow::Cow<'a, str>,
+        }
+        let detail = serde_json::from_slice(&self.body).map(|Problem { detail }| detail);
+        let detail = detail.unwrap_or_else(|_| String::from_utf8_lossy(&self.body));
+        let line: String = detail.chars().filter(|c| !c.is_control()).take(200).collect();
+        if line.is_empty() { self.status.to_string() } else { format!("{}: {line}", self.status) }
+    }
+}
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Failure {
+    /// The server cannot have acted on the request: it is safe to send it again.
+    #[error("{0}")]
+    Unsent(String),
+    /// The server may have acted on the request.
+    #[error("{0}")]
+    Unanswered(String),
+}
+
+/// One place for one request at a time, on a connection of its own or a shared one, which it opens again
+/// when it was lost.
+pub(crate) trait Client {
+    /// Sends a request and waits for the whole answer.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, telling whether the request can have arrived. The next call finds out whether
+    /// the server is there again.
+    async fn exchange(&mut self, call: Call) -> Result<Answer, Failure>;
+}
+
+/// How long an answer is waited for. The timer is set far less often than there are requests: when it rings
+/// for one that has long been answered, it is set for the one that waits now.
+#[derive(Debug)]
+pub(crate) struct Patience {
+    limit: Duration,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Patience {
+    pub(crate) fn new(limit: Duration) -> Self {
+        Self { limit, timer: Box::pin(sleep(limit)) }
+    }
+
+    /// The output, unless it takes too long. The future stays where it is: it is large, and moving one for
+    /// every request shows.
+    pub(crate) async fn wait<F: Future>(&mut self, mut future: Pin<&mut F>) -> Result<F::Output, Failure> {
+        let deadline = Instant::now() + self.limit;
+        poll_fn(|context| {
+            if let Poll::Ready(output) = future.as_mut().poll(context) {
+                return Poll::Ready(Ok(output));
+            }
+            while self.timer.as_mut().poll(context).is_ready() {
+                if Instant::now() >= deadline {
+                    let reason = format!("no answer within {} s", self.limit.as_secs());
+                    return Poll::Ready(Err(Failure::Unanswered(reason)));
+                }
+                self.timer.as_mut().reset(deadline);
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use super::*;
+
+    #[test]
+    fn the_reason_is_the_problems_detail_or_the_body() {
+        for (body, reason) in [
+            (
+                &br#"{"type":"about:blank","detail":"the domain \"a\" is not valid"}"#[..],
+                r#"400 Bad Request: the domain "a" is not valid"#,
+            ),
+            (b"bad\r\nluck", "400 Bad Request: badluck"),
+            (b"", "400 Bad Request"),
+        ] {
+            let answer = Answer { status: StatusCode::BAD_REQUEST, body: Bytes::from_static(body) };
+            assert_eq!(answer.reason(), reason);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_request_has_the_whole_patience() {
+        let mut patience = Patience::new(Duration::from_secs(10));
+        for _ in 0..5 {
+            assert!(patience.wait(pin!(sleep(Duration::from_secs(9)))).await.is_ok());
+        }
+        let begun = Instant::now();
+        assert!(patience.wait(pin!(std::future::pending::<()>())).await.is_err());
+        assert_eq!(begun.elapsed().as_secs(), 10);
+        assert!(patience.wait(pin!(sleep(Duration::from_secs(9)))).await.is_ok());
+    }
+}

@@ -1,0 +1,104 @@
+//! What a run has come to so far.
+
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+
+/// Longest latency that is told from longer ones, in microseconds: an hour.
+const LONGEST: u64 = 3_600_000_000;
+
+/// Counts of events and latencies of requests.
+#[derive(Debug)]
+pub(crate) struct Figures {
+    /// Accepted by an answer.
+    pub(crate) acknowledged: u64,
+    /// Not accepted, says an answer: the server finds something wrong with them.
+    pub(crate) refused: u64,
+    /// Sent, and no answer says whether they are accepted.
+    pub(crate) unknown: u64,
+    /// Sent again, each time.
+    pub(crate) retried: u64,
+    /// Requests without an answer, or with one that says no.
+    pub(crate) errors: u64,
+    /// Events on their way.
+    pub(crate) in_flight: u64,
+    /// The most recent trouble, until an answer shows that it is over.
+    pub(crate) trouble: Option<String>,
+    /// The most recent trouble, over or not.
+    pub(crate) last_error: Option<String>,
+    /// When the last event was acknowledged.
+    pub(crate) last_acknowledged: Option<Instant>,
+    latencies_us: Histogram<u64>,
+}
+
+impl Figures {
+    pub(crate) fn new() -> Self {
+        let latencies_us =
+            Histogram::new_with_max(LONGEST, 3).expect("three digits and an hour are in range");
+        Self {
+            acknowledged: 0,
+            refused: 0,
+            unknown: 0,
+            retried: 0,
+            errors: 0,
+            in_flight: 0,
+            trouble: None,
+            last_error: None,
+            last_acknowledged: None,
+            latencies_us,
+        }
+    }
+
+    /// So many events were acknowledged by one answer, which took this long.
+    pub(crate) fn acknowledge(&mut self, events: u64, latency: Duration, now: Instant) {
+        self.acknowledged += events;
+        self.last_acknowledged = Some(now);
+        let micros = u64::try_from(latency.as_micros()).unwrap_or(LONGEST);
+        self.latencies_us.saturating_record_n(micros, events);
+    }
+
+    /// Notes what went wrong with a request.
+    pub(crate) fn note_trouble(&mut self, reason: &str) {
+        self.trouble = Some(reason.to_owned());
+        self.last_error = Some(reason.to_owned());
+    }
+
+    /// Events whose fate is decided.
+    pub(crate) fn done(&self) -> u64 {
+        self.acknowledged + self.refused + self.unknown
+    }
+
+    /// The latency in milliseconds that this share of the acknowledged events did not exceed; nothing when
+    /// there are none.
+    pub(crate) fn latency_ms(&self, share: f64) -> Option<f64> {
+        let micros = self.latencies_us.value_at_quantile(share);
+        #[expect(clippy::cast_precision_loss, reason = "an hour of microseconds fits")]
+        (!self.latencies_us.is_empty()).then_some(micros as f64 / 1000.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn latencies_are_of_events_not_of_requests() {
+        let mut figures = Figures::new();
+        assert_eq!(figures.latency_ms(0.5), None);
+        let now = Instant::now();
+        for _ in 0..98 {
+            figures.acknowledge(1, Duration::from_micros(1_500), now);
+        }
+        figures.acknowledge(2, Duration::from_millis(40), now);
+        let near = |share, ms: f64| (figures.latency_ms(share).unwrap() - ms).abs() < ms / 500.0;
+        assert!(near(0.5, 1.5) && near(0.98, 1.5) && near(0.99, 40.0) && near(1.0, 40.0));
+        assert_eq!(figures.acknowledged, 100);
+    }
+
+    #[test]
+    fn no_latency_is_too_long() {
+        let mut figures = Figures::new();
+        figures.acknowledge(1, Duration::from_secs(100_000), Instant::now());
+        assert!(figures.latency_ms(1.0).unwrap() >= 3_600_000.0);
+    }
+}

@@ -1,0 +1,160 @@
+//! The run's own account of what was accepted, and how it compares with what was counted.
+
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
+
+use crate::counts::{Counts, EventKind};
+use crate::workload::Draw;
+
+/// What became of the events of each domain, by the domain's number.
+///
+/// Eight bytes a domain up to the highest that was seen; memory that is never touched is never taken.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    acknowledged: Vec<[u32; 2]>,
+    /// Few, unless the server is in trouble.
+    unknown: HashMap<u32, [u32; 2]>,
+}
+
+impl Ledger {
+    /// A ledger that has room for so many domains from the start.
+    #[must_use]
+    pub fn with_domains(domains: usize) -> Self {
+        Self { acknowledged: vec![[0; 2]; domains], unknown: HashMap::new() }
+    }
+
+    /// An answer said that the event is accepted: it must be counted once.
+    pub fn acknowledge(&mut self, draw: Draw) {
+        let domain = draw.domain as usize;
+        if domain >= self.acknowledged.len() {
+            self.acknowledged.resize(domain + 1, [0; 2]);
+        }
+        self.acknowledged[domain][column(draw.kind)] += 1;
+    }
+
+    /// The event was sent, but no answer says what became of it: it may be counted once or not at all.
+    pub fn leave_unknown(&mut self, draw: Draw) {
+        self.unknown.entry(draw.domain).or_default()[column(draw.kind)] += 1;
+    }
+
+    /// What a domain's counters may be, when they were `before` at the start.
+    #[must_use]
+    pub fn expected(&self, domain: u32, before: Counts) -> Bounds {
+        let mut least = before;
+        least += counters(self.acknowledged.get(domain as usize).copied().unwrap_or_default());
+        let mut most = least;
+        most += counters(self.unknown.get(&domain).copied().unwrap_or_default());
+        Bounds { least, most }
+    }
+}
+
+fn column(kind: EventKind) -> usize {
+    match kind {
+        EventKind::Delivered => 0,
+        EventKind::Bounced => 1,
+    }
+}
+
+fn counters([delivered, bounced]: [u32; 2]) -> Counts {
+    Counts { delivered: delivered.into(), bounced: bounced.into() }
+}
+
+/// What a domain's counters may be: everything acknowledged is in them, and of the unknown none to all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// With none of the unknown.
+    pub least: Counts,
+    /// With all of the unknown.
+    pub most: Counts,
+}
+
+impl Bounds {
+    /// How far counters are outside of what they may be.
+    #[must_use]
+    pub fn difference(&self, counted: Counts) -> Difference {
+        let Self { least, most } = self;
+        let mut difference = Difference::default();
+        difference.add(least.delivered..=most.delivered, counted.delivered);
+        difference.add(least.bounced..=most.bounced, counted.bounced);
+        difference
+    }
+}
+
+/// Events that are missing, and events that are there more than once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Difference {
+    /// Acknowledged, but not counted.
+    pub lost: u64,
+    /// Counted beyond what was sent.
+    pub duplicated: u64,
+}
+
+impl Difference {
+    /// Adds how far one counter is outside of what it may be.
+    pub fn add(&mut self, expected: RangeInclusive<u64>, counted: u64) {
+        self.lost += expected.start().saturating_sub(counted);
+        self.duplicated += counted.saturating_sub(*expected.end());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn draw(domain: u32, delivered: bool) -> Draw {
+        let kind = if delivered { EventKind::Delivered } else { EventKind::Bounced };
+        Draw { domain, kind }
+    }
+
+    #[test]
+    fn a_domain_never_seen_stays_as_it_was() {
+        let before = Counts { delivered: 3, bounced: 1 };
+        let expected = Ledger::default().expected(9, before);
+        assert_eq!(expected, Bounds { least: before, most: before });
+        assert_eq!(expected.difference(before), Difference::default());
+    }
+
+    #[test]
+    fn the_kinds_do_not_make_up_for_each_other() {
+        let mut ledger = Ledger::with_domains(1);
+        ledger.acknowledge(draw(0, true));
+        let counted = Counts { delivered: 0, bounced: 1 };
+        let difference = ledger.expected(0, Counts::default()).difference(counted);
+        assert_eq!(difference, Difference { lost: 1, duplicated: 1 });
+    }
+
+    proptest! {
+        #[test]
+        fn only_what_cannot_be_explained_is_a_difference(
+            before in (0u64..9, 0u64..9),
+            events in prop::collection::vec((0u32..3, any::<bool>(), any::<bool>(), any::<bool>()), 0..60),
+            stray in -3i64..=3,
+        ) {
+            let mut ledger = Ledger::default();
+            let before = Counts { delivered: before.0, bounced: before.1 };
+            let mut counted = before;
+            let mut unknown = 0;
+            for (domain, delivered, acknowledged, effective) in events {
+                let draw = draw(domain, delivered);
+                if acknowledged { ledger.acknowledge(draw) } else { ledger.leave_unknown(draw) }
+                if domain == 1 {
+                    if acknowledged || effective { counted += Counts::of(draw.kind, 1) }
+                    unknown += i64::from(!acknowledged && delivered);
+                }
+            }
+            let expected = ledger.expected(1, before);
+            prop_assert_eq!(expected.difference(counted), Difference::default());
+            // Beyond what the unknown events can explain, every event too few or too many shows.
+            let delivered = if stray < 0 {
+                expected.least.delivered.saturating_sub(stray.unsigned_abs())
+            } else {
+                expected.most.delivered + stray.unsigned_abs()
+            };
+            let difference = expected.difference(Counts { delivered, ..counted });
+            let gone = expected.least.delivered - delivered.min(expected.least.delivered);
+            prop_assert_eq!(difference, Difference { lost: gone, duplicated: stray.max(0).unsigned_abs() });
+            prop_assert_eq!(expected.most.delivered - expected.least.delivered, unknown.unsigned_abs());
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Loads catchall: makes a workload, sends it, and checks that all of it was counted.
+//!
+//! One event loop on one thread, because it shares the machine with what it measures. A [`workload`] hands
+//! out events; senders, one to each request that may be in flight, send them through a connection and enter
+//! what became of them in the figures and in the [`ledger`]. The verification reads every domain before and
+//! after and compares.
+//!
+//! Latency is from the moment an event was to be sent. In a closed loop that is when the one before it was
+//! answered; at a fixed rate it is the event's place in the schedule, so a server that stalls is charged for
+//! all who wait and not only for those it was busy with.
+
+mod amqp;
+mod body;
+mod config;
+pub mod counts;
+mod exchange;
+mod figures;
+mod http1;
+mod http2;
+pub mod ledger;
+pub mod pace;
+mod population;
+mod post;
+mod reading;
+mod report;
+mod run;
+mod sender;
+mod target;
+mod verification;
+mod waves;
+pub mod workload;
+
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::time::Instant;
+
+use anyhow::Context;
+use catchall_progress::HumanCount;
+use futures::FutureExt;
+use futures::future::try_join_all;
+use tokio::task::JoinSet;
+
+use crate::amqp::DirectPublisher;
+use crate::config::{Plan, Via};
+use crate::http1::Http1;
+use crate::http2::Http2;
+use crate::ledger::Ledger;
+use crate::pace::{Pace, Rate};
+use crate::post::{Bulk, Put};
+use crate::reading::Reader;
+use crate::run::Run;
+use crate::sender::{Carrier, send};
+use crate::verification::{Baseline, Comparison};
+use catchall_progress::{Display, Progress};
+
+pub use crate::config::Config;
+pub use crate::report::{ExitReason, Latency, Report};
+pub use crate::verification::Verification;
+
+/// Ended early, before there was anything to report.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("interrupted")]
+pub struct Interrupted;
+
+/// Sends what is asked for, compares if that is asked for, and reports. An interrupt ends the sending early;
+/// what was sent is still compared.
+///
+/// # Errors
+///
+/// When a server cannot be reached at the start, or counters cannot be read; [`Interrupted`] when the
+/// interrupt comes before or after the sending.
+pub async fn run(config: Config, interrupt: impl Future<Output = ()>) -> anyhow::Result<Report> {
+    let plan = Plan::new(config);
+    let names = plan.names;
+    let interrupt = pin!(interrupt.fuse());
+    match plan.config.via {
+        Via::Put => {
+            let clients = http1(&plan).await?.into_iter();
+            let carriers = clients.map(|client| Put { client, names }).collect();
+            conduct(&plan, carriers, interrupt).await
+        }
+        Via::PutH2 => {
+            let clients = http2(&plan).await?.into_iter();
+            let carriers = clients.map(|client| Put { client, names }).collect();
+            conduct(&plan, carriers, interrupt).await
+        }
+        Via::Bulk => {
+            let clients = http1(&plan).await?.into_iter();
+            let carriers = clients.map(|client| Bulk { client, names }).collect();
+            conduct(&plan, carriers, interrupt).await
+        }
+        Via::Amqp => {
+            let broker = plan.broker()?;
+            let connect =
+                |number| DirectPublisher::connect(broker, number, plan.streams, names, plan.timeout);
+            let publishers = try_join_all((0..plan.connections).map(connect)).await;
+            conduct(&plan, publishers.context("cannot publish")?, interrupt).await
+        }
+    }
+}
+
+async fn http1(plan: &Plan) -> anyhow::Result<Vec<Http1>> {
+    let target = &plan.config.ingest_url;
+    let connections = (0..plan.connections).map(|_| Http1::connect(target.clone(), plan.timeout));
+    try_join_all(connections).await.with_context(|| format!("cannot reach ingest at {target}"))
+}
+
+async fn http2(plan: &Plan) -> anyhow::Result<Vec<http2::Stream>> {
+    let target = &plan.config.ingest_url;
+    let connections = (0..plan.connections).map(|_| Http2::connect(target.clone(), plan.streams));
+    let connections = try_join_all(connections).await;
+    let connections = connections.with_context(|| format!("cannot reach ingest at {target}"))?;
+    let places = connections.iter().flat_map(|connection| std::iter::repeat_n(connection, plan.streams));
+    Ok(places.map(|connection| connection.stream(plan.timeout)).collect())
+}
+
+/// A run from the first reading to the last.
+async fn conduct<C: Carrier + 'static>(
+    plan: &Plan,
+    carriers: Vec<C>,
+    mut interrupt: Pin<&mut impl Future<Output = ()>>,
+) -> anyhow::Result<Report> {
+    let display = Display::detect();
+    let Config { workload, events, verify, query_url, threshold, .. } = &plan.config;
+    eprintln!("{} events of {workload}, seed {}, by {}", HumanCount(*events), plan.seed, plan.config.via);
+    let mut run = Run::new(plan.workload(), plan.keys(), plan.retry_for);
+    let mut comparing = None;
+    if *verify {
+        let mut reader =
+            Reader::connect(query_url, plan.names, *threshold, plan.timeout, plan.retry_for).await?;
+        let baseline = Baseline::read(plan.workload(), *events, &mut reader, display, plan.settle_within);
+        let baseline = unless(interrupt.as_mut(), baseline).await?;
+        *run.ledger.get_mut() = Some(Ledger::with_domains(plan.population()));
+        comparing = Some((reader, baseline));
+    }
+    let begun = Instant::now();
+    let run = send_all(plan, run, carriers, display, interrupt.as_mut()).await?;
+    let acknowledged = run.figures.borrow().last_acknowledged.unwrap_or(begun);
+    let mut report = Report::new(plan, &run, acknowledged.duration_since(begun));
+    if let (Some((mut reader, baseline)), Some(ledger)) = (comparing, run.ledger.take()) {
+        let comparison = Comparison::new(&baseline, &ledger, acknowledged, plan.settle_within);
+        let verification = unless(interrupt, comparison.run(plan.names, &mut reader, display)).await?;
+        report.verification = Some(verification);
+    }
+    Ok(report)
+}
+
+/// The output of `work`, unless an interrupt comes first.
+async fn unless<T>(
+    interrupt: Pin<&mut impl Future<Output = ()>>,
+    work: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    tokio::select! {
+        biased;
+        output = work => output,
+        () = interrupt => Err(Interrupted.into()),
+    }
+}
+
+/// Sends every event, or those until the interrupt, and waits for the answers.
+async fn send_all<C: Carrier + 'static>(
+    plan: &Plan,
+    mut run: Run,
+    carriers: Vec<C>,
+    display: Display,
+    interrupt: Pin<&mut impl Future<Output = ()>>,
+) -> anyhow::Result<Rc<Run>> {
+    let events = plan.config.events;
+    let parcels = events.div_ceil(plan.batch);
+    #[expect(clippy::cast_precision_loss, reason = "a batch has few events")]
+    let rate = plan.config.rate.map(|rate| Rate::per_second(rate / plan.batch as f64));
+    let pace = rate.map(|rate| Pace::begin(rate, parcels)).transpose().context("cannot keep a pace")?;
+    run.hand_out(events, plan.batch, pace);
+    let run = Rc::new(run);
+    let mut senders = JoinSet::new();
+    for carrier in carriers {
+        senders.spawn_local(send(Rc::clone(&run), carrier));
+    }
+    let mut stop = interrupt.map(|()| run.interrupt());
+    let sending = async {
+        loop {
+            tokio::select! {
+                biased;
+                ended = senders.join_next() => match ended {
+                    None => return anyhow::Ok(()),
+                    Some(ended) => ended.context("a sender failed")?,
+                },
+                () = &mut stop, if !run.is_interrupted() => {}
+            }
+        }
+    };
+    display.follow("sending", "events", events, || progress(&run), sending).await?;
+    Ok(Rc::clone(&run))
+}
+
+fn progress(run: &Run) -> Progress {
+    let figures = run.figures.borrow();
+    let mut note =
+        format!(", {} in flight, {} errors", HumanCount(figures.in_flight), HumanCount(figures.errors));
+    if let Some(trouble) = &figures.trouble {
+        note = format!("{note}: {trouble}");
+    }
+    Progress { done: figures.done(), note, ..Progress::default() }
+}

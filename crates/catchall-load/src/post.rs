@@ -1,0 +1,164 @@
+//! Events over HTTP: one to a PUT, or many to a POST.
+
+use bytes::Bytes;
+use http::{HeaderValue, Method};
+use serde::Deserialize;
+use uuid::Uuid;
+
+use crate::body;
+use crate::exchange::{Answer, Call, Client, Failure};
+use crate::run::{Fate, Parcel};
+use crate::sender::Carrier;
+use crate::workload::{Draw, Names};
+
+/// Room for a path: names are at most 21 letters long.
+const PATH: usize = 48;
+
+/// One event a request, named by the path.
+#[derive(Debug)]
+pub(crate) struct Put<C> {
+    /// Where requests go.
+    pub(crate) client: C,
+    /// How domains are spelled.
+    pub(crate) names: Names,
+}
+
+impl<C: Client> Carrier for Put<C> {
+    fn capacity(&self) -> usize {
+        1
+    }
+
+    async fn carry(&mut self, parcels: &[Parcel]) -> Fate {
+        let parcel = &parcels[0];
+        let mut call = Call::new(Method::PUT, path(self.names, parcel.draws[0]));
+        call.idempotency_key = parcel.keys.first().map(|key| {
+            let mut text = Uuid::encode_buffer();
+            let text = key.hyphenated().encode_lower(&mut text);
+            HeaderValue::from_str(text).expect("a UUID is visible ASCII")
+        });
+        fate(self.client.exchange(call).await, |_| Fate::Acknowledged)
+    }
+}
+
+/// `/events/{domain}/{kind}`
+fn path(names: Names, draw: Draw) -> Bytes {
+    let mut path = Vec::with_capacity(PATH);
+    path.extend_from_slice(b"/events/");
+    names.spell(draw.domain, &mut path);
+    path.push(b'/');
+    path.extend_from_slice(draw.kind.as_str().as_bytes());
+    // Without room to spare it becomes `Bytes` as it is; with some it would need another allocation.
+    path.into_boxed_slice().into()
+}
+
+/// Many events a request, an event a line.
+#[derive(Debug)]
+pub(crate) struct Bulk<C> {
+    /// Where requests go.
+    pub(crate) client: C,
+    /// How domains are spelled.
+    pub(crate) names: Names,
+}
+
+impl<C: Client> Carrier for Bulk<C> {
+    fn capacity(&self) -> usize {
+        1
+    }
+
+    async fn carry(&mut self, parcels: &[Parcel]) -> Fate {
+        let parcel = &parcels[0];
+        let mut call = Call::new(Method::POST, Bytes::from_static(b"/events"));
+        call.content_type = Some(HeaderValue::from_static("application/x-ndjson"));
+        call.body = body::lines(self.names, parcel).into();
+        fate(self.client.exchange(call).await, |answer| accepted(answer, parcel.draws.len()))
+    }
+}
+
+/// What an answer, or the lack of one, says of the events it is about. Any 2xx means that they are accepted;
+/// which of them, the request knows.
+fn fate(answer: Result<Answer, Failure>, accepted: impl FnOnce(&Answer) -> Fate) -> Fate {
+    match answer {
+        Ok(answer) if answer.status.is_success() => accepted(&answer),
+        Ok(answer) if answer.status.is_client_error() => Fate::Refused(answer.reason()),
+        Ok(answer) => Fate::Unknown(answer.reason()),
+        Err(Failure::Unanswered(reason)) => Fate::Unknown(reason),
+        Err(Failure::Unsent(reason)) => Fate::Unsent(reason),
+    }
+}
+
+/// Which of so many events a bulk answer accepts.
+fn accepted(answer: &Answer, events: usize) -> Fate {
+    #[derive(Deserialize)]
+    struct Accepted {
+        accepted: usize,
+        rejected: Vec<Rejected>,
+    }
+
+    #[derive(Deserialize)]
+    struct Rejected {
+        index: usize,
+        detail: String,
+    }
+
+    let Ok(Accepted { accepted, rejected }) = serde_json::from_slice(&answer.body) else {
+        return Fate::Unknown(format!("an answer that cannot be read: {}", answer.reason()));
+    };
+    let mut places: Vec<usize> = rejected.iter().map(|rejected| rejected.index).collect();
+    places.sort_unstable();
+    places.dedup();
+    if places.len() != rejected.len() || accepted + places.len() != events || places.last() >= Some(&events) {
+        return Fate::Unknown(format!("an answer that does not add up: {}", answer.reason()));
+    }
+    match rejected.into_iter().min_by_key(|rejected| rejected.index) {
+        None => Fate::Acknowledged,
+        Some(first) => Fate::Partly(places, format!("event {}: {}", first.index, first.detail)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::counts::EventKind;
+    use http::StatusCode;
+
+    fn answer(status: u16, body: &str) -> Answer {
+        let status = StatusCode::from_u16(status).unwrap();
+        Answer { status, body: Bytes::copy_from_slice(body.as_bytes()) }
+    }
+
+    #[test]
+    fn only_a_2xx_accepts_and_only_a_4xx_refuses() {
+        let of = |answer| fate(answer, |_| Fate::Acknowledged);
+        let of_answer = |answer| of(Ok(answer));
+        assert_eq!(of_answer(answer(202, "")), Fate::Acknowledged);
+        assert_eq!(of_answer(answer(200, "")), Fate::Acknowledged);
+        assert_eq!(of_answer(answer(400, "no")), Fate::Refused("400 Bad Request: no".into()));
+        assert_eq!(of_answer(answer(503, "")), Fate::Unknown("503 Service Unavailable".into()));
+        assert_eq!(of_answer(answer(302, "")), Fate::Unknown("302 Found".into()));
+        assert_eq!(of(Err(Failure::Unsent("a".into()))), Fate::Unsent("a".into()));
+        assert_eq!(of(Err(Failure::Unanswered("a".into()))), Fate::Unknown("a".into()));
+    }
+
+    #[test]
+    fn rejected_events_are_not_accepted() {
+        let of = |body| fate(Ok(answer(202, body)), |answer| accepted(answer, 3));
+        assert_eq!(of(r#"{"accepted":3,"rejected":[]}"#), Fate::Acknowledged);
+        let partly = r#"{"accepted":1,"rejected":[{"index":2,"detail":"b"},{"index":0,"detail":"a"}]}"#;
+        assert_eq!(of(partly), Fate::Partly(vec![0, 2], "event 0: a".into()));
+        for odd in [
+            "",
+            "{}",
+            r#"{"accepted":2,"rejected":[]}"#,
+            r#"{"accepted":2,"rejected":[{"index":3,"detail":""}]}"#,
+            r#"{"accepted":1,"rejected":[{"index":1,"detail":""},{"index":1,"detail":""}]}"#,
+        ] {
+            assert!(matches!(of(odd), Fate::Unknown(_)), "{odd}");
+        }
+    }
+
+    #[test]
+    fn a_path_names_domain_and_kind() {
+        let draw = Draw { domain: 0, kind: EventKind::Bounced };
+        assert_eq!(path(Names::Waves { seed: 42 }, draw), "/events/dtGNMCFbOFiYVA.gov/bounced");
+    }
+}

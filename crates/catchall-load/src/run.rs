@@ -1,0 +1,268 @@
+//! A run under way: what is handed out, and what became of it.
+
+use std::cell::{Cell, RefCell};
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use crate::figures::Figures;
+use crate::ledger::Ledger;
+use crate::pace::Pace;
+use crate::workload::{Draw, Workload};
+
+/// Events that travel together and are answered together.
+#[derive(Debug)]
+pub(crate) struct Parcel {
+    /// The events.
+    pub(crate) draws: Vec<Draw>,
+    /// Their keys: none, one for all of them, or one each, as [`Keys`] has it.
+    pub(crate) keys: Vec<Uuid>,
+    /// When it was to be sent.
+    due: Instant,
+}
+
+/// What is given a key, so that it counts once however often it is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keys {
+    /// Nothing: what is not answered is not sent again.
+    None,
+    /// Each event.
+    Event,
+    /// Each parcel.
+    Parcel,
+}
+
+/// What became of parcels that were sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// All events are accepted.
+    Acknowledged,
+    /// All events are accepted but those at these places, the first of them for this reason.
+    Partly(Vec<usize>, String),
+    /// No event is accepted, nor will it be when it is sent again.
+    Refused(String),
+    /// The events may be accepted or not.
+    Unknown(String),
+    /// The events did not reach a server.
+    Unsent(String),
+}
+
+/// What the senders share.
+#[derive(Debug)]
+pub(crate) struct Run {
+    /// What is given a key.
+    pub(crate) keys: Keys,
+    /// How long events are tried again that reached no server or, with a key, were not answered.
+    pub(crate) retry_for: Duration,
+    /// What has become of the events so far.
+    pub(crate) figures: RefCell<Figures>,
+    /// The same by domain, if it will be compared.
+    pub(crate) ledger: RefCell<Option<Ledger>>,
+    workload: RefCell<Workload>,
+    parcel_events: u64,
+    left: Cell<u64>,
+    handed_out: Cell<u64>,
+    interrupted: Cell<bool>,
+    pace: Option<Pace>,
+}
+
+impl Run {
+    pub(crate) fn new(workload: Workload, keys: Keys, retry_for: Duration) -> Self {
+        Self {
+            keys,
+            retry_for,
+            figures: RefCell::new(Figures::new()),
+            ledger: RefCell::new(None),
+            workload: RefCell::new(workload),
+            parcel_events: 1,
+            left: Cell::new(0),
+            handed_out: Cell::new(0),
+            interrupted: Cell::new(false),
+            pace: None,
+        }
+    }
+
+    /// Hands out so many events, so many to a parcel, at a pace or as fast as they are taken.
+    pub(crate) fn hand_out(&mut self, events: u64, parcel_events: u64, pace: Option<Pace>) {
+        self.parcel_events = parcel_events;
+        self.left.set(events);
+        self.pace = pace;
+    }
+
+    /// Fills the parcel with the next events when they are due. `false` when there are no more.
+    pub(crate) async fn next(&self, parcel: &mut Parcel) -> bool {
+        if self.left.get() == 0 {
+            return false;
+        }
+        match &self.pace {
+            Some(pace) if !pace.wait().await => false,
+            _ => self.fill(parcel),
+        }
+    }
+
+    /// The same, but `false` also when nothing is due yet.
+    pub(crate) fn next_if_due(&self, parcel: &mut Parcel) -> bool {
+        self.left.get() > 0 && self.pace.as_ref().is_none_or(Pace::is_due) && self.fill(parcel)
+    }
+
+    fn fill(&self, parcel: &mut Parcel) -> bool {
+        let events = self.parcel_events.min(self.left.get());
+        if events == 0 {
+            return false;
+        }
+        self.left.set(self.left.get() - events);
+        if self.left.get() == 0 {
+            // Those who wait for their turn need wait no longer.
+            self.give_up();
+        }
+        let index = self.handed_out.replace(self.handed_out.get() + 1);
+        parcel.due = self.pace.as_ref().map_or_else(Instant::now, |pace| pace.moment(index));
+        let mut workload = self.workload.borrow_mut();
+        parcel.draws.clear();
+        parcel.draws.extend((0..events).map(|_| workload.draw()));
+        let keys = match self.keys {
+            Keys::None => 0,
+            Keys::Event => parcel.draws.len(),
+            Keys::Parcel => 1,
+        };
+        parcel.keys.clear();
+        parcel.keys.extend((0..keys).map(|_| Uuid::now_v7()));
+        self.figures.borrow_mut().in_flight += events;
+        true
+    }
+
+    /// Notes a request without an answer, or with one that says no.
+    pub(crate) fn note_error(&self, reason: &str) {
+        let figures = &mut *self.figures.borrow_mut();
+        figures.errors += 1;
+        figures.note_trouble(reason);
+    }
+
+    /// Hands out nothing more because it was interrupted. What has failed is not tried again.
+    pub(crate) fn interrupt(&self) {
+        self.interrupted.set(true);
+        self.give_up();
+    }
+
+    /// Hands out nothing more because it is no use.
+    pub(crate) fn give_up(&self) {
+        self.left.set(0);
+        if let Some(pace) = &self.pace {
+            pace.stop();
+        }
+    }
+
+    /// Whether it was interrupted.
+    pub(crate) fn is_interrupted(&self) -> bool {
+        self.interrupted.get()
+    }
+
+    /// Whether there is nothing more to hand out.
+    pub(crate) fn is_over(&self) -> bool {
+        self.left.get() == 0
+    }
+
+    /// Enters what became of parcels.
+    pub(crate) fn settle(&self, parcels: &[Parcel], fate: &Fate) {
+        let now = Instant::now();
+        let figures = &mut *self.figures.borrow_mut();
+        let mut ledger = self.ledger.borrow_mut();
+        for parcel in parcels {
+            let events = parcel.draws.len() as u64;
+            figures.in_flight -= events;
+            match fate {
+                Fate::Acknowledged => {
+                    figures.acknowledge(events, now.saturating_duration_since(parcel.due), now);
+                    if let Some(ledger) = &mut *ledger {
+                        parcel.draws.iter().for_each(|draw| ledger.acknowledge(*draw));
+                    }
+                }
+                Fate::Partly(rejected, _) => {
+                    let refused = rejected.len() as u64;
+                    figures.refused += refused;
+                    figures.acknowledge(events - refused, now.saturating_duration_since(parcel.due), now);
+                    if let Some(ledger) = &mut *ledger {
+                        let accepted = parcel.draws.iter().enumerate();
+                        let accepted = accepted.filter(|(place, _)| rejected.binary_search(place).is_err());
+                        accepted.for_each(|(_, draw)| ledger.acknowledge(*draw));
+                    }
+                }
+                Fate::Refused(_) => figures.refused += events,
+                Fate::Unknown(_) => {
+                    figures.unknown += events;
+                    if let Some(ledger) = &mut *ledger {
+                        parcel.draws.iter().for_each(|draw| ledger.leave_unknown(*draw));
+                    }
+                }
+                Fate::Unsent(_) => {}
+            }
+        }
+        if matches!(fate, Fate::Acknowledged) {
+            figures.trouble = None;
+        }
+    }
+}
+
+impl Parcel {
+    pub(crate) fn new() -> Self {
+        Self { draws: Vec::new(), keys: Vec::new(), due: Instant::now() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::counts::{Counts, EventKind};
+    use crate::pace::Rate;
+    use crate::workload::Shape;
+    use futures::future::join_all;
+
+    fn run(keys: Keys) -> Run {
+        Run::new(Workload::new(Shape::Zipf, 1, 100), keys, Duration::from_secs(1))
+    }
+
+    #[tokio::test]
+    async fn every_event_is_handed_out_once_and_nobody_waits_for_more() {
+        for pace in [None, Some(Pace::begin(Rate::per_second(10_000.0), 11).unwrap())] {
+            let mut run = run(Keys::Event);
+            run.hand_out(105, 10, pace);
+            let run = &run;
+            let takers = (0..20).map(|_| async {
+                let (mut parcel, mut draws) = (Parcel::new(), Vec::new());
+                while run.next(&mut parcel).await {
+                    assert_eq!(parcel.keys.len(), parcel.draws.len());
+                    draws.append(&mut parcel.draws);
+                    tokio::task::yield_now().await;
+                }
+                draws
+            });
+            let draws: Vec<Draw> = join_all(takers).await.into_iter().flatten().collect();
+            assert_eq!(draws.len(), 105);
+            assert!(run.is_over() && run.figures.borrow().in_flight == 105);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_accepted_is_in_the_ledger_and_nothing_else() {
+        let mut run = run(Keys::None);
+        run.ledger = RefCell::new(Some(Ledger::default()));
+        run.hand_out(8, 2, None);
+        let mut parcels: Vec<Parcel> = (0..4).map(|_| Parcel::new()).collect();
+        for parcel in &mut parcels {
+            assert!(run.next_if_due(parcel));
+            parcel.draws = [0, 1].map(|domain| Draw { domain, kind: EventKind::Bounced }).into();
+        }
+        assert!(!run.next_if_due(&mut Parcel::new()));
+        run.settle(&parcels[..1], &Fate::Acknowledged);
+        run.settle(&parcels[1..2], &Fate::Partly(vec![1], "no".into()));
+        run.settle(&parcels[2..3], &Fate::Refused("no".into()));
+        run.settle(&parcels[3..], &Fate::Unknown("who knows".into()));
+        let figures = run.figures.borrow();
+        assert_eq!((figures.acknowledged, figures.refused, figures.unknown), (3, 3, 2));
+        assert_eq!((figures.in_flight, figures.done()), (0, 8));
+        let ledger = run.ledger.borrow();
+        let expected = |domain| ledger.as_ref().unwrap().expected(domain, Counts::default());
+        assert_eq!((expected(0).least.bounced, expected(0).most.bounced), (2, 3));
+        assert_eq!((expected(1).least.bounced, expected(1).most.bounced), (1, 2));
+    }
+}

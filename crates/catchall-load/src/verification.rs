@@ -1,0 +1,361 @@
+//! Compares what was counted with what was acknowledged.
+
+use std::cell::Cell;
+use std::collections::{HashMap, HashSet};
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use serde::{Deserialize, Serialize};
+
+use crate::counts::Counts;
+use crate::ledger::{Bounds, Difference, Ledger};
+use crate::reading::{Reader, Reading};
+use crate::workload::{Names, Workload};
+use catchall_progress::{Display, Progress};
+
+/// Domains that are watched until they have settled before the others are read once. It keeps a million
+/// reads out of the way of the workers.
+const PROBE: usize = 1000;
+
+/// How often domains are read that have not settled.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Counters that have not moved for so long are taken to stand still.
+const STILL: Duration = Duration::from_secs(3);
+
+/// How far apart two readings before the run are, which have to be the same.
+const REST: Duration = Duration::from_millis(500);
+
+/// Domains that are asked for in one go, which bounds what that takes of memory.
+const READ_AT_ONCE: usize = 100_000;
+
+/// Differences that are told by name.
+const EXAMPLES: usize = 10;
+
+/// The domains a run can touch, and their counters before it.
+#[derive(Debug)]
+pub(crate) struct Baseline {
+    domains: Vec<u32>,
+    before: Vec<Counts>,
+}
+
+/// What a comparison came to.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Verification {
+    /// Domains that were compared.
+    pub domains: usize,
+    /// Events that were acknowledged, but not counted.
+    pub lost: u64,
+    /// Events that were counted beyond what was sent.
+    pub duplicated: u64,
+    /// Domains that were served with another status than their counters give.
+    pub wrong_status: usize,
+    /// Seconds from the last acknowledgement until no acknowledged event was missing; nothing when that was
+    /// not seen.
+    pub seconds_to_settle: Option<f64>,
+    /// Some of the domains that are not as they have to be.
+    pub examples: Vec<String>,
+}
+
+impl Verification {
+    /// Whether nothing is wrong.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.lost == 0 && self.duplicated == 0 && self.wrong_status == 0
+    }
+}
+
+impl Baseline {
+    /// Reads the counters of every domain the next events of the workload touch, once they stand still.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be read, or still move after `patience`: then something else is counting.
+    pub(crate) async fn read(
+        workload: Workload,
+        events: u64,
+        reader: &mut Reader,
+        display: Display,
+        patience: Duration,
+    ) -> anyhow::Result<Self> {
+        let domains = touched(workload, events);
+        let mut before = vec![Counts::default(); domains.len()];
+        stand_still(&domains[probe(domains.len())..], reader, patience).await?;
+        let done = Cell::new(0);
+        let reading = reader.read(&domains, |place, reading| {
+            before[place] = reading.counters;
+            done.set(done.get() + 1);
+        });
+        let progress = || Progress { done: done.get(), ..Progress::default() };
+        display.follow("baseline", "domains", domains.len() as u64, progress, reading).await?;
+        Ok(Self { domains, before })
+    }
+}
+
+/// The domains of the next events, in ascending order. A bit each, not a set: a population has millions.
+fn touched(mut workload: Workload, events: u64) -> Vec<u32> {
+    let mut seen: Vec<u64> = Vec::new();
+    for _ in 0..events {
+        let domain = workload.draw().domain;
+        let (word, bit) = (domain as usize / 64, domain % 64);
+        if word >= seen.len() {
+            seen.resize(word + 1, 0);
+        }
+        seen[word] |= 1 << bit;
+    }
+    let words = (0..).zip(&seen);
+    let bits = words.flat_map(|(word, bits)| {
+        (0..64).filter(move |bit| bits >> bit & 1 == 1).map(move |bit| word * 64 + bit)
+    });
+    bits.collect()
+}
+
+/// Where the probe of so many domains begins: it is the last of them. Of waves those are the domains that
+/// were sent last; of a population any are as good as any.
+fn probe(domains: usize) -> usize {
+    domains.saturating_sub(PROBE)
+}
+
+/// Waits until two readings are the same: events of an earlier run may still be on their way.
+async fn stand_still(domains: &[u32], reader: &mut Reader, patience: Duration) -> anyhow::Result<()> {
+    let give_up = Instant::now() + patience;
+    let mut last: Option<Vec<Counts>> = None;
+    loop {
+        let mut counters = vec![Counts::default(); domains.len()];
+        reader.read(domains, |place, reading| counters[place] = reading.counters).await?;
+        if last.as_ref() == Some(&counters) {
+            return Ok(());
+        }
+        if Instant::now() >= give_up {
+            bail!(
+                "the counters still move before anything is sent: something else sends events of these domains"
+            );
+        }
+        last = Some(counters);
+        tokio::time::sleep(REST).await;
+    }
+}
+
+/// A comparison under way.
+#[derive(Debug)]
+pub(crate) struct Comparison<'a> {
+    baseline: &'a Baseline,
+    ledger: &'a Ledger,
+    /// When the last event was acknowledged.
+    since: Instant,
+    /// How long after that counters may take to settle.
+    patience: Duration,
+    /// Places of domains that are not as they have to be, and what was last read there.
+    off: HashMap<usize, Counts>,
+    wrong_status: HashSet<usize>,
+    /// When a domain was last seen to have become as it has to be.
+    settled: Option<Instant>,
+    /// When a domain that is not as it has to be was last seen to move.
+    moved: Instant,
+}
+
+impl<'a> Comparison<'a> {
+    pub(crate) fn new(
+        baseline: &'a Baseline,
+        ledger: &'a Ledger,
+        since: Instant,
+        patience: Duration,
+    ) -> Self {
+        let (off, wrong_status) = (HashMap::new(), HashSet::new());
+        Self { baseline, ledger, since, patience, off, wrong_status, settled: None, moved: since }
+    }
+
+    /// Waits until nothing is missing or the time is up, and compares every domain.
+    ///
+    /// # Errors
+    ///
+    /// When counters cannot be read.
+    pub(crate) async fn run(
+        mut self,
+        names: Names,
+        reader: &mut Reader,
+        display: Display,
+    ) -> anyhow::Result<Verification> {
+        let all = self.baseline.domains.len();
+        self.watch((probe(all)..all).collect(), reader, display).await?;
+        let first = self.settled.unwrap_or_else(Instant::now);
+        // A message that is delivered twice may come a little later than all that were missing.
+        tokio::time::sleep(STILL).await;
+        let done = Cell::new(0);
+        let progress = || Progress { done: done.get(), ..Progress::default() };
+        let places: Vec<usize> = (0..all).collect();
+        let look = self.look(&places, reader, |read| done.set(read));
+        display.follow("comparing", "domains", all as u64, progress, look).await?;
+        self.watch(self.missing(places), reader, display).await?;
+        let settled = self.settled.unwrap_or(first);
+        Ok(self.verdict(names, settled))
+    }
+
+    /// Reads until nothing is missing at these places, or the time is up and nothing moves any more.
+    async fn watch(
+        &mut self,
+        mut places: Vec<usize>,
+        reader: &mut Reader,
+        display: Display,
+    ) -> anyhow::Result<()> {
+        let total = places.len();
+        let settled = Cell::new(0);
+        let progress = || Progress { done: settled.get(), ..Progress::default() };
+        let work = async {
+            loop {
+                self.look(&places, reader, |_| ()).await?;
+                places = self.missing(places);
+                settled.set((total - places.len()) as u64);
+                let time_is_up = self.since.elapsed() > self.patience && self.moved.elapsed() > STILL;
+                if places.is_empty() || time_is_up {
+                    return Ok(());
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        display.follow("settling", "domains", total as u64, progress, work).await
+    }
+
+    /// Reads the domains at these places once and tells how many have been read.
+    async fn look(
+        &mut self,
+        places: &[usize],
+        reader: &mut Reader,
+        tell: impl Fn(u64),
+    ) -> anyhow::Result<()> {
+        let mut read = 0;
+        for places in places.chunks(READ_AT_ONCE) {
+            let domains: Vec<u32> = places.iter().map(|place| self.baseline.domains[*place]).collect();
+            let take = |i: usize, reading: Reading| {
+                self.take(places[i], reading);
+                read += 1;
+                tell(read);
+            };
+            reader.read(&domains, take).await?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, place: usize, reading: Reading) {
+        if !reading.status_is_right {
+            self.wrong_status.insert(place);
+        }
+        let now = Instant::now();
+        if self.expected(place).difference(reading.counters) == Difference::default() {
+            if self.off.remove(&place).is_some() {
+                self.settled = Some(now);
+            }
+        } else if self.off.insert(place, reading.counters) != Some(reading.counters) {
+            self.moved = now;
+        }
+    }
+
+    fn expected(&self, place: usize) -> Bounds {
+        self.ledger.expected(self.baseline.domains[place], self.baseline.before[place])
+    }
+
+    fn difference(&self, place: usize) -> Difference {
+        self.off.get(&place).map(|counted| self.expected(place).difference(*counted)).unwrap_or_default()
+    }
+
+    /// Those of these places where events are missing. Where there are only too many it is no use to wait.
+    fn missing(&self, mut places: Vec<usize>) -> Vec<usize> {
+        places.retain(|place| self.difference(*place).lost > 0);
+        places
+    }
+
+    fn verdict(&self, names: Names, settled: Instant) -> Verification {
+        let mut places: Vec<usize> = self.off.keys().chain(&self.wrong_status).copied().collect();
+        places.sort_unstable();
+        places.dedup();
+        let differences = places.iter().map(|place| self.difference(*place));
+        let (lost, duplicated) =
+            differences.fold((0, 0), |sum, each| (sum.0 + each.lost, sum.1 + each.duplicated));
+        let seconds = settled.saturating_duration_since(self.since).as_secs_f64();
+        Verification {
+            domains: self.baseline.domains.len(),
+            lost,
+            duplicated,
+            wrong_status: self.wrong_status.len(),
+            seconds_to_settle: (lost == 0).then_some(seconds),
+            examples: places.iter().take(EXAMPLES).map(|place| self.example(names, *place)).collect(),
+        }
+    }
+
+    fn example(&self, names: Names, place: usize) -> String {
+        let mut sentence = names.canonical(self.baseline.domains[place]);
+        if let Some(counted) = self.off.get(&place) {
+            let Bounds { least, most } = self.expected(place);
+            let kinds = [
+                ("delivered", counted.delivered, least.delivered, most.delivered),
+                ("bounced", counted.bounced, least.bounced, most.bounced),
+            ];
+            for (kind, counted, least, most) in kinds {
+                if counted < least || counted > most {
+                    let expected =
+                        if least == most { least.to_string() } else { format!("{least} to {most}") };
+                    let _ = write!(sentence, ", {counted} {kind} instead of {expected}");
+                }
+            }
+        }
+        if self.wrong_status.contains(&place) {
+            sentence += ", wrong status";
+        }
+        sentence
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::counts::EventKind;
+    use crate::workload::{Draw, Shape};
+
+    #[test]
+    fn what_a_run_touches_is_found_beforehand() {
+        for shape in [Shape::Waves, Shape::Uniform, Shape::Zipf] {
+            let mut workload = Workload::new(shape, 11, 5000);
+            let domains = touched(workload.clone(), 20_000);
+            assert!(domains.is_sorted_by(|left, right| left < right));
+            let drawn: HashSet<u32> = (0..20_000).map(|_| workload.draw().domain).collect();
+            assert_eq!(domains.into_iter().collect::<HashSet<u32>>(), drawn);
+        }
+    }
+
+    fn reading(delivered: u64, status_is_right: bool) -> Reading {
+        Reading { counters: Counts { delivered, bounced: 0 }, status_is_right }
+    }
+
+    #[test]
+    fn the_last_reading_of_a_domain_decides_but_a_wrong_status_stays_wrong() {
+        let before = Counts { delivered: 5, bounced: 0 };
+        let baseline = Baseline { domains: vec![3, 4, 8], before: vec![before; 3] };
+        let mut ledger = Ledger::default();
+        let draw = |domain| Draw { domain, kind: EventKind::Delivered };
+        ledger.acknowledge(draw(3));
+        ledger.acknowledge(draw(8));
+        ledger.leave_unknown(draw(8));
+        let since = Instant::now();
+        let mut comparison = Comparison::new(&baseline, &ledger, since, Duration::ZERO);
+        comparison.take(0, reading(5, false));
+        comparison.take(1, reading(5, true));
+        comparison.take(2, reading(8, true));
+        assert_eq!(comparison.missing(vec![0, 1, 2]), [0]);
+        let verification = comparison.verdict(Names::Population, since);
+        assert_eq!((verification.domains, verification.lost, verification.duplicated), (3, 1, 1));
+        assert_eq!((verification.wrong_status, verification.seconds_to_settle), (1, None));
+        let names = [3, 8].map(|domain| Names::Population.canonical(domain));
+        let examples = [
+            format!("{}, 5 delivered instead of 6, wrong status", names[0]),
+            format!("{}, 8 delivered instead of 6 to 7", names[1]),
+        ];
+        assert_eq!(verification.examples, examples);
+
+        comparison.take(0, reading(6, true));
+        comparison.take(2, reading(6, true));
+        let verification = comparison.verdict(Names::Population, since);
+        assert_eq!((verification.lost, verification.duplicated, verification.wrong_status), (0, 0, 1));
+        assert!(verification.seconds_to_settle.is_some() && !verification.is_clean());
+    }
+}
