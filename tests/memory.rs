@@ -8,7 +8,8 @@ use catchall::telemetry;
 use clap::Parser;
 use harness::usage::megabytes;
 
-/// In a second. Each takes 16 bytes until it is in its bucket: 2 MB, and 48 MB where that waits for somebody to ask.
+/// In a second. Each takes 16 bytes until it is in its bucket: 2 MB, and 48 MB where that waits for somebody
+/// to ask.
 const OBSERVATIONS: u32 = 150_000;
 
 /// After the first of which everything is there that is needed once.

@@ -72,7 +72,8 @@ pub(crate) fn serve(baseline: Baseline, naive: Option<&Naive>) -> anyhow::Result
     runtime.block_on(async {
         let shutdown = shutdown::requested()?;
         let announcing = async {
-            // Clients get in once every thread has said what it depends on, though perhaps before that is there.
+            // Clients get in once every thread has said what it depends on, though perhaps before that is
+            // there.
             while TcpStream::connect(address).is_err() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }

@@ -1,9 +1,10 @@
-//! What each number of clients gets: rate, latency and cost by connections, beside the server that does nothing.
+//! What each number of clients gets: rate, latency and cost by connections, beside the server that does
+//! nothing.
 //!
-//! A fall from one step to the next is judged within a pass, where both were measured within seconds of each other:
-//! the machine is not the same for long. Passes go up and down the steps in turn, and the median of all counts. Where a
-//! step seems to fall off, it and the one before are measured again, so that one bad moment among so many pairs is not
-//! taken for a fall.
+//! A fall from one step to the next is judged within a pass, where both were measured within seconds of each
+//! other: the machine is not the same for long. Passes go up and down the steps in turn, and the median of
+//! all counts. Where a step seems to fall off, it and the one before are measured again, so that one bad
+//! moment among so many pairs is not taken for a fall.
 
 use std::collections::BTreeMap;
 
@@ -172,7 +173,8 @@ impl Player<'_> {
             floor_p50: floor.latency_ms.p50.unwrap_or(f64::NAN),
         };
         eprintln!(
-            "bench: {connections:5} connections: {rate:6.0}/s, p50 {:.2} and p99 {:.2} ms, {:.2} us; floor {:.0}/s",
+            "bench: {connections:5} connections: {rate:6.0}/s, p50 {:.2} and p99 {:.2} ms, \
+            {:.2} us; floor {:.0}/s",
             run.p50, run.p99, run.micros, run.floor
         );
         self.all.add(figures, difference);

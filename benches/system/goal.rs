@@ -6,8 +6,8 @@ use crate::figures::Figures;
 use crate::frontier::{COMPARED, FALL};
 use crate::row::Row;
 
-/// What the naive design does on the machine the goals were set on, in events per second. On a slower machine a rate
-/// goal is as much lower.
+/// What the naive design does on the machine the goals were set on, in events per second. On a slower machine
+/// a rate goal is as much lower.
 const REFERENCE_NAIVE: f64 = 6_000.0;
 
 /// A total that is this share of another one is not lower: two runs of the same differ as much.
@@ -16,8 +16,8 @@ const NOT_LOWER: f64 = 0.95;
 /// Costs that differ by no more than this share do not depend on what differs.
 const FLAT: f64 = 0.25;
 
-/// Memory that grows by no more than this share in the second half of the time is flat: an allocator is never quite
-/// done.
+/// Memory that grows by no more than this share in the second half of the time is flat: an allocator is never
+/// quite done.
 const NO_GROWTH: f64 = 0.1;
 
 /// A pace was kept when this share of the events of the time was acknowledged in it.

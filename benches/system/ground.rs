@@ -32,8 +32,8 @@ pub(crate) struct Grounds {
 /// Bytes of rows that are sent to the server together.
 const PIECE: usize = 1 << 20;
 
-/// Reads every row in key spec, and with it its page and its entry in the index: afterwards both are in memory.
-/// A plain scan of a large table would use only a corner of it.
+/// Reads every row in key spec, and with it its page and its entry in the index: afterwards both are in
+/// memory. A plain scan of a large table would use only a corner of it.
 const WARM: &str = "\
 set enable_seqscan = off;
 set enable_bitmapscan = off;
@@ -65,8 +65,8 @@ async fn populate(domains: u32, servers: &Servers) -> anyhow::Result<()> {
     sql::replayed(database_url, replica_url).await?;
     sql::execute(database_url, WARM).await?;
     sql::execute(replica_url, WARM).await?;
-    // The first write to a page after a checkpoint costs a whole page of WAL. Checkpoints are rare, so this is
-    // not what a row is to measure.
+    // The first write to a page after a checkpoint costs a whole page of WAL. Checkpoints are rare, so this
+    // is not what a row is to measure.
     eprintln!("bench: touching the table");
     let spec = LoadSpec {
         via: "bulk",
@@ -83,9 +83,9 @@ async fn populate(domains: u32, servers: &Servers) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Each domain with one event, in key spec: the dense heap and index of a table that was loaded from a backup.
-/// Within one transaction with `truncate`, rows can be frozen from the start, so no later pass over them writes
-/// them again.
+/// Each domain with one event, in key spec: the dense heap and index of a table that was loaded from a
+/// backup. Within one transaction with `truncate`, rows can be frozen from the start, so no later pass over
+/// them writes them again.
 async fn fill(domains: u32, database_url: &str) -> anyhow::Result<()> {
     let mut connection = PgConnection::connect(database_url).await?;
     sqlx::raw_sql("begin; truncate domain_counters").execute(&mut connection).await?;

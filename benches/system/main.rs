@@ -1,5 +1,5 @@
-//! The table of figures: every way in and out of the real system, measured beside the naive design and beside a
-//! server that does nothing, all in one run on one machine.
+//! The table of figures: every way in and out of the real system, measured beside the naive design and beside
+//! a server that does nothing, all in one run on one machine.
 //!
 //! `./dev bench` starts the servers and says that the machine is free to be measured.
 

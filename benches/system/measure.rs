@@ -35,8 +35,8 @@ pub(crate) struct Beside {
     pub(crate) notes: Vec<String>,
 }
 
-/// Sends what is specified while `beside` is done, and waits until all of it is counted. Returns the figures, but for
-/// the comparison of the counts, and what the load said of itself.
+/// Sends what is specified while `beside` is done, and waits until all of it is counted. Returns the figures,
+/// but for the comparison of the counts, and what the load said of itself.
 pub(crate) async fn events(
     stage: &Stage,
     spec: &LoadSpec,
@@ -103,7 +103,8 @@ pub(crate) async fn events(
     Ok((figures, report, beside))
 }
 
-/// Waits until the workers have counted so many events since they were started, or count none for a long time.
+/// Waits until the workers have counted so many events since they were started, or count none for a long
+/// time.
 async fn settle(stage: &Stage, events: u64) {
     let (mut counted, mut last) = (0, Instant::now());
     while counted < events && last.elapsed() < PATIENCE {
@@ -115,8 +116,9 @@ async fn settle(stage: &Stage, events: u64) {
     }
 }
 
-/// Whether more and more accepted events wait to be counted: in the last quarter of the time, than in the second,
-/// by more than is counted in a second. Nothing where the time is too short to tell, or ingest accepts nothing.
+/// Whether more and more accepted events wait to be counted: in the last quarter of the time, than in the
+/// second, by more than is counted in a second. Nothing where the time is too short to tell, or ingest
+/// accepts nothing.
 fn grows(looks: &[Look], spec: &LoadSpec, report: &Report) -> Option<bool> {
     // The last look is at what was settled.
     let looks = &looks[..looks.len().saturating_sub(1)];
@@ -131,16 +133,16 @@ fn grows(looks: &[Look], spec: &LoadSpec, report: &Report) -> Option<bool> {
     Some(mean(last) - mean(second) > per_second(report.acknowledged, report.seconds))
 }
 
-/// How much more memory the services have in the last quarter of the time than in the second, as a share. Nothing
-/// where the time is too short to tell.
+/// How much more memory the services have in the last quarter of the time than in the second, as a share.
+/// Nothing where the time is too short to tell.
 fn memory_growth(looks: &[Look]) -> Option<f64> {
     let quarter = looks.len() / 4;
     let mean = |part: &[Look]| real(part.iter().map(|look| look.megabytes).sum()) / real(part.len() as u64);
     (quarter > 0).then(|| mean(&looks[looks.len() - quarter..]) / mean(&looks[quarter..2 * quarter]) - 1.0)
 }
 
-/// By how many megabytes ingest or query, whichever it is more, has grown from the second quarter of the time to the
-/// last.
+/// By how many megabytes ingest or query, whichever it is more, has grown from the second quarter of the time
+/// to the last.
 fn growth_megabytes(looks: &[Look]) -> Option<f64> {
     let quarter = looks.len() / 4;
     let services: [fn(&Look) -> Option<f64>; 2] = [|look| look.ingest_megabytes, |look| look.query_megabytes];

@@ -18,7 +18,8 @@ const STYLE: &str = "\
 text { font: 13px system-ui, sans-serif; fill: #1f2328 } .page { fill: #ffffff } .small { font-size: 12px }
 .grid { stroke: #d1d9e0; stroke-width: 1 } .line { fill: none; stroke-width: 2.2 }
 .system { stroke: #0969da } .floor { stroke: #8a6d00; stroke-dasharray: 6 4 } .tail { stroke: #bc4c00 }
-circle { stroke: none } circle.system { fill: #0969da } circle.floor { fill: #8a6d00 } circle.tail { fill: #bc4c00 }
+circle { stroke: none } circle.system { fill: #0969da } circle.floor { fill: #8a6d00 }
+circle.tail { fill: #bc4c00 }
 text.system { fill: #0969da; stroke: none } text.floor { fill: #8a6d00; stroke: none }
 text.tail { fill: #bc4c00; stroke: none }
 @media (prefers-color-scheme: dark) {
@@ -71,7 +72,8 @@ pub(crate) fn svg(steps: &[Step]) -> String {
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\">\n\
          <title>PUT over HTTP/1.1 by number of connections</title>\n\
-         <desc>Rate, latency and cost from 1 to 2,048 connections, beside an HTTP server that does nothing</desc>\n\
+         <desc>Rate, latency and cost from 1 to 2,048 connections, \
+         beside an HTTP server that does nothing</desc>\n\
          <style>{STYLE}</style>\n<rect class=\"page\" width=\"{WIDTH}\" height=\"{height}\" rx=\"6\"/>\n"
     );
     let tops = [0.0, 1.0, 2.0].map(|above| TOP + above * (PANEL + GAP));

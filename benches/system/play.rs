@@ -23,12 +23,12 @@ use crate::stage::{Cast, Scraping, Stage};
 use crate::table::Table;
 use crate::verification::{Sample, between, compare};
 
-/// The pace at which costs are compared, whatever the size of the table: the cost depends on it. Far below what each
-/// of them can take.
+/// The pace at which costs are compared, whatever the size of the table: the cost depends on it. Far below
+/// what each of them can take.
 const COMPARED_RATE: f64 = 60_000.0;
 
-/// Connections of PUT over HTTP/1.1, with an event on its way on each: few for a mail platform, and enough that
-/// events share confirms as they do under load.
+/// Connections of PUT over HTTP/1.1, with an event on its way on each: few for a mail platform, and enough
+/// that events share confirms as they do under load.
 const PUT_CONNECTIONS: u32 = 512;
 
 /// Makes the events of the first of many runs; those of the others follow.
@@ -46,7 +46,8 @@ const EVENTS_PER_SECOND: u64 = 300_000;
 /// Reads per second beside a load.
 const READS_BESIDE: f64 = 2_000.0;
 
-/// Events and reads per second while nobody reads `/metrics`: in a minute what is kept of each read would show.
+/// Events and reads per second while nobody reads `/metrics`: in a minute what is kept of each read would
+/// show.
 const UNWATCHED_PUTS: f64 = 5_000.0;
 const UNWATCHED_READS: f64 = 20_000.0;
 

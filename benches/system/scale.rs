@@ -50,7 +50,8 @@ impl fmt::Display for Scale {
         let Self { seconds, sustained_seconds, domains, .. } = self;
         write!(
             f,
-            "{seconds} s a row, {sustained_seconds} s uniform; the large table has {domains} domains, loaded in key order"
+            "{seconds} s a row, {sustained_seconds} s uniform; \
+            the large table has {domains} domains, loaded in key order"
         )
     }
 }

@@ -1,4 +1,5 @@
-//! The processes of one row, each started for it: what one row leaves in a process is not measured in another.
+//! The processes of one row, each started for it: what one row leaves in a process is not measured in
+//! another.
 
 use anyhow::Context;
 use catchall::broker::EVENTS;

@@ -42,13 +42,14 @@ const HEADINGS: [&str; 23] = [
 
 /// What the columns are.
 const LEGEND: &str = "\
-acked/s: events (of get: reads) answered per second. counted/s: until the last of them was in the primary. ingest to
-load: microseconds of processor time per event of each process, until the replica had all of it; of naive and floor
-their servers stand under ingest. stack: all but load, the load generator. p50 to p99: ms of latency; at a fixed rate
-from the moment an event was due. MB: the most memory of ingest/worker/query. x naive, x floor: the rate as a multiple
-of theirs. queue: most messages seen in it. behind: seconds from the last answer until all was counted. lag: most
-seconds the replica was behind. steal: per cent of the processor time that was wanted and that the machine's host
-gave to others; a row with much of it says little of rates and latencies. Where naive is slower than 6,000/s, a goal for a rate is as much lower.";
+acked/s: events (for get: reads) answered per second. counted/s: events per second until the last of them was in
+the primary. ingest to load: each process's processor time per event in microseconds, until the replica had all
+events; the servers of naive and floor are listed under ingest. stack: the sum of all but load, the load tool. p50
+to p99: latency in ms; at a fixed rate it counts from the moment an event was due. MB: the peak memory of
+ingest/worker/query. x naive, x floor: the rate divided by theirs. queue: the most messages seen in the queue.
+behind: seconds from the last answer until all events were counted. lag: the most seconds the replica was behind.
+steal: the percentage of the requested processor time that the machine's host gave to others; where it is high,
+rates and latencies say little. If naive is slower than 6,000/s, the goals for rates are lowered in proportion.";
 
 /// What a service may take.
 struct Allowance {
@@ -243,7 +244,8 @@ impl fmt::Display for Table {
         let MachineInfo { cores, processor, memory_gigabytes, postgres, rabbitmq, build } = &self.machine;
         writeln!(
             f,
-            "{cores} cores of {processor}, {memory_gigabytes} GB; PostgreSQL {postgres}, RabbitMQ {rabbitmq}; {build}"
+            "{cores} cores of {processor}, {memory_gigabytes} GB; PostgreSQL {postgres}, \
+            RabbitMQ {rabbitmq}; {build}"
         )?;
         writeln!(f, "{}\n", self.scale)?;
         let cells = self.rows.iter().map(|(row, figures)| self.cells(*row, figures));
@@ -272,7 +274,8 @@ impl fmt::Display for Table {
                 let times = times_before.map_or("-".into(), |times| format!("{times:.2}"));
                 writeln!(
                     f,
-                    "{connections:11}  {rate:7.0}  {p50_ms:6.2}  {p99_ms:6.2}  {micros:7.2}  {floor:8.0}  {:7.2}  {times:>5}  {runs:4}",
+                    "{connections:11}  {rate:7.0}  {p50_ms:6.2}  {p99_ms:6.2}  {micros:7.2}  \
+                    {floor:8.0}  {:7.2}  {times:>5}  {runs:4}",
                     rate / floor
                 )?;
             }
@@ -280,7 +283,8 @@ impl fmt::Display for Table {
         }
         let memory: Vec<String> = self.memory().iter().map(Verdict::words).collect();
         writeln!(f, "memory, the most of all rows: {}", memory.join("; "))?;
-        // On a machine that was busy with other things naive is slow too, and goals are met that should not be.
+        // On a machine that was busy with other things naive is slow too, and goals are met that should not
+        // be.
         writeln!(f, "goals for rates were multiplied by {:.2}", slowness(self.figures(Row::Naive)))?;
         for (row, figures) in &self.rows {
             if let Some(failure) = &figures.failure {

@@ -26,8 +26,8 @@ pub(crate) fn between(before: Counts, after: Counts) -> Counts {
     Counts { delivered: after.delivered - before.delivered, bounced: after.bounced - before.bounced }
 }
 
-/// The domains that are compared one by one: of a population the most frequent of zipf and as many that are spread
-/// over all others; of waves, which no other run has, all.
+/// The domains that are compared one by one: of a population the most frequent of zipf and as many that are
+/// spread over all others; of waves, which no other run has, all.
 ///
 /// The sums of all counters alone would not tell an event that was lost beside one that was counted twice.
 #[derive(Debug)]
@@ -67,8 +67,8 @@ impl Sample {
     }
 }
 
-/// Compares what was added to all counters with what was acknowledged, `more` being what others have sent, and each
-/// domain of the sample.
+/// Compares what was added to all counters with what was acknowledged, `more` being what others have sent,
+/// and each domain of the sample.
 pub(crate) async fn compare(
     spec: &LoadSpec,
     report: &Report,

@@ -22,8 +22,8 @@ use harness::proxy::Wire;
 use crate::chance::Chance;
 use crate::stage::Stage;
 
-/// How long it may take after a fault until all is well again before that counts as never. The table says how long it
-/// took; this only tells slow from stuck, on a machine that may do ten other things as well.
+/// How long it may take after a fault until all is well again before that counts as never. The table says how
+/// long it took; this only tells slow from stuck, on a machine that may do ten other things as well.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// What can go wrong, in the order in which it does.

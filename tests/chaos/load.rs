@@ -24,7 +24,8 @@ const BULK: Way =
     ("bulk", LoadSpec { via: "bulk", connections: Some(2), batch: Some(100), ..LoadSpec::BASE }, 1500);
 const BULK_KEYED: Way = ("bulk keyed", LoadSpec { keyed: true, ..BULK.1 }, 1500);
 
-/// Published to the broker directly, an event without any id is counted at least once, so here it always has one.
+/// Published to the broker directly, an event without any id is counted at least once, so here it always has
+/// one.
 const AMQP_KEYED: Way = (
     "amqp keyed",
     LoadSpec {

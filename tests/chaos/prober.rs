@@ -136,7 +136,8 @@ impl Prober {
     }
 }
 
-/// Each PUT has a domain of its own, so that one lost and another counted twice do not make up for each other.
+/// Each PUT has a domain of its own, so that one lost and another counted twice do not make up for each
+/// other.
 fn of(number: usize, domain: &str) -> String {
     format!("p{number}.{domain}")
 }

@@ -25,8 +25,8 @@ const MEMORY: [(&str, u64); 3] = [("ingest", 400), ("worker", 512), ("query", 12
 /// Of a hundred events at least so many are accepted by a broker that is slow, but fast enough.
 const ACCEPTED_PERCENT: usize = 99;
 
-/// Of a hundred events at most so many are refused with the words that they may be counted, where a broker is too slow
-/// for most.
+/// Of a hundred events at most so many are refused with the words that they may be counted, where a broker is
+/// too slow for most.
 const UNSURE_PERCENT: usize = 5;
 
 /// What one round came to.
@@ -69,8 +69,8 @@ impl Round {
         Load::start_all(stage, Chance::new(self.seed, &format!("load of {}", self.label()))).await
     }
 
-    /// Plays it under its load. While that is compared, the load of the next round begins; nothing is broken again
-    /// before the comparison is over.
+    /// Plays it under its load. While that is compared, the load of the next round begins; nothing is broken
+    /// again before the comparison is over.
     ///
     /// # Errors
     ///
@@ -156,8 +156,9 @@ async fn recover(stage: &Stage, prober: &Prober, lifted: Instant, act: &mut Act)
         }
         if lifted.elapsed() > PATIENCE {
             act.failures.push(format!(
-                "not well again after {PATIENCE:?}: 2xx after {flowing:?}, counted after {counting:?}, {not_ready:?}"
-));
+                "not well again after {PATIENCE:?}: 2xx after {flowing:?}, counted after {counting:?}, \
+                {not_ready:?}"
+            ));
             break;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -21,8 +21,8 @@ use crate::watch::{Seen, Watch, Watcher};
 /// How long an event waits for the confirm before its client gets a 503, unless it is said otherwise.
 pub(crate) const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
 
-/// In the URL of the broker: a peer that is gone without a word is noticed after four to six seconds. With less, a
-/// busy machine takes live peers for dead ones.
+/// In the URL of the broker: a peer that is gone without a word is noticed after four to six seconds. With
+/// less, a busy machine takes live peers for dead ones.
 const HEARTBEAT: &str = "heartbeat=2";
 
 /// How long the primary works on one statement. After half as long again a silent one is given up.

@@ -1,4 +1,5 @@
-//! What clients can take of ingest: memory and time, by sending much, slowly or nothing, and by not listening.
+//! What clients can take of ingest: memory and time, by sending much, slowly or nothing, and by not
+//! listening.
 
 use std::fs;
 use std::io::Write;
@@ -268,7 +269,10 @@ async fn what_finds_no_memory_in_time_is_refused_and_not_counted() {
     broker.be(Wire::Slow(Duration::from_secs(5)));
     let label = "x".repeat(60);
     let events = (0..10_000).map(|i| {
-        format!("{{\"domain\":\"{label}.{label}.{label}.bounds.example\",\"event\":\"delivered\",\"id\":\"{i}\"}}\n")
+        format!(
+            "{{\"domain\":\"{label}.{label}.{label}.bounds.example\",\
+        \"event\":\"delivered\",\"id\":\"{i}\"}}\n"
+        )
     });
     let body: String = events.collect();
     let answers = join_all((0..20).map(|request| {

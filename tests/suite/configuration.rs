@@ -110,7 +110,10 @@ async fn a_worker_counts_nothing_where_commits_do_not_last() {
     // Sessions that are open stay as they are; those that come later are not.
     servers.alter_database("set synchronous_commit = off").await;
     servers
-        .execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and application_name = 'catchall-worker'")
+        .execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity \
+        where datname = current_database() and application_name = 'catchall-worker'",
+        )
         .await;
     worker.becomes_unready(OFF).await;
     publisher.publish(br#"{"domain":"a.com","event":"delivered"}"#, Some("m-2")).await;

@@ -33,7 +33,8 @@ fn blocks<'a>(document: &'a str, language: &str) -> Vec<&'a str> {
         .collect()
 }
 
-/// The commands of console blocks, each with what it prints. A command goes on to the end of its here-document.
+/// The commands of console blocks, each with what it prints. A command goes on to the end of its
+/// here-document.
 fn transcript(document: &str) -> Vec<(String, String)> {
     let mut steps: Vec<(String, String)> = Vec::new();
     for block in blocks(document, "console") {
@@ -73,7 +74,8 @@ async fn the_walkthrough_prints_what_it_says() {
             (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
         };
         let mut output = run();
-        // The moment after which counters are at the replica is longer on a machine that does ten other things.
+        // The moment after which counters are at the replica is longer on a machine that does ten other
+        // things.
         let begun = Instant::now();
         while output != expected && command.contains("$CATCHALL_QUERY_URL") && begun.elapsed() < MOMENT {
             tokio::time::sleep(Duration::from_millis(100)).await;

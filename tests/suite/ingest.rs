@@ -223,7 +223,8 @@ async fn a_key_counts_once_however_and_wherever_it_is_sent() {
         assert_eq!(sent.0, StatusCode::ACCEPTED);
     }
     // Under a key of the whole request, each event counts once under its place.
-    let body = "{\"domain\":\"twice.com\",\"event\":\"delivered\"}\nnonsense\n{\"domain\":\"twice.com\",\"event\":\"delivered\"}\n";
+    let body = "{\"domain\":\"twice.com\",\"event\":\"delivered\"}\nnonsense\n\
+    {\"domain\":\"twice.com\",\"event\":\"delivered\"}\n";
     for instance in [&ingest, &another, &ingest] {
         let headers = [NDJSON, ("idempotency-key", "request-1")];
         let sent = instance.request(Method::POST, "/events", &headers, body).await;

@@ -3,12 +3,14 @@
 //! `./dev test` starts the servers and sets the variables that [`harness::servers`] reads.
 
 mod bounds;
+mod clocks;
 mod compose;
 mod configuration;
 mod connections;
 mod dead_letters;
 mod documents;
 mod house;
+mod image;
 mod ingest;
 mod ledger;
 mod outages;
@@ -18,5 +20,6 @@ mod recovery;
 mod replay;
 mod restarts;
 mod retention;
+mod watermarks;
 mod windows;
 mod worker;

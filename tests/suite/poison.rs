@@ -291,9 +291,8 @@ async fn a_dead_letter_has_an_identity_and_does_not_expire() {
             Some(AMQPValue::LongString(id)) => assert!(identities.insert(id.to_string()) && !own),
             header => assert!(header.is_none() && own),
         }
-        assert!(
-            matches!(headers.inner().get("catchall-died"), Some(AMQPValue::Timestamp(secs)) if *secs > 1_700_000_000)
-        );
+        assert!(matches!(headers.inner().get("catchall-died"),
+                Some(AMQPValue::Timestamp(secs)) if *secs > 1_700_000_000));
         assert_eq!(headers.inner().get("catchall-user-id"), Some(&AMQPValue::LongString(user.into())));
         assert_eq!(
             (properties.expiration(), properties.user_id(), properties.priority()),

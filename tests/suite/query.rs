@@ -71,8 +71,8 @@ async fn it_reads_over_connections_that_cannot_write_wherever_they_lead() {
     Service::ready("query", &on_writable, &[]).await;
 }
 
-/// Makes every session's first read fail as a replica fails one that is in the way of replay, which itself cannot be
-/// made to happen at will. A session keeps its advisory lock, whatever becomes of the transaction.
+/// Makes every session's first read fail as a replica fails one that is in the way of replay, which itself
+/// cannot be made to happen at will. A session keeps its advisory lock, whatever becomes of the transaction.
 const CANCEL_ONCE: &str = "\
 create function cancelled_before() returns bool language plpgsql as $$
 begin
@@ -84,7 +84,8 @@ begin
 end $$;
 alter table domain_counters rename to counters;
 create view domain_counters as
-    select 'a.com'::text collate \"C\" as domain, 7::bigint as delivered, 0::bigint as bounced where cancelled_before();
+    select 'a.com'::text collate \"C\" as domain, 7::bigint as delivered, 0::bigint as bounced
+    where cancelled_before();
 grant select on domain_counters to public";
 
 #[tokio::test]

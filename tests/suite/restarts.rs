@@ -91,8 +91,9 @@ impl Connection {
     }
 }
 
-/// A client that does what every client does: it goes on using a connection until it is told to leave, and opens
-/// another when it finds it closed before it sends. It never sends anything twice, so what is lost is lost.
+/// A client that does what every client does: it goes on using a connection until it is told to leave, and
+/// opens another when it finds it closed before it sends. It never sends anything twice, so what is lost is
+/// lost.
 struct Client {
     way: Way,
     address: String,

@@ -11,7 +11,8 @@ async fn messages_are_single_events_or_arrays_with_counts() {
     let publisher = servers.publisher().await;
     publisher.publish(br#"{"domain": "Single.com", "event": "delivered"}"#, None).await;
     publisher.publish(br#"{"domain": "single.com.", "event": "delivered", "count": 3}"#, None).await;
-    let array = br#"[{"domain":"single.com","event":"bounced"},{"domain":"other.com","event":"delivered","count":1000000000}]"#;
+    let array = br#"[{"domain":"single.com","event":"bounced"},
+    {"domain":"other.com","event":"delivered","count":1000000000}]"#;
     publisher.publish(array, None).await;
     publisher.publish(b"[]", None).await;
     servers.settle_at("single.com", 4, 1).await;
@@ -24,7 +25,8 @@ async fn a_message_id_counts_once_and_so_does_an_event_id() {
     let worker = Service::ready("worker", &servers, &[]).await;
     let publisher = servers.publisher().await;
     let plain = br#"{"domain": "once.com", "event": "delivered"}"#;
-    let keyed = br#"[{"domain":"once.com","event":"delivered","count":10,"id":"e-1"},{"domain":"once.com","event":"bounced","id":"e-2"}]"#;
+    let keyed = br#"[{"domain":"once.com","event":"delivered","count":10,"id":"e-1"},
+    {"domain":"once.com","event":"bounced","id":"e-2"}]"#;
     for round in 0..3 {
         publisher.publish(plain, Some("m-1")).await;
         publisher.publish(keyed, None).await;

@@ -64,8 +64,8 @@ impl fmt::Debug for AmqpUrl {
 
 /// One connection with one confirming channel, used by one task; a message to a parcel.
 ///
-/// Whatever goes wrong, the connection is dropped whole and the next parcels open another. Messages with an id
-/// are then published again under it by whoever sends the parcels.
+/// Whatever goes wrong, the connection is dropped whole and the next parcels open another. Messages with an
+/// id are then published again under it by whoever sends the parcels.
 pub(crate) struct DirectPublisher {
     url: AmqpUrl,
     name: String,
@@ -124,7 +124,8 @@ impl DirectPublisher {
                 closed.insert(opened.map_err(|reason| format!("{}: {reason}", self.url))?)
             }
         };
-        // What is published to a blocked connection would be written later, when nobody waits for it any more.
+        // What is published to a blocked connection would be written later, when nobody waits for it any
+        // more.
         while open.blocked {
             let event = open.events.next().await;
             open.note(event.as_ref());
@@ -139,7 +140,8 @@ impl DirectPublisher {
         // Each is polled once in their order, before any of them again, so no two can swap their confirms.
         let confirms = join_all(messages.into_iter().map(|message| message.publish(channel))).await;
         let mut refused = false;
-        // A returned message can be handed to the confirm of another, so all are looked at before one is believed.
+        // A returned message can be handed to the confirm of another, so all are looked at before one is
+        // believed.
         for confirm in confirms {
             match confirm {
                 Ok(Confirmation::Ack(None)) => {}
@@ -216,8 +218,8 @@ impl Message {
         Self { routing_key, properties, body: body::array(names, parcel) }
     }
 
-    /// The first await writes to the socket, the second is the confirm. `mandatory` has the broker return what no
-    /// queue takes instead of confirming that it dropped it.
+    /// The first await writes to the socket, the second is the confirm. `mandatory` has the broker return
+    /// what no queue takes instead of confirming that it dropped it.
     async fn publish(self, channel: &Channel) -> lapin::Result<Confirmation> {
         let Self { routing_key, properties, body } = self;
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };

@@ -27,7 +27,13 @@ pub struct Config {
     pub(crate) workload: Shape,
 
     /// How many events are sent
-    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Events")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 100_000,
+        value_parser = clap::value_parser!(u64).range(1..),
+        help_heading = "Events"
+    )]
     pub(crate) events: u64,
 
     /// What the events are made from: the same seed makes the same events. Drawn and printed unless given
@@ -36,7 +42,12 @@ pub struct Config {
 
     /// Size of the population that uniform and zipf draw from; its names do not depend on the seed [default:
     /// 10000000]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MAX_DOMAINS), help_heading = "Events")]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=MAX_DOMAINS),
+        help_heading = "Events"
+    )]
     pub(crate) domains: Option<u32>,
 
     /// How events travel
@@ -49,21 +60,38 @@ pub struct Config {
     #[arg(long, value_name = "N", value_parser = rate, help_heading = "Sending")]
     pub(crate) rate: Option<f64>,
 
-    /// Connections. In an open loop events wait while all are busy, which their latency shows [default: put 64,
-    /// put-h2 32, bulk 8, amqp 4]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=10_000), help_heading = "Sending")]
+    /// Connections. In an open loop events wait while all are busy, which their latency shows [default: put
+    /// 64, put-h2 32, bulk 8, amqp 4]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(u16).range(1..=10_000),
+        help_heading = "Sending"
+    )]
     pub(crate) connections: Option<u16>,
 
-    /// Requests in flight on each connection of put-h2, or messages on each of amqp [default: put-h2 64, amqp 256]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=10_000), help_heading = "Sending")]
+    /// Requests in flight on each connection of put-h2, or messages on each of amqp [default: put-h2 64, amqp
+    /// 256]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(u16).range(1..=10_000),
+        help_heading = "Sending"
+    )]
     pub(crate) streams: Option<u16>,
 
     /// Events in each request of bulk, or in each message of amqp [default: bulk 1000, amqp 1]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MAX_BATCH), help_heading = "Sending")]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(u16).range(1..=MAX_BATCH),
+        help_heading = "Sending"
+    )]
     pub(crate) batch: Option<u16>,
 
-    /// Give every event (of amqp: every message) a key under which it counts once, and send it again under that
-    /// key while it is not answered or answered with 503. Without it such events are unknown: counted or not
+    /// Give every event (of amqp: every message) a key under which it counts once, and send it again under
+    /// that key while it is not answered or answered with 503. Without it such events are unknown: counted or
+    /// not
     #[arg(long, help_heading = "Sending")]
     pub(crate) keyed: bool,
 
@@ -71,8 +99,15 @@ pub struct Config {
     #[arg(long = "retry-for", value_name = "SECONDS", default_value_t = 60, help_heading = "Sending")]
     pub(crate) retry_for_secs: u32,
 
-    /// How long an answer is waited for. Shorter than the services' own deadlines, it makes answers into unknowns
-    #[arg(long = "timeout", value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Sending")]
+    /// How long an answer is waited for. Shorter than the services' own deadlines, it makes answers into
+    /// unknowns
+    #[arg(
+        long = "timeout",
+        value_name = "SECONDS",
+        default_value_t = 10,
+        value_parser = clap::value_parser!(u32).range(1..),
+        help_heading = "Sending"
+    )]
     pub(crate) timeout_secs: u32,
 
     /// Where ingest is

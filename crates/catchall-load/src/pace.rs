@@ -45,8 +45,8 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Begins now, with a thread of its own: the event loop's timer counts whole milliseconds, which is longer
-    /// than an answer takes.
+    /// Begins now, with a thread of its own: the event loop's timer counts whole milliseconds, which is
+    /// longer than an answer takes.
     ///
     /// # Errors
     ///

@@ -54,7 +54,8 @@ impl Population {
     /// the domain's number, so that a population that was loaded once can be used again by any run.
     pub fn spell(domain: u32, name: &mut Vec<u8>) {
         let scattered = scatter(domain);
-        // Five syllables of a hundred are more than 2 to the 32nd: they alone tell every domain from every other.
+        // Five syllables of a hundred are more than 2 to the 32nd: they alone tell every domain from every
+        // other.
         let mut rest = u64::from(scattered);
         for _ in 0..5 {
             syllable(rest % 100, name);

@@ -118,7 +118,8 @@ mod tests {
         }
     }
 
-    /// What becomes of three events: acknowledged, refused, unknown, retried, errors; and the keys that were sent.
+    /// What becomes of three events: acknowledged, refused, unknown, retried, errors; and the keys that were
+    /// sent.
     async fn outcome(keys: Keys, fates: impl Into<VecDeque<Fate>>) -> ([u64; 5], Vec<Option<Uuid>>) {
         let mut run = Run::new(Workload::new(Shape::Zipf, 1, 100), keys, Duration::from_secs(10));
         run.hand_out(3, 1, None);

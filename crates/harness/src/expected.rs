@@ -32,7 +32,8 @@ impl ExpectedCounts {
         self.0.values().map(|(least, _)| least).sum()
     }
 
-    /// Compares with the counters on the primary, which may take as long as `timeout` until nothing is missing.
+    /// Compares with the counters on the primary, which may take as long as `timeout` until nothing is
+    /// missing.
     ///
     /// # Errors
     ///

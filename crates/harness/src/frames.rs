@@ -1,4 +1,5 @@
-//! A publisher that no client library is: it writes AMQP frame by frame, and so also what none of them would send.
+//! A publisher that no client library is: it writes AMQP frame by frame, and so also what none of them would
+//! send.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -49,8 +50,8 @@ impl FramePublisher {
         publisher
     }
 
-    /// Publishes a persistent message under any routing key, with the table of its headers as it is on the wire, and
-    /// waits for the confirm.
+    /// Publishes a persistent message under any routing key, with the table of its headers as it is on the
+    /// wire, and waits for the confirm.
     pub async fn publish(&mut self, exchange: &str, routing_key: &[u8], headers: Option<&[u8]>, body: &[u8]) {
         let flags: u16 = 0x1000 | if headers.is_some() { 0x2000 } else { 0 };
         let table = headers.map(long).unwrap_or_default();

@@ -183,7 +183,8 @@ impl LoadRun {
         self.process.interrupt()
     }
 
-    /// Ends the sending when it is time, and returns what it came to and the processor time it took, in microseconds.
+    /// Ends the sending when it is time, and returns what it came to and the processor time it took, in
+    /// microseconds.
     ///
     /// # Errors
     ///

@@ -43,15 +43,17 @@ pub enum Wire {
     Whole,
     /// Every connection is reset, and new ones are refused.
     Cut,
-    /// Each connection forwards so many bytes more in either direction, then it is reset; new ones are refused.
+    /// Each connection forwards so many bytes more in either direction, then it is reset; new ones are
+    /// refused.
     Breaking(usize),
     /// Everything takes so much longer in either direction.
     Slow(Duration),
-    /// What a broker says to a client that has published something takes so much longer, as if its disk were slow:
-    /// confirms are late. Connecting is not, nor are the broker's heartbeats, nor is what others are told.
+    /// What a broker says to a client that has published something takes so much longer, as if its disk were
+    /// slow: confirms are late. Connecting is not, nor are the broker's heartbeats, nor is what others are
+    /// told.
     LateConfirms(Duration),
-    /// Connections stay open and new ones are accepted, but nothing is forwarded, not even their end. What was
-    /// open in that time stays dead when the wire is mended, as after a failure of what is in between.
+    /// Connections stay open and new ones are accepted, but nothing is forwarded, not even their end. What
+    /// was open in that time stays dead when the wire is mended, as after a failure of what is in between.
     Silent,
 }
 
@@ -293,8 +295,8 @@ impl Lane {
 
 /// Follows the frames of AMQP in one direction: a type, a channel and a size, the payload, and an end.
 struct Frames {
-    /// What a client says before its first frame, as far as it is still to come; of something that is not AMQP
-    /// there are no frames.
+    /// What a client says before its first frame, as far as it is still to come; of something that is not
+    /// AMQP there are no frames.
     greeting: &'static [u8],
     is_amqp: bool,
     /// The beginning of a frame.

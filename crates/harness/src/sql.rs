@@ -13,7 +13,8 @@ const STATEMENT: Duration = Duration::from_secs(5);
 /// How long the primary may take for the counters of some thousand domains.
 const READ: Duration = Duration::from_secs(30);
 
-/// How long a replica may take to have what the primary had a moment ago: it may have fallen behind for minutes.
+/// How long a replica may take to have what the primary had a moment ago: it may have fallen behind for
+/// minutes.
 const REPLAY: Duration = Duration::from_mins(10);
 
 async fn connected<T>(

@@ -37,8 +37,8 @@ pub fn micros(pid: u32) -> f64 {
     stat(pid).map_or(0.0, |stat| real(stat.own) * MICROS_PER_TICK)
 }
 
-/// Processor time of a process and of all its children, the ended ones too: of a server with a process for each
-/// connection.
+/// Processor time of a process and of all its children, the ended ones too: of a server with a process for
+/// each connection.
 #[must_use]
 pub fn tree_micros(pid: u32) -> f64 {
     let Some(root) = stat(pid) else { return 0.0 };
@@ -90,7 +90,8 @@ pub fn peak_megabytes(pid: u32) -> Option<u64> {
     kilobytes(pid, "VmHWM:").map(|kilobytes| kilobytes.div_ceil(1024))
 }
 
-/// Has the kernel begin anew with the most memory of a process. Where it does not let us, that remains of all the time.
+/// Has the kernel begin anew with the most memory of a process. Where it does not let us, that remains of all
+/// the time.
 pub fn forget_peak(pid: u32) {
     const PEAK: &str = "5";
     let _ = fs::write(format!("/proc/{pid}/clear_refs"), PEAK);

@@ -43,8 +43,8 @@ const BACK: Duration = Duration::from_secs(1);
 /// What a trickling body says it has.
 const BODY: usize = 1 << 20;
 
-/// Unreadable events of a request whose answer, some 20 kB, nobody reads: to name them is work, which is not what these
-/// clients are about.
+/// Unreadable events of a request whose answer, some 20 kB, nobody reads: to name them is work, which is not
+/// what these clients are about.
 const REJECTED: usize = 300;
 
 /// Such requests on one connection of HTTP/1.1, sent at once.
@@ -53,12 +53,12 @@ const UNREAD: usize = 4;
 /// Bytes a client that reads nothing has room for.
 const ROOM: u32 = 4096;
 
-/// The largest segment that such a client takes. With those of the loopback, which have 64 kB, the kernel of the server
-/// would keep megabytes for it.
+/// The largest segment that such a client takes. With those of the loopback, which have 64 kB, the kernel of
+/// the server would keep megabytes for it.
 const SEGMENT: u32 = 536;
 
-/// In which time the slow clients come, one after the other: a thousand connections at once would be a matter of their
-/// being accepted, which takes milliseconds each in a build for debugging.
+/// In which time the slow clients come, one after the other: a thousand connections at once would be a matter
+/// of their being accepted, which takes milliseconds each in a build for debugging.
 const GATHER: Duration = Duration::from_secs(6);
 
 /// How long the honest ones are measured without slow ones, and with them.
@@ -68,8 +68,8 @@ const MEASURE: Duration = Duration::from_secs(5);
 const HONEST: usize = 10;
 const PAUSE: Duration = Duration::from_millis(40);
 
-/// The first request of each, for which a connection is made behind a thousand others that are being accepted. It is
-/// answered, which is all that is asked of it.
+/// The first request of each, for which a connection is made behind a thousand others that are being
+/// accepted. It is answered, which is all that is asked of it.
 const FIRST: &str = "first PUT";
 
 /// How long an honest client waits.
@@ -78,8 +78,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The 99th percentile of honest requests may be so many times what it is without slow clients.
 const TIMES: u32 = 2;
 
-/// Below this it may be whatever it is: on a machine that does ten other things, in a build for debugging, a quiet moment
-/// says little. Who has to wait for slow clients waits for them, and they take half a minute.
+/// Below this it may be whatever it is: on a machine that does ten other things, in a build for debugging, a
+/// quiet moment says little. Who has to wait for slow clients waits for them, and they take half a minute.
 const FLOOR: Duration = Duration::from_millis(1500);
 
 pub(super) async fn slow_connections(stage: &mut Stage, label: &str) -> Result<Lifted> {
@@ -269,7 +269,8 @@ async fn connection(address: SocketAddr, number: usize, present: &AtomicUsize) -
     let mut stream: TcpStream = socket.connect(address).await?;
     let head = |size: usize| {
         format!(
-            "POST /events HTTP/1.1\r\nhost: slow\r\ncontent-type: application/x-ndjson\r\ncontent-length: {size}\r\n\r\n"
+            "POST /events HTTP/1.1\r\n\
+            host: slow\r\ncontent-type: application/x-ndjson\r\ncontent-length: {size}\r\n\r\n"
         )
     };
     if reads_nothing {

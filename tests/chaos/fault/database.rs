@@ -12,9 +12,11 @@ use serde_json::json;
 use super::Lifted;
 use crate::stage::Stage;
 
-/// Makes each row of the counters take five milliseconds. Rows are written in one statement for many messages.
+/// Makes each row of the counters take five milliseconds. Rows are written in one statement for many
+/// messages.
 const SLOW: &str = "\
-create function be_slow() returns trigger language plpgsql as $$ begin perform pg_sleep(0.005); return new; end $$;
+create function be_slow() returns trigger language plpgsql as $$
+    begin perform pg_sleep(0.005); return new; end $$;
 create trigger be_slow before insert on domain_counters for each row execute function be_slow()";
 
 const FAST: &str = "drop trigger be_slow on domain_counters; drop function be_slow()";
@@ -23,10 +25,12 @@ const FAST: &str = "drop trigger be_slow on domain_counters; drop function be_sl
 const MESSAGES: usize = 120;
 const DOMAINS: usize = 10;
 
-/// How long the primary is slow. One session writes two hundred rows a second then, if nothing is done in vain.
+/// How long the primary is slow. One session writes two hundred rows a second then, if nothing is done in
+/// vain.
 const SLOWNESS: Duration = Duration::from_secs(9);
 
-/// Of a hundred messages so many are counted while it is slow: the least that tells going on from standing still.
+/// Of a hundred messages so many are counted while it is slow: the least that tells going on from standing
+/// still.
 const COUNTED_PERCENT: usize = 8;
 
 /// A statement a second is less than a full window takes.
@@ -72,10 +76,11 @@ const WATCHFUL: [(&str, &str); 3] = [
     ("CATCHALL_MAX_HOLD_SECS", "24"),
 ];
 
-/// Moves every time that the ledger has noted three days ahead, and the horizon to where it was then: what a clock
-/// leaves behind that was ahead.
+/// Moves every time that the ledger has noted three days ahead, and the horizon to where it was then: what a
+/// clock leaves behind that was ahead.
 const AHEAD: &str = "\
-insert into forgotten_claims (kind, used_before) values ('message', now()), ('event', now()) on conflict do nothing;
+insert into forgotten_claims (kind, used_before) values ('message', now()), ('event', now())
+    on conflict do nothing;
 do $$
 declare c record;
 begin
@@ -83,7 +88,7 @@ begin
         where table_schema = current_schema() and data_type = 'timestamp with time zone'
         and table_name in ('watermarks', 'forgotten_claims', 'message_claims', 'event_claims')
     loop
-        execute format('update %I set %I = %I + interval ''3 days''', c.table_name, c.column_name, c.column_name);
+        execute format('update %1$I set %2$I = %2$I + interval ''3 days''', c.table_name, c.column_name);
     end loop;
 end $$";
 
@@ -128,7 +133,8 @@ const FORGETFUL: [(&str, &str); 4] = [
     ("CATCHALL_STATEMENT_TIMEOUT_SECS", "2"),
 ];
 
-/// How often the same events come, for so many times: twice as long as claims are kept, and on until some are forgotten.
+/// How often the same events come, for so many times: twice as long as claims are kept, and on until some are
+/// forgotten.
 const AGAIN: Duration = Duration::from_secs(1);
 const TIMES: usize = 11;
 const MOST_TIMES: usize = 60;
@@ -154,7 +160,8 @@ pub(super) async fn short_retention(stage: &mut Stage, label: &str) -> Result<Li
     Ok(lifted)
 }
 
-/// Publishes the same messages, of which every other has an id, and the others an event with a key. Each counts once.
+/// Publishes the same messages, of which every other has an id, and the others an event with a key. Each
+/// counts once.
 async fn keyed(publisher: &AmqpClient, label: &str) -> ExpectedCounts {
     let mut ledger = ExpectedCounts::default();
     let messages = (0..KEYED).map(|number| {

@@ -15,8 +15,8 @@ use super::Lifted;
 use crate::chance::Chance;
 use crate::stage::Stage;
 
-/// Letters that can be read now, each of a domain of its own: half under an id of their own, half under that of the
-/// letter.
+/// Letters that can be read now, each of a domain of its own: half under an id of their own, half under that
+/// of the letter.
 const MENDED: usize = 2000;
 
 /// Messages that cannot be read now or ever, with and without an id.
@@ -71,7 +71,8 @@ pub(super) async fn replay(stage: &mut Stage, chance: &mut Chance, label: &str) 
             };
         }
     };
-    // A letter that was sent back and not yet taken out when the tool was killed is there twice, under one id.
+    // A letter that was sent back and not yet taken out when the tool was killed is there twice, under one
+    // id.
     let left = publisher.waiting(DEAD).await as usize;
     if left < POISONS {
         lifted.failures.push(format!("{left} letters are left of {POISONS} that nobody can read"));

@@ -47,8 +47,8 @@ pub(super) async fn fail_over(stage: &mut Stage, chance: &mut Chance) -> Result<
     sql::column(primary, "select pg_reload_conf()::text").await?;
     let waits = "select sync_state from pg_stat_replication where sync_state = 'sync'";
     sql::until_row(primary, waits, SYNCHRONOUS).await?;
-    // For as long as this primary lives, since nothing makes it read its settings again: started once more, and
-    // without its replica, it would wait for ever.
+    // For as long as this primary lives, since nothing makes it read its settings again: started once more,
+    // and without its replica, it would wait for ever.
     sql::column(primary, "alter system reset synchronous_standby_names").await?;
     chance.pause(500, 1500).await;
     dev(&["kill", "primary"]).await?;

@@ -8,8 +8,8 @@ use super::Lifted;
 use crate::chance::Chance;
 use crate::stage::Stage;
 
-/// The stalled worker holds what it was given, and perhaps rows, until the servers have had enough of it. When
-/// it goes on it must not count what the other has counted.
+/// The stalled worker holds what it was given, and perhaps rows, until the servers have had enough of it.
+/// When it goes on it must not count what the other has counted.
 pub(super) async fn stall(stage: &mut Stage, chance: &mut Chance) -> Result<Lifted> {
     let worker = &mut stage.workers[0];
     worker.look_away();
@@ -29,7 +29,8 @@ pub(super) async fn close_connections(stage: &mut Stage) -> Result<Lifted> {
 pub(super) async fn end_sessions(stage: &mut Stage) -> Result<Lifted> {
     // Chosen first, ended then: a plan may ask for the end before it looks at the name.
     let ended = "with chosen as materialized \
-        (select pid from pg_stat_activity where application_name = 'catchall-worker' and datname = current_database()) \
+        (select pid from pg_stat_activity where application_name = 'catchall-worker' \
+        and datname = current_database()) \
         select pg_terminate_backend(pid)::text from chosen";
     let sessions = sql::column(&stage.primary, ended).await?.len();
     let mut lifted = Lifted::now();

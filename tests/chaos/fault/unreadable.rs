@@ -1,4 +1,5 @@
-//! What strangers send: errors that would repeat all of it, messages that no library can parse, headers without end.
+//! What strangers send: errors that would repeat all of it, messages that no library can parse, headers
+//! without end.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -23,8 +24,9 @@ use super::Lifted;
 use super::letters::{await_letters, dead, empty};
 use crate::stage::Stage;
 
-/// Requests under way at a time, and how many each client sends. Where each byte is repeated as six and copied, this many
-/// take far more than ingest may have; more of them would keep a build for debugging busy with unpacking alone.
+/// Requests under way at a time, and how many each client sends. Where each byte is repeated as six and
+/// copied, this many take far more than ingest may have; more of them would keep a build for debugging busy
+/// with unpacking alone.
 const AMPLIFYING: usize = 8;
 const TIMES: usize = 2;
 
@@ -45,8 +47,8 @@ const MAX_REASON: usize = 1000;
 const GOOD: u64 = 1000;
 const SECONDS: u64 = 10;
 
-/// How long no good message may be counted while one bad one a second comes. It tells slow from stuck, on a machine that
-/// does ten other things.
+/// How long no good message may be counted while one bad one a second comes. It tells slow from stuck, on a
+/// machine that does ten other things.
 const STANDSTILL: Duration = Duration::from_secs(5);
 
 /// After that long it is no use to wait on.
