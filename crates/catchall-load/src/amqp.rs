@@ -17,7 +17,7 @@ use lapin::{
 use tokio::time::timeout;
 
 use crate::body;
-use crate::run::{Fate, Parcel};
+use crate::run::{Fate, Request};
 use crate::sender::Carrier;
 use crate::workload::Names;
 
@@ -62,10 +62,10 @@ impl fmt::Debug for AmqpUrl {
     }
 }
 
-/// One connection with one confirming channel, used by one task; a message to a parcel.
+/// One connection with one confirming channel, used by one task. Each request is a message.
 ///
-/// Whatever goes wrong, the connection is dropped whole and the next parcels open another. Messages with an
-/// id are then published again under it by whoever sends the parcels.
+/// Whatever goes wrong, the connection is dropped whole and the next requests open another. Messages with an
+/// id are then published again under it by whoever sends the requests.
 pub(crate) struct DirectPublisher {
     url: AmqpUrl,
     name: String,
@@ -133,8 +133,8 @@ impl DirectPublisher {
         Ok(&open.channel)
     }
 
-    async fn publish(&mut self, parcels: &[Parcel], written: &mut bool) -> Result<(), NotConfirmed> {
-        let messages: Vec<_> = parcels.iter().map(|parcel| Message::new(self.names, parcel)).collect();
+    async fn publish(&mut self, requests: &[Request], written: &mut bool) -> Result<(), NotConfirmed> {
+        let messages: Vec<_> = requests.iter().map(|request| Message::new(self.names, request)).collect();
         let channel = self.ready().await.map_err(NotConfirmed::Broken)?;
         *written = true;
         // Each is polled once in their order, before any of them again, so no two can swap their confirms.
@@ -206,16 +206,16 @@ struct Message {
 }
 
 impl Message {
-    fn new(names: Names, parcel: &Parcel) -> Self {
+    fn new(names: Names, request: &Request) -> Self {
         let properties = BasicProperties::default()
             .with_delivery_mode(PERSISTENT)
             .with_content_type("application/json".into());
-        let properties = match parcel.keys.first() {
+        let properties = match request.keys.first() {
             Some(key) => properties.with_message_id(key.to_string().into()),
             None => properties,
         };
-        let routing_key = names.canonical(parcel.draws[0].domain);
-        Self { routing_key, properties, body: body::array(names, parcel) }
+        let routing_key = names.canonical(request.draws[0].domain);
+        Self { routing_key, properties, body: body::array(names, request) }
     }
 
     /// The first await writes to the socket, the second is the confirm. `mandatory` has the broker return
@@ -232,9 +232,9 @@ impl Carrier for DirectPublisher {
         self.messages_in_flight
     }
 
-    async fn carry(&mut self, parcels: &[Parcel]) -> Fate {
+    async fn carry(&mut self, requests: &[Request]) -> Fate {
         let mut written = false;
-        let reason = match timeout(self.timeout, self.publish(parcels, &mut written)).await {
+        let reason = match timeout(self.timeout, self.publish(requests, &mut written)).await {
             Ok(Ok(())) => return Fate::Acknowledged,
             // Of several messages, those that were not refused are at the broker.
             Ok(Err(NotConfirmed::Refused)) => {

@@ -265,7 +265,7 @@ impl Plan {
     pub(crate) fn keys(&self) -> Keys {
         match self.config.via {
             _ if !self.config.keyed => Keys::None,
-            Via::Amqp => Keys::Parcel,
+            Via::Amqp => Keys::Request,
             Via::Put | Via::PutH2 | Via::Bulk => Keys::Event,
         }
     }

@@ -166,10 +166,10 @@ async fn send_all<C: Carrier + 'static>(
     interrupt: Pin<&mut impl Future<Output = ()>>,
 ) -> anyhow::Result<Rc<Run>> {
     let events = plan.config.events;
-    let parcels = events.div_ceil(plan.batch);
+    let requests = events.div_ceil(plan.batch);
     #[expect(clippy::cast_precision_loss, reason = "a batch has few events")]
     let rate = plan.config.rate.map(|rate| Rate::per_second(rate / plan.batch as f64));
-    let pace = rate.map(|rate| Pace::begin(rate, parcels)).transpose().context("cannot keep a pace")?;
+    let pace = rate.map(|rate| Pace::begin(rate, requests)).transpose().context("cannot keep a pace")?;
     run.hand_out(events, plan.batch, pace);
     let run = Rc::new(run);
     let mut senders = JoinSet::new();

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::body;
 use crate::exchange::{Answer, Call, Client, Failure};
-use crate::run::{Fate, Parcel};
+use crate::run::{Fate, Request};
 use crate::sender::Carrier;
 use crate::workload::{Draw, Names};
 
@@ -28,10 +28,10 @@ impl<C: Client> Carrier for Put<C> {
         1
     }
 
-    async fn carry(&mut self, parcels: &[Parcel]) -> Fate {
-        let parcel = &parcels[0];
-        let mut call = Call::new(Method::PUT, path(self.names, parcel.draws[0]));
-        call.idempotency_key = parcel.keys.first().map(|key| {
+    async fn carry(&mut self, requests: &[Request]) -> Fate {
+        let request = &requests[0];
+        let mut call = Call::new(Method::PUT, path(self.names, request.draws[0]));
+        call.idempotency_key = request.keys.first().map(|key| {
             let mut text = Uuid::encode_buffer();
             let text = key.hyphenated().encode_lower(&mut text);
             HeaderValue::from_str(text).expect("a UUID is visible ASCII")
@@ -65,12 +65,12 @@ impl<C: Client> Carrier for Bulk<C> {
         1
     }
 
-    async fn carry(&mut self, parcels: &[Parcel]) -> Fate {
-        let parcel = &parcels[0];
+    async fn carry(&mut self, requests: &[Request]) -> Fate {
+        let request = &requests[0];
         let mut call = Call::new(Method::POST, Bytes::from_static(b"/events"));
         call.content_type = Some(HeaderValue::from_static("application/x-ndjson"));
-        call.body = body::lines(self.names, parcel).into();
-        fate(self.client.exchange(call).await, |answer| accepted(answer, parcel.draws.len()))
+        call.body = body::lines(self.names, request).into();
+        fate(self.client.exchange(call).await, |answer| accepted(answer, request.draws.len()))
     }
 }
 

@@ -10,9 +10,9 @@ use crate::ledger::Ledger;
 use crate::pace::Pace;
 use crate::workload::{Draw, Workload};
 
-/// Events that travel together and are answered together.
+/// Events that are sent and answered together: those of an HTTP request or of an AMQP message.
 #[derive(Debug)]
-pub(crate) struct Parcel {
+pub(crate) struct Request {
     /// The events.
     pub(crate) draws: Vec<Draw>,
     /// Their keys: none, one for all of them, or one each, as [`Keys`] has it.
@@ -28,11 +28,11 @@ pub(crate) enum Keys {
     None,
     /// Each event.
     Event,
-    /// Each parcel.
-    Parcel,
+    /// Each request.
+    Request,
 }
 
-/// What became of parcels that were sent.
+/// What became of requests that were sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     /// All events are accepted.
@@ -59,7 +59,7 @@ pub(crate) struct Run {
     /// The same by domain, if it will be compared.
     pub(crate) ledger: RefCell<Option<Ledger>>,
     workload: RefCell<Workload>,
-    parcel_events: u64,
+    request_events: u64,
     left: Cell<u64>,
     handed_out: Cell<u64>,
     interrupted: Cell<bool>,
@@ -74,7 +74,7 @@ impl Run {
             figures: RefCell::new(Figures::new()),
             ledger: RefCell::new(None),
             workload: RefCell::new(workload),
-            parcel_events: 1,
+            request_events: 1,
             left: Cell::new(0),
             handed_out: Cell::new(0),
             interrupted: Cell::new(false),
@@ -82,31 +82,31 @@ impl Run {
         }
     }
 
-    /// Hands out so many events, so many to a parcel, at a pace or as fast as they are taken.
-    pub(crate) fn hand_out(&mut self, events: u64, parcel_events: u64, pace: Option<Pace>) {
-        self.parcel_events = parcel_events;
+    /// Hands out so many events, so many to a request, at a pace or as fast as they are taken.
+    pub(crate) fn hand_out(&mut self, events: u64, request_events: u64, pace: Option<Pace>) {
+        self.request_events = request_events;
         self.left.set(events);
         self.pace = pace;
     }
 
-    /// Fills the parcel with the next events when they are due. `false` when there are no more.
-    pub(crate) async fn next(&self, parcel: &mut Parcel) -> bool {
+    /// Fills the request with the next events when they are due. `false` when there are no more.
+    pub(crate) async fn next(&self, request: &mut Request) -> bool {
         if self.left.get() == 0 {
             return false;
         }
         match &self.pace {
             Some(pace) if !pace.wait().await => false,
-            _ => self.fill(parcel),
+            _ => self.fill(request),
         }
     }
 
     /// The same, but `false` also when nothing is due yet.
-    pub(crate) fn next_if_due(&self, parcel: &mut Parcel) -> bool {
-        self.left.get() > 0 && self.pace.as_ref().is_none_or(Pace::is_due) && self.fill(parcel)
+    pub(crate) fn next_if_due(&self, request: &mut Request) -> bool {
+        self.left.get() > 0 && self.pace.as_ref().is_none_or(Pace::is_due) && self.fill(request)
     }
 
-    fn fill(&self, parcel: &mut Parcel) -> bool {
-        let events = self.parcel_events.min(self.left.get());
+    fn fill(&self, request: &mut Request) -> bool {
+        let events = self.request_events.min(self.left.get());
         if events == 0 {
             return false;
         }
@@ -116,17 +116,17 @@ impl Run {
             self.give_up();
         }
         let index = self.handed_out.replace(self.handed_out.get() + 1);
-        parcel.due = self.pace.as_ref().map_or_else(Instant::now, |pace| pace.moment(index));
+        request.due = self.pace.as_ref().map_or_else(Instant::now, |pace| pace.moment(index));
         let mut workload = self.workload.borrow_mut();
-        parcel.draws.clear();
-        parcel.draws.extend((0..events).map(|_| workload.draw()));
+        request.draws.clear();
+        request.draws.extend((0..events).map(|_| workload.draw()));
         let keys = match self.keys {
             Keys::None => 0,
-            Keys::Event => parcel.draws.len(),
-            Keys::Parcel => 1,
+            Keys::Event => request.draws.len(),
+            Keys::Request => 1,
         };
-        parcel.keys.clear();
-        parcel.keys.extend((0..keys).map(|_| Uuid::now_v7()));
+        request.keys.clear();
+        request.keys.extend((0..keys).map(|_| Uuid::now_v7()));
         self.figures.borrow_mut().in_flight += events;
         true
     }
@@ -162,27 +162,27 @@ impl Run {
         self.left.get() == 0
     }
 
-    /// Enters what became of parcels.
-    pub(crate) fn settle(&self, parcels: &[Parcel], fate: &Fate) {
+    /// Enters what became of requests.
+    pub(crate) fn settle(&self, requests: &[Request], fate: &Fate) {
         let now = Instant::now();
         let figures = &mut *self.figures.borrow_mut();
         let mut ledger = self.ledger.borrow_mut();
-        for parcel in parcels {
-            let events = parcel.draws.len() as u64;
+        for request in requests {
+            let events = request.draws.len() as u64;
             figures.in_flight -= events;
             match fate {
                 Fate::Acknowledged => {
-                    figures.acknowledge(events, now.saturating_duration_since(parcel.due), now);
+                    figures.acknowledge(events, now.saturating_duration_since(request.due), now);
                     if let Some(ledger) = &mut *ledger {
-                        parcel.draws.iter().for_each(|draw| ledger.acknowledge(*draw));
+                        request.draws.iter().for_each(|draw| ledger.acknowledge(*draw));
                     }
                 }
                 Fate::Partly(rejected, _) => {
                     let refused = rejected.len() as u64;
                     figures.refused += refused;
-                    figures.acknowledge(events - refused, now.saturating_duration_since(parcel.due), now);
+                    figures.acknowledge(events - refused, now.saturating_duration_since(request.due), now);
                     if let Some(ledger) = &mut *ledger {
-                        let accepted = parcel.draws.iter().enumerate();
+                        let accepted = request.draws.iter().enumerate();
                         let accepted = accepted.filter(|(place, _)| rejected.binary_search(place).is_err());
                         accepted.for_each(|(_, draw)| ledger.acknowledge(*draw));
                     }
@@ -191,7 +191,7 @@ impl Run {
                 Fate::Unknown(_) => {
                     figures.unknown += events;
                     if let Some(ledger) = &mut *ledger {
-                        parcel.draws.iter().for_each(|draw| ledger.leave_unknown(*draw));
+                        request.draws.iter().for_each(|draw| ledger.leave_unknown(*draw));
                     }
                 }
                 Fate::Unsent(_) => {}
@@ -203,7 +203,7 @@ impl Run {
     }
 }
 
-impl Parcel {
+impl Request {
     pub(crate) fn new() -> Self {
         Self { draws: Vec::new(), keys: Vec::new(), due: Instant::now() }
     }
@@ -228,10 +228,10 @@ mod tests {
             run.hand_out(105, 10, pace);
             let run = &run;
             let takers = (0..20).map(|_| async {
-                let (mut parcel, mut draws) = (Parcel::new(), Vec::new());
-                while run.next(&mut parcel).await {
-                    assert_eq!(parcel.keys.len(), parcel.draws.len());
-                    draws.append(&mut parcel.draws);
+                let (mut request, mut draws) = (Request::new(), Vec::new());
+                while run.next(&mut request).await {
+                    assert_eq!(request.keys.len(), request.draws.len());
+                    draws.append(&mut request.draws);
                     tokio::task::yield_now().await;
                 }
                 draws
@@ -247,16 +247,16 @@ mod tests {
         let mut run = run(Keys::None);
         run.ledger = RefCell::new(Some(Ledger::default()));
         run.hand_out(8, 2, None);
-        let mut parcels: Vec<Parcel> = (0..4).map(|_| Parcel::new()).collect();
-        for parcel in &mut parcels {
-            assert!(run.next_if_due(parcel));
-            parcel.draws = [0, 1].map(|domain| Draw { domain, kind: EventKind::Bounced }).into();
+        let mut requests: Vec<Request> = (0..4).map(|_| Request::new()).collect();
+        for request in &mut requests {
+            assert!(run.next_if_due(request));
+            request.draws = [0, 1].map(|domain| Draw { domain, kind: EventKind::Bounced }).into();
         }
-        assert!(!run.next_if_due(&mut Parcel::new()));
-        run.settle(&parcels[..1], &Fate::Acknowledged);
-        run.settle(&parcels[1..2], &Fate::Partly(vec![1], "no".into()));
-        run.settle(&parcels[2..3], &Fate::Refused("no".into()));
-        run.settle(&parcels[3..], &Fate::Unknown("who knows".into()));
+        assert!(!run.next_if_due(&mut Request::new()));
+        run.settle(&requests[..1], &Fate::Acknowledged);
+        run.settle(&requests[1..2], &Fate::Partly(vec![1], "no".into()));
+        run.settle(&requests[2..3], &Fate::Refused("no".into()));
+        run.settle(&requests[3..], &Fate::Unknown("who knows".into()));
         let figures = run.figures.borrow();
         assert_eq!((figures.acknowledged, figures.refused, figures.unknown), (3, 3, 2));
         assert_eq!((figures.in_flight, figures.done()), (0, 8));

@@ -1,4 +1,4 @@
-//! Sends what a run hands out, parcel after parcel.
+//! Sends what a run hands out, request after request.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::time::Instant;
 
-use crate::run::{Fate, Keys, Parcel, Run};
+use crate::run::{Fate, Keys, Request, Run};
 
 /// How soon something is tried again that failed, and how seldom at most. The jitter keeps thousands of
 /// senders from coming back in step.
@@ -19,32 +19,32 @@ pub(crate) fn backoff() -> impl Iterator<Item = Duration> {
         .build()
 }
 
-/// A way to the server for some parcels at a time.
+/// A way to the server for some requests at a time.
 pub(crate) trait Carrier {
-    /// Most parcels it takes at a time.
+    /// Most requests it takes at a time.
     fn capacity(&self) -> usize;
 
-    /// Sends parcels once and waits for the answer. They share their fate.
-    async fn carry(&mut self, parcels: &[Parcel]) -> Fate;
+    /// Sends requests once and waits for the answer. They share their fate.
+    async fn carry(&mut self, requests: &[Request]) -> Fate;
 }
 
 /// Sends until there is nothing more.
 pub(crate) async fn send(run: Rc<Run>, mut carrier: impl Carrier) {
-    let mut parcels: Vec<Parcel> = (0..carrier.capacity()).map(|_| Parcel::new()).collect();
+    let mut requests: Vec<Request> = (0..carrier.capacity()).map(|_| Request::new()).collect();
     let mut delays = None;
-    while run.next(&mut parcels[0]).await {
-        let further = parcels[1..].iter_mut().position(|parcel| !run.next_if_due(parcel));
-        let parcels = &parcels[..further.map_or(parcels.len(), |further| 1 + further)];
-        let fate = match carrier.carry(parcels).await {
+    while run.next(&mut requests[0]).await {
+        let further = requests[1..].iter_mut().position(|request| !run.next_if_due(request));
+        let requests = &requests[..further.map_or(requests.len(), |further| 1 + further)];
+        let fate = match carrier.carry(requests).await {
             Fate::Acknowledged => Fate::Acknowledged,
-            fate => insist(&run, &mut carrier, parcels, fate).await,
+            fate => insist(&run, &mut carrier, requests, fate).await,
         };
         let failed = matches!(fate, Fate::Unknown(_) | Fate::Unsent(_));
         if matches!(fate, Fate::Unsent(_)) {
             // Nobody was there for all the time events are tried: the others would only wait as long.
             run.give_up();
         }
-        run.settle(parcels, &fate);
+        run.settle(requests, &fate);
         if failed && !run.is_over() {
             // A server in trouble is not helped by being asked as fast as it can say no.
             pause(delays.get_or_insert_with(backoff)).await;
@@ -55,9 +55,9 @@ pub(crate) async fn send(run: Rc<Run>, mut carrier: impl Carrier) {
 }
 
 /// Sends again what cannot count twice, until its fate is known or the time is up.
-async fn insist(run: &Run, carrier: &mut impl Carrier, parcels: &[Parcel], mut fate: Fate) -> Fate {
+async fn insist(run: &Run, carrier: &mut impl Carrier, requests: &[Request], mut fate: Fate) -> Fate {
     let give_up = Instant::now() + run.retry_for;
-    let events: u64 = parcels.iter().map(|parcel| parcel.draws.len() as u64).sum();
+    let events: u64 = requests.iter().map(|request| request.draws.len() as u64).sum();
     let mut delays = backoff();
     let mut in_doubt = false;
     loop {
@@ -85,7 +85,7 @@ async fn insist(run: &Run, carrier: &mut impl Carrier, parcels: &[Parcel], mut f
         if in_doubt {
             run.figures.borrow_mut().retried += events;
         }
-        fate = carrier.carry(parcels).await;
+        fate = carrier.carry(requests).await;
     }
 }
 
@@ -112,8 +112,8 @@ mod tests {
             1
         }
 
-        async fn carry(&mut self, parcels: &[Parcel]) -> Fate {
-            self.seen.borrow_mut().push(parcels[0].keys.first().copied());
+        async fn carry(&mut self, requests: &[Request]) -> Fate {
+            self.seen.borrow_mut().push(requests[0].keys.first().copied());
             self.fates.pop_front().unwrap_or(Fate::Acknowledged)
         }
     }
