@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use crate::body;
 use crate::run::{Fate, Request};
-use crate::sender::Carrier;
+use crate::sender::Transport;
 use crate::workload::Names;
 
 /// The exchange events are published to.
@@ -227,12 +227,12 @@ impl Message {
     }
 }
 
-impl Carrier for DirectPublisher {
+impl Transport for DirectPublisher {
     fn capacity(&self) -> usize {
         self.messages_in_flight
     }
 
-    async fn carry(&mut self, requests: &[Request]) -> Fate {
+    async fn send(&mut self, requests: &[Request]) -> Fate {
         let mut written = false;
         let reason = match timeout(self.timeout, self.publish(requests, &mut written)).await {
             Ok(Ok(())) => return Fate::Acknowledged,

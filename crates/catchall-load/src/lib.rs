@@ -49,7 +49,7 @@ use crate::pace::{Pace, Rate};
 use crate::post::{Bulk, Put};
 use crate::reading::Reader;
 use crate::run::Run;
-use crate::sender::{Carrier, send};
+use crate::sender::{Transport, send};
 use crate::verification::{Baseline, Comparison};
 use catchall_progress::{Display, Progress};
 
@@ -76,18 +76,18 @@ pub async fn run(config: Config, interrupt: impl Future<Output = ()>) -> anyhow:
     match plan.config.via {
         Via::Put => {
             let clients = http1(&plan).await?.into_iter();
-            let carriers = clients.map(|client| Put { client, names }).collect();
-            conduct(&plan, carriers, interrupt).await
+            let transports = clients.map(|client| Put { client, names }).collect();
+            conduct(&plan, transports, interrupt).await
         }
         Via::PutH2 => {
             let clients = http2(&plan).await?.into_iter();
-            let carriers = clients.map(|client| Put { client, names }).collect();
-            conduct(&plan, carriers, interrupt).await
+            let transports = clients.map(|client| Put { client, names }).collect();
+            conduct(&plan, transports, interrupt).await
         }
         Via::Bulk => {
             let clients = http1(&plan).await?.into_iter();
-            let carriers = clients.map(|client| Bulk { client, names }).collect();
-            conduct(&plan, carriers, interrupt).await
+            let transports = clients.map(|client| Bulk { client, names }).collect();
+            conduct(&plan, transports, interrupt).await
         }
         Via::Amqp => {
             let broker = plan.broker()?;
@@ -115,9 +115,9 @@ async fn http2(plan: &Plan) -> anyhow::Result<Vec<http2::Stream>> {
 }
 
 /// A run from the first reading to the last.
-async fn conduct<C: Carrier + 'static>(
+async fn conduct<C: Transport + 'static>(
     plan: &Plan,
-    carriers: Vec<C>,
+    transports: Vec<C>,
     mut interrupt: Pin<&mut impl Future<Output = ()>>,
 ) -> anyhow::Result<Report> {
     let display = Display::detect();
@@ -134,7 +134,7 @@ async fn conduct<C: Carrier + 'static>(
         comparing = Some((reader, baseline));
     }
     let begun = Instant::now();
-    let run = send_all(plan, run, carriers, display, interrupt.as_mut()).await?;
+    let run = send_all(plan, run, transports, display, interrupt.as_mut()).await?;
     let acknowledged = run.figures.borrow().last_acknowledged.unwrap_or(begun);
     let mut report = Report::new(plan, &run, acknowledged.duration_since(begun));
     if let (Some((mut reader, baseline)), Some(ledger)) = (comparing, run.ledger.take()) {
@@ -158,10 +158,10 @@ async fn unless<T>(
 }
 
 /// Sends every event, or those until the interrupt, and waits for the answers.
-async fn send_all<C: Carrier + 'static>(
+async fn send_all<C: Transport + 'static>(
     plan: &Plan,
     mut run: Run,
-    carriers: Vec<C>,
+    transports: Vec<C>,
     display: Display,
     interrupt: Pin<&mut impl Future<Output = ()>>,
 ) -> anyhow::Result<Rc<Run>> {
@@ -173,8 +173,8 @@ async fn send_all<C: Carrier + 'static>(
     run.hand_out(events, plan.batch, pace);
     let run = Rc::new(run);
     let mut senders = JoinSet::new();
-    for carrier in carriers {
-        senders.spawn_local(send(Rc::clone(&run), carrier));
+    for transport in transports {
+        senders.spawn_local(send(Rc::clone(&run), transport));
     }
     let mut stop = interrupt.map(|()| run.interrupt());
     let sending = async {

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::body;
 use crate::exchange::{Answer, Call, Client, Failure};
 use crate::run::{Fate, Request};
-use crate::sender::Carrier;
+use crate::sender::Transport;
 use crate::workload::{Draw, Names};
 
 /// Room for a path: names are at most 21 letters long.
@@ -23,12 +23,12 @@ pub(crate) struct Put<C> {
     pub(crate) names: Names,
 }
 
-impl<C: Client> Carrier for Put<C> {
+impl<C: Client> Transport for Put<C> {
     fn capacity(&self) -> usize {
         1
     }
 
-    async fn carry(&mut self, requests: &[Request]) -> Fate {
+    async fn send(&mut self, requests: &[Request]) -> Fate {
         let request = &requests[0];
         let mut call = Call::new(Method::PUT, path(self.names, request.draws[0]));
         call.idempotency_key = request.keys.first().map(|key| {
@@ -60,12 +60,12 @@ pub(crate) struct Bulk<C> {
     pub(crate) names: Names,
 }
 
-impl<C: Client> Carrier for Bulk<C> {
+impl<C: Client> Transport for Bulk<C> {
     fn capacity(&self) -> usize {
         1
     }
 
-    async fn carry(&mut self, requests: &[Request]) -> Fate {
+    async fn send(&mut self, requests: &[Request]) -> Fate {
         let request = &requests[0];
         let mut call = Call::new(Method::POST, Bytes::from_static(b"/events"));
         call.content_type = Some(HeaderValue::from_static("application/x-ndjson"));

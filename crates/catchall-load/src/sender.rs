@@ -20,24 +20,24 @@ pub(crate) fn backoff() -> impl Iterator<Item = Duration> {
 }
 
 /// A way to the server for some requests at a time.
-pub(crate) trait Carrier {
+pub(crate) trait Transport {
     /// Most requests it takes at a time.
     fn capacity(&self) -> usize;
 
     /// Sends requests once and waits for the answer. They share their fate.
-    async fn carry(&mut self, requests: &[Request]) -> Fate;
+    async fn send(&mut self, requests: &[Request]) -> Fate;
 }
 
 /// Sends until there is nothing more.
-pub(crate) async fn send(run: Rc<Run>, mut carrier: impl Carrier) {
-    let mut requests: Vec<Request> = (0..carrier.capacity()).map(|_| Request::new()).collect();
+pub(crate) async fn send(run: Rc<Run>, mut transport: impl Transport) {
+    let mut requests: Vec<Request> = (0..transport.capacity()).map(|_| Request::new()).collect();
     let mut delays = None;
     while run.next(&mut requests[0]).await {
         let further = requests[1..].iter_mut().position(|request| !run.next_if_due(request));
         let requests = &requests[..further.map_or(requests.len(), |further| 1 + further)];
-        let fate = match carrier.carry(requests).await {
+        let fate = match transport.send(requests).await {
             Fate::Acknowledged => Fate::Acknowledged,
-            fate => insist(&run, &mut carrier, requests, fate).await,
+            fate => insist(&run, &mut transport, requests, fate).await,
         };
         let failed = matches!(fate, Fate::Unknown(_) | Fate::Unsent(_));
         if matches!(fate, Fate::Unsent(_)) {
@@ -55,7 +55,7 @@ pub(crate) async fn send(run: Rc<Run>, mut carrier: impl Carrier) {
 }
 
 /// Sends again what cannot count twice, until its fate is known or the time is up.
-async fn insist(run: &Run, carrier: &mut impl Carrier, requests: &[Request], mut fate: Fate) -> Fate {
+async fn insist(run: &Run, transport: &mut impl Transport, requests: &[Request], mut fate: Fate) -> Fate {
     let give_up = Instant::now() + run.retry_for;
     let events: u64 = requests.iter().map(|request| request.draws.len() as u64).sum();
     let mut delays = backoff();
@@ -85,7 +85,7 @@ async fn insist(run: &Run, carrier: &mut impl Carrier, requests: &[Request], mut
         if in_doubt {
             run.figures.borrow_mut().retried += events;
         }
-        fate = carrier.carry(requests).await;
+        fate = transport.send(requests).await;
     }
 }
 
@@ -107,12 +107,12 @@ mod tests {
         seen: Rc<std::cell::RefCell<Vec<Option<Uuid>>>>,
     }
 
-    impl Carrier for Script {
+    impl Transport for Script {
         fn capacity(&self) -> usize {
             1
         }
 
-        async fn carry(&mut self, requests: &[Request]) -> Fate {
+        async fn send(&mut self, requests: &[Request]) -> Fate {
             self.seen.borrow_mut().push(requests[0].keys.first().copied());
             self.fates.pop_front().unwrap_or(Fate::Acknowledged)
         }
