@@ -17,7 +17,7 @@ use lapin::{
 use tokio::time::timeout;
 
 use crate::body;
-use crate::run::{Fate, Request};
+use crate::run::{Request, RequestOutcome};
 use crate::sender::Transport;
 use crate::workload::Names;
 
@@ -232,20 +232,22 @@ impl Transport for DirectPublisher {
         self.messages_in_flight
     }
 
-    async fn send(&mut self, requests: &[Request]) -> Fate {
+    async fn send(&mut self, requests: &[Request]) -> RequestOutcome {
         let mut written = false;
         let reason = match timeout(self.timeout, self.publish(requests, &mut written)).await {
-            Ok(Ok(())) => return Fate::Acknowledged,
+            Ok(Ok(())) => return RequestOutcome::Acknowledged,
             // Of several messages, those that were not refused are at the broker.
             Ok(Err(NotConfirmed::Refused)) => {
-                return Fate::Unknown("the broker refuses messages: the queue is at its limit".into());
+                return RequestOutcome::Unknown(
+                    "the broker refuses messages: the queue is at its limit".into(),
+                );
             }
             Ok(Err(NotConfirmed::Broken(reason))) => reason,
             Err(_) if written => "the broker did not confirm in time".into(),
             Err(_) => "the broker does not take messages".into(),
         };
         self.open = None;
-        if written { Fate::Unknown(reason) } else { Fate::Unsent(reason) }
+        if written { RequestOutcome::Unknown(reason) } else { RequestOutcome::Unsent(reason) }
     }
 }
 

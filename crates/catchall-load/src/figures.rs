@@ -63,7 +63,7 @@ impl Figures {
         self.last_error = Some(reason.to_owned());
     }
 
-    /// Events whose fate is decided.
+    /// Events whose outcome is decided.
     pub(crate) fn done(&self) -> u64 {
         self.acknowledged + self.refused + self.unknown
     }

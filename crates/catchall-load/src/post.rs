@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::body;
 use crate::exchange::{Answer, Call, Client, Failure};
-use crate::run::{Fate, Request};
+use crate::run::{Request, RequestOutcome};
 use crate::sender::Transport;
 use crate::workload::{Draw, Names};
 
@@ -28,7 +28,7 @@ impl<C: Client> Transport for Put<C> {
         1
     }
 
-    async fn send(&mut self, requests: &[Request]) -> Fate {
+    async fn send(&mut self, requests: &[Request]) -> RequestOutcome {
         let request = &requests[0];
         let mut call = Call::new(Method::PUT, path(self.names, request.draws[0]));
         call.idempotency_key = request.keys.first().map(|key| {
@@ -36,7 +36,7 @@ impl<C: Client> Transport for Put<C> {
             let text = key.hyphenated().encode_lower(&mut text);
             HeaderValue::from_str(text).expect("a UUID is visible ASCII")
         });
-        fate(self.client.exchange(call).await, |_| Fate::Acknowledged)
+        outcome(self.client.exchange(call).await, |_| RequestOutcome::Acknowledged)
     }
 }
 
@@ -65,29 +65,32 @@ impl<C: Client> Transport for Bulk<C> {
         1
     }
 
-    async fn send(&mut self, requests: &[Request]) -> Fate {
+    async fn send(&mut self, requests: &[Request]) -> RequestOutcome {
         let request = &requests[0];
         let mut call = Call::new(Method::POST, Bytes::from_static(b"/events"));
         call.content_type = Some(HeaderValue::from_static("application/x-ndjson"));
         call.body = body::lines(self.names, request).into();
-        fate(self.client.exchange(call).await, |answer| accepted(answer, request.draws.len()))
+        outcome(self.client.exchange(call).await, |answer| accepted(answer, request.draws.len()))
     }
 }
 
 /// What an answer, or the lack of one, says of the events it is about. Any 2xx means that they are accepted;
 /// which of them, the request knows.
-fn fate(answer: Result<Answer, Failure>, accepted: impl FnOnce(&Answer) -> Fate) -> Fate {
+fn outcome(
+    answer: Result<Answer, Failure>,
+    accepted: impl FnOnce(&Answer) -> RequestOutcome,
+) -> RequestOutcome {
     match answer {
         Ok(answer) if answer.status.is_success() => accepted(&answer),
-        Ok(answer) if answer.status.is_client_error() => Fate::Refused(answer.reason()),
-        Ok(answer) => Fate::Unknown(answer.reason()),
-        Err(Failure::Unanswered(reason)) => Fate::Unknown(reason),
-        Err(Failure::Unsent(reason)) => Fate::Unsent(reason),
+        Ok(answer) if answer.status.is_client_error() => RequestOutcome::Refused(answer.reason()),
+        Ok(answer) => RequestOutcome::Unknown(answer.reason()),
+        Err(Failure::Unanswered(reason)) => RequestOutcome::Unknown(reason),
+        Err(Failure::Unsent(reason)) => RequestOutcome::Unsent(reason),
     }
 }
 
 /// Which of so many events a bulk answer accepts.
-fn accepted(answer: &Answer, events: usize) -> Fate {
+fn accepted(answer: &Answer, events: usize) -> RequestOutcome {
     #[derive(Deserialize)]
     struct Accepted {
         accepted: usize,
@@ -101,17 +104,17 @@ fn accepted(answer: &Answer, events: usize) -> Fate {
     }
 
     let Ok(Accepted { accepted, rejected }) = serde_json::from_slice(&answer.body) else {
-        return Fate::Unknown(format!("an answer that cannot be read: {}", answer.reason()));
+        return RequestOutcome::Unknown(format!("an answer that cannot be read: {}", answer.reason()));
     };
     let mut places: Vec<usize> = rejected.iter().map(|rejected| rejected.index).collect();
     places.sort_unstable();
     places.dedup();
     if places.len() != rejected.len() || accepted + places.len() != events || places.last() >= Some(&events) {
-        return Fate::Unknown(format!("an answer that does not add up: {}", answer.reason()));
+        return RequestOutcome::Unknown(format!("an answer that does not add up: {}", answer.reason()));
     }
     match rejected.into_iter().min_by_key(|rejected| rejected.index) {
-        None => Fate::Acknowledged,
-        Some(first) => Fate::Partly(places, format!("event {}: {}", first.index, first.detail)),
+        None => RequestOutcome::Acknowledged,
+        Some(first) => RequestOutcome::Partly(places, format!("event {}: {}", first.index, first.detail)),
     }
 }
 
@@ -128,23 +131,23 @@ mod tests {
 
     #[test]
     fn only_a_2xx_accepts_and_only_a_4xx_refuses() {
-        let of = |answer| fate(answer, |_| Fate::Acknowledged);
+        let of = |answer| outcome(answer, |_| RequestOutcome::Acknowledged);
         let of_answer = |answer| of(Ok(answer));
-        assert_eq!(of_answer(answer(202, "")), Fate::Acknowledged);
-        assert_eq!(of_answer(answer(200, "")), Fate::Acknowledged);
-        assert_eq!(of_answer(answer(400, "no")), Fate::Refused("400 Bad Request: no".into()));
-        assert_eq!(of_answer(answer(503, "")), Fate::Unknown("503 Service Unavailable".into()));
-        assert_eq!(of_answer(answer(302, "")), Fate::Unknown("302 Found".into()));
-        assert_eq!(of(Err(Failure::Unsent("a".into()))), Fate::Unsent("a".into()));
-        assert_eq!(of(Err(Failure::Unanswered("a".into()))), Fate::Unknown("a".into()));
+        assert_eq!(of_answer(answer(202, "")), RequestOutcome::Acknowledged);
+        assert_eq!(of_answer(answer(200, "")), RequestOutcome::Acknowledged);
+        assert_eq!(of_answer(answer(400, "no")), RequestOutcome::Refused("400 Bad Request: no".into()));
+        assert_eq!(of_answer(answer(503, "")), RequestOutcome::Unknown("503 Service Unavailable".into()));
+        assert_eq!(of_answer(answer(302, "")), RequestOutcome::Unknown("302 Found".into()));
+        assert_eq!(of(Err(Failure::Unsent("a".into()))), RequestOutcome::Unsent("a".into()));
+        assert_eq!(of(Err(Failure::Unanswered("a".into()))), RequestOutcome::Unknown("a".into()));
     }
 
     #[test]
     fn rejected_events_are_not_accepted() {
-        let of = |body| fate(Ok(answer(202, body)), |answer| accepted(answer, 3));
-        assert_eq!(of(r#"{"accepted":3,"rejected":[]}"#), Fate::Acknowledged);
+        let of = |body| outcome(Ok(answer(202, body)), |answer| accepted(answer, 3));
+        assert_eq!(of(r#"{"accepted":3,"rejected":[]}"#), RequestOutcome::Acknowledged);
         let partly = r#"{"accepted":1,"rejected":[{"index":2,"detail":"b"},{"index":0,"detail":"a"}]}"#;
-        assert_eq!(of(partly), Fate::Partly(vec![0, 2], "event 0: a".into()));
+        assert_eq!(of(partly), RequestOutcome::Partly(vec![0, 2], "event 0: a".into()));
         for odd in [
             "",
             "{}",
@@ -152,7 +155,7 @@ mod tests {
             r#"{"accepted":2,"rejected":[{"index":3,"detail":""}]}"#,
             r#"{"accepted":1,"rejected":[{"index":1,"detail":""},{"index":1,"detail":""}]}"#,
         ] {
-            assert!(matches!(of(odd), Fate::Unknown(_)), "{odd}");
+            assert!(matches!(of(odd), RequestOutcome::Unknown(_)), "{odd}");
         }
     }
 

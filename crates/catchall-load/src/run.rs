@@ -34,7 +34,7 @@ pub(crate) enum Keys {
 
 /// What became of requests that were sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub(crate) enum RequestOutcome {
     /// All events are accepted.
     Acknowledged,
     /// All events are accepted but those at these places, the first of them for this reason.
@@ -163,21 +163,21 @@ impl Run {
     }
 
     /// Enters what became of requests.
-    pub(crate) fn settle(&self, requests: &[Request], fate: &Fate) {
+    pub(crate) fn settle(&self, requests: &[Request], outcome: &RequestOutcome) {
         let now = Instant::now();
         let figures = &mut *self.figures.borrow_mut();
         let mut ledger = self.ledger.borrow_mut();
         for request in requests {
             let events = request.draws.len() as u64;
             figures.in_flight -= events;
-            match fate {
-                Fate::Acknowledged => {
+            match outcome {
+                RequestOutcome::Acknowledged => {
                     figures.acknowledge(events, now.saturating_duration_since(request.due), now);
                     if let Some(ledger) = &mut *ledger {
                         request.draws.iter().for_each(|draw| ledger.acknowledge(*draw));
                     }
                 }
-                Fate::Partly(rejected, _) => {
+                RequestOutcome::Partly(rejected, _) => {
                     let refused = rejected.len() as u64;
                     figures.refused += refused;
                     figures.acknowledge(events - refused, now.saturating_duration_since(request.due), now);
@@ -187,17 +187,17 @@ impl Run {
                         accepted.for_each(|(_, draw)| ledger.acknowledge(*draw));
                     }
                 }
-                Fate::Refused(_) => figures.refused += events,
-                Fate::Unknown(_) => {
+                RequestOutcome::Refused(_) => figures.refused += events,
+                RequestOutcome::Unknown(_) => {
                     figures.unknown += events;
                     if let Some(ledger) = &mut *ledger {
                         request.draws.iter().for_each(|draw| ledger.leave_unknown(*draw));
                     }
                 }
-                Fate::Unsent(_) => {}
+                RequestOutcome::Unsent(_) => {}
             }
         }
-        if matches!(fate, Fate::Acknowledged) {
+        if matches!(outcome, RequestOutcome::Acknowledged) {
             figures.trouble = None;
         }
     }
@@ -253,10 +253,10 @@ mod tests {
             request.draws = [0, 1].map(|domain| Draw { domain, kind: EventKind::Bounced }).into();
         }
         assert!(!run.next_if_due(&mut Request::new()));
-        run.settle(&requests[..1], &Fate::Acknowledged);
-        run.settle(&requests[1..2], &Fate::Partly(vec![1], "no".into()));
-        run.settle(&requests[2..3], &Fate::Refused("no".into()));
-        run.settle(&requests[3..], &Fate::Unknown("who knows".into()));
+        run.settle(&requests[..1], &RequestOutcome::Acknowledged);
+        run.settle(&requests[1..2], &RequestOutcome::Partly(vec![1], "no".into()));
+        run.settle(&requests[2..3], &RequestOutcome::Refused("no".into()));
+        run.settle(&requests[3..], &RequestOutcome::Unknown("who knows".into()));
         let figures = run.figures.borrow();
         assert_eq!((figures.acknowledged, figures.refused, figures.unknown), (3, 3, 2));
         assert_eq!((figures.in_flight, figures.done()), (0, 8));
