@@ -77,24 +77,24 @@ pub async fn run(config: Config, interrupt: impl Future<Output = ()>) -> anyhow:
         Via::Put => {
             let clients = http1(&plan).await?.into_iter();
             let transports = clients.map(|client| Put { client, names }).collect();
-            conduct(&plan, transports, interrupt).await
+            run_with(&plan, transports, interrupt).await
         }
         Via::PutH2 => {
             let clients = http2(&plan).await?.into_iter();
             let transports = clients.map(|client| Put { client, names }).collect();
-            conduct(&plan, transports, interrupt).await
+            run_with(&plan, transports, interrupt).await
         }
         Via::Bulk => {
             let clients = http1(&plan).await?.into_iter();
             let transports = clients.map(|client| Bulk { client, names }).collect();
-            conduct(&plan, transports, interrupt).await
+            run_with(&plan, transports, interrupt).await
         }
         Via::Amqp => {
             let broker = plan.broker()?;
             let connect =
                 |number| DirectPublisher::connect(broker, number, plan.streams, names, plan.timeout);
             let publishers = try_join_all((0..plan.connections).map(connect)).await;
-            conduct(&plan, publishers.context("cannot publish")?, interrupt).await
+            run_with(&plan, publishers.context("cannot publish")?, interrupt).await
         }
     }
 }
@@ -115,7 +115,7 @@ async fn http2(plan: &Plan) -> anyhow::Result<Vec<http2::Stream>> {
 }
 
 /// A run from the first reading to the last.
-async fn conduct<C: Transport + 'static>(
+async fn run_with<C: Transport + 'static>(
     plan: &Plan,
     transports: Vec<C>,
     mut interrupt: Pin<&mut impl Future<Output = ()>>,

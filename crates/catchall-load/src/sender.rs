@@ -37,7 +37,7 @@ pub(crate) async fn send(run: Rc<Run>, mut transport: impl Transport) {
         let requests = &requests[..further.map_or(requests.len(), |further| 1 + further)];
         let outcome = match transport.send(requests).await {
             RequestOutcome::Acknowledged => RequestOutcome::Acknowledged,
-            outcome => insist(&run, &mut transport, requests, outcome).await,
+            outcome => retry(&run, &mut transport, requests, outcome).await,
         };
         let failed = matches!(outcome, RequestOutcome::Unknown(_) | RequestOutcome::Unsent(_));
         if matches!(outcome, RequestOutcome::Unsent(_)) {
@@ -55,7 +55,7 @@ pub(crate) async fn send(run: Rc<Run>, mut transport: impl Transport) {
 }
 
 /// Sends again what cannot count twice, until its outcome is known or the time is up.
-async fn insist(
+async fn retry(
     run: &Run,
     transport: &mut impl Transport,
     requests: &[Request],
