@@ -2,7 +2,7 @@
 //!
 //! One event loop on one thread, because it shares the machine with what it measures. A [`workload`] hands
 //! out events; senders, one to each request that may be in flight, send them through a connection and enter
-//! what became of them in the figures and in the [`ledger`]. The verification reads every domain before and
+//! what became of them in the stats and in the [`ledger`]. The verification reads every domain before and
 //! after and compares.
 //!
 //! Latency is from the moment an event was to be sent. In a closed loop that is when the one before it was
@@ -14,7 +14,7 @@ mod body;
 mod config;
 pub mod counts;
 mod exchange;
-mod figures;
+mod stats;
 mod http1;
 mod http2;
 pub mod ledger;
@@ -135,7 +135,7 @@ async fn run_with<C: Transport + 'static>(
     }
     let begun = Instant::now();
     let run = send_all(plan, run, transports, display, interrupt.as_mut()).await?;
-    let acknowledged = run.figures.borrow().last_acknowledged.unwrap_or(begun);
+    let acknowledged = run.stats.borrow().last_acknowledged.unwrap_or(begun);
     let mut report = Report::new(plan, &run, acknowledged.duration_since(begun));
     if let (Some((mut reader, baseline)), Some(ledger)) = (comparing, run.ledger.take()) {
         let comparison = Comparison::new(&baseline, &ledger, acknowledged, plan.settle_within);
@@ -194,11 +194,11 @@ async fn send_all<C: Transport + 'static>(
 }
 
 fn progress(run: &Run) -> Progress {
-    let figures = run.figures.borrow();
+    let stats = run.stats.borrow();
     let mut note =
-        format!(", {} in flight, {} errors", HumanCount(figures.in_flight), HumanCount(figures.errors));
-    if let Some(trouble) = &figures.trouble {
+        format!(", {} in flight, {} errors", HumanCount(stats.in_flight), HumanCount(stats.errors));
+    if let Some(trouble) = &stats.trouble {
         note = format!("{note}: {trouble}");
     }
-    Progress { done: figures.done(), note, ..Progress::default() }
+    Progress { done: stats.done(), note, ..Progress::default() }
 }

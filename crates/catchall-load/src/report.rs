@@ -104,10 +104,10 @@ impl Report {
     /// What a run has come to, which took so long until the last acknowledgement.
     pub(crate) fn new(plan: &Plan, run: &Run, took: Duration) -> Self {
         let Config { workload, events, via, keyed, rate, .. } = &plan.config;
-        let figures = run.figures.borrow();
+        let stats = run.stats.borrow();
         let seconds = took.as_secs_f64();
         #[expect(clippy::cast_precision_loss, reason = "a rate to look at")]
-        let mean = if seconds > 0.0 { figures.acknowledged as f64 / seconds } else { 0.0 };
+        let mean = if seconds > 0.0 { stats.acknowledged as f64 / seconds } else { 0.0 };
         Self {
             workload: workload.to_string(),
             seed: plan.seed,
@@ -121,19 +121,19 @@ impl Report {
             target_rate: *rate,
             interrupted: run.is_interrupted(),
             seconds,
-            acknowledged: figures.acknowledged,
-            refused: figures.refused,
-            unknown: figures.unknown,
-            unsent: events - figures.done(),
-            retried: figures.retried,
-            errors: figures.errors,
-            last_error: figures.last_error.clone(),
+            acknowledged: stats.acknowledged,
+            refused: stats.refused,
+            unknown: stats.unknown,
+            unsent: events - stats.done(),
+            retried: stats.retried,
+            errors: stats.errors,
+            last_error: stats.last_error.clone(),
             rate: mean,
             latency_ms: Latency {
-                p50: figures.latency_ms(0.50),
-                p95: figures.latency_ms(0.95),
-                p99: figures.latency_ms(0.99),
-                max: figures.latency_ms(1.0),
+                p50: stats.latency_ms(0.50),
+                p95: stats.latency_ms(0.95),
+                p99: stats.latency_ms(0.99),
+                max: stats.latency_ms(1.0),
             },
             verification: None,
         }

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use crate::figures::Figures;
 use crate::ledger::Ledger;
 use crate::pace::Pace;
+use crate::stats::LoadStats;
 use crate::workload::{Draw, Workload};
 
 /// Events that are sent and answered together: those of an HTTP request or of an AMQP message.
@@ -55,7 +55,7 @@ pub(crate) struct Run {
     /// How long events are tried again that reached no server or, with a key, were not answered.
     pub(crate) retry_for: Duration,
     /// What has become of the events so far.
-    pub(crate) figures: RefCell<Figures>,
+    pub(crate) stats: RefCell<LoadStats>,
     /// The same by domain, if it will be compared.
     pub(crate) ledger: RefCell<Option<Ledger>>,
     workload: RefCell<Workload>,
@@ -71,7 +71,7 @@ impl Run {
         Self {
             keys,
             retry_for,
-            figures: RefCell::new(Figures::new()),
+            stats: RefCell::new(LoadStats::new()),
             ledger: RefCell::new(None),
             workload: RefCell::new(workload),
             request_events: 1,
@@ -127,15 +127,15 @@ impl Run {
         };
         request.keys.clear();
         request.keys.extend((0..keys).map(|_| Uuid::now_v7()));
-        self.figures.borrow_mut().in_flight += events;
+        self.stats.borrow_mut().in_flight += events;
         true
     }
 
     /// Notes a request without an answer, or with one that says no.
     pub(crate) fn note_error(&self, reason: &str) {
-        let figures = &mut *self.figures.borrow_mut();
-        figures.errors += 1;
-        figures.note_trouble(reason);
+        let stats = &mut *self.stats.borrow_mut();
+        stats.errors += 1;
+        stats.note_trouble(reason);
     }
 
     /// Hands out nothing more because it was interrupted. What has failed is not tried again.
@@ -165,31 +165,31 @@ impl Run {
     /// Enters what became of requests.
     pub(crate) fn settle(&self, requests: &[Request], outcome: &RequestOutcome) {
         let now = Instant::now();
-        let figures = &mut *self.figures.borrow_mut();
+        let stats = &mut *self.stats.borrow_mut();
         let mut ledger = self.ledger.borrow_mut();
         for request in requests {
             let events = request.draws.len() as u64;
-            figures.in_flight -= events;
+            stats.in_flight -= events;
             match outcome {
                 RequestOutcome::Acknowledged => {
-                    figures.acknowledge(events, now.saturating_duration_since(request.due), now);
+                    stats.acknowledge(events, now.saturating_duration_since(request.due), now);
                     if let Some(ledger) = &mut *ledger {
                         request.draws.iter().for_each(|draw| ledger.acknowledge(*draw));
                     }
                 }
                 RequestOutcome::Partly(rejected, _) => {
                     let refused = rejected.len() as u64;
-                    figures.refused += refused;
-                    figures.acknowledge(events - refused, now.saturating_duration_since(request.due), now);
+                    stats.refused += refused;
+                    stats.acknowledge(events - refused, now.saturating_duration_since(request.due), now);
                     if let Some(ledger) = &mut *ledger {
                         let accepted = request.draws.iter().enumerate();
                         let accepted = accepted.filter(|(place, _)| rejected.binary_search(place).is_err());
                         accepted.for_each(|(_, draw)| ledger.acknowledge(*draw));
                     }
                 }
-                RequestOutcome::Refused(_) => figures.refused += events,
+                RequestOutcome::Refused(_) => stats.refused += events,
                 RequestOutcome::Unknown(_) => {
-                    figures.unknown += events;
+                    stats.unknown += events;
                     if let Some(ledger) = &mut *ledger {
                         request.draws.iter().for_each(|draw| ledger.leave_unknown(*draw));
                     }
@@ -198,7 +198,7 @@ impl Run {
             }
         }
         if matches!(outcome, RequestOutcome::Acknowledged) {
-            figures.trouble = None;
+            stats.trouble = None;
         }
     }
 }
@@ -238,7 +238,7 @@ mod tests {
             });
             let draws: Vec<Draw> = join_all(takers).await.into_iter().flatten().collect();
             assert_eq!(draws.len(), 105);
-            assert!(run.is_over() && run.figures.borrow().in_flight == 105);
+            assert!(run.is_over() && run.stats.borrow().in_flight == 105);
         }
     }
 
@@ -257,9 +257,9 @@ mod tests {
         run.settle(&requests[1..2], &RequestOutcome::Partly(vec![1], "no".into()));
         run.settle(&requests[2..3], &RequestOutcome::Refused("no".into()));
         run.settle(&requests[3..], &RequestOutcome::Unknown("who knows".into()));
-        let figures = run.figures.borrow();
-        assert_eq!((figures.acknowledged, figures.refused, figures.unknown), (3, 3, 2));
-        assert_eq!((figures.in_flight, figures.done()), (0, 8));
+        let stats = run.stats.borrow();
+        assert_eq!((stats.acknowledged, stats.refused, stats.unknown), (3, 3, 2));
+        assert_eq!((stats.in_flight, stats.done()), (0, 8));
         let ledger = run.ledger.borrow();
         let expected = |domain| ledger.as_ref().unwrap().expected(domain, Counts::default());
         assert_eq!((expected(0).least.bounced, expected(0).most.bounced), (2, 3));

@@ -68,7 +68,7 @@ async fn retry(
     loop {
         match &outcome {
             RequestOutcome::Acknowledged => return outcome,
-            RequestOutcome::Unsent(reason) => run.figures.borrow_mut().note_trouble(reason),
+            RequestOutcome::Unsent(reason) => run.stats.borrow_mut().note_trouble(reason),
             RequestOutcome::Partly(_, reason)
             | RequestOutcome::Refused(reason)
             | RequestOutcome::Unknown(reason) => run.note_error(reason),
@@ -92,7 +92,7 @@ async fn retry(
         in_doubt = matches!(outcome, RequestOutcome::Unknown(_));
         pause(&mut delays).await;
         if in_doubt {
-            run.figures.borrow_mut().retried += events;
+            run.stats.borrow_mut().retried += events;
         }
         outcome = transport.send(requests).await;
     }
@@ -137,9 +137,8 @@ mod tests {
         run.hand_out(3, 1, None);
         let (run, seen) = (Rc::new(run), Rc::default());
         send(Rc::clone(&run), Script { outcomes: outcomes.into(), seen: Rc::clone(&seen) }).await;
-        let figures = run.figures.borrow();
-        let numbers =
-            [figures.acknowledged, figures.refused, figures.unknown, figures.retried, figures.errors];
+        let stats = run.stats.borrow();
+        let numbers = [stats.acknowledged, stats.refused, stats.unknown, stats.retried, stats.errors];
         (numbers, seen.take())
     }
 

@@ -9,7 +9,7 @@ const LONGEST: u64 = 3_600_000_000;
 
 /// Counts of events and latencies of requests.
 #[derive(Debug)]
-pub(crate) struct Figures {
+pub(crate) struct LoadStats {
     /// Accepted by an answer.
     pub(crate) acknowledged: u64,
     /// Not accepted, says an answer: the server finds something wrong with them.
@@ -31,7 +31,7 @@ pub(crate) struct Figures {
     latencies_us: Histogram<u64>,
 }
 
-impl Figures {
+impl LoadStats {
     pub(crate) fn new() -> Self {
         let latencies_us =
             Histogram::new_with_max(LONGEST, 3).expect("three digits and an hour are in range");
@@ -83,22 +83,22 @@ mod tests {
 
     #[test]
     fn latencies_are_of_events_not_of_requests() {
-        let mut figures = Figures::new();
-        assert_eq!(figures.latency_ms(0.5), None);
+        let mut stats = LoadStats::new();
+        assert_eq!(stats.latency_ms(0.5), None);
         let now = Instant::now();
         for _ in 0..98 {
-            figures.acknowledge(1, Duration::from_micros(1_500), now);
+            stats.acknowledge(1, Duration::from_micros(1_500), now);
         }
-        figures.acknowledge(2, Duration::from_millis(40), now);
-        let near = |share, ms: f64| (figures.latency_ms(share).unwrap() - ms).abs() < ms / 500.0;
+        stats.acknowledge(2, Duration::from_millis(40), now);
+        let near = |share, ms: f64| (stats.latency_ms(share).unwrap() - ms).abs() < ms / 500.0;
         assert!(near(0.5, 1.5) && near(0.98, 1.5) && near(0.99, 40.0) && near(1.0, 40.0));
-        assert_eq!(figures.acknowledged, 100);
+        assert_eq!(stats.acknowledged, 100);
     }
 
     #[test]
     fn no_latency_is_too_long() {
-        let mut figures = Figures::new();
-        figures.acknowledge(1, Duration::from_secs(100_000), Instant::now());
-        assert!(figures.latency_ms(1.0).unwrap() >= 3_600_000.0);
+        let mut stats = LoadStats::new();
+        stats.acknowledge(1, Duration::from_secs(100_000), Instant::now());
+        assert!(stats.latency_ms(1.0).unwrap() >= 3_600_000.0);
     }
 }
