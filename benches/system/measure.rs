@@ -19,7 +19,7 @@ const LOOK: Duration = Duration::from_secs(1);
 const SETTLE: Duration = Duration::from_millis(50);
 
 /// How long nothing may be counted before what is missing is given up.
-const PATIENCE: Duration = Duration::from_mins(2);
+const TIMEOUT: Duration = Duration::from_mins(2);
 
 /// What was done beside the load.
 #[derive(Clone, Debug, Default)]
@@ -107,7 +107,7 @@ pub(crate) async fn events(
 /// time.
 async fn settle(stage: &Stage, events: u64) {
     let (mut counted, mut last) = (0, Instant::now());
-    while counted < events && last.elapsed() < PATIENCE {
+    while counted < events && last.elapsed() < TIMEOUT {
         tokio::time::sleep(SETTLE).await;
         let now = stage.counted().await;
         if now > counted {

@@ -24,7 +24,7 @@ const BETWEEN: Duration = Duration::from_millis(1);
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// An event that is not to be seen after this long is missing.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Sends events of new domains, one after the other, for so many seconds.
 pub(crate) async fn probe(ingest_url: &str, query_address: &str, seconds: u64) -> anyhow::Result<Beside> {
@@ -37,13 +37,13 @@ pub(crate) async fn probe(ingest_url: &str, query_address: &str, seconds: u64) -
             let domain = format!("probe{prober}-{number}.example");
             number += 1;
             let put = Request::put(format!("{ingest_url}/events/{domain}/delivered"));
-            let answer = http.send(put.body(Full::<Bytes>::default())?, PATIENCE).await;
+            let answer = http.send(put.body(Full::<Bytes>::default())?, TIMEOUT).await;
             let (status, body) = answer.map_err(|error| anyhow!(error))?;
             ensure!(status == StatusCode::ACCEPTED, "a probe was answered {status}: {body}");
             *sent.borrow_mut() += 1;
             let accepted = Instant::now();
             while !is_counted(&http, &format!("http://{query_address}/domains/{domain}")).await? {
-                ensure!(accepted.elapsed() < PATIENCE, "{domain} is not to be seen after {PATIENCE:?}");
+                ensure!(accepted.elapsed() < TIMEOUT, "{domain} is not to be seen after {TIMEOUT:?}");
                 tokio::time::sleep(BETWEEN).await;
             }
             let took = u64::try_from(accepted.elapsed().as_micros())?;
@@ -64,7 +64,7 @@ async fn is_counted(http: &HttpClient, url: &str) -> anyhow::Result<bool> {
     struct Served {
         delivered: u64,
     }
-    let (status, body) = http.get(url, PATIENCE).await.map_err(|error| anyhow!(error))?;
+    let (status, body) = http.get(url, TIMEOUT).await.map_err(|error| anyhow!(error))?;
     ensure!(status == StatusCode::OK, "{url} was answered {status}: {body}");
     let served: Served = serde_json::from_str(&body)?;
     Ok(served.delivered > 0)

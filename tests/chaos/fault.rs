@@ -24,7 +24,7 @@ use crate::stage::Stage;
 
 /// How long it may take after a fault until all is well again before that counts as never. The table says how
 /// long it took; this only tells slow from stuck, on a machine that may do ten other things as well.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+pub(crate) const RECOVERY_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// What can go wrong, in the order in which it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

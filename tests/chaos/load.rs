@@ -97,8 +97,8 @@ impl Load {
         let amount = Amount::Events(u64::from(rate * ENOUGH));
         let spec = LoadSpec { rate: Some(rate.into()), amount, seed, ..spec };
         let compared = ["--verify", "--query-url", &stage.query_url];
-        let patient = ["--retry-for", "120", "--settle-within", "120"];
-        let more = [&compared[..], &patient].concat();
+        let limits = ["--retry-for", "120", "--settle-within", "120"];
+        let more = [&compared[..], &limits].concat();
         let run = LoadRun::start(&spec, &stage.ingest_url, &stage.servers.amqp_url, &more)?;
         Ok(Self { name, seed, run })
     }

@@ -17,7 +17,7 @@ use crate::stage::Stage;
 const EVERY: Duration = Duration::from_millis(40);
 
 /// How long an answer is waited for: longer than every deadline of a service.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Answers in a row that make a flow.
 const FLOW: usize = 15;
@@ -145,14 +145,13 @@ fn of(number: usize, domain: &str) -> String {
 async fn put(ingest: String, domain: String, track: Track, number: usize) {
     let request =
         Request::put(format!("{ingest}/events/{domain}/delivered")).header("idempotency-key", domain);
-    let answer = HttpClient::without_keep_alive()
-        .send(request.body(Full::<Bytes>::default()).unwrap(), PATIENCE)
-        .await;
+    let answer =
+        HttpClient::without_keep_alive().send(request.body(Full::<Bytes>::default()).unwrap(), TIMEOUT).await;
     track.end(number, judge(answer, StatusCode::ACCEPTED, ""));
 }
 
 async fn look(query: String, domain: String, track: Track, number: usize) {
-    let answer = HttpClient::without_keep_alive().get(&format!("{query}/domains/{domain}"), PATIENCE).await;
+    let answer = HttpClient::without_keep_alive().get(&format!("{query}/domains/{domain}"), TIMEOUT).await;
     track.end(number, judge(answer, StatusCode::OK, &domain));
 }
 

@@ -8,7 +8,7 @@ use anyhow::Result;
 use harness::sql;
 
 use crate::chance::Chance;
-use crate::fault::{Fault, PATIENCE, Visible};
+use crate::fault::{Fault, RECOVERY_TIMEOUT, Visible};
 use crate::load::Load;
 use crate::prober::{Answer, Probe, Prober, Probes, Said};
 use crate::stage::{PUBLISH_DEADLINE, Stage};
@@ -154,9 +154,9 @@ async fn recover(stage: &Stage, prober: &Prober, lifted: Instant, act: &mut Act)
         if flowing.is_some() && counting.is_some() && not_ready.is_none() {
             break;
         }
-        if lifted.elapsed() > PATIENCE {
+        if lifted.elapsed() > RECOVERY_TIMEOUT {
             act.failures.push(format!(
-                "not well again after {PATIENCE:?}: 2xx after {flowing:?}, counted after {counting:?}, \
+                "not well again after {RECOVERY_TIMEOUT:?}: 2xx after {flowing:?}, counted after {counting:?}, \
                 {not_ready:?}"
             ));
             break;

@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 const LOOK: Duration = Duration::from_millis(80);
 
 /// A live process answers at once, unless the machine does ten other things.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What was seen of all services since it was last taken.
 #[derive(Clone, Debug, Default)]
@@ -55,11 +55,11 @@ impl Watch {
             loop {
                 // Of a process that is killed in a moment, too.
                 seen.lock().unwrap().remember(name, usage::peak_megabytes(pid).unwrap_or_default());
-                let livez = client.get(&format!("{ops_url}/livez"), PATIENCE).await;
+                let livez = client.get(&format!("{ops_url}/livez"), TIMEOUT).await;
                 if !livez.as_ref().is_ok_and(|(status, _)| *status == StatusCode::OK) {
                     seen.lock().unwrap().dead.push(format!("/livez of {name}: {livez:?}"));
                 }
-                let readyz = client.get(&format!("{ops_url}/readyz"), PATIENCE).await;
+                let readyz = client.get(&format!("{ops_url}/readyz"), TIMEOUT).await;
                 if !readyz.is_ok_and(|(status, _)| status == StatusCode::OK) {
                     seen.lock().unwrap().red.insert(name);
                 }

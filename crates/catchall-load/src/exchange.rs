@@ -100,12 +100,12 @@ pub(crate) trait Client {
 /// How long an answer is waited for. The timer is set far less often than there are requests: when it rings
 /// for one that has long been answered, it is set for the one that waits now.
 #[derive(Debug)]
-pub(crate) struct Patience {
+pub(crate) struct RequestTimeout {
     limit: Duration,
     timer: Pin<Box<Sleep>>,
 }
 
-impl Patience {
+impl RequestTimeout {
     pub(crate) fn new(limit: Duration) -> Self {
         Self { limit, timer: Box::pin(sleep(limit)) }
     }
@@ -153,14 +153,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_request_has_the_whole_patience() {
-        let mut patience = Patience::new(Duration::from_secs(10));
+    async fn each_request_has_the_whole_timeout() {
+        let mut timeout = RequestTimeout::new(Duration::from_secs(10));
         for _ in 0..5 {
-            assert!(patience.wait(pin!(sleep(Duration::from_secs(9)))).await.is_ok());
+            assert!(timeout.wait(pin!(sleep(Duration::from_secs(9)))).await.is_ok());
         }
         let begun = Instant::now();
-        assert!(patience.wait(pin!(std::future::pending::<()>())).await.is_err());
+        assert!(timeout.wait(pin!(std::future::pending::<()>())).await.is_err());
         assert_eq!(begun.elapsed().as_secs(), 10);
-        assert!(patience.wait(pin!(sleep(Duration::from_secs(9)))).await.is_ok());
+        assert!(timeout.wait(pin!(sleep(Duration::from_secs(9)))).await.is_ok());
     }
 }

@@ -11,13 +11,13 @@ use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 
-use crate::exchange::{Answer, Call, Client, Failure, Patience, insert_headers};
+use crate::exchange::{Answer, Call, Client, Failure, RequestTimeout, insert_headers};
 use crate::target::Target;
 
 /// A keep-alive connection that is opened again when it was lost.
 #[derive(Debug)]
 pub(crate) struct Http1 {
-    patience: Patience,
+    timeout: RequestTimeout,
     connection: Connection,
 }
 
@@ -38,7 +38,7 @@ impl Http1 {
         let host = HeaderValue::from_str(target.authority().as_str()).expect("an authority is visible ASCII");
         let mut connection = Connection { target, host, requests: None };
         connection.open().await?;
-        Ok(Self { patience: Patience::new(timeout), connection })
+        Ok(Self { timeout: RequestTimeout::new(timeout), connection })
     }
 }
 
@@ -77,8 +77,8 @@ impl Connection {
 
 impl Client for Http1 {
     async fn exchange(&mut self, call: Call) -> Result<Answer, Failure> {
-        let Self { patience, connection } = self;
-        let answer = patience.wait(pin!(connection.send(call))).await.flatten();
+        let Self { timeout, connection } = self;
+        let answer = timeout.wait(pin!(connection.send(call))).await.flatten();
         if answer.is_err() {
             connection.requests = None;
         }

@@ -15,7 +15,7 @@ use http::{Request, Uri, uri};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::exchange::{Answer, Call, Client, Failure, Patience, insert_headers};
+use crate::exchange::{Answer, Call, Client, Failure, RequestTimeout, insert_headers};
 use crate::target::Target;
 
 /// Bytes of answers a server may send before they are read: far more than all of them take.
@@ -64,7 +64,7 @@ impl Http2 {
     #[must_use]
     pub(crate) fn stream(self: &Rc<Self>, timeout: Duration) -> Stream {
         let place = Place { connection: Rc::clone(self), requests: None };
-        Stream { patience: Patience::new(timeout), place }
+        Stream { timeout: RequestTimeout::new(timeout), place }
     }
 
     /// The open connection, or a new one. Of those who find it lost, one opens it and the others wait.
@@ -127,7 +127,7 @@ impl fmt::Debug for Http2 {
 /// A place for one request at a time on a shared connection.
 #[derive(Debug)]
 pub(crate) struct Stream {
-    patience: Patience,
+    timeout: RequestTimeout,
     place: Place,
 }
 
@@ -168,8 +168,8 @@ impl Place {
 
 impl Client for Stream {
     async fn exchange(&mut self, call: Call) -> Result<Answer, Failure> {
-        let Self { patience, place } = self;
-        let answer = patience.wait(pin!(place.send(call))).await.flatten();
+        let Self { timeout, place } = self;
+        let answer = timeout.wait(pin!(place.send(call))).await.flatten();
         if answer.is_err()
             && let Some((generation, _)) = place.requests.take()
         {

@@ -71,17 +71,17 @@ impl Baseline {
     ///
     /// # Errors
     ///
-    /// When they cannot be read, or still move after `patience`: then something else is counting.
+    /// When they cannot be read, or still move after `timeout`: then something else is counting.
     pub(crate) async fn read(
         workload: Workload,
         events: u64,
         reader: &mut Reader,
         display: Display,
-        patience: Duration,
+        timeout: Duration,
     ) -> anyhow::Result<Self> {
         let domains = touched(workload, events);
         let mut before = vec![Counts::default(); domains.len()];
-        stand_still(&domains[probe(domains.len())..], reader, patience).await?;
+        stand_still(&domains[probe(domains.len())..], reader, timeout).await?;
         let done = Cell::new(0);
         let reading = reader.read(&domains, |place, reading| {
             before[place] = reading.counters;
@@ -118,8 +118,8 @@ fn probe(domains: usize) -> usize {
 }
 
 /// Waits until two readings are the same: events of an earlier run may still be on their way.
-async fn stand_still(domains: &[u32], reader: &mut Reader, patience: Duration) -> anyhow::Result<()> {
-    let give_up = Instant::now() + patience;
+async fn stand_still(domains: &[u32], reader: &mut Reader, timeout: Duration) -> anyhow::Result<()> {
+    let give_up = Instant::now() + timeout;
     let mut last: Option<Vec<Counts>> = None;
     loop {
         let mut counters = vec![Counts::default(); domains.len()];
@@ -145,7 +145,7 @@ pub(crate) struct Comparison<'a> {
     /// When the last event was acknowledged.
     since: Instant,
     /// How long after that counters may take to settle.
-    patience: Duration,
+    timeout: Duration,
     /// Places of domains that are not as they have to be, and what was last read there.
     off: HashMap<usize, Counts>,
     wrong_status: HashSet<usize>,
@@ -156,14 +156,9 @@ pub(crate) struct Comparison<'a> {
 }
 
 impl<'a> Comparison<'a> {
-    pub(crate) fn new(
-        baseline: &'a Baseline,
-        ledger: &'a Ledger,
-        since: Instant,
-        patience: Duration,
-    ) -> Self {
+    pub(crate) fn new(baseline: &'a Baseline, ledger: &'a Ledger, since: Instant, timeout: Duration) -> Self {
         let (off, wrong_status) = (HashMap::new(), HashSet::new());
-        Self { baseline, ledger, since, patience, off, wrong_status, settled: None, moved: since }
+        Self { baseline, ledger, since, timeout, off, wrong_status, settled: None, moved: since }
     }
 
     /// Waits until nothing is missing or the time is up, and compares every domain.
@@ -207,7 +202,7 @@ impl<'a> Comparison<'a> {
                 self.look(&places, reader, |_| ()).await?;
                 places = self.missing(places);
                 settled.set((total - places.len()) as u64);
-                let time_is_up = self.since.elapsed() > self.patience && self.moved.elapsed() > STILL;
+                let time_is_up = self.since.elapsed() > self.timeout && self.moved.elapsed() > STILL;
                 if places.is_empty() || time_is_up {
                     return Ok(());
                 }

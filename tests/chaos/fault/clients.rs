@@ -73,7 +73,7 @@ const PAUSE: Duration = Duration::from_millis(40);
 const FIRST: &str = "first PUT";
 
 /// How long an honest client waits.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The 99th percentile of honest requests may be so many times what it is without slow clients.
 const TIMES: u32 = 2;
@@ -213,7 +213,7 @@ async fn honest(stage: &Stage, label: &str, ledger: &mut ExpectedCounts) -> Meas
                     _ => ("POST", 20, post(&stage.ingest_url, &domain, 20)),
                 };
                 let sent = Instant::now();
-                let answer = http.send(request, PATIENCE).await;
+                let answer = http.send(request, TIMEOUT).await;
                 let good = measured.borrow_mut().add(kind, sent.elapsed(), &answer);
                 expected.borrow_mut().push((domain, if good { events } else { 0 }, events));
                 tokio::time::sleep(PAUSE).await;

@@ -34,7 +34,7 @@ const SLOWNESS: Duration = Duration::from_secs(9);
 const COUNTED_PERCENT: usize = 8;
 
 /// A statement a second is less than a full window takes.
-const IMPATIENT: [(&str, &str); 1] = [("CATCHALL_STATEMENT_TIMEOUT_SECS", "1")];
+const SHORT_TIMEOUT: [(&str, &str); 1] = [("CATCHALL_STATEMENT_TIMEOUT_SECS", "1")];
 
 pub(super) async fn statement_timeout(stage: &mut Stage, label: &str) -> Result<Lifted> {
     stage.stop_workers().await?;
@@ -54,7 +54,7 @@ pub(super) async fn statement_timeout(stage: &mut Stage, label: &str) -> Result<
         }
         domains.extend(names);
     }
-    stage.start_workers_with(&IMPATIENT).await;
+    stage.start_workers_with(&SHORT_TIMEOUT).await;
     tokio::time::sleep(SLOWNESS).await;
     let counted = sql::counts(&stage.primary, &domains).await?.len();
     sql::execute(&stage.primary, FAST).await?;

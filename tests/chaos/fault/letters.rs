@@ -26,7 +26,7 @@ const POISONS: usize = 20;
 const KILLS: usize = 2;
 
 /// How long messages may take to become letters, and letters to be all replayed.
-const PATIENCE: Duration = Duration::from_mins(1);
+const TIMEOUT: Duration = Duration::from_mins(1);
 
 pub(super) async fn replay(stage: &mut Stage, chance: &mut Chance, label: &str) -> Result<Lifted> {
     let mut ledger = ExpectedCounts::default();
@@ -51,7 +51,7 @@ pub(super) async fn replay(stage: &mut Stage, chance: &mut Chance, label: &str) 
         // Not before it has begun.
         let begun = Instant::now();
         let before = publisher.waiting(DEAD).await;
-        while publisher.waiting(DEAD).await >= before && begun.elapsed() < PATIENCE {
+        while publisher.waiting(DEAD).await >= before && begun.elapsed() < TIMEOUT {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         chance.pause(0, 150).await;
@@ -64,7 +64,7 @@ pub(super) async fn replay(stage: &mut Stage, chance: &mut Chance, label: &str) 
         if stdout.contains("replayed 0, skipped 0") {
             break Lifted::now();
         }
-        if begun.elapsed() > PATIENCE {
+        if begun.elapsed() > TIMEOUT {
             break Lifted {
                 failures: vec![format!("catchall-dead replay: {stdout}{stderr}")],
                 ..Lifted::now()
@@ -103,7 +103,7 @@ pub(super) async fn await_letters(publisher: &AmqpClient, letters: usize) -> Res
         if waiting == letters {
             return Ok(());
         }
-        if begun.elapsed() > PATIENCE {
+        if begun.elapsed() > TIMEOUT {
             let queued = publisher.waiting(EVENTS).await;
             bail!("there are {waiting} dead letters instead of {letters}, and {queued} messages wait");
         }

@@ -38,7 +38,7 @@ const MESSAGE_VALUE: usize = 300 << 10;
 const MESSAGES: usize = 40;
 
 /// How long a request may take: unpacking ten megabytes is work, above all in a build for debugging.
-const PATIENCE: Duration = Duration::from_mins(1);
+const TIMEOUT: Duration = Duration::from_mins(1);
 
 /// A reason has so many bytes at most. What it is cut to is less; this tells cut from not.
 const MAX_REASON: usize = 1000;
@@ -79,7 +79,7 @@ pub(super) async fn amplification(stage: &mut Stage, label: &str) -> Result<Lift
                 .header(header::CONTENT_TYPE, "application/x-ndjson")
                 .header(header::CONTENT_ENCODING, "gzip")
                 .body(Full::from(packed.clone()));
-            match client.send(request.expect("it is a request"), PATIENCE).await {
+            match client.send(request.expect("it is a request"), TIMEOUT).await {
                 Ok((StatusCode::BAD_REQUEST, body)) if body.len() < MAX_REASON => {}
                 Ok((StatusCode::SERVICE_UNAVAILABLE, _)) => {}
                 Ok((status, body)) => wrong.push(format!("{status} with {} bytes", body.len())),
@@ -207,7 +207,7 @@ pub(super) async fn deep_headers(stage: &mut Stage, label: &str) -> Result<Lifte
     let mut lifted = Lifted::now();
     let begun = Instant::now();
     let (mut letters, mut ended) = (0, 0);
-    while letters < DEEP && !stage.workers.is_empty() && begun.elapsed() < PATIENCE / 2 {
+    while letters < DEEP && !stage.workers.is_empty() && begun.elapsed() < TIMEOUT / 2 {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let before = stage.workers.len();
         stage.workers.retain_mut(|worker| worker.service.has_ended().is_none());
