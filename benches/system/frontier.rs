@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use catchall_load::counts::Counts;
-use catchall_load::ledger::Difference;
+use catchall_load::record::Difference;
 use harness::load::{Amount, LoadSpec};
 use harness::servers::Servers;
 use harness::sql;

@@ -2,7 +2,7 @@
 
 use catchall_load::Report;
 use catchall_load::counts::Counts;
-use catchall_load::ledger::{Bounds, Difference};
+use catchall_load::record::{Bounds, Difference};
 use catchall_load::workload::{Names, Shape, Workload};
 use harness::load::LoadSpec;
 use harness::sql;

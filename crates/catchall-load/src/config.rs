@@ -13,7 +13,7 @@ use crate::run::Keys;
 use crate::target::Target;
 use crate::workload::{Names, Shape, Workload};
 
-/// Most domains a population may have: the ledger of a comparison takes eight bytes for each.
+/// Most domains a population may have: the record of a comparison takes eight bytes for each.
 const MAX_DOMAINS: i64 = 100_000_000;
 
 /// Most events of one bulk request, which ingest reads no more of.

@@ -14,7 +14,7 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// What is asked of a server.
 #[derive(Clone, Debug)]
-pub(crate) struct Call {
+pub(crate) struct HttpRequest {
     /// The method.
     pub(crate) method: Method,
     /// The path, which needs no escapes.
@@ -27,7 +27,7 @@ pub(crate) struct Call {
     pub(crate) content_type: Option<HeaderValue>,
 }
 
-impl Call {
+impl HttpRequest {
     /// A call with nothing but a method and a path.
     #[must_use]
     pub(crate) fn new(method: Method, path: Bytes) -> Self {
@@ -51,14 +51,14 @@ pub(crate) fn insert_headers(
 
 /// What a server says.
 #[derive(Clone, Debug)]
-pub(crate) struct Answer {
+pub(crate) struct HttpResponse {
     /// The status.
     pub(crate) status: StatusCode,
     /// The whole body.
     pub(crate) body: Bytes,
 }
 
-impl Answer {
+impl HttpResponse {
     /// The status and the server's reason, on one line.
     #[must_use]
     pub(crate) fn reason(&self) -> String {
@@ -94,7 +94,7 @@ pub(crate) trait Client {
     ///
     /// When there is none, telling whether the request can have arrived. The next call finds out whether
     /// the server is there again.
-    async fn exchange(&mut self, call: Call) -> Result<Answer, Failure>;
+    async fn exchange(&mut self, call: HttpRequest) -> Result<HttpResponse, Failure>;
 }
 
 /// How long an answer is waited for. The timer is set far less often than there are requests: when it rings
@@ -147,7 +147,7 @@ mod tests {
             (b"bad\r\nluck", "400 Bad Request: badluck"),
             (b"", "400 Bad Request"),
         ] {
-            let answer = Answer { status: StatusCode::BAD_REQUEST, body: Bytes::from_static(body) };
+            let answer = HttpResponse { status: StatusCode::BAD_REQUEST, body: Bytes::from_static(body) };
             assert_eq!(answer.reason(), reason);
         }
     }

@@ -11,7 +11,7 @@ use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 
-use crate::exchange::{Answer, Call, Client, Failure, RequestTimeout, insert_headers};
+use crate::exchange::{Client, Failure, HttpRequest, HttpResponse, RequestTimeout, insert_headers};
 use crate::target::Target;
 
 /// A keep-alive connection that is opened again when it was lost.
@@ -54,7 +54,7 @@ impl Connection {
         Ok(())
     }
 
-    async fn send(&mut self, call: Call) -> Result<Answer, Failure> {
+    async fn send(&mut self, call: HttpRequest) -> Result<HttpResponse, Failure> {
         let requests = match &mut self.requests {
             Some(requests) if !requests.is_closed() => requests,
             lost => {
@@ -76,7 +76,7 @@ impl Connection {
 }
 
 impl Client for Http1 {
-    async fn exchange(&mut self, call: Call) -> Result<Answer, Failure> {
+    async fn exchange(&mut self, call: HttpRequest) -> Result<HttpResponse, Failure> {
         let Self { timeout, connection } = self;
         let answer = timeout.wait(pin!(connection.send(call))).await.flatten();
         if answer.is_err() {
@@ -86,7 +86,7 @@ impl Client for Http1 {
     }
 }
 
-fn request(call: Call, host: &HeaderValue) -> Request<Full<Bytes>> {
+fn request(call: HttpRequest, host: &HeaderValue) -> Request<Full<Bytes>> {
     let path =
         PathAndQuery::from_maybe_shared(call.path).expect("paths are made of letters, dots and slashes");
     let mut request = Request::new(Full::new(call.body));
@@ -98,7 +98,7 @@ fn request(call: Call, host: &HeaderValue) -> Request<Full<Bytes>> {
     request
 }
 
-async fn answer(response: Response<Incoming>) -> Result<Answer, Failure> {
+async fn answer(response: Response<Incoming>) -> Result<HttpResponse, Failure> {
     let (head, body) = response.into_parts();
     let body = if body.is_end_stream() {
         Bytes::new()
@@ -106,7 +106,7 @@ async fn answer(response: Response<Incoming>) -> Result<Answer, Failure> {
         let body = body.collect().await;
         body.map_err(|error| Failure::Unanswered(describe(&error)))?.to_bytes()
     };
-    Ok(Answer { status: head.status, body })
+    Ok(HttpResponse { status: head.status, body })
 }
 
 /// Hyper's words, and the system's where there are any.

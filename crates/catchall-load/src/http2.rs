@@ -15,7 +15,7 @@ use http::{Request, Uri, uri};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::exchange::{Answer, Call, Client, Failure, RequestTimeout, insert_headers};
+use crate::exchange::{Client, Failure, HttpRequest, HttpResponse, RequestTimeout, insert_headers};
 use crate::target::Target;
 
 /// Bytes of answers a server may send before they are read: far more than all of them take.
@@ -60,11 +60,11 @@ impl Http2 {
         Ok(connection)
     }
 
-    /// A place for one request at a time, whose answer is waited for as long as `timeout`.
+    /// A slot for one request at a time, whose answer is waited for as long as `timeout`.
     #[must_use]
     pub(crate) fn stream(self: &Rc<Self>, timeout: Duration) -> Stream {
-        let place = Place { connection: Rc::clone(self), requests: None };
-        Stream { timeout: RequestTimeout::new(timeout), place }
+        let slot = Slot { connection: Rc::clone(self), requests: None };
+        Stream { timeout: RequestTimeout::new(timeout), slot }
     }
 
     /// The open connection, or a new one. Of those who find it lost, one opens it and the others wait.
@@ -124,20 +124,20 @@ impl fmt::Debug for Http2 {
     }
 }
 
-/// A place for one request at a time on a shared connection.
+/// A slot for one request at a time on a shared connection.
 #[derive(Debug)]
 pub(crate) struct Stream {
     timeout: RequestTimeout,
-    place: Place,
+    slot: Slot,
 }
 
 #[derive(Debug)]
-struct Place {
+struct Slot {
     connection: Rc<Http2>,
     requests: Option<(u64, SendRequest<Bytes>)>,
 }
 
-impl Place {
+impl Slot {
     /// The connection, once it takes another request. One that was lost while nothing was under way is
     /// replaced without a word: servers close what is idle.
     async fn ready(&mut self) -> Result<&mut SendRequest<Bytes>, Failure> {
@@ -154,7 +154,7 @@ impl Place {
         Ok(requests)
     }
 
-    async fn send(&mut self, call: Call) -> Result<Answer, Failure> {
+    async fn send(&mut self, call: HttpRequest) -> Result<HttpResponse, Failure> {
         let unsent = |error: h2::Error| Failure::Unsent(error.to_string());
         let (request, body) = request(call, &self.connection.target);
         let requests = self.ready().await?;
@@ -167,19 +167,19 @@ impl Place {
 }
 
 impl Client for Stream {
-    async fn exchange(&mut self, call: Call) -> Result<Answer, Failure> {
-        let Self { timeout, place } = self;
-        let answer = timeout.wait(pin!(place.send(call))).await.flatten();
+    async fn exchange(&mut self, call: HttpRequest) -> Result<HttpResponse, Failure> {
+        let Self { timeout, slot } = self;
+        let answer = timeout.wait(pin!(slot.send(call))).await.flatten();
         if answer.is_err()
-            && let Some((generation, _)) = place.requests.take()
+            && let Some((generation, _)) = slot.requests.take()
         {
-            place.connection.lose(generation);
+            slot.connection.lose(generation);
         }
         answer
     }
 }
 
-fn request(call: Call, target: &Target) -> (Request<()>, Bytes) {
+fn request(call: HttpRequest, target: &Target) -> (Request<()>, Bytes) {
     let mut parts = uri::Parts::default();
     parts.scheme = Some(Scheme::HTTP);
     parts.authority = Some(target.authority().clone());
@@ -193,10 +193,10 @@ fn request(call: Call, target: &Target) -> (Request<()>, Bytes) {
     (request, call.body)
 }
 
-async fn answer(response: ResponseFuture) -> Result<Answer, h2::Error> {
+async fn answer(response: ResponseFuture) -> Result<HttpResponse, h2::Error> {
     let (head, mut body) = response.await?.into_parts();
     let body = if body.is_end_stream() { Bytes::new() } else { collect(&mut body).await? };
-    Ok(Answer { status: head.status, body })
+    Ok(HttpResponse { status: head.status, body })
 }
 
 async fn collect(stream: &mut RecvStream) -> Result<Bytes, h2::Error> {

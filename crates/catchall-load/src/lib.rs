@@ -2,7 +2,7 @@
 //!
 //! One event loop on one thread, because it shares the machine with what it measures. A [`workload`] hands
 //! out events; senders, one to each request that may be in flight, send them through a connection and enter
-//! what became of them in the stats and in the [`ledger`]. The verification reads every domain before and
+//! what became of them in the stats and in the [`record`]. The verification reads every domain before and
 //! after and compares.
 //!
 //! Latency is from the moment an event was to be sent. In a closed loop that is when the one before it was
@@ -17,7 +17,7 @@ mod exchange;
 mod stats;
 mod http1;
 mod http2;
-pub mod ledger;
+pub mod record;
 pub mod pace;
 mod population;
 mod post;
@@ -44,13 +44,13 @@ use crate::amqp::DirectPublisher;
 use crate::config::{Plan, Via};
 use crate::http1::Http1;
 use crate::http2::Http2;
-use crate::ledger::Ledger;
 use crate::pace::{Pace, Rate};
 use crate::post::{Bulk, Put};
 use crate::reading::Reader;
+use crate::record::SendRecord;
 use crate::run::Run;
 use crate::sender::{Transport, send};
-use crate::verification::{Baseline, Comparison};
+use crate::verification::{Comparison, Snapshot};
 use catchall_progress::{Display, Progress};
 
 pub use crate::config::Config;
@@ -110,8 +110,8 @@ async fn http2(plan: &Plan) -> anyhow::Result<Vec<http2::Stream>> {
     let connections = (0..plan.connections).map(|_| Http2::connect(target.clone(), plan.streams));
     let connections = try_join_all(connections).await;
     let connections = connections.with_context(|| format!("cannot reach ingest at {target}"))?;
-    let places = connections.iter().flat_map(|connection| std::iter::repeat_n(connection, plan.streams));
-    Ok(places.map(|connection| connection.stream(plan.timeout)).collect())
+    let slots = connections.iter().flat_map(|connection| std::iter::repeat_n(connection, plan.streams));
+    Ok(slots.map(|connection| connection.stream(plan.timeout)).collect())
 }
 
 /// A run from the first reading to the last.
@@ -128,17 +128,17 @@ async fn run_with<C: Transport + 'static>(
     if *verify {
         let mut reader =
             Reader::connect(query_url, plan.names, *threshold, plan.timeout, plan.retry_for).await?;
-        let baseline = Baseline::read(plan.workload(), *events, &mut reader, display, plan.settle_within);
-        let baseline = unless(interrupt.as_mut(), baseline).await?;
-        *run.ledger.get_mut() = Some(Ledger::with_domains(plan.population()));
-        comparing = Some((reader, baseline));
+        let snapshot = Snapshot::read(plan.workload(), *events, &mut reader, display, plan.settle_within);
+        let snapshot = unless(interrupt.as_mut(), snapshot).await?;
+        *run.record.get_mut() = Some(SendRecord::with_domains(plan.population()));
+        comparing = Some((reader, snapshot));
     }
     let begun = Instant::now();
     let run = send_all(plan, run, transports, display, interrupt.as_mut()).await?;
     let acknowledged = run.stats.borrow().last_acknowledged.unwrap_or(begun);
     let mut report = Report::new(plan, &run, acknowledged.duration_since(begun));
-    if let (Some((mut reader, baseline)), Some(ledger)) = (comparing, run.ledger.take()) {
-        let comparison = Comparison::new(&baseline, &ledger, acknowledged, plan.settle_within);
+    if let (Some((mut reader, snapshot)), Some(record)) = (comparing, run.record.take()) {
+        let comparison = Comparison::new(&snapshot, &record, acknowledged, plan.settle_within);
         let verification = unless(interrupt, comparison.run(plan.names, &mut reader, display)).await?;
         report.verification = Some(verification);
     }

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use crate::body;
-use crate::exchange::{Answer, Call, Client, Failure};
+use crate::exchange::{Client, Failure, HttpRequest, HttpResponse};
 use crate::run::{Request, RequestOutcome};
 use crate::sender::Transport;
 use crate::workload::{Draw, Names};
@@ -30,7 +30,7 @@ impl<C: Client> Transport for Put<C> {
 
     async fn send(&mut self, requests: &[Request]) -> RequestOutcome {
         let request = &requests[0];
-        let mut call = Call::new(Method::PUT, path(self.names, request.draws[0]));
+        let mut call = HttpRequest::new(Method::PUT, path(self.names, request.draws[0]));
         call.idempotency_key = request.keys.first().map(|key| {
             let mut text = Uuid::encode_buffer();
             let text = key.hyphenated().encode_lower(&mut text);
@@ -67,7 +67,7 @@ impl<C: Client> Transport for Bulk<C> {
 
     async fn send(&mut self, requests: &[Request]) -> RequestOutcome {
         let request = &requests[0];
-        let mut call = Call::new(Method::POST, Bytes::from_static(b"/events"));
+        let mut call = HttpRequest::new(Method::POST, Bytes::from_static(b"/events"));
         call.content_type = Some(HeaderValue::from_static("application/x-ndjson"));
         call.body = body::lines(self.names, request).into();
         outcome(self.client.exchange(call).await, |answer| accepted(answer, request.draws.len()))
@@ -77,8 +77,8 @@ impl<C: Client> Transport for Bulk<C> {
 /// What an answer, or the lack of one, says of the events it is about. Any 2xx means that they are accepted;
 /// which of them, the request knows.
 fn outcome(
-    answer: Result<Answer, Failure>,
-    accepted: impl FnOnce(&Answer) -> RequestOutcome,
+    answer: Result<HttpResponse, Failure>,
+    accepted: impl FnOnce(&HttpResponse) -> RequestOutcome,
 ) -> RequestOutcome {
     match answer {
         Ok(answer) if answer.status.is_success() => accepted(&answer),
@@ -90,7 +90,7 @@ fn outcome(
 }
 
 /// Which of so many events a bulk answer accepts.
-fn accepted(answer: &Answer, events: usize) -> RequestOutcome {
+fn accepted(answer: &HttpResponse, events: usize) -> RequestOutcome {
     #[derive(Deserialize)]
     struct Accepted {
         accepted: usize,
@@ -124,9 +124,9 @@ mod tests {
     use crate::counts::EventKind;
     use http::StatusCode;
 
-    fn answer(status: u16, body: &str) -> Answer {
+    fn answer(status: u16, body: &str) -> HttpResponse {
         let status = StatusCode::from_u16(status).unwrap();
-        Answer { status, body: Bytes::copy_from_slice(body.as_bytes()) }
+        HttpResponse { status, body: Bytes::copy_from_slice(body.as_bytes()) }
     }
 
     #[test]

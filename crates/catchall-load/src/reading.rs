@@ -10,7 +10,7 @@ use http::{Method, StatusCode};
 use serde::Deserialize;
 
 use crate::counts::Counts;
-use crate::exchange::{Call, Client};
+use crate::exchange::{Client, HttpRequest};
 use crate::http2::{Http2, Stream};
 use crate::sender::backoff;
 use crate::target::Target;
@@ -97,7 +97,7 @@ async fn read(
     let mut delays = backoff();
     loop {
         let path = format!("/domains/{domain}");
-        let reason = match stream.exchange(Call::new(Method::GET, path.into())).await {
+        let reason = match stream.exchange(HttpRequest::new(Method::GET, path.into())).await {
             Ok(answer) if answer.status == StatusCode::OK => return reading(&answer.body, domain, threshold),
             Ok(answer) => answer.reason(),
             Err(failure) => failure.to_string(),

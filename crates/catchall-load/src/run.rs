@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use crate::ledger::Ledger;
 use crate::pace::Pace;
+use crate::record::SendRecord;
 use crate::stats::LoadStats;
 use crate::workload::{Draw, Workload};
 
@@ -57,7 +57,7 @@ pub(crate) struct Run {
     /// What has become of the events so far.
     pub(crate) stats: RefCell<LoadStats>,
     /// The same by domain, if it will be compared.
-    pub(crate) ledger: RefCell<Option<Ledger>>,
+    pub(crate) record: RefCell<Option<SendRecord>>,
     workload: RefCell<Workload>,
     request_events: u64,
     left: Cell<u64>,
@@ -72,7 +72,7 @@ impl Run {
             keys,
             retry_for,
             stats: RefCell::new(LoadStats::new()),
-            ledger: RefCell::new(None),
+            record: RefCell::new(None),
             workload: RefCell::new(workload),
             request_events: 1,
             left: Cell::new(0),
@@ -166,32 +166,32 @@ impl Run {
     pub(crate) fn settle(&self, requests: &[Request], outcome: &RequestOutcome) {
         let now = Instant::now();
         let stats = &mut *self.stats.borrow_mut();
-        let mut ledger = self.ledger.borrow_mut();
+        let mut record = self.record.borrow_mut();
         for request in requests {
             let events = request.draws.len() as u64;
             stats.in_flight -= events;
             match outcome {
                 RequestOutcome::Acknowledged => {
                     stats.acknowledge(events, now.saturating_duration_since(request.due), now);
-                    if let Some(ledger) = &mut *ledger {
-                        request.draws.iter().for_each(|draw| ledger.acknowledge(*draw));
+                    if let Some(record) = &mut *record {
+                        request.draws.iter().for_each(|draw| record.acknowledge(*draw));
                     }
                 }
                 RequestOutcome::Partly(rejected, _) => {
                     let refused = rejected.len() as u64;
                     stats.refused += refused;
                     stats.acknowledge(events - refused, now.saturating_duration_since(request.due), now);
-                    if let Some(ledger) = &mut *ledger {
+                    if let Some(record) = &mut *record {
                         let accepted = request.draws.iter().enumerate();
                         let accepted = accepted.filter(|(place, _)| rejected.binary_search(place).is_err());
-                        accepted.for_each(|(_, draw)| ledger.acknowledge(*draw));
+                        accepted.for_each(|(_, draw)| record.acknowledge(*draw));
                     }
                 }
                 RequestOutcome::Refused(_) => stats.refused += events,
                 RequestOutcome::Unknown(_) => {
                     stats.unknown += events;
-                    if let Some(ledger) = &mut *ledger {
-                        request.draws.iter().for_each(|draw| ledger.leave_unknown(*draw));
+                    if let Some(record) = &mut *record {
+                        request.draws.iter().for_each(|draw| record.leave_unknown(*draw));
                     }
                 }
                 RequestOutcome::Unsent(_) => {}
@@ -243,9 +243,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_accepted_is_in_the_ledger_and_nothing_else() {
+    async fn only_what_is_accepted_is_recorded() {
         let mut run = run(Keys::None);
-        run.ledger = RefCell::new(Some(Ledger::default()));
+        run.record = RefCell::new(Some(SendRecord::default()));
         run.hand_out(8, 2, None);
         let mut requests: Vec<Request> = (0..4).map(|_| Request::new()).collect();
         for request in &mut requests {
@@ -260,8 +260,8 @@ mod tests {
         let stats = run.stats.borrow();
         assert_eq!((stats.acknowledged, stats.refused, stats.unknown), (3, 3, 2));
         assert_eq!((stats.in_flight, stats.done()), (0, 8));
-        let ledger = run.ledger.borrow();
-        let expected = |domain| ledger.as_ref().unwrap().expected(domain, Counts::default());
+        let record = run.record.borrow();
+        let expected = |domain| record.as_ref().unwrap().expected(domain, Counts::default());
         assert_eq!((expected(0).least.bounced, expected(0).most.bounced), (2, 3));
         assert_eq!((expected(1).least.bounced, expected(1).most.bounced), (1, 2));
     }

@@ -9,8 +9,8 @@ use anyhow::bail;
 use serde::{Deserialize, Serialize};
 
 use crate::counts::Counts;
-use crate::ledger::{Bounds, Difference, Ledger};
 use crate::reading::{Reader, Reading};
+use crate::record::{Bounds, Difference, SendRecord};
 use crate::workload::{Names, Workload};
 use catchall_progress::{Display, Progress};
 
@@ -35,7 +35,7 @@ const EXAMPLES: usize = 10;
 
 /// The domains a run can touch, and their counters before it.
 #[derive(Debug)]
-pub(crate) struct Baseline {
+pub(crate) struct Snapshot {
     domains: Vec<u32>,
     before: Vec<Counts>,
 }
@@ -66,7 +66,7 @@ impl Verification {
     }
 }
 
-impl Baseline {
+impl Snapshot {
     /// Reads the counters of every domain the next events of the workload touch, once they stand still.
     ///
     /// # Errors
@@ -83,8 +83,8 @@ impl Baseline {
         let mut before = vec![Counts::default(); domains.len()];
         stand_still(&domains[probe(domains.len())..], reader, timeout).await?;
         let done = Cell::new(0);
-        let reading = reader.read(&domains, |place, reading| {
-            before[place] = reading.counters;
+        let reading = reader.read(&domains, |position, reading| {
+            before[position] = reading.counters;
             done.set(done.get() + 1);
         });
         let progress = || Progress { done: done.get(), ..Progress::default() };
@@ -123,7 +123,7 @@ async fn stand_still(domains: &[u32], reader: &mut Reader, timeout: Duration) ->
     let mut last: Option<Vec<Counts>> = None;
     loop {
         let mut counters = vec![Counts::default(); domains.len()];
-        reader.read(domains, |place, reading| counters[place] = reading.counters).await?;
+        reader.read(domains, |position, reading| counters[position] = reading.counters).await?;
         if last.as_ref() == Some(&counters) {
             return Ok(());
         }
@@ -140,8 +140,8 @@ async fn stand_still(domains: &[u32], reader: &mut Reader, timeout: Duration) ->
 /// A comparison under way.
 #[derive(Debug)]
 pub(crate) struct Comparison<'a> {
-    baseline: &'a Baseline,
-    ledger: &'a Ledger,
+    snapshot: &'a Snapshot,
+    record: &'a SendRecord,
     /// When the last event was acknowledged.
     since: Instant,
     /// How long after that counters may take to settle.
@@ -156,9 +156,14 @@ pub(crate) struct Comparison<'a> {
 }
 
 impl<'a> Comparison<'a> {
-    pub(crate) fn new(baseline: &'a Baseline, ledger: &'a Ledger, since: Instant, timeout: Duration) -> Self {
+    pub(crate) fn new(
+        snapshot: &'a Snapshot,
+        record: &'a SendRecord,
+        since: Instant,
+        timeout: Duration,
+    ) -> Self {
         let (off, wrong_status) = (HashMap::new(), HashSet::new());
-        Self { baseline, ledger, since, timeout, off, wrong_status, settled: None, moved: since }
+        Self { snapshot, record, since, timeout, off, wrong_status, settled: None, moved: since }
     }
 
     /// Waits until nothing is missing or the time is up, and compares every domain.
@@ -172,38 +177,38 @@ impl<'a> Comparison<'a> {
         reader: &mut Reader,
         display: Display,
     ) -> anyhow::Result<Verification> {
-        let all = self.baseline.domains.len();
+        let all = self.snapshot.domains.len();
         self.watch((probe(all)..all).collect(), reader, display).await?;
         let first = self.settled.unwrap_or_else(Instant::now);
         // A message that is delivered twice may come a little later than all that were missing.
         tokio::time::sleep(STILL).await;
         let done = Cell::new(0);
         let progress = || Progress { done: done.get(), ..Progress::default() };
-        let places: Vec<usize> = (0..all).collect();
-        let look = self.look(&places, reader, |read| done.set(read));
+        let positions: Vec<usize> = (0..all).collect();
+        let look = self.look(&positions, reader, |read| done.set(read));
         display.follow("comparing", "domains", all as u64, progress, look).await?;
-        self.watch(self.missing(places), reader, display).await?;
+        self.watch(self.missing(positions), reader, display).await?;
         let settled = self.settled.unwrap_or(first);
         Ok(self.verdict(names, settled))
     }
 
-    /// Reads until nothing is missing at these places, or the time is up and nothing moves any more.
+    /// Reads until nothing is missing at these positions, or the time is up and nothing moves any more.
     async fn watch(
         &mut self,
-        mut places: Vec<usize>,
+        mut positions: Vec<usize>,
         reader: &mut Reader,
         display: Display,
     ) -> anyhow::Result<()> {
-        let total = places.len();
+        let total = positions.len();
         let settled = Cell::new(0);
         let progress = || Progress { done: settled.get(), ..Progress::default() };
         let work = async {
             loop {
-                self.look(&places, reader, |_| ()).await?;
-                places = self.missing(places);
-                settled.set((total - places.len()) as u64);
+                self.look(&positions, reader, |_| ()).await?;
+                positions = self.missing(positions);
+                settled.set((total - positions.len()) as u64);
                 let time_is_up = self.since.elapsed() > self.timeout && self.moved.elapsed() > STILL;
-                if places.is_empty() || time_is_up {
+                if positions.is_empty() || time_is_up {
                     return Ok(());
                 }
                 tokio::time::sleep(LOOK).await;
@@ -212,18 +217,19 @@ impl<'a> Comparison<'a> {
         display.follow("settling", "domains", total as u64, progress, work).await
     }
 
-    /// Reads the domains at these places once and tells how many have been read.
+    /// Reads the domains at these positions once and tells how many have been read.
     async fn look(
         &mut self,
-        places: &[usize],
+        positions: &[usize],
         reader: &mut Reader,
         tell: impl Fn(u64),
     ) -> anyhow::Result<()> {
         let mut read = 0;
-        for places in places.chunks(READ_AT_ONCE) {
-            let domains: Vec<u32> = places.iter().map(|place| self.baseline.domains[*place]).collect();
+        for positions in positions.chunks(READ_AT_ONCE) {
+            let domains: Vec<u32> =
+                positions.iter().map(|position| self.snapshot.domains[*position]).collect();
             let take = |i: usize, reading: Reading| {
-                self.take(places[i], reading);
+                self.take(positions[i], reading);
                 read += 1;
                 tell(read);
             };
@@ -232,56 +238,63 @@ impl<'a> Comparison<'a> {
         Ok(())
     }
 
-    fn take(&mut self, place: usize, reading: Reading) {
+    fn take(&mut self, position: usize, reading: Reading) {
         if !reading.status_is_right {
-            self.wrong_status.insert(place);
+            self.wrong_status.insert(position);
         }
         let now = Instant::now();
-        if self.expected(place).difference(reading.counters) == Difference::default() {
-            if self.off.remove(&place).is_some() {
+        if self.expected(position).difference(reading.counters) == Difference::default() {
+            if self.off.remove(&position).is_some() {
                 self.settled = Some(now);
             }
-        } else if self.off.insert(place, reading.counters) != Some(reading.counters) {
+        } else if self.off.insert(position, reading.counters) != Some(reading.counters) {
             self.moved = now;
         }
     }
 
-    fn expected(&self, place: usize) -> Bounds {
-        self.ledger.expected(self.baseline.domains[place], self.baseline.before[place])
+    fn expected(&self, position: usize) -> Bounds {
+        self.record.expected(self.snapshot.domains[position], self.snapshot.before[position])
     }
 
-    fn difference(&self, place: usize) -> Difference {
-        self.off.get(&place).map(|counted| self.expected(place).difference(*counted)).unwrap_or_default()
+    fn difference(&self, position: usize) -> Difference {
+        self.off
+            .get(&position)
+            .map(|counted| self.expected(position).difference(*counted))
+            .unwrap_or_default()
     }
 
-    /// Those of these places where events are missing. Where there are only too many it is no use to wait.
-    fn missing(&self, mut places: Vec<usize>) -> Vec<usize> {
-        places.retain(|place| self.difference(*place).lost > 0);
-        places
+    /// Those of these positions where events are missing. Where there are only too many it is no use to wait.
+    fn missing(&self, mut positions: Vec<usize>) -> Vec<usize> {
+        positions.retain(|position| self.difference(*position).lost > 0);
+        positions
     }
 
     fn verdict(&self, names: Names, settled: Instant) -> Verification {
-        let mut places: Vec<usize> = self.off.keys().chain(&self.wrong_status).copied().collect();
-        places.sort_unstable();
-        places.dedup();
-        let differences = places.iter().map(|place| self.difference(*place));
+        let mut positions: Vec<usize> = self.off.keys().chain(&self.wrong_status).copied().collect();
+        positions.sort_unstable();
+        positions.dedup();
+        let differences = positions.iter().map(|position| self.difference(*position));
         let (lost, duplicated) =
             differences.fold((0, 0), |sum, each| (sum.0 + each.lost, sum.1 + each.duplicated));
         let seconds = settled.saturating_duration_since(self.since).as_secs_f64();
         Verification {
-            domains: self.baseline.domains.len(),
+            domains: self.snapshot.domains.len(),
             lost,
             duplicated,
             wrong_status: self.wrong_status.len(),
             seconds_to_settle: (lost == 0).then_some(seconds),
-            examples: places.iter().take(EXAMPLES).map(|place| self.example(names, *place)).collect(),
+            examples: positions
+                .iter()
+                .take(EXAMPLES)
+                .map(|position| self.example(names, *position))
+                .collect(),
         }
     }
 
-    fn example(&self, names: Names, place: usize) -> String {
-        let mut sentence = names.canonical(self.baseline.domains[place]);
-        if let Some(counted) = self.off.get(&place) {
-            let Bounds { least, most } = self.expected(place);
+    fn example(&self, names: Names, position: usize) -> String {
+        let mut sentence = names.canonical(self.snapshot.domains[position]);
+        if let Some(counted) = self.off.get(&position) {
+            let Bounds { least, most } = self.expected(position);
             let kinds = [
                 ("delivered", counted.delivered, least.delivered, most.delivered),
                 ("bounced", counted.bounced, least.bounced, most.bounced),
@@ -294,7 +307,7 @@ impl<'a> Comparison<'a> {
                 }
             }
         }
-        if self.wrong_status.contains(&place) {
+        if self.wrong_status.contains(&position) {
             sentence += ", wrong status";
         }
         sentence
@@ -325,14 +338,14 @@ mod tests {
     #[test]
     fn the_last_reading_of_a_domain_decides_but_a_wrong_status_stays_wrong() {
         let before = Counts { delivered: 5, bounced: 0 };
-        let baseline = Baseline { domains: vec![3, 4, 8], before: vec![before; 3] };
-        let mut ledger = Ledger::default();
+        let snapshot = Snapshot { domains: vec![3, 4, 8], before: vec![before; 3] };
+        let mut record = SendRecord::default();
         let draw = |domain| Draw { domain, kind: EventKind::Delivered };
-        ledger.acknowledge(draw(3));
-        ledger.acknowledge(draw(8));
-        ledger.leave_unknown(draw(8));
+        record.acknowledge(draw(3));
+        record.acknowledge(draw(8));
+        record.leave_unknown(draw(8));
         let since = Instant::now();
-        let mut comparison = Comparison::new(&baseline, &ledger, since, Duration::ZERO);
+        let mut comparison = Comparison::new(&snapshot, &record, since, Duration::ZERO);
         comparison.take(0, reading(5, false));
         comparison.take(1, reading(5, true));
         comparison.take(2, reading(8, true));

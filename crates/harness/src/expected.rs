@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use catchall_load::ledger::Difference;
+use catchall_load::record::Difference;
 
 use crate::sql::counts;
 

@@ -10,14 +10,14 @@ use crate::workload::Draw;
 ///
 /// Eight bytes a domain up to the highest that was seen; memory that is never touched is never taken.
 #[derive(Debug, Default)]
-pub struct Ledger {
+pub struct SendRecord {
     acknowledged: Vec<[u32; 2]>,
     /// Few, unless the server is in trouble.
     unknown: HashMap<u32, [u32; 2]>,
 }
 
-impl Ledger {
-    /// A ledger that has room for so many domains from the start.
+impl SendRecord {
+    /// A record that has room for so many domains from the start.
     #[must_use]
     pub fn with_domains(domains: usize) -> Self {
         Self { acknowledged: vec![[0; 2]; domains], unknown: HashMap::new() }
@@ -110,17 +110,17 @@ mod tests {
     #[test]
     fn a_domain_never_seen_stays_as_it_was() {
         let before = Counts { delivered: 3, bounced: 1 };
-        let expected = Ledger::default().expected(9, before);
+        let expected = SendRecord::default().expected(9, before);
         assert_eq!(expected, Bounds { least: before, most: before });
         assert_eq!(expected.difference(before), Difference::default());
     }
 
     #[test]
     fn the_kinds_do_not_make_up_for_each_other() {
-        let mut ledger = Ledger::with_domains(1);
-        ledger.acknowledge(draw(0, true));
+        let mut record = SendRecord::with_domains(1);
+        record.acknowledge(draw(0, true));
         let counted = Counts { delivered: 0, bounced: 1 };
-        let difference = ledger.expected(0, Counts::default()).difference(counted);
+        let difference = record.expected(0, Counts::default()).difference(counted);
         assert_eq!(difference, Difference { lost: 1, duplicated: 1 });
     }
 
@@ -131,19 +131,19 @@ mod tests {
             events in prop::collection::vec((0u32..3, any::<bool>(), any::<bool>(), any::<bool>()), 0..60),
             stray in -3i64..=3,
         ) {
-            let mut ledger = Ledger::default();
+            let mut record = SendRecord::default();
             let before = Counts { delivered: before.0, bounced: before.1 };
             let mut counted = before;
             let mut unknown = 0;
             for (domain, delivered, acknowledged, effective) in events {
                 let draw = draw(domain, delivered);
-                if acknowledged { ledger.acknowledge(draw) } else { ledger.leave_unknown(draw) }
+                if acknowledged { record.acknowledge(draw) } else { record.leave_unknown(draw) }
                 if domain == 1 {
                     if acknowledged || effective { counted += Counts::of(draw.kind, 1) }
                     unknown += i64::from(!acknowledged && delivered);
                 }
             }
-            let expected = ledger.expected(1, before);
+            let expected = record.expected(1, before);
             prop_assert_eq!(expected.difference(counted), Difference::default());
             // Beyond what the unknown events can explain, every event too few or too many shows.
             let delivered = if stray < 0 {
