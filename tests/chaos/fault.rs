@@ -20,7 +20,7 @@ use harness::expected::ExpectedCounts;
 use harness::proxy::Wire;
 
 use crate::chance::Chance;
-use crate::stage::Stage;
+use crate::cluster::Cluster;
 
 /// How long it may take after a fault until all is well again before that counts as never. The table says how
 /// long it took; this only tells slow from stuck, on a machine that may do ten other things as well.
@@ -220,55 +220,60 @@ impl Fault {
     }
 
     /// Whether the servers are not what they were.
-    pub(crate) fn uses_up_the_stage(self) -> bool {
+    pub(crate) fn uses_up_the_cluster(self) -> bool {
         // Times and claims of the last two are not what they would be without.
         matches!(self, Self::FailOver | Self::ClockStepsBack | Self::ShortRetention)
     }
 
     /// Breaks something, waits and mends it again.
-    pub(crate) async fn inflict(self, stage: &mut Stage, chance: &mut Chance, label: &str) -> Result<Lifted> {
+    pub(crate) async fn inflict(
+        self,
+        cluster: &mut Cluster,
+        chance: &mut Chance,
+        label: &str,
+    ) -> Result<Lifted> {
         let slow = Wire::Slow(Duration::from_millis(300));
         match self {
-            Self::KillIngest => kills::ingest(stage, chance).await,
-            Self::KillOneWorker => kills::one_worker(stage, chance).await,
-            Self::KillEveryWorker => kills::every_worker(stage, chance).await,
-            Self::KillQuery => kills::query(stage, chance).await,
+            Self::KillIngest => kills::ingest(cluster, chance).await,
+            Self::KillOneWorker => kills::one_worker(cluster, chance).await,
+            Self::KillEveryWorker => kills::every_worker(cluster, chance).await,
+            Self::KillQuery => kills::query(cluster, chance).await,
             Self::KillBroker => kills::server("rabbitmq", chance).await,
             Self::KillPrimary => kills::server("primary", chance).await,
             Self::KillReplica => kills::server("replica", chance).await,
-            Self::StallOneWorker => sessions::stall(stage, chance).await,
-            Self::CloseConnections => sessions::close_connections(stage).await,
-            Self::EndSessions => sessions::end_sessions(stage).await,
-            Self::BrokerWireCut => wires::be(&stage.broker_wire, Wire::Cut, chance).await,
-            Self::BrokerWireSlow => wires::be(&stage.broker_wire, slow, chance).await,
-            Self::BrokerWireBreaks => wires::breaks(&stage.broker_wire, chance).await,
-            Self::BrokerWireSilent => wires::be(&stage.broker_wire, Wire::Silent, chance).await,
-            Self::LateConfirms1 => wires::late(stage, Duration::from_secs(1)).await,
-            Self::LateConfirms3 => wires::late(stage, Duration::from_secs(3)).await,
-            Self::LateConfirms4 => wires::late(stage, Duration::from_millis(4500)).await,
-            Self::DatabaseWireCut => wires::be(&stage.database_wire, Wire::Cut, chance).await,
-            Self::DatabaseWireSlow => wires::be(&stage.database_wire, slow, chance).await,
-            Self::DatabaseWireBreaks => wires::breaks(&stage.database_wire, chance).await,
-            Self::DatabaseWireSilent => wires::be(&stage.database_wire, Wire::Silent, chance).await,
+            Self::StallOneWorker => sessions::stall(cluster, chance).await,
+            Self::CloseConnections => sessions::close_connections(cluster).await,
+            Self::EndSessions => sessions::end_sessions(cluster).await,
+            Self::BrokerWireCut => wires::be(&cluster.broker_wire, Wire::Cut, chance).await,
+            Self::BrokerWireSlow => wires::be(&cluster.broker_wire, slow, chance).await,
+            Self::BrokerWireBreaks => wires::breaks(&cluster.broker_wire, chance).await,
+            Self::BrokerWireSilent => wires::be(&cluster.broker_wire, Wire::Silent, chance).await,
+            Self::LateConfirms1 => wires::late(cluster, Duration::from_secs(1)).await,
+            Self::LateConfirms3 => wires::late(cluster, Duration::from_secs(3)).await,
+            Self::LateConfirms4 => wires::late(cluster, Duration::from_millis(4500)).await,
+            Self::DatabaseWireCut => wires::be(&cluster.database_wire, Wire::Cut, chance).await,
+            Self::DatabaseWireSlow => wires::be(&cluster.database_wire, slow, chance).await,
+            Self::DatabaseWireBreaks => wires::breaks(&cluster.database_wire, chance).await,
+            Self::DatabaseWireSilent => wires::be(&cluster.database_wire, Wire::Silent, chance).await,
             Self::MemoryAlarm => alarms::memory(chance).await,
             Self::DiskAlarm => alarms::disk(chance).await,
-            Self::FullQueue => alarms::full_queue(stage, chance).await,
-            Self::SlowConnections => clients::slow_connections(stage, label).await,
-            Self::SlowStreams => clients::slow_streams(stage, label).await,
-            Self::Amplification => unreadable::amplification(stage, label).await,
-            Self::UnparsableMessages => unreadable::unparsable(stage, label).await,
-            Self::DeepHeaders => unreadable::deep_headers(stage, label).await,
-            Self::StatementTimeout => database::statement_timeout(stage, label).await,
-            Self::ClockStepsBack => database::clock_steps_back(stage, label).await,
-            Self::ShortRetention => database::short_retention(stage, label).await,
-            Self::ReplayDeadLetters => letters::replay(stage, chance, label).await,
-            Self::DeliverTwice => messages::deliver_twice(stage, label).await,
-            Self::OppositeOrders => messages::opposite_orders(stage, label).await,
-            Self::PauseReplay => replication::pause_replay(stage, chance).await,
-            Self::ReplaceIngest => restarts::ingest(stage, chance).await,
-            Self::ReplaceWorkers => restarts::workers(stage, chance).await,
-            Self::ReplaceQuery => restarts::query(stage, chance).await,
-            Self::FailOver => replication::fail_over(stage, chance).await,
+            Self::FullQueue => alarms::full_queue(cluster, chance).await,
+            Self::SlowConnections => clients::slow_connections(cluster, label).await,
+            Self::SlowStreams => clients::slow_streams(cluster, label).await,
+            Self::Amplification => unreadable::amplification(cluster, label).await,
+            Self::UnparsableMessages => unreadable::unparsable(cluster, label).await,
+            Self::DeepHeaders => unreadable::deep_headers(cluster, label).await,
+            Self::StatementTimeout => database::statement_timeout(cluster, label).await,
+            Self::ClockStepsBack => database::clock_steps_back(cluster, label).await,
+            Self::ShortRetention => database::short_retention(cluster, label).await,
+            Self::ReplayDeadLetters => letters::replay(cluster, chance, label).await,
+            Self::DeliverTwice => messages::deliver_twice(cluster, label).await,
+            Self::OppositeOrders => messages::opposite_orders(cluster, label).await,
+            Self::PauseReplay => replication::pause_replay(cluster, chance).await,
+            Self::ReplaceIngest => restarts::ingest(cluster, chance).await,
+            Self::ReplaceWorkers => restarts::workers(cluster, chance).await,
+            Self::ReplaceQuery => restarts::query(cluster, chance).await,
+            Self::FailOver => replication::fail_over(cluster, chance).await,
         }
     }
 }

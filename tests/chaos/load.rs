@@ -9,7 +9,7 @@ use harness::load::{Amount, LoadRun, LoadSpec};
 use harness::sql;
 
 use crate::chance::Chance;
-use crate::stage::Stage;
+use crate::cluster::Cluster;
 
 /// A way in: its name, what is sent, and how many events per second.
 type Way = (&'static str, LoadSpec, u32);
@@ -73,17 +73,19 @@ pub(crate) struct Sent {
 
 impl Load {
     /// Starts one for each way in, and returns when the events of each are being counted.
-    pub(crate) async fn start_all(stage: &Stage, mut chance: Chance) -> Result<Vec<Self>> {
+    pub(crate) async fn start_all(cluster: &Cluster, mut chance: Chance) -> Result<Vec<Self>> {
         let bulk = if chance.number(0, 1) == 0 { BULK } else { BULK_KEYED };
         let ways = [PUT, PUT_KEYED, bulk, AMQP_KEYED];
-        let loads: Result<Vec<Self>> =
-            ways.into_iter().map(|way| Self::start(way, stage, chance.number(0, u32::MAX.into()))).collect();
+        let loads: Result<Vec<Self>> = ways
+            .into_iter()
+            .map(|way| Self::start(way, cluster, chance.number(0, u32::MAX.into())))
+            .collect();
         let loads = loads?;
         let begun = Instant::now();
         for load in &loads {
             let names = Names::new(Shape::Waves, load.seed);
             let domains: Vec<String> = (0..FIRST).map(|domain| names.canonical(domain)).collect();
-            while sql::counts(&stage.primary, &domains).await?.is_empty() {
+            while sql::counts(&cluster.primary, &domains).await?.is_empty() {
                 if begun.elapsed() > START {
                     bail!("no event sent by {} was counted within {START:?}", load.name);
                 }
@@ -93,13 +95,13 @@ impl Load {
         Ok(loads)
     }
 
-    fn start((name, spec, rate): Way, stage: &Stage, seed: u64) -> Result<Self> {
+    fn start((name, spec, rate): Way, cluster: &Cluster, seed: u64) -> Result<Self> {
         let amount = Amount::Events(u64::from(rate * ENOUGH));
         let spec = LoadSpec { rate: Some(rate.into()), amount, seed, ..spec };
-        let compared = ["--verify", "--query-url", &stage.query_url];
+        let compared = ["--verify", "--query-url", &cluster.query_url];
         let limits = ["--retry-for", "120", "--settle-within", "120"];
         let more = [&compared[..], &limits].concat();
-        let run = LoadRun::start(&spec, &stage.ingest_url, &stage.servers.amqp_url, &more)?;
+        let run = LoadRun::start(&spec, &cluster.ingest_url, &cluster.servers.amqp_url, &more)?;
         Ok(Self { name, seed, run })
     }
 

@@ -8,7 +8,7 @@ mod fault;
 mod load;
 mod prober;
 mod round;
-mod stage;
+mod cluster;
 mod table;
 mod watch;
 
@@ -22,10 +22,10 @@ use clap::{Parser, ValueEnum};
 use futures::FutureExt;
 use harness::panics;
 
+use crate::cluster::Cluster;
 use crate::fault::Fault;
 use crate::load::Load;
 use crate::round::{Act, Round};
-use crate::stage::Stage;
 use crate::table::Table;
 
 /// What `./dev chaos` sets: the servers may be killed.
@@ -92,8 +92,8 @@ async fn run(arguments: &Arguments) -> bool {
             round.number,
             arguments.rounds
         );
-        // A round that fails may leave anything behind, so the next one gets a stage of its own.
-        let next = rounds.get(place + 1).copied().filter(|_| !fault.uses_up_the_stage());
+        // A round that fails may leave anything behind, so the next one gets a cluster of its own.
+        let next = rounds.get(place + 1).copied().filter(|_| !fault.uses_up_the_cluster());
         let playing = AssertUnwindSafe(play(*round, ready.take(), next)).catch_unwind();
         let played = playing.await.unwrap_or_else(|panic| Err(anyhow!(panics::message(&*panic))));
         match played {
@@ -115,19 +115,19 @@ async fn run(arguments: &Arguments) -> bool {
     table.all_held()
 }
 
-/// A stage with the load of a round under way. The load ends first.
-type Ready = (Vec<Load>, Stage);
+/// A cluster with the load of a round under way. The load ends first.
+type Ready = (Vec<Load>, Cluster);
 
 async fn play(round: Round, ready: Option<Ready>, next: Option<Round>) -> Result<(Act, Option<Ready>)> {
-    let (loads, mut stage) = if let Some(ready) = ready {
+    let (loads, mut cluster) = if let Some(ready) = ready {
         ready
     } else {
-        let stage = Stage::set().await?;
-        (round.load(&stage).await?, stage)
+        let cluster = Cluster::ready().await?;
+        (round.load(&cluster).await?, cluster)
     };
-    let (act, loads) = round.play(&mut stage, loads, next).await?;
+    let (act, loads) = round.play(&mut cluster, loads, next).await?;
     if !act.failures.is_empty() {
-        stage.print_logs();
+        cluster.print_logs();
     }
-    Ok((act, loads.map(|loads| (loads, stage))))
+    Ok((act, loads.map(|loads| (loads, cluster))))
 }

@@ -11,7 +11,7 @@ use http_body_util::Full;
 use hyper::{Request, StatusCode};
 use tokio::task::JoinSet;
 
-use crate::stage::Stage;
+use crate::cluster::Cluster;
 
 /// How often each is sent.
 const EVERY: Duration = Duration::from_millis(40);
@@ -82,11 +82,11 @@ pub(crate) struct Probes {
 
 impl Prober {
     /// Begins to send; `label` tells this round's domains from those of others.
-    pub(crate) fn start(stage: &Stage, label: &str) -> Self {
+    pub(crate) fn start(cluster: &Cluster, label: &str) -> Self {
         let domain = format!("{label}.probe.test");
         let (puts, gets, stop) = (Track::default(), Track::default(), Arc::new(AtomicBool::new(false)));
         let sending = {
-            let (ingest, query) = (stage.ingest_url.clone(), stage.query_url.clone());
+            let (ingest, query) = (cluster.ingest_url.clone(), cluster.query_url.clone());
             let (domain, puts, gets, stop) = (domain.clone(), puts.clone(), gets.clone(), Arc::clone(&stop));
             tokio::spawn(async move {
                 let mut under_way = JoinSet::new();

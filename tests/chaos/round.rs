@@ -8,10 +8,10 @@ use anyhow::Result;
 use harness::sql;
 
 use crate::chance::Chance;
+use crate::cluster::{Cluster, PUBLISH_DEADLINE};
 use crate::fault::{Fault, RECOVERY_TIMEOUT, Visible};
 use crate::load::Load;
 use crate::prober::{Answer, Probe, Prober, Probes, Said};
-use crate::stage::{PUBLISH_DEADLINE, Stage};
 
 /// How long this program's own events may take to be counted when everything else has been.
 const SETTLE: Duration = Duration::from_secs(90);
@@ -65,8 +65,8 @@ impl Round {
     }
 
     /// The load of this round.
-    pub(crate) async fn load(self, stage: &Stage) -> Result<Vec<Load>> {
-        Load::start_all(stage, Chance::new(self.seed, &format!("load of {}", self.label()))).await
+    pub(crate) async fn load(self, cluster: &Cluster) -> Result<Vec<Load>> {
+        Load::start_all(cluster, Chance::new(self.seed, &format!("load of {}", self.label()))).await
     }
 
     /// Plays it under its load. While that is compared, the load of the next round begins; nothing is broken
@@ -77,24 +77,24 @@ impl Round {
     /// When it could not be played to its end.
     pub(crate) async fn play(
         self,
-        stage: &mut Stage,
+        cluster: &mut Cluster,
         loads: Vec<Load>,
         next: Option<Self>,
     ) -> Result<(Act, Option<Vec<Load>>)> {
         let (fault, label) = (self.fault, self.label());
         let mut chance = Chance::new(self.seed, &label);
-        stage.begin_anew();
-        let prober = Prober::start(stage, &label);
+        cluster.begin_anew();
+        let prober = Prober::start(cluster, &label);
         chance.pause(500, 1500).await;
         let begun = Instant::now();
-        let lifted = fault.inflict(stage, &mut chance, &label).await?;
+        let lifted = fault.inflict(cluster, &mut chance, &label).await?;
         let mut act = Act { note: lifted.note, failures: lifted.failures, ..Act::default() };
-        recover(stage, &prober, lifted.at, &mut act).await;
+        recover(cluster, &prober, lifted.at, &mut act).await;
         let probes = prober.stop().await;
-        let seen = stage.seen();
+        let seen = cluster.seen();
         let begin_next = async {
             match next {
-                Some(next) if act.failures.is_empty() => next.load(stage).await.map(Some),
+                Some(next) if act.failures.is_empty() => next.load(cluster).await.map(Some),
                 _ => Ok(None),
             }
         };
@@ -115,7 +115,7 @@ impl Round {
         judge(fault, &probes, begun..lifted.at, &mut act);
         let mut ledger = probes.ledger;
         ledger.merge(lifted.ledger);
-        let difference = ledger.compare(&stage.primary, SETTLE).await?;
+        let difference = ledger.compare(&cluster.primary, SETTLE).await?;
         if difference.lost + difference.duplicated > 0 {
             act.failures.push(format!("of this program's own events: {difference:?}"));
         }
@@ -141,16 +141,16 @@ impl Round {
 }
 
 /// Waits until requests are answered, events counted and services ready.
-async fn recover(stage: &Stage, prober: &Prober, lifted: Instant, act: &mut Act) {
+async fn recover(cluster: &Cluster, prober: &Prober, lifted: Instant, act: &mut Act) {
     let (mut flowing, mut counting) = (None, None);
     loop {
         flowing = flowing.or_else(|| prober.flow(lifted));
         if counting.is_none() {
             let sent = prober.acknowledged_after(lifted);
-            let counted = sql::counts(&stage.primary, &sent).await;
+            let counted = sql::counts(&cluster.primary, &sent).await;
             counting = counted.is_ok_and(|counted| !counted.is_empty()).then(|| lifted.elapsed());
         }
-        let not_ready = stage.not_ready().await;
+        let not_ready = cluster.not_ready().await;
         if flowing.is_some() && counting.is_some() && not_ready.is_none() {
             break;
         }

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::Lifted;
 use crate::chance::Chance;
-use crate::stage::{PUBLISH_DEADLINE, Stage};
+use crate::cluster::{Cluster, PUBLISH_DEADLINE};
 
 pub(super) async fn memory(chance: &mut Chance) -> Result<Lifted> {
     rabbitmqctl(&["set_vm_memory_high_watermark", "0.00001"]).await?;
@@ -29,15 +29,15 @@ async fn outlast(chance: &mut Chance) {
     chance.pause(500, 1500).await;
 }
 
-pub(super) async fn full_queue(stage: &mut Stage, chance: &mut Chance) -> Result<Lifted> {
-    stage.stop_workers().await?;
+pub(super) async fn full_queue(cluster: &mut Cluster, chance: &mut Chance) -> Result<Lifted> {
+    cluster.stop_workers().await?;
     let policy =
         json!({"pattern": "^catchall\\.events$", "definition": {"max-length": 20}, "apply-to": "queues"});
-    let path = format!("/api/policies/{}/full", stage.servers.name);
-    stage.servers.management(Method::PUT, &path, &policy.to_string()).await;
+    let path = format!("/api/policies/{}/full", cluster.servers.name);
+    cluster.servers.management(Method::PUT, &path, &policy.to_string()).await;
     chance.pause(1500, 2500).await;
-    stage.servers.management(Method::DELETE, &path, "").await;
+    cluster.servers.management(Method::DELETE, &path, "").await;
     let lifted = Lifted::now();
-    stage.fill().await;
+    cluster.fill().await;
     Ok(lifted)
 }

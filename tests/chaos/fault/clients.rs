@@ -23,7 +23,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
 use super::Lifted;
-use crate::stage::Stage;
+use crate::cluster::Cluster;
 
 /// Connections of HTTP/1.1, or streams of HTTP/2.
 const SLOW: usize = 1000;
@@ -82,8 +82,8 @@ const TIMES: u32 = 2;
 /// quiet moment says little. Who has to wait for slow clients waits for them, and they take half a minute.
 const FLOOR: Duration = Duration::from_millis(1500);
 
-pub(super) async fn slow_connections(stage: &mut Stage, label: &str) -> Result<Lifted> {
-    let address = address(stage)?;
+pub(super) async fn slow_connections(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
+    let address = address(cluster)?;
     let present = Arc::new(AtomicUsize::new(0));
     let slow = {
         let present = Arc::clone(&present);
@@ -102,11 +102,11 @@ pub(super) async fn slow_connections(stage: &mut Stage, label: &str) -> Result<L
             join_all(clients).await;
         }
     };
-    beside(stage, label, slow, &present).await
+    beside(cluster, label, slow, &present).await
 }
 
-pub(super) async fn slow_streams(stage: &mut Stage, label: &str) -> Result<Lifted> {
-    let address = address(stage)?;
+pub(super) async fn slow_streams(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
+    let address = address(cluster)?;
     let present = Arc::new(AtomicUsize::new(0));
     let slow = {
         let present = Arc::clone(&present);
@@ -121,7 +121,7 @@ pub(super) async fn slow_streams(stage: &mut Stage, label: &str) -> Result<Lifte
             join_all(connections).await;
         }
     };
-    beside(stage, label, slow, &present).await
+    beside(cluster, label, slow, &present).await
 }
 
 /// Waits for the turn of this one of all.
@@ -130,19 +130,19 @@ async fn come(number: usize, all: usize) {
     tokio::time::sleep(GATHER * share(number) / share(all)).await;
 }
 
-fn address(stage: &Stage) -> Result<SocketAddr> {
-    stage.ingest_url.replace("http://", "").parse().with_context(|| stage.ingest_url.clone())
+fn address(cluster: &Cluster) -> Result<SocketAddr> {
+    cluster.ingest_url.replace("http://", "").parse().with_context(|| cluster.ingest_url.clone())
 }
 
 /// Measures honest clients alone, and beside slow ones.
 async fn beside(
-    stage: &Stage,
+    cluster: &Cluster,
     label: &str,
     slow: impl Future<Output = ()> + Send + 'static,
     present: &AtomicUsize,
 ) -> Result<Lifted> {
     let mut ledger = ExpectedCounts::default();
-    let quiet = honest(stage, &format!("quiet.{label}"), &mut ledger).await;
+    let quiet = honest(cluster, &format!("quiet.{label}"), &mut ledger).await;
     let mut slow_clients = JoinSet::new();
     slow_clients.spawn(slow);
     let begun = Instant::now();
@@ -150,7 +150,7 @@ async fn beside(
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let gathered = present.load(Ordering::Relaxed);
-    let beside = honest(stage, &format!("beside.{label}"), &mut ledger).await;
+    let beside = honest(cluster, &format!("beside.{label}"), &mut ledger).await;
     slow_clients.shutdown().await;
     let mut lifted = Lifted { ledger, ..Lifted::now() };
     let mut words = Vec::new();
@@ -192,7 +192,7 @@ impl Measured {
 }
 
 /// PUTs and bulk requests, half of each, for some seconds.
-async fn honest(stage: &Stage, label: &str, ledger: &mut ExpectedCounts) -> Measured {
+async fn honest(cluster: &Cluster, label: &str, ledger: &mut ExpectedCounts) -> Measured {
     let measured = RefCell::new(Measured::default());
     let expected = RefCell::new(Vec::new());
     let clients = (0..HONEST).map(|client| {
@@ -208,9 +208,9 @@ async fn honest(stage: &Stage, label: &str, ledger: &mut ExpectedCounts) -> Meas
                 }
                 let domain = format!("h{client}-{number}.{label}.test");
                 let (kind, events, request) = match number {
-                    0 => (FIRST, 1, put(&stage.ingest_url, &domain)),
-                    even if even % 2 == 0 => ("PUT", 1, put(&stage.ingest_url, &domain)),
-                    _ => ("POST", 20, post(&stage.ingest_url, &domain, 20)),
+                    0 => (FIRST, 1, put(&cluster.ingest_url, &domain)),
+                    even if even % 2 == 0 => ("PUT", 1, put(&cluster.ingest_url, &domain)),
+                    _ => ("POST", 20, post(&cluster.ingest_url, &domain, 20)),
                 };
                 let sent = Instant::now();
                 let answer = http.send(request, TIMEOUT).await;

@@ -10,7 +10,7 @@ use harness::sql;
 use serde_json::json;
 
 use super::Lifted;
-use crate::stage::Stage;
+use crate::cluster::Cluster;
 
 /// Makes each row of the counters take five milliseconds. Rows are written in one statement for many
 /// messages.
@@ -36,11 +36,11 @@ const COUNTED_PERCENT: usize = 8;
 /// A statement a second is less than a full window takes.
 const SHORT_TIMEOUT: [(&str, &str); 1] = [("CATCHALL_STATEMENT_TIMEOUT_SECS", "1")];
 
-pub(super) async fn statement_timeout(stage: &mut Stage, label: &str) -> Result<Lifted> {
-    stage.stop_workers().await?;
-    sql::execute(&stage.primary, SLOW).await?;
+pub(super) async fn statement_timeout(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
+    cluster.stop_workers().await?;
+    sql::execute(&cluster.primary, SLOW).await?;
     let mut ledger = ExpectedCounts::default();
-    let publisher = stage.servers.publisher().await;
+    let publisher = cluster.servers.publisher().await;
     let mut domains = Vec::new();
     for message in 0..MESSAGES {
         let names: Vec<String> =
@@ -54,10 +54,10 @@ pub(super) async fn statement_timeout(stage: &mut Stage, label: &str) -> Result<
         }
         domains.extend(names);
     }
-    stage.start_workers_with(&SHORT_TIMEOUT).await;
+    cluster.start_workers_with(&SHORT_TIMEOUT).await;
     tokio::time::sleep(SLOWNESS).await;
-    let counted = sql::counts(&stage.primary, &domains).await?.len();
-    sql::execute(&stage.primary, FAST).await?;
+    let counted = sql::counts(&cluster.primary, &domains).await?.len();
+    sql::execute(&cluster.primary, FAST).await?;
     let mut lifted = Lifted { ledger, ..Lifted::now() };
     let words = format!("{counted} of {} rows were written meanwhile", domains.len());
     if counted * 100 < domains.len() * COUNTED_PERCENT {
@@ -65,7 +65,7 @@ pub(super) async fn statement_timeout(stage: &mut Stage, label: &str) -> Result<
     } else {
         lifted.note = Some(words);
     }
-    stage.usual_workers().await?;
+    cluster.usual_workers().await?;
     Ok(lifted)
 }
 
@@ -98,30 +98,30 @@ const UPKEEP: Duration = Duration::from_secs(5);
 /// Messages with an id, and keyed events.
 const KEYED: usize = 100;
 
-pub(super) async fn clock_steps_back(stage: &mut Stage, label: &str) -> Result<Lifted> {
-    stage.stop_workers().await?;
-    stage.start_workers_with(&WATCHFUL).await;
+pub(super) async fn clock_steps_back(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
+    cluster.stop_workers().await?;
+    cluster.start_workers_with(&WATCHFUL).await;
     // A watermark that arrived is among what the clock leaves behind.
     let arrived = "select 'yes' from queue_progress";
-    sql::until_row(&stage.primary, arrived, Duration::from_secs(20)).await?;
-    stage.stop_workers().await?;
-    sql::execute(&stage.primary, AHEAD).await?;
-    stage.start_workers_with(&WATCHFUL).await;
+    sql::until_row(&cluster.primary, arrived, Duration::from_secs(20)).await?;
+    cluster.stop_workers().await?;
+    sql::execute(&cluster.primary, AHEAD).await?;
+    cluster.start_workers_with(&WATCHFUL).await;
     let stepped_back = Instant::now();
-    let publisher = stage.servers.publisher().await;
+    let publisher = cluster.servers.publisher().await;
     let ledger = keyed(&publisher, label).await;
-    settled(&ledger, stage).await?;
+    settled(&ledger, cluster).await?;
     tokio::time::sleep(UPKEEP).await;
     keyed(&publisher, label).await;
     let mut lifted = Lifted { ledger, ..Lifted::now() };
     // The clock is right again, so a watermark of now is one that was begun after the step.
     let begun =
         "select 'yes' from watermarks where published_at between now() - interval '1 minute' and now()";
-    if let Err(reason) = sql::until_row(&stage.primary, begun, Duration::from_secs(5)).await {
+    if let Err(reason) = sql::until_row(&cluster.primary, begun, Duration::from_secs(5)).await {
         let since = stepped_back.elapsed();
         lifted.failures.push(format!("no watermark was sent within {since:?} of the step: {reason:#}"));
     }
-    stage.usual_workers().await?;
+    cluster.usual_workers().await?;
     Ok(lifted)
 }
 
@@ -139,16 +139,16 @@ const AGAIN: Duration = Duration::from_secs(1);
 const TIMES: usize = 11;
 const MOST_TIMES: usize = 60;
 
-pub(super) async fn short_retention(stage: &mut Stage, label: &str) -> Result<Lifted> {
-    stage.stop_workers().await?;
-    let publisher = stage.servers.publisher().await;
+pub(super) async fn short_retention(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
+    cluster.stop_workers().await?;
+    let publisher = cluster.servers.publisher().await;
     let ledger = keyed(&publisher, label).await;
-    stage.start_workers_with(&FORGETFUL).await;
+    cluster.start_workers_with(&FORGETFUL).await;
     let (mut times, mut forgotten) = (0, 0.0);
     while times < TIMES || forgotten == 0.0 && times < MOST_TIMES {
         tokio::time::sleep(AGAIN).await;
         keyed(&publisher, label).await;
-        forgotten = forgotten_claims(stage).await;
+        forgotten = forgotten_claims(cluster).await;
         times += 1;
     }
     let mut lifted = Lifted { ledger, ..Lifted::now() };
@@ -156,7 +156,7 @@ pub(super) async fn short_retention(stage: &mut Stage, label: &str) -> Result<Li
     if forgotten == 0.0 {
         lifted.failures.push("no claim was forgotten".into());
     }
-    stage.usual_workers().await?;
+    cluster.usual_workers().await?;
     Ok(lifted)
 }
 
@@ -184,15 +184,15 @@ async fn keyed(publisher: &AmqpClient, label: &str) -> ExpectedCounts {
 }
 
 /// Waits until all is counted.
-async fn settled(ledger: &ExpectedCounts, stage: &Stage) -> Result<()> {
-    let difference = ledger.compare(&stage.primary, Duration::from_secs(30)).await?;
+async fn settled(ledger: &ExpectedCounts, cluster: &Cluster) -> Result<()> {
+    let difference = ledger.compare(&cluster.primary, Duration::from_secs(30)).await?;
     if difference.lost == 0 { Ok(()) } else { Err(anyhow!("not counted within 30 s: {difference:?}")) }
 }
 
 /// How many claims the workers have forgotten since they were started.
-async fn forgotten_claims(stage: &Stage) -> f64 {
+async fn forgotten_claims(cluster: &Cluster) -> f64 {
     let mut forgotten = 0.0;
-    for worker in &stage.workers {
+    for worker in &cluster.workers {
         forgotten += worker.service.metric("catchall_worker_forgotten_claims_total").await;
     }
     forgotten

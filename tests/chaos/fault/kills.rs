@@ -8,48 +8,48 @@ use harness::proxy::Wire;
 
 use super::Lifted;
 use crate::chance::Chance;
-use crate::stage::{Actor, Stage};
+use crate::cluster::{Cluster, ClusterProcess};
 
 /// So slow a wire makes the worst moment the likely one: what is killed is in the middle of a publish or of a
 /// transaction, sent and not yet answered.
 const SLOW: Wire = Wire::Slow(Duration::from_millis(150));
 
 /// What is killed comes back after a while, as a supervisor would have it; it is over when it is started.
-async fn kill(actors: Vec<Actor>, stage: &mut Stage, chance: &mut Chance) -> Result<Lifted> {
-    stage.broker_wire.be(SLOW);
-    stage.database_wire.be(SLOW);
+async fn kill(processes: Vec<ClusterProcess>, cluster: &mut Cluster, chance: &mut Chance) -> Result<Lifted> {
+    cluster.broker_wire.be(SLOW);
+    cluster.database_wire.be(SLOW);
     chance.pause(300, 1000).await;
-    for actor in actors {
-        actor.kill().await;
+    for process in processes {
+        process.kill().await;
     }
-    stage.broker_wire.mend();
-    stage.database_wire.mend();
+    cluster.broker_wire.mend();
+    cluster.database_wire.mend();
     chance.pause(500, 2000).await;
     let lifted = Lifted::now();
-    stage.fill().await;
+    cluster.fill().await;
     Ok(lifted)
 }
 
-pub(super) async fn ingest(stage: &mut Stage, chance: &mut Chance) -> Result<Lifted> {
-    let doomed = stage.ingest.drain(..).collect();
-    kill(doomed, stage, chance).await
+pub(super) async fn ingest(cluster: &mut Cluster, chance: &mut Chance) -> Result<Lifted> {
+    let doomed = cluster.ingest.drain(..).collect();
+    kill(doomed, cluster, chance).await
 }
 
-pub(super) async fn one_worker(stage: &mut Stage, chance: &mut Chance) -> Result<Lifted> {
-    let doomed = stage.workers.drain(..1).collect();
-    kill(doomed, stage, chance).await
+pub(super) async fn one_worker(cluster: &mut Cluster, chance: &mut Chance) -> Result<Lifted> {
+    let doomed = cluster.workers.drain(..1).collect();
+    kill(doomed, cluster, chance).await
 }
 
-pub(super) async fn every_worker(stage: &mut Stage, chance: &mut Chance) -> Result<Lifted> {
+pub(super) async fn every_worker(cluster: &mut Cluster, chance: &mut Chance) -> Result<Lifted> {
     // One leaves in order, and the other is on its own before it is killed.
-    stage.workers.remove(0).stop().await?;
-    let doomed = stage.workers.drain(..).collect();
-    kill(doomed, stage, chance).await
+    cluster.workers.remove(0).stop().await?;
+    let doomed = cluster.workers.drain(..).collect();
+    kill(doomed, cluster, chance).await
 }
 
-pub(super) async fn query(stage: &mut Stage, chance: &mut Chance) -> Result<Lifted> {
-    let doomed = stage.query.drain(..).collect();
-    kill(doomed, stage, chance).await
+pub(super) async fn query(cluster: &mut Cluster, chance: &mut Chance) -> Result<Lifted> {
+    let doomed = cluster.query.drain(..).collect();
+    kill(doomed, cluster, chance).await
 }
 
 /// It is over when the server accepts connections again.

@@ -13,7 +13,7 @@ use hyper::Method;
 
 use super::Lifted;
 use crate::chance::Chance;
-use crate::stage::Stage;
+use crate::cluster::Cluster;
 
 /// Letters that can be read now, each of a domain of its own: half under an id of their own, half under that
 /// of the letter.
@@ -28,9 +28,9 @@ const KILLS: usize = 2;
 /// How long messages may take to become letters, and letters to be all replayed.
 const TIMEOUT: Duration = Duration::from_mins(1);
 
-pub(super) async fn replay(stage: &mut Stage, chance: &mut Chance, label: &str) -> Result<Lifted> {
+pub(super) async fn replay(cluster: &mut Cluster, chance: &mut Chance, label: &str) -> Result<Lifted> {
     let mut ledger = ExpectedCounts::default();
-    let servers = stage.servers.clone();
+    let servers = cluster.servers.clone();
     empty(&servers).await;
     let publisher = servers.publisher().await;
     let poisons = (0..POISONS).map(|number| {

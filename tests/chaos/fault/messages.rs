@@ -7,7 +7,7 @@ use harness::expected::ExpectedCounts;
 use serde_json::json;
 
 use super::Lifted;
-use crate::stage::Stage;
+use crate::cluster::Cluster;
 
 /// Messages that are published again and again.
 const MESSAGES: usize = 60;
@@ -22,7 +22,7 @@ const DOMAINS: usize = 1000;
 const PASSES: usize = 15;
 
 /// The broker hands messages to the workers in turn, and few ahead: copies of one are with both at once.
-pub(super) async fn deliver_twice(stage: &mut Stage, label: &str) -> Result<Lifted> {
+pub(super) async fn deliver_twice(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
     let mut ledger = ExpectedCounts::default();
     let messages: Vec<(String, Vec<u8>)> = (0..MESSAGES)
         .map(|number| {
@@ -32,7 +32,7 @@ pub(super) async fn deliver_twice(stage: &mut Stage, label: &str) -> Result<Lift
             (format!("{label}-{number}"), event.to_string().into_bytes())
         })
         .collect();
-    let (left, right) = (stage.servers.publisher().await, stage.servers.publisher().await);
+    let (left, right) = (cluster.servers.publisher().await, cluster.servers.publisher().await);
     for _ in 0..TIMES {
         tokio::join!(publish(&left, &messages), publish(&right, &messages));
     }
@@ -43,7 +43,7 @@ async fn publish(publisher: &AmqpClient, messages: &[(String, Vec<u8>)]) {
     join_all(messages.iter().map(|(id, body)| publisher.publish(body, Some(id)))).await;
 }
 
-pub(super) async fn opposite_orders(stage: &mut Stage, label: &str) -> Result<Lifted> {
+pub(super) async fn opposite_orders(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
     let mut ledger = ExpectedCounts::default();
     let mut events: Vec<_> = (0..DOMAINS)
         .map(|number| {
@@ -60,14 +60,14 @@ pub(super) async fn opposite_orders(stage: &mut Stage, label: &str) -> Result<Li
         (0..PASSES).flat_map(|pass| [(pass, "there", &there), (pass, "back", &back)]).collect();
     let messages: Vec<(String, Vec<u8>)> =
         bodies.into_iter().map(|(pass, way, body)| (format!("{label}-{way}-{pass}"), body.clone())).collect();
-    publish(&stage.servers.publisher().await, &messages).await;
+    publish(&cluster.servers.publisher().await, &messages).await;
     let mut lifted = Lifted { ledger, ..Lifted::now() };
-    lifted.failures.extend(deadlocks(stage));
+    lifted.failures.extend(deadlocks(cluster));
     Ok(lifted)
 }
 
 /// Two workers that wait for each other are told so by the database, and say so.
-fn deadlocks(stage: &Stage) -> Option<String> {
-    let seen = stage.workers.iter().any(|worker| worker.service.has_logged("deadlock"));
+fn deadlocks(cluster: &Cluster) -> Option<String> {
+    let seen = cluster.workers.iter().any(|worker| worker.service.has_logged("deadlock"));
     seen.then(|| "a worker has logged a deadlock".to_owned())
 }

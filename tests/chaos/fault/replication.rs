@@ -9,7 +9,7 @@ use harness::sql;
 
 use super::Lifted;
 use crate::chance::Chance;
-use crate::stage::Stage;
+use crate::cluster::Cluster;
 
 /// The figure of query that tells how stale its answers are.
 const LAG: &str = "catchall_replica_lag_seconds";
@@ -21,12 +21,12 @@ const REPLAY: Duration = Duration::from_secs(10);
 const SYNCHRONOUS: Duration = Duration::from_secs(10);
 
 /// Reads go on meanwhile, and how stale they are is told.
-pub(super) async fn pause_replay(stage: &mut Stage, chance: &mut Chance) -> Result<Lifted> {
-    let replica = &stage.servers.replica_url;
+pub(super) async fn pause_replay(cluster: &mut Cluster, chance: &mut Chance) -> Result<Lifted> {
+    let replica = &cluster.servers.replica_url;
     sql::column(replica, "select pg_wal_replay_pause()::text").await?;
     // Query looks once a second.
     chance.pause(2500, 3500).await;
-    let (_, figures) = stage.query[0].service.ops("/metrics").await;
+    let (_, figures) = cluster.query[0].service.ops("/metrics").await;
     // The statement can be in the way of what is then replayed, and be cancelled for it.
     let resumed = sql::column(replica, "select pg_wal_replay_resume()::text").await;
     let replays = "select 'yes' where pg_get_wal_replay_pause_state() = 'not paused'";
@@ -41,8 +41,8 @@ pub(super) async fn pause_replay(stage: &mut Stage, chance: &mut Chance) -> Resu
 }
 
 /// Commits wait for the replica, so that it has everything that was acknowledged when it takes over.
-pub(super) async fn fail_over(stage: &mut Stage, chance: &mut Chance) -> Result<Lifted> {
-    let (primary, replica) = (&stage.servers.database_url, stage.servers.replica_url.clone());
+pub(super) async fn fail_over(cluster: &mut Cluster, chance: &mut Chance) -> Result<Lifted> {
+    let (primary, replica) = (&cluster.servers.database_url, cluster.servers.replica_url.clone());
     sql::column(primary, "alter system set synchronous_standby_names = 'replica'").await?;
     sql::column(primary, "select pg_reload_conf()::text").await?;
     let waits = "select sync_state from pg_stat_replication where sync_state = 'sync'";
@@ -54,7 +54,7 @@ pub(super) async fn fail_over(stage: &mut Stage, chance: &mut Chance) -> Result<
     dev(&["kill", "primary"]).await?;
     chance.pause(500, 2000).await;
     sql::column(&replica, "select pg_promote()::text").await?;
-    stage.database_wire.lead_to(host(&replica));
-    stage.primary = replica;
+    cluster.database_wire.lead_to(host(&replica));
+    cluster.primary = replica;
     Ok(Lifted::now())
 }

@@ -4,32 +4,32 @@ use anyhow::Result;
 
 use super::Lifted;
 use crate::chance::Chance;
-use crate::stage::Stage;
+use crate::cluster::Cluster;
 
-pub(super) async fn ingest(stage: &mut Stage, chance: &mut Chance) -> Result<Lifted> {
+pub(super) async fn ingest(cluster: &mut Cluster, chance: &mut Chance) -> Result<Lifted> {
     for _ in 0..2 {
-        stage.start_ingest().await;
+        cluster.start_ingest().await;
         chance.pause(100, 500).await;
-        stage.ingest.remove(0).stop().await?;
+        cluster.ingest.remove(0).stop().await?;
         chance.pause(100, 500).await;
     }
     Ok(Lifted::now())
 }
 
-pub(super) async fn workers(stage: &mut Stage, chance: &mut Chance) -> Result<Lifted> {
-    for _ in 0..stage.workers.len() {
-        stage.start_worker().await;
+pub(super) async fn workers(cluster: &mut Cluster, chance: &mut Chance) -> Result<Lifted> {
+    for _ in 0..cluster.workers.len() {
+        cluster.start_worker().await;
         chance.pause(100, 500).await;
-        stage.workers.remove(0).stop().await?;
+        cluster.workers.remove(0).stop().await?;
     }
     Ok(Lifted::now())
 }
 
-pub(super) async fn query(stage: &mut Stage, chance: &mut Chance) -> Result<Lifted> {
+pub(super) async fn query(cluster: &mut Cluster, chance: &mut Chance) -> Result<Lifted> {
     for _ in 0..2 {
-        stage.start_query().await;
+        cluster.start_query().await;
         chance.pause(100, 500).await;
-        stage.query.remove(0).stop().await?;
+        cluster.query.remove(0).stop().await?;
         chance.pause(100, 500).await;
     }
     Ok(Lifted::now())

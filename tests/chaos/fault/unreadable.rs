@@ -22,7 +22,7 @@ use serde_json::Value;
 
 use super::Lifted;
 use super::letters::{await_letters, dead, empty};
-use crate::stage::Stage;
+use crate::cluster::Cluster;
 
 /// Requests under way at a time, and how many each client sends. Where each byte is repeated as six and
 /// copied, this many take far more than ingest may have; more of them would keep a build for debugging busy
@@ -66,8 +66,8 @@ fn amplifying(size: usize) -> Vec<u8> {
     format!(r#"{{"domain":"a.com","event":"delivered","count":"{value}"}}"#).into_bytes()
 }
 
-pub(super) async fn amplification(stage: &mut Stage, label: &str) -> Result<Lifted> {
-    empty(&stage.servers).await;
+pub(super) async fn amplification(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
+    empty(&cluster.servers).await;
     let mut packed = GzEncoder::new(Vec::new(), Compression::best());
     packed.write_all(&amplifying(REQUEST_VALUE))?;
     let packed = Bytes::from(packed.finish()?);
@@ -75,7 +75,7 @@ pub(super) async fn amplification(stage: &mut Stage, label: &str) -> Result<Lift
         let client = HttpClient::with_keep_alive();
         let mut wrong = Vec::new();
         for _ in 0..TIMES {
-            let request = Request::post(format!("{}/events", stage.ingest_url))
+            let request = Request::post(format!("{}/events", cluster.ingest_url))
                 .header(header::CONTENT_TYPE, "application/x-ndjson")
                 .header(header::CONTENT_ENCODING, "gzip")
                 .body(Full::from(packed.clone()));
@@ -88,7 +88,7 @@ pub(super) async fn amplification(stage: &mut Stage, label: &str) -> Result<Lift
         }
         wrong
     });
-    let publisher = stage.servers.publisher().await;
+    let publisher = cluster.servers.publisher().await;
     let publishing = async {
         let message = amplifying(MESSAGE_VALUE);
         for number in 0..MESSAGES {
@@ -125,10 +125,10 @@ async fn reasons(publisher: &AmqpClient) -> Option<String> {
 }
 
 /// Good messages go on being counted, and none of them becomes a dead letter.
-pub(super) async fn unparsable(stage: &mut Stage, label: &str) -> Result<Lifted> {
-    empty(&stage.servers).await;
+pub(super) async fn unparsable(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
+    empty(&cluster.servers).await;
     let mut ledger = ExpectedCounts::default();
-    let (publisher, domain) = (stage.servers.publisher().await, format!("good.{label}.test"));
+    let (publisher, domain) = (cluster.servers.publisher().await, format!("good.{label}.test"));
     let body = format!(r#"{{"domain":"{domain}","event":"delivered"}}"#);
     let good = async {
         let begun = tokio::time::Instant::now();
@@ -146,10 +146,10 @@ pub(super) async fn unparsable(stage: &mut Stage, label: &str) -> Result<Lifted>
     let bad = async {
         for _ in 0..SECONDS {
             tokio::time::sleep(Duration::from_secs(1)).await;
-            publish_in_latin_1(&stage.servers, EVENTS, body.as_bytes()).await;
+            publish_in_latin_1(&cluster.servers, EVENTS, body.as_bytes()).await;
         }
     };
-    let standstill = longest_standstill(&stage.primary, &domain, GOOD * SECONDS);
+    let standstill = longest_standstill(&cluster.primary, &domain, GOOD * SECONDS);
     let (ended, (), standstill) = tokio::join!(good, bad, standstill);
     ledger.expect(domain, GOOD * SECONDS, GOOD * SECONDS);
     let mut lifted = Lifted { ledger, ..Lifted::now() };
@@ -167,10 +167,10 @@ pub(super) async fn unparsable(stage: &mut Stage, label: &str) -> Result<Lifted>
     let bad = usize::try_from(SECONDS).unwrap_or(usize::MAX);
     if lifted.failures.is_empty() {
         lifted.failures.extend(
-            await_letters(&stage.servers.publisher().await, bad).await.err().map(|error| error.to_string()),
+            await_letters(&cluster.servers.publisher().await, bad).await.err().map(|error| error.to_string()),
         );
     }
-    empty(&stage.servers).await;
+    empty(&cluster.servers).await;
     Ok(lifted)
 }
 
@@ -192,10 +192,10 @@ async fn longest_standstill(primary: &str, domain: &str, most: u64) -> Result<(D
 }
 
 /// No process ends on them, and the tool can list, show and discard what they have become.
-pub(super) async fn deep_headers(stage: &mut Stage, label: &str) -> Result<Lifted> {
-    empty(&stage.servers).await;
+pub(super) async fn deep_headers(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
+    empty(&cluster.servers).await;
     let headers = nested_headers(DEPTH);
-    let mut publisher = FramePublisher::connect(&stage.servers).await;
+    let mut publisher = FramePublisher::connect(&cluster.servers).await;
     for number in 0..DEEP {
         let key = format!("{label}-{number}");
         // Letters without an id are told from each other by what they say.
@@ -203,15 +203,15 @@ pub(super) async fn deep_headers(stage: &mut Stage, label: &str) -> Result<Lifte
         publisher.publish(EVENTS, key.as_bytes(), Some(&headers), body.as_bytes()).await;
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    let looking = stage.servers.publisher().await;
+    let looking = cluster.servers.publisher().await;
     let mut lifted = Lifted::now();
     let begun = Instant::now();
     let (mut letters, mut ended) = (0, 0);
-    while letters < DEEP && !stage.workers.is_empty() && begun.elapsed() < TIMEOUT / 2 {
+    while letters < DEEP && !cluster.workers.is_empty() && begun.elapsed() < TIMEOUT / 2 {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        let before = stage.workers.len();
-        stage.workers.retain_mut(|worker| worker.service.has_ended().is_none());
-        ended += before - stage.workers.len();
+        let before = cluster.workers.len();
+        cluster.workers.retain_mut(|worker| worker.service.has_ended().is_none());
+        ended += before - cluster.workers.len();
         letters = looking.waiting(DEAD).await as usize;
     }
     if ended > 0 {
@@ -220,22 +220,22 @@ pub(super) async fn deep_headers(stage: &mut Stage, label: &str) -> Result<Lifte
     if letters != DEEP {
         lifted.failures.push(format!("{letters} dead letters instead of {DEEP}"));
     }
-    lifted.failures.extend(shown(stage).await);
-    empty(&stage.servers).await;
+    lifted.failures.extend(shown(cluster).await);
+    empty(&cluster.servers).await;
     if ended > 0 {
         // What kills its readers is taken out, or there would be no worker at the end of this round.
-        let path = format!("/api/queues/{}/{EVENTS}/contents", stage.servers.name);
-        stage.servers.management(hyper::Method::DELETE, &path, "").await;
-        stage.fill().await;
+        let path = format!("/api/queues/{}/{EVENTS}/contents", cluster.servers.name);
+        cluster.servers.management(hyper::Method::DELETE, &path, "").await;
+        cluster.fill().await;
     }
     lifted.at = Instant::now();
     Ok(lifted)
 }
 
 /// What the tool for dead letters cannot do with them.
-async fn shown(stage: &Stage) -> Vec<String> {
+async fn shown(cluster: &Cluster) -> Vec<String> {
     let mut failures = Vec::new();
-    let (listed, stdout, stderr) = dead(&stage.servers, &["list", "--json"]).await;
+    let (listed, stdout, stderr) = dead(&cluster.servers, &["list", "--json"]).await;
     let letters: Vec<Value> = stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     if !listed || letters.len() != DEEP {
         failures.push(format!("catchall-dead list: {} letters, {stderr}", letters.len()));
@@ -243,8 +243,8 @@ async fn shown(stage: &Stage) -> Vec<String> {
     }
     for letter in &letters {
         let reference = letter["ref"].as_str().unwrap_or_default();
-        let (shown, _, stderr) = dead(&stage.servers, &["show", reference]).await;
-        let (discarded, _, more) = dead(&stage.servers, &["discard", reference]).await;
+        let (shown, _, stderr) = dead(&cluster.servers, &["show", reference]).await;
+        let (discarded, _, more) = dead(&cluster.servers, &["discard", reference]).await;
         if !(shown && discarded) {
             failures.push(format!("catchall-dead show and discard: {stderr}{more}"));
         }

@@ -7,7 +7,7 @@ use harness::proxy::{Proxy, Wire};
 
 use super::Lifted;
 use crate::chance::Chance;
-use crate::stage::Stage;
+use crate::cluster::Cluster;
 
 /// Longer than two heartbeats, and than the look at the primary takes: a silence is noticed in it.
 const SILENCE: (u64, u64) = (5000, 6500);
@@ -23,10 +23,10 @@ pub(super) async fn be(proxy: &Proxy, wire: Wire, chance: &mut Chance) -> Result
 /// Long enough for some hundred requests to come to their deadline.
 const LATE: Duration = Duration::from_secs(10);
 
-pub(super) async fn late(stage: &Stage, delay: Duration) -> Result<Lifted> {
-    stage.broker_wire.be(Wire::LateConfirms(delay));
+pub(super) async fn late(cluster: &Cluster, delay: Duration) -> Result<Lifted> {
+    cluster.broker_wire.be(Wire::LateConfirms(delay));
     tokio::time::sleep(LATE).await;
-    stage.broker_wire.mend();
+    cluster.broker_wire.mend();
     Ok(Lifted::now())
 }
 

@@ -38,14 +38,14 @@ const LOG_LINES: usize = 15;
 const SERVERS: Duration = Duration::from_secs(30);
 
 /// A process of a service, and who looks at it.
-pub(crate) struct Actor {
+pub(crate) struct ClusterProcess {
     pub(crate) service: Service,
     name: &'static str,
     watcher: Option<Watcher>,
 }
 
 /// Everything one round needs; the next goes on with it.
-pub(crate) struct Stage {
+pub(crate) struct Cluster {
     /// The servers themselves.
     pub(crate) servers: Servers,
     /// The server that has the counters at present.
@@ -57,17 +57,17 @@ pub(crate) struct Stage {
     /// From the workers to the primary.
     pub(crate) database_wire: Proxy,
     pub(crate) watch: Watch,
-    pub(crate) ingest: Vec<Actor>,
-    pub(crate) workers: Vec<Actor>,
-    pub(crate) query: Vec<Actor>,
+    pub(crate) ingest: Vec<ClusterProcess>,
+    pub(crate) workers: Vec<ClusterProcess>,
+    pub(crate) query: Vec<ClusterProcess>,
     /// The servers as the services see them.
     behind: Servers,
     _ports: [Socket; 2],
 }
 
-impl Stage {
+impl Cluster {
     /// Starts whatever does not run, and all services on a fresh vhost and a fresh database.
-    pub(crate) async fn set() -> Result<Self> {
+    pub(crate) async fn ready() -> Result<Self> {
         for server in ["rabbitmq", "primary", "replica"] {
             dev(&["start", server]).await?;
         }
@@ -85,7 +85,7 @@ impl Stage {
         // A port that is shared and never given to others: the address stays while processes come and go.
         let ports = [reserve(), reserve()];
         let [ingest_url, query_url] = [&ports[0], &ports[1]].map(|port| format!("http://{}", address(port)));
-        let mut stage = Self {
+        let mut cluster = Self {
             primary: servers.database_url.clone(),
             servers,
             ingest_url,
@@ -99,8 +99,8 @@ impl Stage {
             behind,
             _ports: ports,
         };
-        stage.fill().await;
-        Ok(stage)
+        cluster.fill().await;
+        Ok(cluster)
     }
 
     /// Starts what is missing, and returns once all of it is ready.
@@ -118,8 +118,8 @@ impl Stage {
 
     pub(crate) async fn start_ingest(&mut self) {
         let listen = self.ingest_url.replace("http://", "");
-        let actor = self.start("ingest", &[("CATCHALL_LISTEN", &*listen)]).await;
-        self.ingest.push(actor);
+        let process = self.start("ingest", &[("CATCHALL_LISTEN", &*listen)]).await;
+        self.ingest.push(process);
     }
 
     pub(crate) async fn start_worker(&mut self) {
@@ -130,13 +130,13 @@ impl Stage {
     async fn start_worker_with(&mut self, more: &[(&str, &str)]) {
         let usual =
             [("CATCHALL_STATEMENT_TIMEOUT_SECS", STATEMENT_TIMEOUT_SECS), ("CATCHALL_PREFETCH", PREFETCH)];
-        let actor = self.start("worker", &[&usual, more].concat()).await;
-        self.workers.push(actor);
+        let process = self.start("worker", &[&usual, more].concat()).await;
+        self.workers.push(process);
     }
 
     /// Ends the workers in order.
     pub(crate) async fn stop_workers(&mut self) -> Result<()> {
-        try_join_all(self.workers.drain(..).map(Actor::stop)).await.map(drop)
+        try_join_all(self.workers.drain(..).map(ClusterProcess::stop)).await.map(drop)
     }
 
     /// Starts two workers with these settings beside the usual ones.
@@ -155,8 +155,8 @@ impl Stage {
 
     /// Forgets what was seen until now, and how much memory was taken.
     pub(crate) fn begin_anew(&self) {
-        for actor in self.actors() {
-            usage::forget_peak(actor.service.pid());
+        for process in self.processes() {
+            usage::forget_peak(process.service.pid());
         }
         self.watch.take();
     }
@@ -164,47 +164,47 @@ impl Stage {
     /// What was seen since then.
     pub(crate) fn seen(&self) -> Seen {
         let mut seen = self.watch.take();
-        for actor in self.actors() {
-            seen.remember(actor.name, usage::peak_megabytes(actor.service.pid()).unwrap_or_default());
+        for process in self.processes() {
+            seen.remember(process.name, usage::peak_megabytes(process.service.pid()).unwrap_or_default());
         }
         seen
     }
 
-    fn actors(&self) -> impl Iterator<Item = &Actor> {
+    fn processes(&self) -> impl Iterator<Item = &ClusterProcess> {
         self.ingest.iter().chain(&self.workers).chain(&self.query)
     }
 
     pub(crate) async fn start_query(&mut self) {
         let listen = self.query_url.replace("http://", "");
-        let actor = self.start("query", &[("CATCHALL_LISTEN", &*listen)]).await;
-        self.query.push(actor);
+        let process = self.start("query", &[("CATCHALL_LISTEN", &*listen)]).await;
+        self.query.push(process);
     }
 
-    async fn start(&self, name: &'static str, more: &[(&str, &str)]) -> Actor {
+    async fn start(&self, name: &'static str, more: &[(&str, &str)]) -> ClusterProcess {
         let service = Service::ready(name, &self.behind, more).await;
-        let mut actor = Actor { service, name, watcher: None };
-        actor.look(&self.watch);
-        actor
+        let mut process = ClusterProcess { service, name, watcher: None };
+        process.look(&self.watch);
+        process
     }
 
     /// The end of the log of every process, for whoever wonders what went wrong.
     pub(crate) fn print_logs(&self) {
-        for actor in self.actors() {
-            let log = actor.service.log();
+        for process in self.processes() {
+            let log = process.service.log();
             for line in &log[log.len().saturating_sub(LOG_LINES)..] {
-                println!("chaos: {}: {line}", actor.name);
+                println!("chaos: {}: {line}", process.name);
             }
         }
     }
 
     /// What keeps a service from being ready.
     pub(crate) async fn not_ready(&self) -> Option<String> {
-        for actor in self.actors() {
+        for process in self.processes() {
             let readyz = HttpClient::without_keep_alive()
-                .get(&format!("http://{}/readyz", actor.service.ops_address()), Duration::from_secs(5))
+                .get(&format!("http://{}/readyz", process.service.ops_address()), Duration::from_secs(5))
                 .await;
             if !readyz.as_ref().is_ok_and(|(status, _)| *status == StatusCode::OK) {
-                return Some(format!("/readyz of {}: {readyz:?}", actor.name));
+                return Some(format!("/readyz of {}: {readyz:?}", process.name));
             }
         }
         None
@@ -237,7 +237,7 @@ fn address(port: &Socket) -> SocketAddr {
     port.local_addr().ok().and_then(|address| address.as_socket()).expect("it is bound")
 }
 
-impl Actor {
+impl ClusterProcess {
     /// Has somebody look at it.
     pub(crate) fn look(&mut self, watch: &Watch) {
         let ops_url = format!("http://{}", self.service.ops_address());
