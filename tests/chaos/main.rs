@@ -25,7 +25,7 @@ use harness::panics;
 use crate::cluster::Cluster;
 use crate::fault::Fault;
 use crate::load::Load;
-use crate::round::{Act, Round};
+use crate::round::{Round, RoundResult};
 use crate::table::Table;
 
 /// What `./dev chaos` sets: the servers may be killed.
@@ -97,12 +97,12 @@ async fn run(arguments: &Arguments) -> bool {
         let playing = AssertUnwindSafe(play(*round, ready.take(), next)).catch_unwind();
         let played = playing.await.unwrap_or_else(|panic| Err(anyhow!(panics::message(&*panic))));
         match played {
-            Ok((act, left)) => {
-                for failure in &act.failures {
+            Ok((result, left)) => {
+                for failure in &result.failures {
                     println!("chaos: {name}: {failure}");
                 }
-                ready = left.filter(|_| act.failures.is_empty());
-                table.add(fault, act);
+                ready = left.filter(|_| result.failures.is_empty());
+                table.add(fault, result);
             }
             Err(reason) => {
                 println!("chaos: {name}: {reason:#}");
@@ -118,16 +118,20 @@ async fn run(arguments: &Arguments) -> bool {
 /// A cluster with the load of a round under way. The load ends first.
 type Ready = (Vec<Load>, Cluster);
 
-async fn play(round: Round, ready: Option<Ready>, next: Option<Round>) -> Result<(Act, Option<Ready>)> {
+async fn play(
+    round: Round,
+    ready: Option<Ready>,
+    next: Option<Round>,
+) -> Result<(RoundResult, Option<Ready>)> {
     let (loads, mut cluster) = if let Some(ready) = ready {
         ready
     } else {
         let cluster = Cluster::ready().await?;
         (round.load(&cluster).await?, cluster)
     };
-    let (act, loads) = round.play(&mut cluster, loads, next).await?;
-    if !act.failures.is_empty() {
+    let (result, loads) = round.play(&mut cluster, loads, next).await?;
+    if !result.failures.is_empty() {
         cluster.print_logs();
     }
-    Ok((act, loads.map(|loads| (loads, cluster))))
+    Ok((result, loads.map(|loads| (loads, cluster))))
 }

@@ -31,7 +31,7 @@ const UNSURE_PERCENT: usize = 5;
 
 /// What one round came to.
 #[derive(Debug, Default)]
-pub(crate) struct Act {
+pub(crate) struct RoundResult {
     /// Events that were acknowledged.
     pub(crate) acknowledged: u64,
     pub(crate) lost: u64,
@@ -80,7 +80,7 @@ impl Round {
         cluster: &mut Cluster,
         loads: Vec<Load>,
         next: Option<Self>,
-    ) -> Result<(Act, Option<Vec<Load>>)> {
+    ) -> Result<(RoundResult, Option<Vec<Load>>)> {
         let (fault, label) = (self.fault, self.label());
         let mut chance = Chance::new(self.seed, &label);
         cluster.begin_anew();
@@ -88,60 +88,63 @@ impl Round {
         chance.pause(500, 1500).await;
         let begun = Instant::now();
         let lifted = fault.inflict(cluster, &mut chance, &label).await?;
-        let mut act = Act { note: lifted.note, failures: lifted.failures, ..Act::default() };
-        recover(cluster, &prober, lifted.at, &mut act).await;
+        let mut result =
+            RoundResult { note: lifted.note, failures: lifted.failures, ..RoundResult::default() };
+        recover(cluster, &prober, lifted.at, &mut result).await;
         let probes = prober.stop().await;
         let seen = cluster.seen();
         let begin_next = async {
             match next {
-                Some(next) if act.failures.is_empty() => next.load(cluster).await.map(Some),
+                Some(next) if result.failures.is_empty() => next.load(cluster).await.map(Some),
                 _ => Ok(None),
             }
         };
         let (sent, next) = tokio::join!(Load::end_all(loads), begin_next);
         let sent = sent.unwrap_or_else(|reason| {
-            act.failures.push(format!("{reason:#}"));
+            result.failures.push(format!("{reason:#}"));
             Vec::new()
         });
         for sent in sent {
-            act.acknowledged += sent.acknowledged;
-            act.lost += sent.lost;
-            act.duplicated += sent.duplicated;
-            act.failures.extend(sent.wrong);
+            result.acknowledged += sent.acknowledged;
+            result.lost += sent.lost;
+            result.duplicated += sent.duplicated;
+            result.failures.extend(sent.wrong);
             if fault.is_routine() && sent.trouble > 0 {
-                act.failures.push(format!("{} had to send {} times again, or more", sent.name, sent.trouble));
+                result
+                    .failures
+                    .push(format!("{} had to send {} times again, or more", sent.name, sent.trouble));
             }
         }
-        judge(fault, &probes, begun..lifted.at, &mut act);
+        judge(fault, &probes, begun..lifted.at, &mut result);
         let mut ledger = probes.ledger;
         ledger.merge(lifted.ledger);
         let difference = ledger.compare(&cluster.primary, SETTLE).await?;
         if difference.lost + difference.duplicated > 0 {
-            act.failures.push(format!("of this program's own events: {difference:?}"));
+            result.failures.push(format!("of this program's own events: {difference:?}"));
         }
-        act.acknowledged += ledger.least();
-        act.lost += difference.lost;
-        act.duplicated += difference.duplicated;
-        act.failures.extend(seen.dead.into_iter().take(3));
+        result.acknowledged += ledger.least();
+        result.lost += difference.lost;
+        result.duplicated += difference.duplicated;
+        result.failures.extend(seen.dead.into_iter().take(3));
         for service in fault.reddens() {
             if !seen.red.contains(service) {
-                act.failures.push(format!("/readyz of {service} did not turn red"));
+                result.failures.push(format!("/readyz of {service} did not turn red"));
             }
         }
-        act.red = seen.red;
-        act.peaks = seen.peaks;
+        result.red = seen.red;
+        result.peaks = seen.peaks;
         for (service, limit) in MEMORY {
-            let peak = act.peaks.get(service).copied().unwrap_or_default();
+            let peak = result.peaks.get(service).copied().unwrap_or_default();
             if peak > limit {
-                act.failures.push(format!("{service} had {peak} MB, and may have {limit}"));
+                result.failures.push(format!("{service} had {peak} MB, and may have {limit}"));
             }
         }
-        Ok((act, next?))
+        Ok((result, next?))
     }
 }
 
 /// Waits until requests are answered, events counted and services ready.
-async fn recover(cluster: &Cluster, prober: &Prober, lifted: Instant, act: &mut Act) {
+async fn recover(cluster: &Cluster, prober: &Prober, lifted: Instant, result: &mut RoundResult) {
     let (mut flowing, mut counting) = (None, None);
     loop {
         flowing = flowing.or_else(|| prober.flow(lifted));
@@ -155,7 +158,7 @@ async fn recover(cluster: &Cluster, prober: &Prober, lifted: Instant, act: &mut 
             break;
         }
         if lifted.elapsed() > RECOVERY_TIMEOUT {
-            act.failures.push(format!(
+            result.failures.push(format!(
                 "not well again after {RECOVERY_TIMEOUT:?}: 2xx after {flowing:?}, counted after {counting:?}, \
                 {not_ready:?}"
             ));
@@ -163,19 +166,19 @@ async fn recover(cluster: &Cluster, prober: &Prober, lifted: Instant, act: &mut 
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    act.flowing = flowing.unwrap_or_else(|| lifted.elapsed());
-    act.counting = counting.unwrap_or_else(|| lifted.elapsed());
+    result.flowing = flowing.unwrap_or_else(|| lifted.elapsed());
+    result.counting = counting.unwrap_or_else(|| lifted.elapsed());
 }
 
 /// Holds the answers against what clients may see of the fault.
-fn judge(fault: Fault, probes: &Probes, lasted: Range<Instant>, act: &mut Act) {
+fn judge(fault: Fault, probes: &Probes, lasted: Range<Instant>, result: &mut RoundResult) {
     for (kind, probes, visible) in
         [("PUT", &probes.puts, fault.visible_to_senders()), ("GET", &probes.gets, fault.visible_to_readers())]
     {
         let refused = probes.iter().filter(|probe| matches!(probe.answer, Answer::Refused(_))).count();
-        act.refused += refused;
+        result.refused += refused;
         if visible == Visible::CertainRefusals && refused == 0 {
-            act.failures.push(format!("no {kind} was answered with 503"));
+            result.failures.push(format!("no {kind} was answered with 503"));
         }
         let meanwhile: Vec<&Probe> = probes.iter().filter(|probe| lasted.contains(&probe.sent)).collect();
         let share = |of: fn(&Answer) -> bool| {
@@ -187,9 +190,9 @@ fn judge(fault: Fault, probes: &Probes, lasted: Range<Instant>, act: &mut Act) {
                 let (accepted, percent) = share(|answer| *answer == Answer::Good);
                 let accepted = format!("{accepted} of {} {kind}s were accepted meanwhile", meanwhile.len());
                 if percent < ACCEPTED_PERCENT {
-                    act.failures.push(accepted);
+                    result.failures.push(accepted);
                 } else {
-                    act.note.get_or_insert(accepted);
+                    result.note.get_or_insert(accepted);
                 }
             }
             Visible::Uncounted => {
@@ -200,16 +203,16 @@ fn judge(fault: Fault, probes: &Probes, lasted: Range<Instant>, act: &mut Act) {
                     meanwhile.len()
                 );
                 if percent > UNSURE_PERCENT {
-                    act.failures.push(words);
+                    result.failures.push(words);
                 } else {
-                    act.note.get_or_insert(words);
+                    result.note.get_or_insert(words);
                 }
             }
             _ => {}
         }
         let wrong: Vec<&Probe> = probes.iter().filter(|probe| !explains(visible, probe)).collect();
         if let Some(first) = wrong.first() {
-            act.failures.push(format!(
+            result.failures.push(format!(
                 "{} of {} {kind}s were answered as they should not be, the first {:?} after {:?}",
                 wrong.len(),
                 probes.len(),

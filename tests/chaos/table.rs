@@ -5,7 +5,7 @@ use std::fmt::{self, Write};
 use std::time::Duration;
 
 use crate::fault::Fault;
-use crate::round::Act;
+use crate::round::RoundResult;
 
 const HEADINGS: [&str; 10] = [
     "fault",
@@ -48,22 +48,22 @@ struct Row {
 }
 
 impl Table {
-    pub(crate) fn add(&mut self, fault: Fault, act: Act) {
+    pub(crate) fn add(&mut self, fault: Fault, result: RoundResult) {
         let row = self.row(fault);
         row.rounds += 1;
-        row.acknowledged += act.acknowledged;
-        row.lost += act.lost;
-        row.duplicated += act.duplicated;
-        row.refused += act.refused;
-        row.flowing = row.flowing.max(act.flowing);
-        row.counting = row.counting.max(act.counting);
-        row.red.extend(act.red);
-        for (service, megabytes) in act.peaks {
+        row.acknowledged += result.acknowledged;
+        row.lost += result.lost;
+        row.duplicated += result.duplicated;
+        row.refused += result.refused;
+        row.flowing = row.flowing.max(result.flowing);
+        row.counting = row.counting.max(result.counting);
+        row.red.extend(result.red);
+        for (service, megabytes) in result.peaks {
             let peak = row.peaks.entry(service).or_default();
             *peak = megabytes.max(*peak);
         }
-        row.note = act.note.or(row.note.take());
-        row.failures.extend(act.failures);
+        row.note = result.note.or(row.note.take());
+        row.failures.extend(result.failures);
     }
 
     /// A round that was not played to its end.
