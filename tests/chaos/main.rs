@@ -94,9 +94,9 @@ async fn run(arguments: &Arguments) -> bool {
         );
         // A round that fails may leave anything behind, so the next one gets a cluster of its own.
         let next = rounds.get(place + 1).copied().filter(|_| !fault.uses_up_the_cluster());
-        let playing = AssertUnwindSafe(play(*round, ready.take(), next)).catch_unwind();
-        let played = playing.await.unwrap_or_else(|panic| Err(anyhow!(panics::message(&*panic))));
-        match played {
+        let running = AssertUnwindSafe(run_round(*round, ready.take(), next)).catch_unwind();
+        let ended = running.await.unwrap_or_else(|panic| Err(anyhow!(panics::message(&*panic))));
+        match ended {
             Ok((result, left)) => {
                 for failure in &result.failures {
                     println!("chaos: {name}: {failure}");
@@ -118,7 +118,7 @@ async fn run(arguments: &Arguments) -> bool {
 /// A cluster with the load of a round under way. The load ends first.
 type Ready = (Vec<Load>, Cluster);
 
-async fn play(
+async fn run_round(
     round: Round,
     ready: Option<Ready>,
     next: Option<Round>,
@@ -129,7 +129,7 @@ async fn play(
         let cluster = Cluster::ready().await?;
         (round.load(&cluster).await?, cluster)
     };
-    let (result, loads) = round.play(&mut cluster, loads, next).await?;
+    let (result, loads) = round.run(&mut cluster, loads, next).await?;
     if !result.failures.is_empty() {
         cluster.print_logs();
     }

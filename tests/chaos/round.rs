@@ -69,13 +69,13 @@ impl Round {
         Load::start_all(cluster, Chance::new(self.seed, &format!("load of {}", self.label()))).await
     }
 
-    /// Plays it under its load. While that is compared, the load of the next round begins; nothing is broken
+    /// Runs under its load. While that is compared, the load of the next round begins; nothing is broken
     /// again before the comparison is over.
     ///
     /// # Errors
     ///
-    /// When it could not be played to its end.
-    pub(crate) async fn play(
+    /// When it could not be completed.
+    pub(crate) async fn run(
         self,
         cluster: &mut Cluster,
         loads: Vec<Load>,

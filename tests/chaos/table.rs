@@ -66,7 +66,7 @@ impl Table {
         row.failures.extend(result.failures);
     }
 
-    /// A round that was not played to its end.
+    /// A round that was not completed.
     pub(crate) fn add_failure(&mut self, fault: Fault, reason: String) {
         self.row(fault).failures.push(reason);
     }
