@@ -19,8 +19,8 @@ use clap::ValueEnum;
 use harness::expected::ExpectedCounts;
 use harness::proxy::Wire;
 
-use crate::chance::Chance;
 use crate::cluster::Cluster;
+use crate::rng::Rng;
 
 /// How long it may take after a fault until all is well again before that counts as never. The table says how
 /// long it took; this only tells slow from stuck, on a machine that may do ten other things as well.
@@ -226,38 +226,33 @@ impl Fault {
     }
 
     /// Breaks something, waits and mends it again.
-    pub(crate) async fn inflict(
-        self,
-        cluster: &mut Cluster,
-        chance: &mut Chance,
-        label: &str,
-    ) -> Result<Lifted> {
+    pub(crate) async fn inflict(self, cluster: &mut Cluster, rng: &mut Rng, label: &str) -> Result<Lifted> {
         let slow = Wire::Slow(Duration::from_millis(300));
         match self {
-            Self::KillIngest => kills::ingest(cluster, chance).await,
-            Self::KillOneWorker => kills::one_worker(cluster, chance).await,
-            Self::KillEveryWorker => kills::every_worker(cluster, chance).await,
-            Self::KillQuery => kills::query(cluster, chance).await,
-            Self::KillBroker => kills::server("rabbitmq", chance).await,
-            Self::KillPrimary => kills::server("primary", chance).await,
-            Self::KillReplica => kills::server("replica", chance).await,
-            Self::StallOneWorker => sessions::stall(cluster, chance).await,
+            Self::KillIngest => kills::ingest(cluster, rng).await,
+            Self::KillOneWorker => kills::one_worker(cluster, rng).await,
+            Self::KillEveryWorker => kills::every_worker(cluster, rng).await,
+            Self::KillQuery => kills::query(cluster, rng).await,
+            Self::KillBroker => kills::server("rabbitmq", rng).await,
+            Self::KillPrimary => kills::server("primary", rng).await,
+            Self::KillReplica => kills::server("replica", rng).await,
+            Self::StallOneWorker => sessions::stall(cluster, rng).await,
             Self::CloseConnections => sessions::close_connections(cluster).await,
             Self::EndSessions => sessions::end_sessions(cluster).await,
-            Self::BrokerWireCut => wires::be(&cluster.broker_wire, Wire::Cut, chance).await,
-            Self::BrokerWireSlow => wires::be(&cluster.broker_wire, slow, chance).await,
-            Self::BrokerWireBreaks => wires::breaks(&cluster.broker_wire, chance).await,
-            Self::BrokerWireSilent => wires::be(&cluster.broker_wire, Wire::Silent, chance).await,
+            Self::BrokerWireCut => wires::be(&cluster.broker_wire, Wire::Cut, rng).await,
+            Self::BrokerWireSlow => wires::be(&cluster.broker_wire, slow, rng).await,
+            Self::BrokerWireBreaks => wires::breaks(&cluster.broker_wire, rng).await,
+            Self::BrokerWireSilent => wires::be(&cluster.broker_wire, Wire::Silent, rng).await,
             Self::LateConfirms1 => wires::late(cluster, Duration::from_secs(1)).await,
             Self::LateConfirms3 => wires::late(cluster, Duration::from_secs(3)).await,
             Self::LateConfirms4 => wires::late(cluster, Duration::from_millis(4500)).await,
-            Self::DatabaseWireCut => wires::be(&cluster.database_wire, Wire::Cut, chance).await,
-            Self::DatabaseWireSlow => wires::be(&cluster.database_wire, slow, chance).await,
-            Self::DatabaseWireBreaks => wires::breaks(&cluster.database_wire, chance).await,
-            Self::DatabaseWireSilent => wires::be(&cluster.database_wire, Wire::Silent, chance).await,
-            Self::MemoryAlarm => alarms::memory(chance).await,
-            Self::DiskAlarm => alarms::disk(chance).await,
-            Self::FullQueue => alarms::full_queue(cluster, chance).await,
+            Self::DatabaseWireCut => wires::be(&cluster.database_wire, Wire::Cut, rng).await,
+            Self::DatabaseWireSlow => wires::be(&cluster.database_wire, slow, rng).await,
+            Self::DatabaseWireBreaks => wires::breaks(&cluster.database_wire, rng).await,
+            Self::DatabaseWireSilent => wires::be(&cluster.database_wire, Wire::Silent, rng).await,
+            Self::MemoryAlarm => alarms::memory(rng).await,
+            Self::DiskAlarm => alarms::disk(rng).await,
+            Self::FullQueue => alarms::full_queue(cluster, rng).await,
             Self::SlowConnections => clients::slow_connections(cluster, label).await,
             Self::SlowStreams => clients::slow_streams(cluster, label).await,
             Self::Amplification => unreadable::amplification(cluster, label).await,
@@ -266,14 +261,14 @@ impl Fault {
             Self::StatementTimeout => database::statement_timeout(cluster, label).await,
             Self::ClockStepsBack => database::clock_steps_back(cluster, label).await,
             Self::ShortRetention => database::short_retention(cluster, label).await,
-            Self::ReplayDeadLetters => letters::replay(cluster, chance, label).await,
+            Self::ReplayDeadLetters => letters::replay(cluster, rng, label).await,
             Self::DeliverTwice => messages::deliver_twice(cluster, label).await,
             Self::OppositeOrders => messages::opposite_orders(cluster, label).await,
-            Self::PauseReplay => replication::pause_replay(cluster, chance).await,
-            Self::ReplaceIngest => restarts::ingest(cluster, chance).await,
-            Self::ReplaceWorkers => restarts::workers(cluster, chance).await,
-            Self::ReplaceQuery => restarts::query(cluster, chance).await,
-            Self::FailOver => replication::fail_over(cluster, chance).await,
+            Self::PauseReplay => replication::pause_replay(cluster, rng).await,
+            Self::ReplaceIngest => restarts::ingest(cluster, rng).await,
+            Self::ReplaceWorkers => restarts::workers(cluster, rng).await,
+            Self::ReplaceQuery => restarts::query(cluster, rng).await,
+            Self::FailOver => replication::fail_over(cluster, rng).await,
         }
     }
 }

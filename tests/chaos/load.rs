@@ -8,8 +8,8 @@ use catchall_load::{Report, Verification};
 use harness::load::{Amount, LoadRun, LoadSpec};
 use harness::sql;
 
-use crate::chance::Chance;
 use crate::cluster::Cluster;
+use crate::rng::Rng;
 
 /// A way in: its name, what is sent, and how many events per second.
 type Way = (&'static str, LoadSpec, u32);
@@ -73,13 +73,11 @@ pub(crate) struct Sent {
 
 impl Load {
     /// Starts one for each way in, and returns when the events of each are being counted.
-    pub(crate) async fn start_all(cluster: &Cluster, mut chance: Chance) -> Result<Vec<Self>> {
-        let bulk = if chance.number(0, 1) == 0 { BULK } else { BULK_KEYED };
+    pub(crate) async fn start_all(cluster: &Cluster, mut rng: Rng) -> Result<Vec<Self>> {
+        let bulk = if rng.number(0, 1) == 0 { BULK } else { BULK_KEYED };
         let ways = [PUT, PUT_KEYED, bulk, AMQP_KEYED];
-        let loads: Result<Vec<Self>> = ways
-            .into_iter()
-            .map(|way| Self::start(way, cluster, chance.number(0, u32::MAX.into())))
-            .collect();
+        let loads: Result<Vec<Self>> =
+            ways.into_iter().map(|way| Self::start(way, cluster, rng.number(0, u32::MAX.into()))).collect();
         let loads = loads?;
         let begun = Instant::now();
         for load in &loads {

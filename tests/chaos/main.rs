@@ -3,7 +3,7 @@
 //!
 //! `./dev chaos` starts the servers and says that they may be killed.
 
-mod chance;
+mod rng;
 mod fault;
 mod load;
 mod prober;

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use harness::sql;
 
-use crate::chance::Chance;
 use crate::cluster::{Cluster, PUBLISH_DEADLINE};
 use crate::fault::{Fault, RECOVERY_TIMEOUT, Visible};
 use crate::load::Load;
 use crate::prober::{Answer, Probe, Prober, Probes, Said};
+use crate::rng::Rng;
 
 /// How long this program's own events may take to be counted when everything else has been.
 const SETTLE: Duration = Duration::from_secs(90);
@@ -66,7 +66,7 @@ impl Round {
 
     /// The load of this round.
     pub(crate) async fn load(self, cluster: &Cluster) -> Result<Vec<Load>> {
-        Load::start_all(cluster, Chance::new(self.seed, &format!("load of {}", self.label()))).await
+        Load::start_all(cluster, Rng::new(self.seed, &format!("load of {}", self.label()))).await
     }
 
     /// Runs under its load. While that is compared, the load of the next round begins; nothing is broken
@@ -82,12 +82,12 @@ impl Round {
         next: Option<Self>,
     ) -> Result<(RoundResult, Option<Vec<Load>>)> {
         let (fault, label) = (self.fault, self.label());
-        let mut chance = Chance::new(self.seed, &label);
+        let mut rng = Rng::new(self.seed, &label);
         cluster.begin_anew();
         let prober = Prober::start(cluster, &label);
-        chance.pause(500, 1500).await;
+        rng.pause(500, 1500).await;
         let begun = Instant::now();
-        let lifted = fault.inflict(cluster, &mut chance, &label).await?;
+        let lifted = fault.inflict(cluster, &mut rng, &label).await?;
         let mut result =
             RoundResult { note: lifted.note, failures: lifted.failures, ..RoundResult::default() };
         recover(cluster, &prober, lifted.at, &mut result).await;

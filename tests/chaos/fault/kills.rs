@@ -7,55 +7,55 @@ use harness::instance::dev;
 use harness::proxy::Wire;
 
 use super::Lifted;
-use crate::chance::Chance;
 use crate::cluster::{Cluster, ClusterProcess};
+use crate::rng::Rng;
 
 /// So slow a wire makes the worst moment the likely one: what is killed is in the middle of a publish or of a
 /// transaction, sent and not yet answered.
 const SLOW: Wire = Wire::Slow(Duration::from_millis(150));
 
 /// What is killed comes back after a while, as a supervisor would have it; it is over when it is started.
-async fn kill(processes: Vec<ClusterProcess>, cluster: &mut Cluster, chance: &mut Chance) -> Result<Lifted> {
+async fn kill(processes: Vec<ClusterProcess>, cluster: &mut Cluster, rng: &mut Rng) -> Result<Lifted> {
     cluster.broker_wire.be(SLOW);
     cluster.database_wire.be(SLOW);
-    chance.pause(300, 1000).await;
+    rng.pause(300, 1000).await;
     for process in processes {
         process.kill().await;
     }
     cluster.broker_wire.mend();
     cluster.database_wire.mend();
-    chance.pause(500, 2000).await;
+    rng.pause(500, 2000).await;
     let lifted = Lifted::now();
     cluster.fill().await;
     Ok(lifted)
 }
 
-pub(super) async fn ingest(cluster: &mut Cluster, chance: &mut Chance) -> Result<Lifted> {
+pub(super) async fn ingest(cluster: &mut Cluster, rng: &mut Rng) -> Result<Lifted> {
     let doomed = cluster.ingest.drain(..).collect();
-    kill(doomed, cluster, chance).await
+    kill(doomed, cluster, rng).await
 }
 
-pub(super) async fn one_worker(cluster: &mut Cluster, chance: &mut Chance) -> Result<Lifted> {
+pub(super) async fn one_worker(cluster: &mut Cluster, rng: &mut Rng) -> Result<Lifted> {
     let doomed = cluster.workers.drain(..1).collect();
-    kill(doomed, cluster, chance).await
+    kill(doomed, cluster, rng).await
 }
 
-pub(super) async fn every_worker(cluster: &mut Cluster, chance: &mut Chance) -> Result<Lifted> {
+pub(super) async fn every_worker(cluster: &mut Cluster, rng: &mut Rng) -> Result<Lifted> {
     // One leaves in order, and the other is on its own before it is killed.
     cluster.workers.remove(0).stop().await?;
     let doomed = cluster.workers.drain(..).collect();
-    kill(doomed, cluster, chance).await
+    kill(doomed, cluster, rng).await
 }
 
-pub(super) async fn query(cluster: &mut Cluster, chance: &mut Chance) -> Result<Lifted> {
+pub(super) async fn query(cluster: &mut Cluster, rng: &mut Rng) -> Result<Lifted> {
     let doomed = cluster.query.drain(..).collect();
-    kill(doomed, cluster, chance).await
+    kill(doomed, cluster, rng).await
 }
 
 /// It is over when the server accepts connections again.
-pub(super) async fn server(name: &str, chance: &mut Chance) -> Result<Lifted> {
+pub(super) async fn server(name: &str, rng: &mut Rng) -> Result<Lifted> {
     dev(&["kill", name]).await?;
-    chance.pause(500, 2000).await;
+    rng.pause(500, 2000).await;
     dev(&["start", name]).await?;
     Ok(Lifted::now())
 }

@@ -12,8 +12,8 @@ use harness::servers::Servers;
 use hyper::Method;
 
 use super::Lifted;
-use crate::chance::Chance;
 use crate::cluster::Cluster;
+use crate::rng::Rng;
 
 /// Letters that can be read now, each of a domain of its own: half under an id of their own, half under that
 /// of the letter.
@@ -28,7 +28,7 @@ const KILLS: usize = 2;
 /// How long messages may take to become letters, and letters to be all replayed.
 const TIMEOUT: Duration = Duration::from_mins(1);
 
-pub(super) async fn replay(cluster: &mut Cluster, chance: &mut Chance, label: &str) -> Result<Lifted> {
+pub(super) async fn replay(cluster: &mut Cluster, rng: &mut Rng, label: &str) -> Result<Lifted> {
     let mut ledger = ExpectedCounts::default();
     let servers = cluster.servers.clone();
     empty(&servers).await;
@@ -54,7 +54,7 @@ pub(super) async fn replay(cluster: &mut Cluster, chance: &mut Chance, label: &s
         while publisher.waiting(DEAD).await >= before && begun.elapsed() < TIMEOUT {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        chance.pause(0, 150).await;
+        rng.pause(0, 150).await;
         killed += usize::from(replay.kill().is_ok() && replay.wait().is_ok_and(|status| !status.success()));
     }
     let begun = Instant::now();

@@ -8,8 +8,8 @@ use harness::proxy::host;
 use harness::sql;
 
 use super::Lifted;
-use crate::chance::Chance;
 use crate::cluster::Cluster;
+use crate::rng::Rng;
 
 /// The figure of query that tells how stale its answers are.
 const LAG: &str = "catchall_replica_lag_seconds";
@@ -21,11 +21,11 @@ const REPLAY: Duration = Duration::from_secs(10);
 const SYNCHRONOUS: Duration = Duration::from_secs(10);
 
 /// Reads go on meanwhile, and how stale they are is told.
-pub(super) async fn pause_replay(cluster: &mut Cluster, chance: &mut Chance) -> Result<Lifted> {
+pub(super) async fn pause_replay(cluster: &mut Cluster, rng: &mut Rng) -> Result<Lifted> {
     let replica = &cluster.servers.replica_url;
     sql::column(replica, "select pg_wal_replay_pause()::text").await?;
     // Query looks once a second.
-    chance.pause(2500, 3500).await;
+    rng.pause(2500, 3500).await;
     let (_, figures) = cluster.query[0].service.ops("/metrics").await;
     // The statement can be in the way of what is then replayed, and be cancelled for it.
     let resumed = sql::column(replica, "select pg_wal_replay_resume()::text").await;
@@ -41,7 +41,7 @@ pub(super) async fn pause_replay(cluster: &mut Cluster, chance: &mut Chance) -> 
 }
 
 /// Commits wait for the replica, so that it has everything that was acknowledged when it takes over.
-pub(super) async fn fail_over(cluster: &mut Cluster, chance: &mut Chance) -> Result<Lifted> {
+pub(super) async fn fail_over(cluster: &mut Cluster, rng: &mut Rng) -> Result<Lifted> {
     let (primary, replica) = (&cluster.servers.database_url, cluster.servers.replica_url.clone());
     sql::column(primary, "alter system set synchronous_standby_names = 'replica'").await?;
     sql::column(primary, "select pg_reload_conf()::text").await?;
@@ -50,9 +50,9 @@ pub(super) async fn fail_over(cluster: &mut Cluster, chance: &mut Chance) -> Res
     // For as long as this primary lives, since nothing makes it read its settings again: started once more,
     // and without its replica, it would wait for ever.
     sql::column(primary, "alter system reset synchronous_standby_names").await?;
-    chance.pause(500, 1500).await;
+    rng.pause(500, 1500).await;
     dev(&["kill", "primary"]).await?;
-    chance.pause(500, 2000).await;
+    rng.pause(500, 2000).await;
     sql::column(&replica, "select pg_promote()::text").await?;
     cluster.database_wire.lead_to(host(&replica));
     cluster.primary = replica;

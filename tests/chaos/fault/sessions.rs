@@ -5,16 +5,16 @@ use harness::instance::rabbitmqctl;
 use harness::sql;
 
 use super::Lifted;
-use crate::chance::Chance;
 use crate::cluster::Cluster;
+use crate::rng::Rng;
 
 /// The stalled worker holds what it was given, and perhaps rows, until the servers have had enough of it.
 /// When it goes on it must not count what the other has counted.
-pub(super) async fn stall(cluster: &mut Cluster, chance: &mut Chance) -> Result<Lifted> {
+pub(super) async fn stall(cluster: &mut Cluster, rng: &mut Rng) -> Result<Lifted> {
     let worker = &mut cluster.workers[0];
     worker.look_away();
     worker.service.signal("STOP");
-    chance.pause(6500, 8000).await;
+    rng.pause(6500, 8000).await;
     worker.service.signal("CONT");
     let lifted = Lifted::now();
     worker.look(&cluster.watch);

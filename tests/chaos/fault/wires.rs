@@ -6,16 +6,16 @@ use anyhow::Result;
 use harness::proxy::{Proxy, Wire};
 
 use super::Lifted;
-use crate::chance::Chance;
 use crate::cluster::Cluster;
+use crate::rng::Rng;
 
 /// Longer than two heartbeats, and than the look at the primary takes: a silence is noticed in it.
 const SILENCE: (u64, u64) = (5000, 6500);
 
-pub(super) async fn be(proxy: &Proxy, wire: Wire, chance: &mut Chance) -> Result<Lifted> {
+pub(super) async fn be(proxy: &Proxy, wire: Wire, rng: &mut Rng) -> Result<Lifted> {
     let (least, most) = if wire == Wire::Silent { SILENCE } else { (1000, 3000) };
     proxy.be(wire);
-    chance.pause(least, most).await;
+    rng.pause(least, most).await;
     proxy.mend();
     Ok(Lifted::now())
 }
@@ -31,12 +31,12 @@ pub(super) async fn late(cluster: &Cluster, delay: Duration) -> Result<Lifted> {
 }
 
 /// In the middle of whatever is on the wire: a handshake of a few bytes, or a message of thousands.
-pub(super) async fn breaks(proxy: &Proxy, chance: &mut Chance) -> Result<Lifted> {
-    let more = chance.number(1, 5000);
+pub(super) async fn breaks(proxy: &Proxy, rng: &mut Rng) -> Result<Lifted> {
+    let more = rng.number(1, 5000);
     proxy.be(Wire::Breaking(usize::try_from(more).unwrap_or(1)));
     tokio::time::sleep(Duration::from_millis(500)).await;
     proxy.cut();
-    chance.pause(500, 2000).await;
+    rng.pause(500, 2000).await;
     proxy.mend();
     Ok(Lifted { note: Some(format!("after {more} bytes")), ..Lifted::now() })
 }

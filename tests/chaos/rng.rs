@@ -6,9 +6,9 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{RngCore, SeedableRng};
 
 /// A stream of random numbers.
-pub(crate) struct Chance(Xoshiro256PlusPlus);
+pub(crate) struct Rng(Xoshiro256PlusPlus);
 
-impl Chance {
+impl Rng {
     /// What comes from a seed for one purpose.
     pub(crate) fn new(seed: u64, purpose: &str) -> Self {
         // FNV-1a, which no version of anything changes.
