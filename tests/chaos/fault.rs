@@ -141,12 +141,12 @@ pub(crate) struct Lifted {
     /// What was wrong while it lasted.
     pub(crate) failures: Vec<String>,
     /// What was sent for it, besides the load.
-    pub(crate) ledger: ExpectedCounts,
+    pub(crate) expected: ExpectedCounts,
 }
 
 impl Lifted {
     fn now() -> Self {
-        Self { at: Instant::now(), note: None, failures: Vec::new(), ledger: ExpectedCounts::default() }
+        Self { at: Instant::now(), note: None, failures: Vec::new(), expected: ExpectedCounts::default() }
     }
 }
 

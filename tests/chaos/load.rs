@@ -1,4 +1,4 @@
-//! Load by every way in, each with a comparison of its own.
+//! WayLoad by every way in, each with a comparison of its own.
 
 use std::time::{Duration, Instant};
 
@@ -52,7 +52,7 @@ const COMPARE: Duration = Duration::from_mins(2);
 const FIRST: u32 = 20;
 
 /// A running `catchall-load`.
-pub(crate) struct Load {
+pub(crate) struct WayLoad {
     name: &'static str,
     seed: u64,
     run: LoadRun,
@@ -60,7 +60,7 @@ pub(crate) struct Load {
 
 /// What one of them came to.
 #[derive(Debug)]
-pub(crate) struct Sent {
+pub(crate) struct LoadResult {
     pub(crate) name: &'static str,
     pub(crate) acknowledged: u64,
     pub(crate) lost: u64,
@@ -71,7 +71,7 @@ pub(crate) struct Sent {
     pub(crate) wrong: Option<String>,
 }
 
-impl Load {
+impl WayLoad {
     /// Starts one for each way in, and returns when the events of each are being counted.
     pub(crate) async fn start_all(cluster: &Cluster, mut rng: Rng) -> Result<Vec<Self>> {
         let bulk = if rng.number(0, 1) == 0 { BULK } else { BULK_KEYED };
@@ -104,7 +104,7 @@ impl Load {
     }
 
     /// Ends the sending and returns what the comparison came to.
-    pub(crate) async fn end_all(loads: Vec<Self>) -> Result<Vec<Sent>> {
+    pub(crate) async fn end_all(loads: Vec<Self>) -> Result<Vec<LoadResult>> {
         for load in &loads {
             load.run.interrupt()?;
         }
@@ -114,13 +114,13 @@ impl Load {
             let ended = tokio::time::timeout(COMPARE.saturating_sub(begun.elapsed()), run.end()).await;
             let ended = ended.with_context(|| format!("{name} has not compared within {COMPARE:?}"))?;
             let (report, _) = ended.with_context(|| name.to_owned())?;
-            all.push(Sent::new(name, &report)?);
+            all.push(LoadResult::new(name, &report)?);
         }
         Ok(all)
     }
 }
 
-impl Sent {
+impl LoadResult {
     fn new(name: &'static str, report: &Report) -> Result<Self> {
         let Report { acknowledged, refused, errors, retried, verification, .. } = report;
         let compared = verification.as_ref().with_context(|| format!("{name} has compared nothing"))?;

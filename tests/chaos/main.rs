@@ -24,9 +24,9 @@ use harness::panics;
 
 use crate::cluster::Cluster;
 use crate::fault::Fault;
-use crate::load::Load;
+use crate::load::WayLoad;
 use crate::round::{Round, RoundResult};
-use crate::table::Table;
+use crate::table::FaultTable;
 
 /// What `./dev chaos` sets: the servers may be killed.
 const ALLOWED: &str = "CATCHALL_CHAOS";
@@ -82,7 +82,7 @@ async fn run(arguments: &Arguments) -> bool {
         .iter()
         .flat_map(|fault| (1..=arguments.rounds).map(|number| Round { fault: *fault, number, seed }));
     let rounds: Vec<Round> = rounds.collect();
-    let mut table = Table::default();
+    let mut table = FaultTable::default();
     let mut ready = None;
     for (place, round) in rounds.iter().enumerate() {
         let (fault, name) = (round.fault, round.fault.name());
@@ -116,7 +116,7 @@ async fn run(arguments: &Arguments) -> bool {
 }
 
 /// A cluster with the load of a round under way. The load ends first.
-type Ready = (Vec<Load>, Cluster);
+type Ready = (Vec<WayLoad>, Cluster);
 
 async fn run_round(
     round: Round,

@@ -24,13 +24,13 @@ const FLOW: usize = 15;
 
 /// What became of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub(crate) enum ProbeOutcome {
     /// Not known yet.
     None,
     /// 2xx, and what it should be.
     Good,
     /// 503, and what it says of the event.
-    Refused(Said),
+    Refused(RefusalKind),
     /// No answer, for this reason.
     Lost(String),
     /// An answer that nothing explains.
@@ -39,7 +39,7 @@ pub(crate) enum Answer {
 
 /// What a 503 says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Said {
+pub(crate) enum RefusalKind {
     /// Nothing was counted, and will not be.
     NothingCounted,
     /// It may be counted.
@@ -55,7 +55,7 @@ pub(crate) struct Probe {
     pub(crate) sent: Instant,
     /// When the answer came.
     pub(crate) took: Duration,
-    pub(crate) answer: Answer,
+    pub(crate) answer: ProbeOutcome,
 }
 
 /// The requests of one kind, in the order they were sent.
@@ -77,7 +77,7 @@ pub(crate) struct Probes {
     pub(crate) puts: Vec<Probe>,
     pub(crate) gets: Vec<Probe>,
     /// A 202 is counted once, a 503 that says so not at all, anything else at most once.
-    pub(crate) ledger: ExpectedCounts,
+    pub(crate) expected: ExpectedCounts,
 }
 
 impl Prober {
@@ -114,7 +114,7 @@ impl Prober {
     pub(crate) fn acknowledged_after(&self, lifted: Instant) -> Vec<String> {
         let puts = self.puts.0.lock().unwrap();
         let fresh =
-            puts.iter().enumerate().filter(|(_, put)| put.sent > lifted && put.answer == Answer::Good);
+            puts.iter().enumerate().filter(|(_, put)| put.sent > lifted && put.answer == ProbeOutcome::Good);
         fresh.take(FLOW).map(|(number, _)| of(number, &self.domain)).collect()
     }
 
@@ -123,16 +123,16 @@ impl Prober {
         self.stop.store(true, Ordering::Relaxed);
         self.sending.await.expect("it does not panic");
         let (puts, gets) = (self.puts.take(), self.gets.take());
-        let mut ledger = ExpectedCounts::default();
+        let mut expected = ExpectedCounts::default();
         for (number, put) in puts.iter().enumerate() {
             let (least, most) = match put.answer {
-                Answer::Good => (1, 1),
-                Answer::Refused(Said::NothingCounted) => (0, 0),
+                ProbeOutcome::Good => (1, 1),
+                ProbeOutcome::Refused(RefusalKind::NothingCounted) => (0, 0),
                 _ => (0, 1),
             };
-            ledger.expect(of(number, &self.domain), least, most);
+            expected.expect(of(number, &self.domain), least, most);
         }
-        Probes { puts, gets, ledger }
+        Probes { puts, gets, expected }
     }
 }
 
@@ -155,26 +155,26 @@ async fn look(query: String, domain: String, track: Track, number: usize) {
     track.end(number, judge(answer, StatusCode::OK, &domain));
 }
 
-fn judge(answer: HttpResult, good: StatusCode, holds: &str) -> Answer {
+fn judge(answer: HttpResult, good: StatusCode, holds: &str) -> ProbeOutcome {
     match answer {
-        Ok((status, body)) if status == good && body.contains(holds) => Answer::Good,
+        Ok((status, body)) if status == good && body.contains(holds) => ProbeOutcome::Good,
         Ok((StatusCode::SERVICE_UNAVAILABLE, body)) if body.contains(NOTHING_COUNTED) => {
-            Answer::Refused(Said::NothingCounted)
+            ProbeOutcome::Refused(RefusalKind::NothingCounted)
         }
-        Ok((StatusCode::SERVICE_UNAVAILABLE, _)) => Answer::Refused(Said::MaybeCounted),
-        Ok((status, body)) => Answer::Wrong(format!("{status} {body}")),
-        Err(reason) => Answer::Lost(reason),
+        Ok((StatusCode::SERVICE_UNAVAILABLE, _)) => ProbeOutcome::Refused(RefusalKind::MaybeCounted),
+        Ok((status, body)) => ProbeOutcome::Wrong(format!("{status} {body}")),
+        Err(reason) => ProbeOutcome::Lost(reason),
     }
 }
 
 impl Track {
     fn begin(&self) -> usize {
         let mut probes = self.0.lock().unwrap();
-        probes.push(Probe { sent: Instant::now(), took: Duration::ZERO, answer: Answer::None });
+        probes.push(Probe { sent: Instant::now(), took: Duration::ZERO, answer: ProbeOutcome::None });
         probes.len() - 1
     }
 
-    fn end(&self, number: usize, answer: Answer) {
+    fn end(&self, number: usize, answer: ProbeOutcome) {
         let probe = &mut self.0.lock().unwrap()[number];
         *probe = Probe { took: probe.sent.elapsed(), answer, ..*probe };
     }
@@ -182,9 +182,10 @@ impl Track {
     /// The flow begins with the answer to the first request after the last one that went wrong.
     fn flow(&self, lifted: Instant) -> Option<Duration> {
         let probes = self.0.lock().unwrap();
-        let good = |probe: &&Probe| probe.answer == Answer::Good;
-        let open =
-            probes.iter().rposition(|probe| probe.answer != Answer::Good && probe.answer != Answer::None);
+        let good = |probe: &&Probe| probe.answer == ProbeOutcome::Good;
+        let open = probes
+            .iter()
+            .rposition(|probe| probe.answer != ProbeOutcome::Good && probe.answer != ProbeOutcome::None);
         let since = &probes[open.map_or(0, |last| last + 1)..];
         // Those sent before the fault was lifted may be answered, but are not what tells that it is over.
         let first = since.iter().position(|probe| probe.sent + probe.took >= lifted && good(&probe))?;

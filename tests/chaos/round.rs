@@ -9,8 +9,8 @@ use harness::sql;
 
 use crate::cluster::{Cluster, PUBLISH_DEADLINE};
 use crate::fault::{Fault, RECOVERY_TIMEOUT, Visible};
-use crate::load::Load;
-use crate::prober::{Answer, Probe, Prober, Probes, Said};
+use crate::load::WayLoad;
+use crate::prober::{Probe, ProbeOutcome, Prober, Probes, RefusalKind};
 use crate::rng::Rng;
 
 /// How long this program's own events may take to be counted when everything else has been.
@@ -65,8 +65,8 @@ impl Round {
     }
 
     /// The load of this round.
-    pub(crate) async fn load(self, cluster: &Cluster) -> Result<Vec<Load>> {
-        Load::start_all(cluster, Rng::new(self.seed, &format!("load of {}", self.label()))).await
+    pub(crate) async fn load(self, cluster: &Cluster) -> Result<Vec<WayLoad>> {
+        WayLoad::start_all(cluster, Rng::new(self.seed, &format!("load of {}", self.label()))).await
     }
 
     /// Runs under its load. While that is compared, the load of the next round begins; nothing is broken
@@ -78,9 +78,9 @@ impl Round {
     pub(crate) async fn run(
         self,
         cluster: &mut Cluster,
-        loads: Vec<Load>,
+        loads: Vec<WayLoad>,
         next: Option<Self>,
-    ) -> Result<(RoundResult, Option<Vec<Load>>)> {
+    ) -> Result<(RoundResult, Option<Vec<WayLoad>>)> {
         let (fault, label) = (self.fault, self.label());
         let mut rng = Rng::new(self.seed, &label);
         cluster.begin_anew();
@@ -99,7 +99,7 @@ impl Round {
                 _ => Ok(None),
             }
         };
-        let (sent, next) = tokio::join!(Load::end_all(loads), begin_next);
+        let (sent, next) = tokio::join!(WayLoad::end_all(loads), begin_next);
         let sent = sent.unwrap_or_else(|reason| {
             result.failures.push(format!("{reason:#}"));
             Vec::new()
@@ -116,13 +116,13 @@ impl Round {
             }
         }
         judge(fault, &probes, begun..lifted.at, &mut result);
-        let mut ledger = probes.ledger;
-        ledger.merge(lifted.ledger);
-        let difference = ledger.compare(&cluster.primary, SETTLE).await?;
+        let mut expected = probes.expected;
+        expected.merge(lifted.expected);
+        let difference = expected.compare(&cluster.primary, SETTLE).await?;
         if difference.lost + difference.duplicated > 0 {
             result.failures.push(format!("of this program's own events: {difference:?}"));
         }
-        result.acknowledged += ledger.least();
+        result.acknowledged += expected.least();
         result.lost += difference.lost;
         result.duplicated += difference.duplicated;
         result.failures.extend(seen.dead.into_iter().take(3));
@@ -175,19 +175,19 @@ fn judge(fault: Fault, probes: &Probes, lasted: Range<Instant>, result: &mut Rou
     for (kind, probes, visible) in
         [("PUT", &probes.puts, fault.visible_to_senders()), ("GET", &probes.gets, fault.visible_to_readers())]
     {
-        let refused = probes.iter().filter(|probe| matches!(probe.answer, Answer::Refused(_))).count();
+        let refused = probes.iter().filter(|probe| matches!(probe.answer, ProbeOutcome::Refused(_))).count();
         result.refused += refused;
         if visible == Visible::CertainRefusals && refused == 0 {
             result.failures.push(format!("no {kind} was answered with 503"));
         }
         let meanwhile: Vec<&Probe> = probes.iter().filter(|probe| lasted.contains(&probe.sent)).collect();
-        let share = |of: fn(&Answer) -> bool| {
+        let share = |of: fn(&ProbeOutcome) -> bool| {
             let count = meanwhile.iter().filter(|probe| of(&probe.answer)).count();
             (count, count * 100 / meanwhile.len().max(1))
         };
         match visible {
             Visible::Few => {
-                let (accepted, percent) = share(|answer| *answer == Answer::Good);
+                let (accepted, percent) = share(|answer| *answer == ProbeOutcome::Good);
                 let accepted = format!("{accepted} of {} {kind}s were accepted meanwhile", meanwhile.len());
                 if percent < ACCEPTED_PERCENT {
                     result.failures.push(accepted);
@@ -196,8 +196,9 @@ fn judge(fault: Fault, probes: &Probes, lasted: Range<Instant>, result: &mut Rou
                 }
             }
             Visible::Uncounted => {
-                let (refused, _) = share(|answer| matches!(answer, Answer::Refused(_)));
-                let (unsure, percent) = share(|answer| *answer == Answer::Refused(Said::MaybeCounted));
+                let (refused, _) = share(|answer| matches!(answer, ProbeOutcome::Refused(_)));
+                let (unsure, percent) =
+                    share(|answer| *answer == ProbeOutcome::Refused(RefusalKind::MaybeCounted));
                 let words = format!(
                     "of {} {kind}s {refused} were refused meanwhile, {unsure} of them perhaps counted",
                     meanwhile.len()
@@ -225,9 +226,9 @@ fn judge(fault: Fault, probes: &Probes, lasted: Range<Instant>, result: &mut Rou
 
 fn explains(visible: Visible, probe: &Probe) -> bool {
     match probe.answer {
-        Answer::Good => true,
-        Answer::Refused(_) => visible != Visible::Nothing && probe.took < PUBLISH_DEADLINE + LATE,
-        Answer::Lost(_) => visible == Visible::Silence,
-        Answer::Wrong(_) | Answer::None => false,
+        ProbeOutcome::Good => true,
+        ProbeOutcome::Refused(_) => visible != Visible::Nothing && probe.took < PUBLISH_DEADLINE + LATE,
+        ProbeOutcome::Lost(_) => visible == Visible::Silence,
+        ProbeOutcome::Wrong(_) | ProbeOutcome::None => false,
     }
 }

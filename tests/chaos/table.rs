@@ -29,10 +29,10 @@ a process of ingest/worker/query. The readiness of a service is not checked whil
 
 /// All rows so far.
 #[derive(Debug, Default)]
-pub(crate) struct Table(Vec<Row>);
+pub(crate) struct FaultTable(Vec<FaultRow>);
 
 #[derive(Debug)]
-struct Row {
+struct FaultRow {
     fault: Fault,
     rounds: u32,
     acknowledged: u64,
@@ -47,7 +47,7 @@ struct Row {
     failures: Vec<String>,
 }
 
-impl Table {
+impl FaultTable {
     pub(crate) fn add(&mut self, fault: Fault, result: RoundResult) {
         let row = self.row(fault);
         row.rounds += 1;
@@ -71,9 +71,9 @@ impl Table {
         self.row(fault).failures.push(reason);
     }
 
-    fn row(&mut self, fault: Fault) -> &mut Row {
+    fn row(&mut self, fault: Fault) -> &mut FaultRow {
         if self.0.last().is_none_or(|row| row.fault != fault) {
-            self.0.push(Row {
+            self.0.push(FaultRow {
                 fault,
                 rounds: 0,
                 acknowledged: 0,
@@ -97,7 +97,7 @@ impl Table {
     }
 }
 
-impl Row {
+impl FaultRow {
     fn cells(&self) -> [String; 10] {
         let seconds = |time: Duration| format!("{:.1}", time.as_secs_f64());
         let megabytes = ["ingest", "worker", "query"]
@@ -121,10 +121,10 @@ impl Row {
     }
 }
 
-impl fmt::Display for Table {
+impl fmt::Display for FaultTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rows: Vec<[String; 10]> =
-            std::iter::once(HEADINGS.map(str::to_owned)).chain(self.0.iter().map(Row::cells)).collect();
+            std::iter::once(HEADINGS.map(str::to_owned)).chain(self.0.iter().map(FaultRow::cells)).collect();
         for row in &rows {
             let mut line = String::new();
             for (column, cell) in row.iter().enumerate() {

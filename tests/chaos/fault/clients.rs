@@ -141,8 +141,8 @@ async fn beside(
     slow: impl Future<Output = ()> + Send + 'static,
     present: &AtomicUsize,
 ) -> Result<Lifted> {
-    let mut ledger = ExpectedCounts::default();
-    let quiet = honest(cluster, &format!("quiet.{label}"), &mut ledger).await;
+    let mut expected = ExpectedCounts::default();
+    let quiet = honest(cluster, &format!("quiet.{label}"), &mut expected).await;
     let mut slow_clients = JoinSet::new();
     slow_clients.spawn(slow);
     let begun = Instant::now();
@@ -150,9 +150,9 @@ async fn beside(
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let gathered = present.load(Ordering::Relaxed);
-    let beside = honest(cluster, &format!("beside.{label}"), &mut ledger).await;
+    let beside = honest(cluster, &format!("beside.{label}"), &mut expected).await;
     slow_clients.shutdown().await;
-    let mut lifted = Lifted { ledger, ..Lifted::now() };
+    let mut lifted = Lifted { expected, ..Lifted::now() };
     let mut words = Vec::new();
     for (kind, latencies) in &beside.latencies {
         let quiet = percentile(quiet.latencies.get(kind).map_or(&[], Vec::as_slice), 99);
@@ -192,11 +192,11 @@ impl Measured {
 }
 
 /// PUTs and bulk requests, half of each, for some seconds.
-async fn honest(cluster: &Cluster, label: &str, ledger: &mut ExpectedCounts) -> Measured {
+async fn honest(cluster: &Cluster, label: &str, expected: &mut ExpectedCounts) -> Measured {
     let measured = RefCell::new(Measured::default());
-    let expected = RefCell::new(Vec::new());
+    let bounds = RefCell::new(Vec::new());
     let clients = (0..HONEST).map(|client| {
-        let (measured, expected) = (&measured, &expected);
+        let (measured, bounds) = (&measured, &bounds);
         async move {
             let http = HttpClient::with_keep_alive();
             let mut until = Instant::now();
@@ -215,14 +215,14 @@ async fn honest(cluster: &Cluster, label: &str, ledger: &mut ExpectedCounts) -> 
                 let sent = Instant::now();
                 let answer = http.send(request, TIMEOUT).await;
                 let good = measured.borrow_mut().add(kind, sent.elapsed(), &answer);
-                expected.borrow_mut().push((domain, if good { events } else { 0 }, events));
+                bounds.borrow_mut().push((domain, if good { events } else { 0 }, events));
                 tokio::time::sleep(PAUSE).await;
             }
         }
     });
     join_all(clients).await;
-    for (domain, least, most) in expected.into_inner() {
-        ledger.expect(domain, least, most);
+    for (domain, least, most) in bounds.into_inner() {
+        expected.expect(domain, least, most);
     }
     measured.into_inner()
 }

@@ -39,7 +39,7 @@ const SHORT_TIMEOUT: [(&str, &str); 1] = [("CATCHALL_STATEMENT_TIMEOUT_SECS", "1
 pub(super) async fn statement_timeout(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
     cluster.stop_workers().await?;
     sql::execute(&cluster.primary, SLOW).await?;
-    let mut ledger = ExpectedCounts::default();
+    let mut expected = ExpectedCounts::default();
     let publisher = cluster.servers.publisher().await;
     let mut domains = Vec::new();
     for message in 0..MESSAGES {
@@ -50,7 +50,7 @@ pub(super) async fn statement_timeout(cluster: &mut Cluster, label: &str) -> Res
         let body = serde_json::to_vec(&events).expect("it is JSON");
         publisher.publish(&body, Some(&format!("{label}-{message}"))).await;
         for domain in &names {
-            ledger.expect(domain.clone(), 1, 1);
+            expected.expect(domain.clone(), 1, 1);
         }
         domains.extend(names);
     }
@@ -58,7 +58,7 @@ pub(super) async fn statement_timeout(cluster: &mut Cluster, label: &str) -> Res
     tokio::time::sleep(SLOWNESS).await;
     let counted = sql::counts(&cluster.primary, &domains).await?.len();
     sql::execute(&cluster.primary, FAST).await?;
-    let mut lifted = Lifted { ledger, ..Lifted::now() };
+    let mut lifted = Lifted { expected, ..Lifted::now() };
     let words = format!("{counted} of {} rows were written meanwhile", domains.len());
     if counted * 100 < domains.len() * COUNTED_PERCENT {
         lifted.failures.push(words);
@@ -76,7 +76,7 @@ const WATCHFUL: [(&str, &str); 3] = [
     ("CATCHALL_MAX_HOLD_SECS", "24"),
 ];
 
-/// Moves every time that the ledger has noted three days ahead, and the horizon to where it was then: what a
+/// Moves every time that the expected has noted three days ahead, and the horizon to where it was then: what a
 /// clock leaves behind that was ahead.
 const AHEAD: &str = "\
 insert into forgotten_claims (kind, used_before) values ('message', now()), ('event', now())
@@ -109,11 +109,11 @@ pub(super) async fn clock_steps_back(cluster: &mut Cluster, label: &str) -> Resu
     cluster.start_workers_with(&WATCHFUL).await;
     let stepped_back = Instant::now();
     let publisher = cluster.servers.publisher().await;
-    let ledger = keyed(&publisher, label).await;
-    settled(&ledger, cluster).await?;
+    let expected = keyed(&publisher, label).await;
+    settled(&expected, cluster).await?;
     tokio::time::sleep(UPKEEP).await;
     keyed(&publisher, label).await;
-    let mut lifted = Lifted { ledger, ..Lifted::now() };
+    let mut lifted = Lifted { expected, ..Lifted::now() };
     // The clock is right again, so a watermark of now is one that was begun after the step.
     let begun =
         "select 'yes' from watermarks where published_at between now() - interval '1 minute' and now()";
@@ -142,7 +142,7 @@ const MOST_TIMES: usize = 60;
 pub(super) async fn short_retention(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
     cluster.stop_workers().await?;
     let publisher = cluster.servers.publisher().await;
-    let ledger = keyed(&publisher, label).await;
+    let expected = keyed(&publisher, label).await;
     cluster.start_workers_with(&FORGETFUL).await;
     let (mut times, mut forgotten) = (0, 0.0);
     while times < TIMES || forgotten == 0.0 && times < MOST_TIMES {
@@ -151,7 +151,7 @@ pub(super) async fn short_retention(cluster: &mut Cluster, label: &str) -> Resul
         forgotten = forgotten_claims(cluster).await;
         times += 1;
     }
-    let mut lifted = Lifted { ledger, ..Lifted::now() };
+    let mut lifted = Lifted { expected, ..Lifted::now() };
     lifted.note = Some(format!("{forgotten:.0} claims were forgotten"));
     if forgotten == 0.0 {
         lifted.failures.push("no claim was forgotten".into());
@@ -163,10 +163,10 @@ pub(super) async fn short_retention(cluster: &mut Cluster, label: &str) -> Resul
 /// Publishes the same messages, of which every other has an id, and the others an event with a key. Each
 /// counts once.
 async fn keyed(publisher: &AmqpClient, label: &str) -> ExpectedCounts {
-    let mut ledger = ExpectedCounts::default();
+    let mut expected = ExpectedCounts::default();
     let messages = (0..KEYED).map(|number| {
         let domain = format!("k{number}.{label}.test");
-        ledger.expect(domain.clone(), 1, 1);
+        expected.expect(domain.clone(), 1, 1);
         let name = format!("{label}-{number}");
         async move {
             if number % 2 == 0 {
@@ -180,12 +180,12 @@ async fn keyed(publisher: &AmqpClient, label: &str) -> ExpectedCounts {
     });
     let messages: Vec<_> = messages.collect();
     join_all(messages).await;
-    ledger
+    expected
 }
 
 /// Waits until all is counted.
-async fn settled(ledger: &ExpectedCounts, cluster: &Cluster) -> Result<()> {
-    let difference = ledger.compare(&cluster.primary, Duration::from_secs(30)).await?;
+async fn settled(expected: &ExpectedCounts, cluster: &Cluster) -> Result<()> {
+    let difference = expected.compare(&cluster.primary, Duration::from_secs(30)).await?;
     if difference.lost == 0 { Ok(()) } else { Err(anyhow!("not counted within 30 s: {difference:?}")) }
 }
 

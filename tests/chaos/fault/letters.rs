@@ -29,7 +29,7 @@ const KILLS: usize = 2;
 const TIMEOUT: Duration = Duration::from_mins(1);
 
 pub(super) async fn replay(cluster: &mut Cluster, rng: &mut Rng, label: &str) -> Result<Lifted> {
-    let mut ledger = ExpectedCounts::default();
+    let mut expected = ExpectedCounts::default();
     let servers = cluster.servers.clone();
     empty(&servers).await;
     let publisher = servers.publisher().await;
@@ -40,7 +40,7 @@ pub(super) async fn replay(cluster: &mut Cluster, rng: &mut Rng, label: &str) ->
     join_all(poisons).await;
     await_letters(&publisher, POISONS).await?;
     for number in 0..MENDED {
-        ledger.expect(domain(number, label), 1, 1);
+        expected.expect(domain(number, label), 1, 1);
     }
     for numbers in (0..MENDED).collect::<Vec<_>>().chunks(500) {
         join_all(numbers.iter().map(|number| bury(&publisher, *number, label))).await;
@@ -79,7 +79,7 @@ pub(super) async fn replay(cluster: &mut Cluster, rng: &mut Rng, label: &str) ->
     }
     empty(&servers).await;
     lifted.note = Some(format!("{MENDED} letters, the tool was killed {killed} times"));
-    Ok(Lifted { ledger, ..lifted })
+    Ok(Lifted { expected, ..lifted })
 }
 
 fn domain(number: usize, label: &str) -> String {

@@ -23,11 +23,11 @@ const PASSES: usize = 15;
 
 /// The broker hands messages to the workers in turn, and few ahead: copies of one are with both at once.
 pub(super) async fn deliver_twice(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
-    let mut ledger = ExpectedCounts::default();
+    let mut expected = ExpectedCounts::default();
     let messages: Vec<(String, Vec<u8>)> = (0..MESSAGES)
         .map(|number| {
             let domain = format!("d{}.{label}.twice.test", number % 7);
-            ledger.expect(domain.clone(), 3, 3);
+            expected.expect(domain.clone(), 3, 3);
             let event = json!({"domain": domain, "event": "delivered", "count": 3});
             (format!("{label}-{number}"), event.to_string().into_bytes())
         })
@@ -36,7 +36,7 @@ pub(super) async fn deliver_twice(cluster: &mut Cluster, label: &str) -> Result<
     for _ in 0..TIMES {
         tokio::join!(publish(&left, &messages), publish(&right, &messages));
     }
-    Ok(Lifted { ledger, ..Lifted::now() })
+    Ok(Lifted { expected, ..Lifted::now() })
 }
 
 async fn publish(publisher: &AmqpClient, messages: &[(String, Vec<u8>)]) {
@@ -44,12 +44,12 @@ async fn publish(publisher: &AmqpClient, messages: &[(String, Vec<u8>)]) {
 }
 
 pub(super) async fn opposite_orders(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
-    let mut ledger = ExpectedCounts::default();
+    let mut expected = ExpectedCounts::default();
     let mut events: Vec<_> = (0..DOMAINS)
         .map(|number| {
             let domain = format!("d{number}.{label}.order.test");
             let all = 2 * PASSES as u64;
-            ledger.expect(domain.clone(), all, all);
+            expected.expect(domain.clone(), all, all);
             json!({"domain": domain, "event": "delivered"})
         })
         .collect();
@@ -61,7 +61,7 @@ pub(super) async fn opposite_orders(cluster: &mut Cluster, label: &str) -> Resul
     let messages: Vec<(String, Vec<u8>)> =
         bodies.into_iter().map(|(pass, way, body)| (format!("{label}-{way}-{pass}"), body.clone())).collect();
     publish(&cluster.servers.publisher().await, &messages).await;
-    let mut lifted = Lifted { ledger, ..Lifted::now() };
+    let mut lifted = Lifted { expected, ..Lifted::now() };
     lifted.failures.extend(deadlocks(cluster));
     Ok(lifted)
 }

@@ -127,7 +127,7 @@ async fn reasons(publisher: &AmqpClient) -> Option<String> {
 /// Good messages go on being counted, and none of them becomes a dead letter.
 pub(super) async fn unparsable(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
     empty(&cluster.servers).await;
-    let mut ledger = ExpectedCounts::default();
+    let mut expected = ExpectedCounts::default();
     let (publisher, domain) = (cluster.servers.publisher().await, format!("good.{label}.test"));
     let body = format!(r#"{{"domain":"{domain}","event":"delivered"}}"#);
     let good = async {
@@ -151,8 +151,8 @@ pub(super) async fn unparsable(cluster: &mut Cluster, label: &str) -> Result<Lif
     };
     let standstill = longest_standstill(&cluster.primary, &domain, GOOD * SECONDS);
     let (ended, (), standstill) = tokio::join!(good, bad, standstill);
-    ledger.expect(domain, GOOD * SECONDS, GOOD * SECONDS);
-    let mut lifted = Lifted { ledger, ..Lifted::now() };
+    expected.expect(domain, GOOD * SECONDS, GOOD * SECONDS);
+    let mut lifted = Lifted { expected, ..Lifted::now() };
     let (standstill, counted) = standstill?;
     let behind = counted.saturating_duration_since(ended);
     lifted.note = Some(format!(
