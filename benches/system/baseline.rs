@@ -19,7 +19,7 @@ use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 
 use crate::ALLOWED;
-use crate::stage::THREADS;
+use crate::system::THREADS;
 
 /// Connections of the naive design to the primary. On two cores more make it no faster.
 const CONNECTIONS: u32 = 32;
@@ -130,19 +130,19 @@ on conflict (domain) do update set
     room = null";
 
 /// One of them, running. It is killed when nobody needs it any more.
-pub(crate) struct Running {
+pub(crate) struct BaselineProcess {
     child: Child,
     address: SocketAddr,
 }
 
-impl Drop for Running {
+impl Drop for BaselineProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-impl Running {
+impl BaselineProcess {
     /// Starts one and returns once it is ready: it says where it listens only then.
     pub(crate) fn start(baseline: Baseline, database_url: &str) -> anyhow::Result<Self> {
         let part = if baseline == Baseline::Naive { "naive" } else { "floor" };

@@ -20,7 +20,7 @@ use crate::baseline::Baseline;
 use crate::figures::Figures;
 use crate::measure::{self, Beside, per_second};
 use crate::scale::Scale;
-use crate::stage::{Cast, Scraping, Stage};
+use crate::system::{Processes, RunningSystem, Scraping};
 use crate::verification::{Sample, between, compare};
 
 /// The numbers of connections, each with an event on its way.
@@ -80,8 +80,8 @@ struct Passes(Vec<BTreeMap<u32, Run>>);
 
 /// What is running, and what came of it so far.
 struct Player<'a> {
-    system: Stage,
-    floor: Stage,
+    system: RunningSystem,
+    floor: RunningSystem,
     servers: &'a Servers,
     spec: LoadSpec,
     seconds: u64,
@@ -92,8 +92,8 @@ struct Player<'a> {
 pub(crate) async fn play(spec: LoadSpec, scale: &Scale, servers: &Servers) -> anyhow::Result<Figures> {
     let steps = if scale.with_larger { &STEPS[..] } else { &FEW_STEPS };
     let mut player = Player {
-        system: Stage::set(Cast::Whole { workers: 1 }, servers).await?,
-        floor: Stage::set(Cast::Baseline(Baseline::Floor), servers).await?,
+        system: RunningSystem::ready(Processes::Whole { workers: 1 }, servers).await?,
+        floor: RunningSystem::ready(Processes::Baseline(Baseline::Floor), servers).await?,
         servers,
         spec,
         seconds: scale.step_seconds,

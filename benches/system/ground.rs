@@ -10,7 +10,7 @@ use harness::sql;
 use sqlx::{Connection, PgConnection};
 
 use crate::measure;
-use crate::stage::{Cast, Scraping, Stage};
+use crate::system::{Processes, RunningSystem, Scraping};
 
 /// What a row wants to find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,10 +76,15 @@ async fn populate(domains: u32, servers: &Servers) -> anyhow::Result<()> {
         seed: 1_000,
         ..LoadSpec::BASE
     };
-    let stage = Stage::set(Cast::Whole { workers: 1 }, servers).await?;
-    measure::events(&stage, &spec, Scraping::EverySecond, std::future::ready(Ok(measure::Beside::default())))
-        .await?;
-    stage.clear().await;
+    let system = RunningSystem::ready(Processes::Whole { workers: 1 }, servers).await?;
+    measure::events(
+        &system,
+        &spec,
+        Scraping::EverySecond,
+        std::future::ready(Ok(measure::Beside::default())),
+    )
+    .await?;
+    system.clear().await;
     Ok(())
 }
 

@@ -15,7 +15,7 @@ mod prober;
 mod reader;
 mod row;
 mod scale;
-mod stage;
+mod system;
 mod table;
 mod verification;
 

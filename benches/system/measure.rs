@@ -10,7 +10,7 @@ use harness::stats::real;
 use harness::usage::MachineTime;
 
 use crate::figures::Figures;
-use crate::stage::{Look, Scraping, Stage};
+use crate::system::{Observation, RunningSystem, Scraping};
 
 /// How often the processes are looked at while events are sent.
 const LOOK: Duration = Duration::from_secs(1);
@@ -38,23 +38,23 @@ pub(crate) struct Beside {
 /// Sends what is specified while `beside` is done, and waits until all of it is counted. Returns the figures,
 /// but for the comparison of the counts, and what the load said of itself.
 pub(crate) async fn events(
-    stage: &Stage,
+    system: &RunningSystem,
     spec: &LoadSpec,
     scraping: Scraping,
     beside: impl Future<Output = anyhow::Result<Beside>>,
 ) -> anyhow::Result<(Figures, Report, Beside)> {
-    let servers = &stage.servers;
+    let servers = &system.servers;
     let deadlocks = sql::deadlocks(&servers.database_url).await?;
-    let counted = stage.counted().await;
-    let before = stage.micros();
+    let counted = system.counted().await;
+    let before = system.micros();
     let machine = MachineTime::now();
-    let load = LoadRun::start(spec, &stage.ingest_url(), &servers.amqp_url, &[])?;
+    let load = LoadRun::start(spec, &system.ingest_url(), &servers.amqp_url, &[])?;
     let mut looks = Vec::new();
     let ((report, load_micros), beside) = {
         let looking = async {
             loop {
                 tokio::time::sleep(LOOK).await;
-                match stage.look(scraping).await {
+                match system.look(scraping).await {
                     Ok(look) => looks.push(look),
                     Err(error) => return error,
                 }
@@ -71,14 +71,14 @@ pub(crate) async fn events(
     let growth_megabytes = growth_megabytes(&looks);
     let events = report.acknowledged + beside.delivered;
     let mut behind = None;
-    if stage.has_workers() {
-        settle(stage, counted + events).await;
+    if system.has_workers() {
+        settle(system, counted + events).await;
         behind = Some(sent.elapsed().as_secs_f64());
     }
     let counted_seconds = report.seconds + behind.unwrap_or_default();
     sql::replayed(&servers.database_url, &servers.replica_url).await?;
-    looks.push(stage.look(Scraping::EverySecond).await?);
-    let mut micros = stage.micros().since(before, events);
+    looks.push(system.look(Scraping::EverySecond).await?);
+    let mut micros = system.micros().since(before, events);
     micros.load = (load_micros + beside.micros) / real(events.max(1));
     let figures = Figures {
         events,
@@ -88,8 +88,8 @@ pub(crate) async fn events(
         counted_per_second: Some(per_second(report.acknowledged, counted_seconds)),
         micros_per_event: Some(micros),
         latency_ms: beside.latency_ms.unwrap_or(report.latency_ms),
-        peak_megabytes: stage.peaks(),
-        queue_messages: stage.has_workers().then(|| most(&looks, |look| look.messages)),
+        peak_megabytes: system.peaks(),
+        queue_messages: system.has_workers().then(|| most(&looks, |look| look.messages)),
         backlog_grows: grows(&looks, spec, &report),
         memory_growth: memory_growth(&looks),
         growth_megabytes,
@@ -105,11 +105,11 @@ pub(crate) async fn events(
 
 /// Waits until the workers have counted so many events since they were started, or count none for a long
 /// time.
-async fn settle(stage: &Stage, events: u64) {
+async fn settle(system: &RunningSystem, events: u64) {
     let (mut counted, mut last) = (0, Instant::now());
     while counted < events && last.elapsed() < TIMEOUT {
         tokio::time::sleep(SETTLE).await;
-        let now = stage.counted().await;
+        let now = system.counted().await;
         if now > counted {
             (counted, last) = (now, Instant::now());
         }
@@ -119,7 +119,7 @@ async fn settle(stage: &Stage, events: u64) {
 /// Whether more and more accepted events wait to be counted: in the last quarter of the time, than in the
 /// second, by more than is counted in a second. Nothing where the time is too short to tell, or ingest
 /// accepts nothing.
-fn grows(looks: &[Look], spec: &LoadSpec, report: &Report) -> Option<bool> {
+fn grows(looks: &[Observation], spec: &LoadSpec, report: &Report) -> Option<bool> {
     // The last look is at what was settled.
     let looks = &looks[..looks.len().saturating_sub(1)];
     let backlogs: Vec<u64> = looks.iter().map(|look| look.accepted.saturating_sub(look.counted)).collect();
@@ -135,19 +135,21 @@ fn grows(looks: &[Look], spec: &LoadSpec, report: &Report) -> Option<bool> {
 
 /// How much more memory the services have in the last quarter of the time than in the second, as a share.
 /// Nothing where the time is too short to tell.
-fn memory_growth(looks: &[Look]) -> Option<f64> {
+fn memory_growth(looks: &[Observation]) -> Option<f64> {
     let quarter = looks.len() / 4;
-    let mean = |part: &[Look]| real(part.iter().map(|look| look.megabytes).sum()) / real(part.len() as u64);
+    let mean =
+        |part: &[Observation]| real(part.iter().map(|look| look.megabytes).sum()) / real(part.len() as u64);
     (quarter > 0).then(|| mean(&looks[looks.len() - quarter..]) / mean(&looks[quarter..2 * quarter]) - 1.0)
 }
 
 /// By how many megabytes ingest or query, whichever it is more, has grown from the second quarter of the time
 /// to the last.
-fn growth_megabytes(looks: &[Look]) -> Option<f64> {
+fn growth_megabytes(looks: &[Observation]) -> Option<f64> {
     let quarter = looks.len() / 4;
-    let services: [fn(&Look) -> Option<f64>; 2] = [|look| look.ingest_megabytes, |look| look.query_megabytes];
+    let services: [fn(&Observation) -> Option<f64>; 2] =
+        [|look| look.ingest_megabytes, |look| look.query_megabytes];
     let growth = services.into_iter().filter_map(|of| {
-        let mean = |part: &[Look]| {
+        let mean = |part: &[Observation]| {
             let megabytes: Vec<f64> = part.iter().filter_map(of).collect();
             (!megabytes.is_empty()).then(|| megabytes.iter().sum::<f64>() / real(megabytes.len() as u64))
         };
@@ -172,7 +174,7 @@ fn notes(spec: &LoadSpec, report: &Report, beside: &Beside) -> Vec<String> {
     notes
 }
 
-fn most(looks: &[Look], of: impl Fn(&Look) -> u64) -> u64 {
+fn most(looks: &[Observation], of: impl Fn(&Observation) -> u64) -> u64 {
     looks.iter().map(of).max().unwrap_or_default()
 }
 

@@ -1,4 +1,4 @@
-//! Plays a row: sets the stage, measures, and compares the counts.
+//! Plays a row: sets the system, measures, and compares the counts.
 
 use anyhow::Context;
 use catchall_load::counts::Counts;
@@ -19,7 +19,7 @@ use crate::prober::probe;
 use crate::reader::{self, read};
 use crate::row::Row;
 use crate::scale::Scale;
-use crate::stage::{Cast, Scraping, Stage};
+use crate::system::{Processes, RunningSystem, Scraping};
 use crate::table::Table;
 use crate::verification::{Sample, between, compare};
 
@@ -53,7 +53,7 @@ const UNWATCHED_READS: f64 = 20_000.0;
 
 /// What is to be done in a row.
 enum Scene {
-    Events(Cast, LoadSpec),
+    Events(Processes, LoadSpec),
     /// Events, and probes that tell how fresh the answers are.
     Probed(LoadSpec),
     /// Events, and so many reads per second of so many domains.
@@ -74,19 +74,20 @@ pub(crate) async fn play(
 ) -> anyhow::Result<Figures> {
     grounds.prepare(row.ground(scale), servers).await?;
     match scene(row, scale, table)? {
-        Scene::Events(cast, spec) => {
-            play_events(cast, &spec, servers, Scraping::EverySecond, async |_| Ok(Beside::default())).await
+        Scene::Events(processes, spec) => {
+            play_events(processes, &spec, servers, Scraping::EverySecond, async |_| Ok(Beside::default()))
+                .await
         }
         Scene::Probed(spec) => {
-            let probing = async |stage: &Stage| {
-                let query = stage.query_address()?.to_string();
-                probe(&stage.ingest_url(), &query, scale.seconds).await
+            let probing = async |system: &RunningSystem| {
+                let query = system.query_address()?.to_string();
+                probe(&system.ingest_url(), &query, scale.seconds).await
             };
             play_events(WHOLE, &spec, servers, Scraping::EverySecond, probing).await
         }
         Scene::ReadBeside(spec, domains, rate, scraping) => {
-            let reading = async |stage: &Stage| {
-                let (reads, micros) = read(&reads(stage, scale, domains, Some(rate))?).await?;
+            let reading = async |system: &RunningSystem| {
+                let (reads, micros) = read(&reads(system, scale, domains, Some(rate))?).await?;
                 let latency = reads.latency_ms;
                 let [p50, p95, p99] = [latency.p50, latency.p95, latency.p99]
                     .map(|ms| format!("{:.2}", ms.unwrap_or_default()));
@@ -101,7 +102,7 @@ pub(crate) async fn play(
     }
 }
 
-const WHOLE: Cast = Cast::Whole { workers: 1 };
+const WHOLE: Processes = Processes::Whole { workers: 1 };
 
 fn scene(row: Row, scale: &Scale, table: &Table) -> anyhow::Result<Scene> {
     let slowness = slowness(table.figures(Row::Naive));
@@ -127,8 +128,8 @@ fn scene(row: Row, scale: &Scale, table: &Table) -> anyhow::Result<Scene> {
         anyhow::Ok(figures.rate() / 2.0)
     };
     Ok(match row {
-        Row::Naive => Scene::Events(Cast::Baseline(Baseline::Naive), put),
-        Row::Floor => Scene::Events(Cast::Baseline(Baseline::Floor), put),
+        Row::Naive => Scene::Events(Processes::Baseline(Baseline::Naive), put),
+        Row::Floor => Scene::Events(Processes::Baseline(Baseline::Floor), put),
         Row::Put => Scene::Events(WHOLE, put),
         Row::PutHalf => Scene::Events(WHOLE, LoadSpec { rate: Some(half(Row::Put)?), ..put }),
         Row::Frontier => Scene::Frontier(LoadSpec { seed: FRONTIER_SEED, ..put }),
@@ -147,7 +148,7 @@ fn scene(row: Row, scale: &Scale, table: &Table) -> anyhow::Result<Scene> {
             Scene::Events(WHOLE, LoadSpec { amount, ..over(scale.domains, 100_000.0) })
         }
         Row::OneWorker => Scene::Events(WHOLE, backlog),
-        Row::TwoWorkers => Scene::Events(Cast::Whole { workers: 2 }, backlog),
+        Row::TwoWorkers => Scene::Events(Processes::Whole { workers: 2 }, backlog),
         Row::Get => Scene::Reads(scale.domains, None),
         Row::GetHot => Scene::Reads(HOT_DOMAINS, None),
         Row::GetHalf => Scene::Reads(scale.domains, Some(half(Row::Get)?)),
@@ -163,20 +164,20 @@ fn scene(row: Row, scale: &Scale, table: &Table) -> anyhow::Result<Scene> {
 }
 
 async fn play_events(
-    cast: Cast,
+    processes: Processes,
     spec: &LoadSpec,
     servers: &Servers,
     scraping: Scraping,
-    beside: impl AsyncFnOnce(&Stage) -> anyhow::Result<Beside>,
+    beside: impl AsyncFnOnce(&RunningSystem) -> anyhow::Result<Beside>,
 ) -> anyhow::Result<Figures> {
     let url = &servers.database_url;
     let before = sql::sums(url).await?;
     let sample = Sample::read(spec, url).await?;
-    let stage = Stage::set(cast, servers).await?;
-    let measured = measure::events(&stage, spec, scraping, beside(&stage)).await;
-    stage.clear().await;
+    let system = RunningSystem::ready(processes, servers).await?;
+    let measured = measure::events(&system, spec, scraping, beside(&system)).await;
+    system.clear().await;
     let (mut figures, report, beside) = measured?;
-    if matches!(cast, Cast::Baseline(Baseline::Floor)) {
+    if matches!(processes, Processes::Baseline(Baseline::Floor)) {
         figures.counted_per_second = None;
         return Ok(figures);
     }
@@ -198,14 +199,14 @@ async fn play_reads(
     scale: &Scale,
     servers: &Servers,
 ) -> anyhow::Result<Figures> {
-    let stage = Stage::set(Cast::Readers, servers).await?;
-    let config = reads(&stage, scale, domains, rate)?;
-    let before = stage.micros();
+    let system = RunningSystem::ready(Processes::Readers, servers).await?;
+    let config = reads(&system, scale, domains, rate)?;
+    let before = system.micros();
     let machine = MachineTime::now();
     let read = read(&config).await;
-    let after = stage.micros();
-    let peak_megabytes = stage.peaks();
-    stage.clear().await;
+    let after = system.micros();
+    let peak_megabytes = system.peaks();
+    system.clear().await;
     let (reads, reader_micros) = read?;
     let mut micros = after.since(before, reads.answered);
     micros.load = reader_micros / real(reads.answered.max(1));
@@ -224,7 +225,12 @@ async fn play_reads(
     })
 }
 
-fn reads(stage: &Stage, scale: &Scale, domains: u32, rate: Option<f64>) -> anyhow::Result<reader::Config> {
-    let (address, seconds) = (stage.query_address()?, scale.seconds);
+fn reads(
+    system: &RunningSystem,
+    scale: &Scale,
+    domains: u32,
+    rate: Option<f64>,
+) -> anyhow::Result<reader::Config> {
+    let (address, seconds) = (system.query_address()?, scale.seconds);
     Ok(reader::Config { address, domains, rate, seconds, connections: 64 })
 }

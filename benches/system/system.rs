@@ -11,7 +11,7 @@ use lapin::options::{QueueDeclareOptions, QueuePurgeOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ConnectionProperties};
 
-use crate::baseline::{Baseline, Running};
+use crate::baseline::{Baseline, BaselineProcess};
 use crate::figures::{Micros, Peaks};
 
 /// Serving threads of ingest, query and what they are compared with: the cores are everybody's here, and the
@@ -20,7 +20,7 @@ pub(crate) const THREADS: u16 = 1;
 
 /// Which processes there are beside the servers.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Cast {
+pub(crate) enum Processes {
     /// One of the two servers the system is compared with.
     Baseline(Baseline),
     /// Ingest, query and so many workers.
@@ -30,9 +30,9 @@ pub(crate) enum Cast {
 }
 
 /// The processes of one row.
-pub(crate) struct Stage {
+pub(crate) struct RunningSystem {
     pub(crate) servers: Servers,
-    baseline: Option<Running>,
+    baseline: Option<BaselineProcess>,
     ingest: Option<Service>,
     workers: Vec<Service>,
     query: Option<Service>,
@@ -45,7 +45,7 @@ pub(crate) struct Stage {
 
 /// What a look at the processes shows.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Look {
+pub(crate) struct Observation {
     /// Events that ingest has accepted since it was started.
     pub(crate) accepted: u64,
     /// Events that the workers have counted since they were started.
@@ -70,14 +70,14 @@ pub(crate) enum Scraping {
     Never,
 }
 
-impl Stage {
+impl RunningSystem {
     /// Starts the processes and returns once all are ready.
-    pub(crate) async fn set(cast: Cast, servers: &Servers) -> anyhow::Result<Self> {
+    pub(crate) async fn ready(processes: Processes, servers: &Servers) -> anyhow::Result<Self> {
         let connection = Connection::connect(&servers.amqp_url, ConnectionProperties::default()).await?;
         let queue = connection.create_channel().await?;
         // What a row that failed has left would be counted in this one.
         queue.queue_purge(EVENTS.into(), QueuePurgeOptions::default()).await?;
-        let mut stage = Self {
+        let mut system = Self {
             servers: servers.clone(),
             baseline: None,
             ingest: None,
@@ -91,26 +91,26 @@ impl Stage {
         };
         let threads = THREADS.to_string();
         let threads = [("CATCHALL_THREADS", &*threads)];
-        match cast {
-            Cast::Baseline(baseline) => {
-                stage.baseline = Some(Running::start(baseline, &servers.database_url)?);
+        match processes {
+            Processes::Baseline(baseline) => {
+                system.baseline = Some(BaselineProcess::start(baseline, &servers.database_url)?);
             }
-            Cast::Whole { workers } => {
-                stage.ingest = Some(Service::ready("ingest", servers, &threads).await);
+            Processes::Whole { workers } => {
+                system.ingest = Some(Service::ready("ingest", servers, &threads).await);
                 for _ in 0..workers {
-                    stage.workers.push(Service::ready("worker", servers, &[]).await);
+                    system.workers.push(Service::ready("worker", servers, &[]).await);
                 }
-                stage.query = Some(Service::ready("query", servers, &threads).await);
+                system.query = Some(Service::ready("query", servers, &threads).await);
             }
-            Cast::Readers => stage.query = Some(Service::ready("query", servers, &threads).await),
+            Processes::Readers => system.query = Some(Service::ready("query", servers, &threads).await),
         }
-        Ok(stage)
+        Ok(system)
     }
 
     /// Where events are sent.
     pub(crate) fn ingest_url(&self) -> String {
         let ingest = self.ingest.as_ref().map(Service::url);
-        ingest.or_else(|| self.baseline.as_ref().map(Running::url)).unwrap_or_default()
+        ingest.or_else(|| self.baseline.as_ref().map(BaselineProcess::url)).unwrap_or_default()
     }
 
     /// Where counters are read: host and port.
@@ -161,12 +161,12 @@ impl Stage {
         counted
     }
 
-    pub(crate) async fn look(&self, scraping: Scraping) -> anyhow::Result<Look> {
+    pub(crate) async fn look(&self, scraping: Scraping) -> anyhow::Result<Observation> {
         let megabytes = |service: &Option<Service>| usage::resident_megabytes(service.as_ref()?.pid());
-        let mut look = Look {
+        let mut look = Observation {
             ingest_megabytes: megabytes(&self.ingest),
             query_megabytes: megabytes(&self.query),
-            ..Look::default()
+            ..Observation::default()
         };
         if scraping == Scraping::EverySecond {
             look.counted = self.counted().await;
