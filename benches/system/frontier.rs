@@ -79,7 +79,7 @@ struct Run {
 struct Passes(Vec<BTreeMap<u32, Run>>);
 
 /// What is running, and what came of it so far.
-struct Player<'a> {
+struct FrontierRun<'a> {
     system: RunningSystem,
     floor: RunningSystem,
     servers: &'a Servers,
@@ -89,9 +89,9 @@ struct Player<'a> {
 }
 
 /// Plays all steps; `spec` says what is sent, but for the connections.
-pub(crate) async fn play(spec: LoadSpec, scale: &Scale, servers: &Servers) -> anyhow::Result<Figures> {
+pub(crate) async fn run(spec: LoadSpec, scale: &Scale, servers: &Servers) -> anyhow::Result<Figures> {
     let steps = if scale.with_larger { &STEPS[..] } else { &FEW_STEPS };
-    let mut player = Player {
+    let mut frontier = FrontierRun {
         system: RunningSystem::ready(Processes::Whole { workers: 1 }, servers).await?,
         floor: RunningSystem::ready(Processes::Baseline(Baseline::Floor), servers).await?,
         servers,
@@ -99,8 +99,8 @@ pub(crate) async fn play(spec: LoadSpec, scale: &Scale, servers: &Servers) -> an
         seconds: scale.step_seconds,
         all: Figures::default(),
     };
-    let played = player.passes(steps, scale.with_larger).await;
-    let Player { system, floor, all, .. } = player;
+    let played = frontier.passes(steps, scale.with_larger).await;
+    let FrontierRun { system, floor, all, .. } = frontier;
     let peak_megabytes = system.peaks();
     system.clear().await;
     floor.clear().await;
@@ -118,7 +118,7 @@ pub(crate) async fn play(spec: LoadSpec, scale: &Scale, servers: &Servers) -> an
     Ok(figures)
 }
 
-impl Player<'_> {
+impl FrontierRun<'_> {
     async fn passes(&mut self, steps: &[u32], full: bool) -> anyhow::Result<Passes> {
         let mut passes = Passes::default();
         // What a process does for the first time is not what is to be measured.

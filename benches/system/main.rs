@@ -10,7 +10,7 @@ mod goal;
 mod ground;
 mod measure;
 mod picture;
-mod play;
+mod scenario;
 mod prober;
 mod reader;
 mod row;
@@ -137,7 +137,7 @@ async fn run(arguments: &Arguments) -> bool {
     let mut grounds = Grounds::default();
     for row in rows {
         eprintln!("bench: {:4} s  {}: {}", begun.elapsed().as_secs(), row.name(), row.what());
-        let playing = play::play(row, &scale, &servers, &mut grounds, &table);
+        let playing = scenario::run(row, &scale, &servers, &mut grounds, &table);
         let played = match AssertUnwindSafe(playing).catch_unwind().await {
             Ok(played) => played.map_err(|error| format!("{error:#}")),
             Err(panic) => Err(panics::message(&*panic)),

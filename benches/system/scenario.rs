@@ -52,7 +52,7 @@ const UNWATCHED_PUTS: f64 = 5_000.0;
 const UNWATCHED_READS: f64 = 20_000.0;
 
 /// What is to be done in a row.
-enum Scene {
+enum Scenario {
     Events(Processes, LoadSpec),
     /// Events, and probes that tell how fresh the answers are.
     Probed(LoadSpec),
@@ -65,7 +65,7 @@ enum Scene {
 }
 
 /// Plays a row on its ground; rows before it are in `table`.
-pub(crate) async fn play(
+pub(crate) async fn run(
     row: Row,
     scale: &Scale,
     servers: &Servers,
@@ -73,19 +73,19 @@ pub(crate) async fn play(
     table: &Table,
 ) -> anyhow::Result<Figures> {
     grounds.prepare(row.ground(scale), servers).await?;
-    match scene(row, scale, table)? {
-        Scene::Events(processes, spec) => {
-            play_events(processes, &spec, servers, Scraping::EverySecond, async |_| Ok(Beside::default()))
+    match scenario(row, scale, table)? {
+        Scenario::Events(processes, spec) => {
+            run_events(processes, &spec, servers, Scraping::EverySecond, async |_| Ok(Beside::default()))
                 .await
         }
-        Scene::Probed(spec) => {
+        Scenario::Probed(spec) => {
             let probing = async |system: &RunningSystem| {
                 let query = system.query_address()?.to_string();
                 probe(&system.ingest_url(), &query, scale.seconds).await
             };
-            play_events(WHOLE, &spec, servers, Scraping::EverySecond, probing).await
+            run_events(WHOLE, &spec, servers, Scraping::EverySecond, probing).await
         }
-        Scene::ReadBeside(spec, domains, rate, scraping) => {
+        Scenario::ReadBeside(spec, domains, rate, scraping) => {
             let reading = async |system: &RunningSystem| {
                 let (reads, micros) = read(&reads(system, scale, domains, Some(rate))?).await?;
                 let latency = reads.latency_ms;
@@ -95,16 +95,16 @@ pub(crate) async fn play(
                 let notes = vec![format!("reads: {rate:.0}/s, p50 {p50}, p95 {p95}, p99 {p99} ms")];
                 Ok(Beside { micros, wrong: reads.wrong, notes, ..Beside::default() })
             };
-            play_events(WHOLE, &spec, servers, scraping, reading).await
+            run_events(WHOLE, &spec, servers, scraping, reading).await
         }
-        Scene::Frontier(spec) => frontier::play(spec, scale, servers).await,
-        Scene::Reads(domains, rate) => play_reads(domains, rate, scale, servers).await,
+        Scenario::Frontier(spec) => frontier::run(spec, scale, servers).await,
+        Scenario::Reads(domains, rate) => run_reads(domains, rate, scale, servers).await,
     }
 }
 
 const WHOLE: Processes = Processes::Whole { workers: 1 };
 
-fn scene(row: Row, scale: &Scale, table: &Table) -> anyhow::Result<Scene> {
+fn scenario(row: Row, scale: &Scale, table: &Table) -> anyhow::Result<Scenario> {
     let slowness = slowness(table.figures(Row::Naive));
     let put = LoadSpec {
         connections: Some(PUT_CONNECTIONS),
@@ -128,42 +128,42 @@ fn scene(row: Row, scale: &Scale, table: &Table) -> anyhow::Result<Scene> {
         anyhow::Ok(figures.rate() / 2.0)
     };
     Ok(match row {
-        Row::Naive => Scene::Events(Processes::Baseline(Baseline::Naive), put),
-        Row::Floor => Scene::Events(Processes::Baseline(Baseline::Floor), put),
-        Row::Put => Scene::Events(WHOLE, put),
-        Row::PutHalf => Scene::Events(WHOLE, LoadSpec { rate: Some(half(Row::Put)?), ..put }),
-        Row::Frontier => Scene::Frontier(LoadSpec { seed: FRONTIER_SEED, ..put }),
-        Row::PutH2 => Scene::Events(WHOLE, LoadSpec { via: "put-h2", connections: None, ..put }),
-        Row::Bulk => Scene::Events(WHOLE, bulk),
-        Row::Amqp => Scene::Events(WHOLE, amqp),
-        Row::AmqpArrays => Scene::Events(WHOLE, LoadSpec { batch: Some(500), ..amqp }),
-        Row::Fresh => Scene::Probed(LoadSpec { rate: Some(20_000.0 * slowness), ..put }),
-        Row::Growth => Scene::Events(WHOLE, over(NEW_DOMAINS, COMPARED_RATE)),
-        Row::SizeSmall => Scene::Events(WHOLE, over(scale.fewer_domains(), COMPARED_RATE)),
-        Row::Size => Scene::Events(WHOLE, over(scale.domains, COMPARED_RATE)),
-        Row::SizeLarge => Scene::Events(WHOLE, over(scale.more_domains(), COMPARED_RATE)),
-        Row::Zipf => Scene::Events(WHOLE, LoadSpec { rate: Some(200_000.0 * slowness), ..all }),
+        Row::Naive => Scenario::Events(Processes::Baseline(Baseline::Naive), put),
+        Row::Floor => Scenario::Events(Processes::Baseline(Baseline::Floor), put),
+        Row::Put => Scenario::Events(WHOLE, put),
+        Row::PutHalf => Scenario::Events(WHOLE, LoadSpec { rate: Some(half(Row::Put)?), ..put }),
+        Row::Frontier => Scenario::Frontier(LoadSpec { seed: FRONTIER_SEED, ..put }),
+        Row::PutH2 => Scenario::Events(WHOLE, LoadSpec { via: "put-h2", connections: None, ..put }),
+        Row::Bulk => Scenario::Events(WHOLE, bulk),
+        Row::Amqp => Scenario::Events(WHOLE, amqp),
+        Row::AmqpArrays => Scenario::Events(WHOLE, LoadSpec { batch: Some(500), ..amqp }),
+        Row::Fresh => Scenario::Probed(LoadSpec { rate: Some(20_000.0 * slowness), ..put }),
+        Row::Growth => Scenario::Events(WHOLE, over(NEW_DOMAINS, COMPARED_RATE)),
+        Row::SizeSmall => Scenario::Events(WHOLE, over(scale.fewer_domains(), COMPARED_RATE)),
+        Row::Size => Scenario::Events(WHOLE, over(scale.domains, COMPARED_RATE)),
+        Row::SizeLarge => Scenario::Events(WHOLE, over(scale.more_domains(), COMPARED_RATE)),
+        Row::Zipf => Scenario::Events(WHOLE, LoadSpec { rate: Some(200_000.0 * slowness), ..all }),
         Row::Uniform => {
             let amount = Amount::Seconds(scale.sustained_seconds);
-            Scene::Events(WHOLE, LoadSpec { amount, ..over(scale.domains, 100_000.0) })
+            Scenario::Events(WHOLE, LoadSpec { amount, ..over(scale.domains, 100_000.0) })
         }
-        Row::OneWorker => Scene::Events(WHOLE, backlog),
-        Row::TwoWorkers => Scene::Events(Processes::Whole { workers: 2 }, backlog),
-        Row::Get => Scene::Reads(scale.domains, None),
-        Row::GetHot => Scene::Reads(HOT_DOMAINS, None),
-        Row::GetHalf => Scene::Reads(scale.domains, Some(half(Row::Get)?)),
+        Row::OneWorker => Scenario::Events(WHOLE, backlog),
+        Row::TwoWorkers => Scenario::Events(Processes::Whole { workers: 2 }, backlog),
+        Row::Get => Scenario::Reads(scale.domains, None),
+        Row::GetHot => Scenario::Reads(HOT_DOMAINS, None),
+        Row::GetHalf => Scenario::Reads(scale.domains, Some(half(Row::Get)?)),
         Row::Unwatched => {
             let spec = LoadSpec { rate: Some(UNWATCHED_PUTS * slowness), ..put };
-            Scene::ReadBeside(spec, scale.fewer_domains(), UNWATCHED_READS * slowness, Scraping::Never)
+            Scenario::ReadBeside(spec, scale.fewer_domains(), UNWATCHED_READS * slowness, Scraping::Never)
         }
         Row::Mixed => {
             let spec = over(scale.domains, 70_000.0);
-            Scene::ReadBeside(spec, scale.domains, READS_BESIDE, Scraping::EverySecond)
+            Scenario::ReadBeside(spec, scale.domains, READS_BESIDE, Scraping::EverySecond)
         }
     })
 }
 
-async fn play_events(
+async fn run_events(
     processes: Processes,
     spec: &LoadSpec,
     servers: &Servers,
@@ -193,7 +193,7 @@ async fn play_events(
     Ok(figures)
 }
 
-async fn play_reads(
+async fn run_reads(
     domains: u32,
     rate: Option<f64>,
     scale: &Scale,
