@@ -7,7 +7,7 @@ mod baseline;
 mod figures;
 mod frontier;
 mod goal;
-mod ground;
+mod dataset;
 mod measure;
 mod picture;
 mod scenario;
@@ -30,8 +30,8 @@ use harness::panics;
 use harness::servers::Servers;
 
 use crate::baseline::Baseline;
+use crate::dataset::Datasets;
 use crate::figures::Figures;
-use crate::ground::Grounds;
 use crate::row::Row;
 use crate::scale::Scale;
 use crate::table::Table;
@@ -134,10 +134,10 @@ async fn run(arguments: &Arguments) -> bool {
     eprintln!("bench: {} rows; {scale}", rows.len());
     let servers = Servers::fresh().await;
     let mut table = Table::new(&servers, &scale).await;
-    let mut grounds = Grounds::default();
+    let mut datasets = Datasets::default();
     for row in rows {
         eprintln!("bench: {:4} s  {}: {}", begun.elapsed().as_secs(), row.name(), row.what());
-        let playing = scenario::run(row, &scale, &servers, &mut grounds, &table);
+        let playing = scenario::run(row, &scale, &servers, &mut datasets, &table);
         let played = match AssertUnwindSafe(playing).catch_unwind().await {
             Ok(played) => played.map_err(|error| format!("{error:#}")),
             Err(panic) => Err(panics::message(&*panic)),

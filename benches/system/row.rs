@@ -3,8 +3,8 @@
 use clap::ValueEnum;
 use serde::{Serialize, Serializer};
 
+use crate::dataset::Dataset;
 use crate::goal::Goal;
-use crate::ground::Ground;
 use crate::scale::Scale;
 
 /// One row. Their order is that of the run: tables are made as seldom as can be.
@@ -87,7 +87,7 @@ impl Row {
     }
 
     /// Where it is played.
-    pub(crate) fn ground(self, scale: &Scale) -> Ground {
+    pub(crate) fn dataset(self, scale: &Scale) -> Dataset {
         match self {
             // Waves bring their own domains, and few.
             Self::Naive
@@ -99,9 +99,9 @@ impl Row {
             | Self::Bulk
             | Self::Amqp
             | Self::AmqpArrays
-            | Self::Fresh => Ground::Any,
-            Self::Growth => Ground::Empty,
-            Self::SizeSmall | Self::Unwatched => Ground::Domains(scale.fewer_domains()),
+            | Self::Fresh => Dataset::Any,
+            Self::Growth => Dataset::Empty,
+            Self::SizeSmall | Self::Unwatched => Dataset::Domains(scale.fewer_domains()),
             Self::Size
             | Self::Zipf
             | Self::Uniform
@@ -110,8 +110,8 @@ impl Row {
             | Self::Get
             | Self::GetHot
             | Self::GetHalf
-            | Self::Mixed => Ground::Domains(scale.domains),
-            Self::SizeLarge => Ground::Domains(scale.more_domains()),
+            | Self::Mixed => Dataset::Domains(scale.domains),
+            Self::SizeLarge => Dataset::Domains(scale.more_domains()),
         }
     }
 

@@ -10,10 +10,10 @@ use harness::stats::real;
 use harness::usage::MachineTime;
 
 use crate::baseline::Baseline;
+use crate::dataset::Datasets;
 use crate::figures::Figures;
 use crate::frontier;
 use crate::goal::slowness;
-use crate::ground::Grounds;
 use crate::measure::{self, Beside, per_second};
 use crate::prober::probe;
 use crate::reader::{self, read};
@@ -64,15 +64,15 @@ enum Scenario {
     Reads(u32, Option<f64>),
 }
 
-/// Plays a row on its ground; rows before it are in `table`.
+/// Plays a row on its dataset; rows before it are in `table`.
 pub(crate) async fn run(
     row: Row,
     scale: &Scale,
     servers: &Servers,
-    grounds: &mut Grounds,
+    datasets: &mut Datasets,
     table: &Table,
 ) -> anyhow::Result<Figures> {
-    grounds.prepare(row.ground(scale), servers).await?;
+    datasets.prepare(row.dataset(scale), servers).await?;
     match scenario(row, scale, table)? {
         Scenario::Events(processes, spec) => {
             run_events(processes, &spec, servers, Scraping::EverySecond, async |_| Ok(Beside::default()))

@@ -14,7 +14,7 @@ use crate::system::{Processes, RunningSystem, Scraping};
 
 /// What a row wants to find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ground {
+pub(crate) enum Dataset {
     /// Whatever there is.
     Any,
     /// No domain.
@@ -25,8 +25,8 @@ pub(crate) enum Ground {
 
 /// The table as it is.
 #[derive(Debug, Default)]
-pub(crate) struct Grounds {
-    present: Option<Ground>,
+pub(crate) struct Datasets {
+    present: Option<Dataset>,
 }
 
 /// Bytes of rows that are sent to the server together.
@@ -39,19 +39,19 @@ set enable_seqscan = off;
 set enable_bitmapscan = off;
 select sum(delivered) from domain_counters where domain > ''";
 
-impl Grounds {
+impl Datasets {
     /// Makes the table what a row wants to find, and all of it warm on both servers.
-    pub(crate) async fn prepare(&mut self, ground: Ground, servers: &Servers) -> anyhow::Result<()> {
-        if ground == Ground::Any || self.present == Some(ground) {
+    pub(crate) async fn prepare(&mut self, dataset: Dataset, servers: &Servers) -> anyhow::Result<()> {
+        if dataset == Dataset::Any || self.present == Some(dataset) {
             return Ok(());
         }
         self.present = None;
-        match ground {
-            Ground::Any => {}
-            Ground::Empty => sql::execute(&servers.database_url, "truncate domain_counters").await?,
-            Ground::Domains(domains) => populate(domains, servers).await?,
+        match dataset {
+            Dataset::Any => {}
+            Dataset::Empty => sql::execute(&servers.database_url, "truncate domain_counters").await?,
+            Dataset::Domains(domains) => populate(domains, servers).await?,
         }
-        self.present = Some(ground).filter(|ground| *ground != Ground::Empty);
+        self.present = Some(dataset).filter(|dataset| *dataset != Dataset::Empty);
         Ok(())
     }
 }
