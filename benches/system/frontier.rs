@@ -17,9 +17,9 @@ use harness::stats::median;
 use serde::Serialize;
 
 use crate::baseline::Baseline;
-use crate::figures::Figures;
 use crate::measure::{self, Beside, per_second};
 use crate::scale::Scale;
+use crate::stats::RowStats;
 use crate::system::{Processes, RunningSystem, Scraping};
 use crate::verification::{Sample, between, compare};
 
@@ -85,11 +85,11 @@ struct FrontierRun<'a> {
     servers: &'a Servers,
     spec: LoadSpec,
     seconds: u64,
-    all: Figures,
+    all: RowStats,
 }
 
 /// Plays all steps; `spec` says what is sent, but for the connections.
-pub(crate) async fn run(spec: LoadSpec, scale: &Scale, servers: &Servers) -> anyhow::Result<Figures> {
+pub(crate) async fn run(spec: LoadSpec, scale: &Scale, servers: &Servers) -> anyhow::Result<RowStats> {
     let steps = if scale.with_larger { &STEPS[..] } else { &FEW_STEPS };
     let mut frontier = FrontierRun {
         system: RunningSystem::ready(Processes::Whole { workers: 1 }, servers).await?,
@@ -97,7 +97,7 @@ pub(crate) async fn run(spec: LoadSpec, scale: &Scale, servers: &Servers) -> any
         servers,
         spec,
         seconds: scale.step_seconds,
-        all: Figures::default(),
+        all: RowStats::default(),
     };
     let played = frontier.passes(steps, scale.with_larger).await;
     let FrontierRun { system, floor, all, .. } = frontier;
@@ -105,17 +105,17 @@ pub(crate) async fn run(spec: LoadSpec, scale: &Scale, servers: &Servers) -> any
     system.clear().await;
     floor.clear().await;
     let steps = played?.steps();
-    let mut figures = Figures { peak_megabytes, ..all };
+    let mut stats = RowStats { peak_megabytes, ..all };
     if let Some(compared) = steps.iter().find(|step| step.connections == COMPARED) {
-        let latency = &mut figures.latency_ms;
+        let latency = &mut stats.latency_ms;
         (latency.p50, latency.p95, latency.p99) = (Some(compared.p50_ms), None, Some(compared.p99_ms));
-        figures.acknowledged_per_second = compared.rate;
-        figures.counted_per_second = None;
+        stats.acknowledged_per_second = compared.rate;
+        stats.counted_per_second = None;
         let floor = format!("{COMPARED} connections in this line, where floor makes {:.0}/s", compared.floor);
-        figures.notes.push(floor);
+        stats.notes.push(floor);
     }
-    figures.frontier = steps;
-    Ok(figures)
+    stats.frontier = steps;
+    Ok(stats)
 }
 
 impl FrontierRun<'_> {
@@ -159,16 +159,16 @@ impl FrontierRun<'_> {
         let url = &self.servers.database_url;
         let spec = LoadSpec { amount: Amount::Seconds(self.seconds), ..spec };
         let (before, sample) = (sql::sums(url).await?, Sample::read(&spec, url).await?);
-        let (figures, report, _) =
+        let (stats, report, _) =
             measure::events(&self.system, &spec, Scraping::EverySecond, nothing()).await?;
         let added = between(before, sql::sums(url).await?);
         let difference = compare(&spec, &report, &sample, Counts::default(), added, url).await?;
         let rate = per_second(report.acknowledged, report.seconds);
         let run = Run {
             rate,
-            p50: figures.latency_ms.p50.unwrap_or(f64::NAN),
-            p99: figures.latency_ms.p99.unwrap_or(f64::NAN),
-            micros: figures.micros_per_event.map_or(f64::NAN, |micros| micros.stack()),
+            p50: stats.latency_ms.p50.unwrap_or(f64::NAN),
+            p99: stats.latency_ms.p99.unwrap_or(f64::NAN),
+            micros: stats.micros_per_event.map_or(f64::NAN, |micros| micros.stack()),
             floor: floor.acknowledged_per_second,
             floor_p50: floor.latency_ms.p50.unwrap_or(f64::NAN),
         };
@@ -177,12 +177,12 @@ impl FrontierRun<'_> {
             {:.2} us; floor {:.0}/s",
             run.p50, run.p99, run.micros, run.floor
         );
-        self.all.add(figures, difference);
+        self.all.add(stats, difference);
         Ok(run)
     }
 }
 
-impl Figures {
+impl RowStats {
     /// Adds what a run of a step came to.
     fn add(&mut self, run: Self, difference: Difference) {
         self.events += run.events;

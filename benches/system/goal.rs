@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
-use crate::figures::Figures;
 use crate::frontier::{COMPARED, FALL};
 use crate::row::Row;
+use crate::stats::RowStats;
 
 /// What the naive design does on the machine the goals were set on, in events per second. On a slower machine
 /// a rate goal is as much lower.
@@ -75,42 +75,42 @@ pub(crate) struct Verdict {
 }
 
 /// By how much goals for rates are lower on this machine.
-pub(crate) fn slowness(naive: Option<&Figures>) -> f64 {
+pub(crate) fn slowness(naive: Option<&RowStats>) -> f64 {
     naive.map_or(1.0, |naive| (naive.rate() / REFERENCE_NAIVE).min(1.0))
 }
 
 impl Goal {
-    /// Whether `figures` meet it, on a machine of this [`slowness`].
+    /// Whether `stats` meet it, on a machine of this [`slowness`].
     pub(crate) fn judge<'a>(
         self,
-        figures: &Figures,
+        stats: &RowStats,
         slowness: f64,
-        other: impl Fn(Row) -> Option<&'a Figures>,
+        other: impl Fn(Row) -> Option<&'a RowStats>,
     ) -> Verdict {
-        let ingest = |figures: &Figures| figures.micros_per_event.and_then(|micros| micros.ingest);
-        let stack = figures.micros_per_event.map(|micros| micros.stack());
+        let ingest = |stats: &RowStats| stats.micros_per_event.and_then(|micros| micros.ingest);
+        let stack = stats.micros_per_event.map(|micros| micros.stack());
         let at_most = |value: Option<f64>, limit: f64| value.is_some_and(|value| value <= limit);
         let (goal, met) = match self {
-            Self::Counted(rate) => (format!("{rate}/s counted"), figures.rate() >= rate * slowness),
-            Self::Read(rate) => (format!("{rate}/s"), figures.rate() >= rate * slowness),
+            Self::Counted(rate) => (format!("{rate}/s counted"), stats.rate() >= rate * slowness),
+            Self::Read(rate) => (format!("{rate}/s"), stats.rate() >= rate * slowness),
             Self::Sustained(rate) => {
-                let offered = figures.offered_per_second.unwrap_or(rate);
-                let kept = figures.acknowledged_per_second >= KEPT * offered;
-                let counted = at_most(figures.seconds_behind, MAX_BEHIND_SECONDS);
-                (format!("{rate}/s sustained"), kept && counted && figures.backlog_grows == Some(false))
+                let offered = stats.offered_per_second.unwrap_or(rate);
+                let kept = stats.acknowledged_per_second >= KEPT * offered;
+                let counted = at_most(stats.seconds_behind, MAX_BEHIND_SECONDS);
+                (format!("{rate}/s sustained"), kept && counted && stats.backlog_grows == Some(false))
             }
             Self::Stack(limit) => (format!("{limit} us"), at_most(stack, limit)),
             Self::ReadStack(limit) => {
-                let both = figures.micros_per_event.and_then(|micros| Some(micros.query? + micros.replica));
+                let both = stats.micros_per_event.and_then(|micros| Some(micros.query? + micros.replica));
                 (format!("query and replica {limit} us"), at_most(both, limit))
             }
             Self::TimesFloor(times) => {
                 let floor = other(Row::Floor).and_then(ingest);
-                let met = ingest(figures).zip(floor).is_some_and(|(ingest, floor)| ingest <= times * floor);
+                let met = ingest(stats).zip(floor).is_some_and(|(ingest, floor)| ingest <= times * floor);
                 (format!("ingest {times} x floor"), met)
             }
             Self::NoFall => {
-                let steps = figures.frontier.iter().filter_map(|step| Some((step.times_before?, step)));
+                let steps = stats.frontier.iter().filter_map(|step| Some((step.times_before?, step)));
                 let worst = steps.min_by(|(left, _), (right, _)| left.total_cmp(right));
                 let (times, at) = worst.map_or((f64::NAN, 0), |(times, step)| (times, step.connections));
                 let least = format!("at {at} connections {:+.1} %", (times - 1.0) * 100.0);
@@ -118,16 +118,16 @@ impl Goal {
                 (goal, times >= 1.0 - FALL)
             }
             Self::HalfOfFloor => {
-                let step = figures.frontier.iter().find(|step| step.connections == COMPARED);
+                let step = stats.frontier.iter().find(|step| step.connections == COMPARED);
                 let times = step.map_or(f64::NAN, |step| step.rate / step.floor);
                 (format!("half of floor at {COMPARED} ({times:.2})"), times >= 0.5)
             }
-            Self::P50(limit) => (format!("p50 {limit} ms"), at_most(figures.latency_ms.p50, limit)),
-            Self::P95(limit) => (format!("p95 {limit} ms"), at_most(figures.latency_ms.p95, limit)),
-            Self::P99(limit) => (format!("p99 {limit} ms"), at_most(figures.latency_ms.p99, limit)),
-            Self::Lag(limit) => (format!("lag {limit} s"), at_most(figures.lag_seconds, limit)),
+            Self::P50(limit) => (format!("p50 {limit} ms"), at_most(stats.latency_ms.p50, limit)),
+            Self::P95(limit) => (format!("p95 {limit} ms"), at_most(stats.latency_ms.p95, limit)),
+            Self::P99(limit) => (format!("p99 {limit} ms"), at_most(stats.latency_ms.p99, limit)),
+            Self::Lag(limit) => (format!("lag {limit} s"), at_most(stats.lag_seconds, limit)),
             Self::NotBelow(row) => {
-                let met = other(row).is_some_and(|other| figures.rate() >= NOT_LOWER * other.rate());
+                let met = other(row).is_some_and(|other| stats.rate() >= NOT_LOWER * other.rate());
                 (format!("not below {}", row.name()), met)
             }
             Self::Flat(row) => {
@@ -137,22 +137,22 @@ impl Goal {
                 (goal, ratio.is_some_and(|ratio| (1.0 - FLAT..=1.0 + FLAT).contains(&ratio)))
             }
             Self::BrokerLimits => {
-                let share = figures.micros_per_event.map(|micros| micros.broker / micros.stack());
+                let share = stats.micros_per_event.map(|micros| micros.broker / micros.stack());
                 let share = share.unwrap_or(f64::NAN);
-                let met = share > 0.5 && at_most(figures.seconds_behind, MAX_BEHIND_SECONDS);
+                let met = share > 0.5 && at_most(stats.seconds_behind, MAX_BEHIND_SECONDS);
                 (format!("the broker the limit, with {:.0} % of the stack", share * 100.0), met)
             }
             Self::FlatMemory => {
-                let growth = figures.memory_growth.unwrap_or(f64::NAN);
+                let growth = stats.memory_growth.unwrap_or(f64::NAN);
                 (format!("memory {:+.0} % in the second half", growth * 100.0), growth <= NO_GROWTH)
             }
             Self::NoGrowth(limit) => {
-                let growth = figures.growth_megabytes;
+                let growth = stats.growth_megabytes;
                 (format!("{:+.1} MB", growth.unwrap_or(f64::NAN)), at_most(growth, limit))
             }
-            Self::NoDeadlock => ("no deadlock".into(), figures.deadlocks == 0),
+            Self::NoDeadlock => ("no deadlock".into(), stats.deadlocks == 0),
         };
-        Verdict { goal, met: met && figures.failure.is_none() }
+        Verdict { goal, met: met && stats.failure.is_none() }
     }
 }
 

@@ -1,10 +1,10 @@
-//! The table of figures: every way in and out of the real system, measured beside the naive design and beside
+//! The table of stats: every way in and out of the real system, measured beside the naive design and beside
 //! a server that does nothing, all in one run on one machine.
 //!
 //! `./dev bench` starts the servers and says that the machine is free to be measured.
 
 mod baseline;
-mod figures;
+mod stats;
 mod frontier;
 mod goal;
 mod dataset;
@@ -31,9 +31,9 @@ use harness::servers::Servers;
 
 use crate::baseline::Baseline;
 use crate::dataset::Datasets;
-use crate::figures::Figures;
 use crate::row::Row;
 use crate::scale::Scale;
+use crate::stats::RowStats;
 use crate::table::Table;
 
 /// What `./dev bench` sets: the servers are this program's own.
@@ -126,7 +126,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Plays every row. Returns whether every event was counted once, whatever the figures are.
+/// Plays every row. Returns whether every event was counted once, whatever the stats are.
 async fn run(arguments: &Arguments) -> bool {
     let scale = Scale::new(arguments.short, arguments.seconds, arguments.domains);
     let rows = row::with_those_they_need(&arguments.rows, &scale);
@@ -142,14 +142,14 @@ async fn run(arguments: &Arguments) -> bool {
             Ok(played) => played.map_err(|error| format!("{error:#}")),
             Err(panic) => Err(panics::message(&*panic)),
         };
-        let figures = played.unwrap_or_else(|reason| {
+        let stats = played.unwrap_or_else(|reason| {
             eprintln!("bench: {}: {reason}", row.name());
-            Figures { failure: Some(reason), ..Figures::default() }
+            RowStats { failure: Some(reason), ..RowStats::default() }
         });
-        table.add(row, figures);
+        table.add(row, stats);
         eprintln!("bench: {:4} s  {}: {}", begun.elapsed().as_secs(), row.name(), table.last_in_words());
     }
-    let steps = table.figures(Row::Frontier).map(|figures| &*figures.frontier).unwrap_or_default();
+    let steps = table.stats(Row::Frontier).map(|stats| &*stats.frontier).unwrap_or_default();
     if let Some(file) = arguments.picture.as_ref().filter(|_| !steps.is_empty())
         && let Err(error) = std::fs::write(file, picture::svg(steps))
     {

@@ -9,7 +9,7 @@ use harness::sql;
 use harness::stats::real;
 use harness::usage::MachineTime;
 
-use crate::figures::Figures;
+use crate::stats::RowStats;
 use crate::system::{Observation, RunningSystem, Scraping};
 
 /// How often the processes are looked at while events are sent.
@@ -35,14 +35,14 @@ pub(crate) struct Beside {
     pub(crate) notes: Vec<String>,
 }
 
-/// Sends what is specified while `beside` is done, and waits until all of it is counted. Returns the figures,
+/// Sends what is specified while `beside` is done, and waits until all of it is counted. Returns the stats,
 /// but for the comparison of the counts, and what the load said of itself.
 pub(crate) async fn events(
     system: &RunningSystem,
     spec: &LoadSpec,
     scraping: Scraping,
     beside: impl Future<Output = anyhow::Result<Beside>>,
-) -> anyhow::Result<(Figures, Report, Beside)> {
+) -> anyhow::Result<(RowStats, Report, Beside)> {
     let servers = &system.servers;
     let deadlocks = sql::deadlocks(&servers.database_url).await?;
     let counted = system.counted().await;
@@ -80,7 +80,7 @@ pub(crate) async fn events(
     looks.push(system.look(Scraping::EverySecond).await?);
     let mut micros = system.micros().since(before, events);
     micros.load = (load_micros + beside.micros) / real(events.max(1));
-    let figures = Figures {
+    let stats = RowStats {
         events,
         seconds: report.seconds,
         offered_per_second: spec.rate,
@@ -98,9 +98,9 @@ pub(crate) async fn events(
         stolen: MachineTime::stolen_since(machine),
         deadlocks: sql::deadlocks(&servers.database_url).await? - deadlocks,
         notes: notes(spec, &report, &beside),
-        ..Figures::default()
+        ..RowStats::default()
     };
-    Ok((figures, report, beside))
+    Ok((stats, report, beside))
 }
 
 /// Waits until the workers have counted so many events since they were started, or count none for a long

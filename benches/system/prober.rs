@@ -11,8 +11,8 @@ use http_body_util::Full;
 use hyper::{Request, StatusCode};
 use serde::Deserialize;
 
-use crate::figures::{histogram, latency};
 use crate::measure::Beside;
+use crate::stats::{histogram, latency};
 
 /// Probes at a time: few, so that they do not measure themselves.
 const AT_ONCE: u32 = 2;

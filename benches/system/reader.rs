@@ -24,7 +24,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::task::JoinSet;
 
 use crate::baseline::myself;
-use crate::figures::{histogram, latency};
+use crate::stats::{histogram, latency};
 
 /// What is read, and how.
 #[derive(Clone, Debug, clap::Args)]

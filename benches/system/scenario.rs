@@ -11,7 +11,6 @@ use harness::usage::MachineTime;
 
 use crate::baseline::Baseline;
 use crate::dataset::Datasets;
-use crate::figures::Figures;
 use crate::frontier;
 use crate::goal::slowness;
 use crate::measure::{self, Beside, per_second};
@@ -19,6 +18,7 @@ use crate::prober::probe;
 use crate::reader::{self, read};
 use crate::row::Row;
 use crate::scale::Scale;
+use crate::stats::RowStats;
 use crate::system::{Processes, RunningSystem, Scraping};
 use crate::table::Table;
 use crate::verification::{Sample, between, compare};
@@ -71,7 +71,7 @@ pub(crate) async fn run(
     servers: &Servers,
     datasets: &mut Datasets,
     table: &Table,
-) -> anyhow::Result<Figures> {
+) -> anyhow::Result<RowStats> {
     datasets.prepare(row.dataset(scale), servers).await?;
     match scenario(row, scale, table)? {
         Scenario::Events(processes, spec) => {
@@ -105,7 +105,7 @@ pub(crate) async fn run(
 const WHOLE: Processes = Processes::Whole { workers: 1 };
 
 fn scenario(row: Row, scale: &Scale, table: &Table) -> anyhow::Result<Scenario> {
-    let slowness = slowness(table.figures(Row::Naive));
+    let slowness = slowness(table.stats(Row::Naive));
     let put = LoadSpec {
         connections: Some(PUT_CONNECTIONS),
         amount: Amount::Seconds(scale.seconds),
@@ -123,9 +123,9 @@ fn scenario(row: Row, scale: &Scale, table: &Table) -> anyhow::Result<Scenario> 
     let all = LoadSpec { shape: Shape::Zipf, domains: Some(scale.domains), ..bulk };
     let backlog = LoadSpec { amount: Amount::Events(EVENTS_PER_SECOND * scale.seconds), ..all };
     let half = |of: Row| {
-        let figures = table.figures(of).filter(|figures| figures.failure.is_none());
-        let figures = figures.with_context(|| format!("the rate of {} is not known", of.name()))?;
-        anyhow::Ok(figures.rate() / 2.0)
+        let stats = table.stats(of).filter(|stats| stats.failure.is_none());
+        let stats = stats.with_context(|| format!("the rate of {} is not known", of.name()))?;
+        anyhow::Ok(stats.rate() / 2.0)
     };
     Ok(match row {
         Row::Naive => Scenario::Events(Processes::Baseline(Baseline::Naive), put),
@@ -169,28 +169,28 @@ async fn run_events(
     servers: &Servers,
     scraping: Scraping,
     beside: impl AsyncFnOnce(&RunningSystem) -> anyhow::Result<Beside>,
-) -> anyhow::Result<Figures> {
+) -> anyhow::Result<RowStats> {
     let url = &servers.database_url;
     let before = sql::sums(url).await?;
     let sample = Sample::read(spec, url).await?;
     let system = RunningSystem::ready(processes, servers).await?;
     let measured = measure::events(&system, spec, scraping, beside(&system)).await;
     system.clear().await;
-    let (mut figures, report, beside) = measured?;
+    let (mut stats, report, beside) = measured?;
     if matches!(processes, Processes::Baseline(Baseline::Floor)) {
-        figures.counted_per_second = None;
-        return Ok(figures);
+        stats.counted_per_second = None;
+        return Ok(stats);
     }
     let after = sql::sums(url).await?;
     let added = between(before, after);
     let more = Counts { delivered: beside.delivered, bounced: 0 };
     let difference = compare(spec, &report, &sample, more, added, url).await?;
-    figures.lost = difference.lost;
-    figures.duplicated = difference.duplicated;
+    stats.lost = difference.lost;
+    stats.duplicated = difference.duplicated;
     if beside.wrong > 0 {
-        figures.failure = Some(format!("{} reads were answered wrongly", beside.wrong));
+        stats.failure = Some(format!("{} reads were answered wrongly", beside.wrong));
     }
-    Ok(figures)
+    Ok(stats)
 }
 
 async fn run_reads(
@@ -198,7 +198,7 @@ async fn run_reads(
     rate: Option<f64>,
     scale: &Scale,
     servers: &Servers,
-) -> anyhow::Result<Figures> {
+) -> anyhow::Result<RowStats> {
     let system = RunningSystem::ready(Processes::Readers, servers).await?;
     let config = reads(&system, scale, domains, rate)?;
     let before = system.micros();
@@ -211,7 +211,7 @@ async fn run_reads(
     let mut micros = after.since(before, reads.answered);
     micros.load = reader_micros / real(reads.answered.max(1));
     let example = reads.example.unwrap_or_default();
-    Ok(Figures {
+    Ok(RowStats {
         events: reads.answered,
         seconds: reads.seconds,
         offered_per_second: rate,
@@ -221,7 +221,7 @@ async fn run_reads(
         peak_megabytes,
         stolen: MachineTime::stolen_since(machine),
         failure: (reads.wrong > 0).then(|| format!("{} wrong answers, as {example}", reads.wrong)),
-        ..Figures::default()
+        ..RowStats::default()
     })
 }
 

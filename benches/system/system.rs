@@ -12,7 +12,7 @@ use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ConnectionProperties};
 
 use crate::baseline::{Baseline, BaselineProcess};
-use crate::figures::{Micros, Peaks};
+use crate::stats::{Micros, Peaks};
 
 /// Serving threads of ingest, query and what they are compared with: the cores are everybody's here, and the
 /// fewer threads, the more events or names share a confirm or a query.

@@ -8,11 +8,11 @@ use hyper::Method;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::figures::{Figures, Micros, Peaks};
 use crate::frontier::Step;
 use crate::goal::{Goal, Verdict, slowness};
 use crate::row::Row;
 use crate::scale::Scale;
+use crate::stats::{Micros, Peaks, RowStats};
 
 const HEADINGS: [&str; 23] = [
     "row",
@@ -67,7 +67,7 @@ const MEMORY: [Allowance; 3] = [
 /// All rows so far, and where they were measured.
 #[derive(Debug)]
 pub(crate) struct Table {
-    rows: Vec<(Row, Figures)>,
+    rows: Vec<(Row, RowStats)>,
     scale: Scale,
     machine: MachineInfo,
 }
@@ -96,7 +96,7 @@ impl MachineInfo {
                 .map_or(0, |kilobytes| kilobytes.div_ceil(1 << 20)),
             postgres: postgres.unwrap_or_default(),
             rabbitmq: overview["rabbitmq_version"].as_str().unwrap_or_default().to_owned(),
-            build: if cfg!(debug_assertions) { "debug: the figures say nothing" } else { "release" },
+            build: if cfg!(debug_assertions) { "debug: the stats say nothing" } else { "release" },
         }
     }
 }
@@ -113,49 +113,43 @@ impl Table {
         Self { rows: Vec::new(), scale: *scale, machine: MachineInfo::of(servers).await }
     }
 
-    pub(crate) fn add(&mut self, row: Row, figures: Figures) {
-        self.rows.push((row, figures));
+    pub(crate) fn add(&mut self, row: Row, stats: RowStats) {
+        self.rows.push((row, stats));
     }
 
     /// What a row has come to.
-    pub(crate) fn figures(&self, row: Row) -> Option<&Figures> {
-        self.rows.iter().find(|(played, _)| *played == row).map(|(_, figures)| figures)
+    pub(crate) fn stats(&self, row: Row) -> Option<&RowStats> {
+        self.rows.iter().find(|(played, _)| *played == row).map(|(_, stats)| stats)
     }
 
     /// Whether every row was played to its end and nothing was lost or counted twice.
     pub(crate) fn all_counted_once(&self) -> bool {
-        self.rows
-            .iter()
-            .all(|(_, figures)| figures.failure.is_none() && figures.lost + figures.duplicated == 0)
+        self.rows.iter().all(|(_, stats)| stats.failure.is_none() && stats.lost + stats.duplicated == 0)
     }
 
     /// The last row, for those who watch.
     pub(crate) fn last_in_words(&self) -> String {
-        let Some((row, figures)) = self.rows.last() else { return String::new() };
-        if let Some(failure) = &figures.failure {
+        let Some((row, stats)) = self.rows.last() else { return String::new() };
+        if let Some(failure) = &stats.failure {
             return format!("FAILED: {failure}");
         }
-        let stack = figures.micros_per_event.map(|micros| micros.stack()).unwrap_or_default();
-        let goals = self.verdicts(*row, figures).into_iter().map(|verdict| verdict.words());
-        let Figures { lost, duplicated, .. } = figures;
-        let first = format!("{:.0}/s, {stack:.2} us, {lost} lost, {duplicated} duplicated", figures.rate());
-        std::iter::once(first)
-            .chain(goals)
-            .chain(figures.notes.iter().cloned())
-            .collect::<Vec<_>>()
-            .join(", ")
+        let stack = stats.micros_per_event.map(|micros| micros.stack()).unwrap_or_default();
+        let goals = self.verdicts(*row, stats).into_iter().map(|verdict| verdict.words());
+        let RowStats { lost, duplicated, .. } = stats;
+        let first = format!("{:.0}/s, {stack:.2} us, {lost} lost, {duplicated} duplicated", stats.rate());
+        std::iter::once(first).chain(goals).chain(stats.notes.iter().cloned()).collect::<Vec<_>>().join(", ")
     }
 
-    fn verdicts(&self, row: Row, figures: &Figures) -> Vec<Verdict> {
-        let slowness = slowness(self.figures(Row::Naive));
-        let judge = |goal: &Goal| goal.judge(figures, slowness, |row| self.figures(row));
+    fn verdicts(&self, row: Row, stats: &RowStats) -> Vec<Verdict> {
+        let slowness = slowness(self.stats(Row::Naive));
+        let judge = |goal: &Goal| goal.judge(stats, slowness, |row| self.stats(row));
         row.goals().iter().map(judge).collect()
     }
 
     /// The most memory a service took in any row, and whether that is as little as it should be.
     fn memory(&self) -> Vec<Verdict> {
         let ours = self.rows.iter().filter(|(row, _)| row.is_ours());
-        let peaks: Vec<&Peaks> = ours.map(|(_, figures)| &figures.peak_megabytes).collect();
+        let peaks: Vec<&Peaks> = ours.map(|(_, stats)| &stats.peak_megabytes).collect();
         let most = MEMORY.iter().filter_map(|Allowance { service, megabytes, taken }| {
             let most = peaks.iter().filter_map(|peaks| taken(peaks)).max()?;
             Some(Verdict { goal: format!("{service} {most} MB, below {megabytes}"), met: most < *megabytes })
@@ -164,46 +158,46 @@ impl Table {
     }
 
     /// The rate as a multiple of another row's.
-    fn times(&self, figures: &Figures, other: Row) -> Option<f64> {
-        let rate = self.figures(other)?.rate();
-        (rate > 0.0).then(|| figures.rate() / rate)
+    fn times(&self, stats: &RowStats, other: Row) -> Option<f64> {
+        let rate = self.stats(other)?.rate();
+        (rate > 0.0).then(|| stats.rate() / rate)
     }
 
     /// All of it for programs.
     pub(crate) fn json(&self) -> Value {
-        let rows = self.rows.iter().map(|(row, figures)| {
+        let rows = self.rows.iter().map(|(row, stats)| {
             json!({
                 "row": row,
                 "what": row.what(),
-                "figures": figures,
-                "stack_micros_per_event": figures.micros_per_event.map(|micros| micros.stack()),
-                "times_naive": self.times(figures, Row::Naive),
-                "times_floor": self.times(figures, Row::Floor),
-                "goals": self.verdicts(*row, figures),
+                "stats": stats,
+                "stack_micros_per_event": stats.micros_per_event.map(|micros| micros.stack()),
+                "times_naive": self.times(stats, Row::Naive),
+                "times_floor": self.times(stats, Row::Floor),
+                "goals": self.verdicts(*row, stats),
             })
         });
         let rows: Vec<Value> = rows.collect();
-        let slowness = slowness(self.figures(Row::Naive));
+        let slowness = slowness(self.stats(Row::Naive));
         json!({
             "machine": self.machine, "scale": self.scale, "rate_goals_times": slowness, "rows": rows,
             "memory": self.memory(),
         })
     }
 
-    fn cells(&self, row: Row, figures: &Figures) -> [String; 23] {
+    fn cells(&self, row: Row, stats: &RowStats) -> [String; 23] {
         let rate = |rate: f64| format!("{rate:.0}");
         let some = |value: Option<f64>, digits: usize| {
             value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
         };
-        let (micros, latency) = (figures.micros_per_event, figures.latency_ms);
+        let (micros, latency) = (stats.micros_per_event, stats.latency_ms);
         // Bulk events take less than one, reads more than twenty.
         let micros = |of: fn(&Micros) -> Option<f64>| some(micros.as_ref().and_then(of), 2);
-        let Peaks { ingest, worker, query } = figures.peak_megabytes;
+        let Peaks { ingest, worker, query } = stats.peak_megabytes;
         let megabytes = [ingest, worker, query].map(|peak| peak.map_or("-".into(), |peak| peak.to_string()));
         [
             row.name(),
-            rate(figures.acknowledged_per_second),
-            figures.counted_per_second.map_or("-".into(), rate),
+            rate(stats.acknowledged_per_second),
+            stats.counted_per_second.map_or("-".into(), rate),
             micros(|micros| micros.ingest),
             micros(|micros| Some(micros.broker)),
             micros(|micros| micros.worker),
@@ -216,25 +210,25 @@ impl Table {
             some(latency.p95, 2),
             some(latency.p99, 2),
             megabytes.join("/"),
-            some(self.times(figures, Row::Naive), 1),
-            some(self.times(figures, Row::Floor), 2),
-            figures.queue_messages.map_or("-".into(), |messages| messages.to_string()),
-            some(figures.seconds_behind, 1),
-            some(figures.lag_seconds, 1),
-            some(figures.stolen.map(|share| share * 100.0), 0),
-            figures.lost.to_string(),
-            figures.duplicated.to_string(),
+            some(self.times(stats, Row::Naive), 1),
+            some(self.times(stats, Row::Floor), 2),
+            stats.queue_messages.map_or("-".into(), |messages| messages.to_string()),
+            some(stats.seconds_behind, 1),
+            some(stats.lag_seconds, 1),
+            some(stats.stolen.map(|share| share * 100.0), 0),
+            stats.lost.to_string(),
+            stats.duplicated.to_string(),
         ]
     }
 
     /// What stands behind the numbers of a row.
-    fn remarks(&self, row: Row, figures: &Figures) -> String {
-        if figures.failure.is_some() {
+    fn remarks(&self, row: Row, stats: &RowStats) -> String {
+        if stats.failure.is_some() {
             return "FAILED".into();
         }
-        let goals = self.verdicts(row, figures).into_iter().map(|verdict| verdict.words());
-        let grows = (figures.backlog_grows == Some(true)).then(|| "the backlog grows".to_owned());
-        let remarks = goals.chain(grows).chain(figures.notes.iter().cloned());
+        let goals = self.verdicts(row, stats).into_iter().map(|verdict| verdict.words());
+        let grows = (stats.backlog_grows == Some(true)).then(|| "the backlog grows".to_owned());
+        let remarks = goals.chain(grows).chain(stats.notes.iter().cloned());
         remarks.collect::<Vec<_>>().join("; ")
     }
 }
@@ -248,9 +242,9 @@ impl fmt::Display for Table {
             RabbitMQ {rabbitmq}; {build}"
         )?;
         writeln!(f, "{}\n", self.scale)?;
-        let cells = self.rows.iter().map(|(row, figures)| self.cells(*row, figures));
+        let cells = self.rows.iter().map(|(row, stats)| self.cells(*row, stats));
         let lines: Vec<[String; 23]> = std::iter::once(HEADINGS.map(str::to_owned)).chain(cells).collect();
-        let remarks = self.rows.iter().map(|(row, figures)| self.remarks(*row, figures));
+        let remarks = self.rows.iter().map(|(row, stats)| self.remarks(*row, stats));
         let remarks: Vec<String> = std::iter::once("goals and remarks".to_owned()).chain(remarks).collect();
         for (cells, remark) in lines.iter().zip(&remarks) {
             let mut line = String::new();
@@ -266,10 +260,10 @@ impl fmt::Display for Table {
             writeln!(f, "{}", format!("{line}  {remark}").trim_end())?;
         }
         writeln!(f, "\n{LEGEND}\n")?;
-        for (row, figures) in self.rows.iter().filter(|(_, figures)| !figures.frontier.is_empty()) {
+        for (row, stats) in self.rows.iter().filter(|(_, stats)| !stats.frontier.is_empty()) {
             writeln!(f, "{}, medians; times: the rate as a multiple of that of the step before", row.name())?;
             writeln!(f, "connections       /s     p50     p99       us  floor /s  x floor  times  runs")?;
-            for step in &figures.frontier {
+            for step in &stats.frontier {
                 let Step { connections, rate, p50_ms, p99_ms, micros, floor, times_before, runs, .. } = step;
                 let times = times_before.map_or("-".into(), |times| format!("{times:.2}"));
                 writeln!(
@@ -285,9 +279,9 @@ impl fmt::Display for Table {
         writeln!(f, "memory, the most of all rows: {}", memory.join("; "))?;
         // On a machine that was busy with other things naive is slow too, and goals are met that should not
         // be.
-        writeln!(f, "goals for rates were multiplied by {:.2}", slowness(self.figures(Row::Naive)))?;
-        for (row, figures) in &self.rows {
-            if let Some(failure) = &figures.failure {
+        writeln!(f, "goals for rates were multiplied by {:.2}", slowness(self.stats(Row::Naive)))?;
+        for (row, stats) in &self.rows {
+            if let Some(failure) = &stats.failure {
                 writeln!(f, "\n{} FAILED: {failure}", row.name())?;
             }
         }

@@ -7,9 +7,9 @@ use serde::Serialize;
 
 use crate::frontier::Step;
 
-/// All figures of one row. Times are in the units of their names; an event of a row of reads is a read.
+/// All stats of one row. Times are in the units of their names; an event of a row of reads is a read.
 #[derive(Clone, Debug, Default, Serialize)]
-pub(crate) struct Figures {
+pub(crate) struct RowStats {
     /// Events acknowledged.
     pub(crate) events: u64,
     /// From the first to the last answer.
@@ -49,7 +49,7 @@ pub(crate) struct Figures {
     pub(crate) failure: Option<String>,
 }
 
-impl Figures {
+impl RowStats {
     /// Events per second that count: those in the primary, or what is read.
     pub(crate) fn rate(&self) -> f64 {
         self.counted_per_second.unwrap_or(self.acknowledged_per_second)
