@@ -81,7 +81,7 @@ async fn populate(domains: u32, servers: &Servers) -> anyhow::Result<()> {
         &system,
         &spec,
         Scraping::EverySecond,
-        std::future::ready(Ok(measure::Beside::default())),
+        std::future::ready(Ok(measure::SideResult::default())),
     )
     .await?;
     system.clear().await;

@@ -17,7 +17,7 @@ use harness::stats::median;
 use serde::Serialize;
 
 use crate::baseline::Baseline;
-use crate::measure::{self, Beside, per_second};
+use crate::measure::{self, SideResult, per_second};
 use crate::scale::Scale;
 use crate::stats::RowStats;
 use crate::system::{Processes, RunningSystem, Scraping};
@@ -65,7 +65,7 @@ pub(crate) struct Step {
 
 /// One run of one step.
 #[derive(Clone, Copy, Debug)]
-struct Run {
+struct StepRun {
     rate: f64,
     p50: f64,
     p99: f64,
@@ -76,7 +76,7 @@ struct Run {
 
 /// Everything that was measured: each pass has each step at most once.
 #[derive(Debug, Default)]
-struct Passes(Vec<BTreeMap<u32, Run>>);
+struct Passes(Vec<BTreeMap<u32, StepRun>>);
 
 /// What is running, and what came of it so far.
 struct FrontierRun<'a> {
@@ -146,13 +146,13 @@ impl FrontierRun<'_> {
     }
 
     /// Measures one step: the floor, then the system.
-    async fn run(&mut self, connections: u32) -> anyhow::Result<Run> {
+    async fn run(&mut self, connections: u32) -> anyhow::Result<StepRun> {
         self.spec.seed += 1;
         #[expect(clippy::cast_precision_loss, reason = "seconds are few")]
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "they are at least one")]
         let floor_seconds = (self.seconds as f64 * FLOOR_SHARE).ceil() as u64;
         let spec = LoadSpec { connections: Some(connections), ..self.spec };
-        let nothing = async || Ok(Beside::default());
+        let nothing = async || Ok(SideResult::default());
         let floor_spec = LoadSpec { amount: Amount::Seconds(floor_seconds), ..spec };
         let (floor, _, _) =
             measure::events(&self.floor, &floor_spec, Scraping::EverySecond, nothing()).await?;
@@ -164,7 +164,7 @@ impl FrontierRun<'_> {
         let added = between(before, sql::sums(url).await?);
         let difference = compare(&spec, &report, &sample, Counts::default(), added, url).await?;
         let rate = per_second(report.acknowledged, report.seconds);
-        let run = Run {
+        let run = StepRun {
             rate,
             p50: stats.latency_ms.p50.unwrap_or(f64::NAN),
             p99: stats.latency_ms.p99.unwrap_or(f64::NAN),
@@ -206,7 +206,7 @@ impl Passes {
         self.0.first().into_iter().flat_map(|pass| pass.keys().copied()).collect()
     }
 
-    fn median(&self, connections: u32, of: impl Fn(&Run) -> f64) -> f64 {
+    fn median(&self, connections: u32, of: impl Fn(&StepRun) -> f64) -> f64 {
         median(self.0.iter().filter_map(|pass| pass.get(&connections)).map(of))
     }
 

@@ -69,7 +69,7 @@ pub(crate) enum Goal {
 
 /// A goal in words, and whether it is met.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Verdict {
+pub(crate) struct GoalResult {
     pub(crate) goal: String,
     pub(crate) met: bool,
 }
@@ -86,7 +86,7 @@ impl Goal {
         stats: &RowStats,
         slowness: f64,
         other: impl Fn(Row) -> Option<&'a RowStats>,
-    ) -> Verdict {
+    ) -> GoalResult {
         let ingest = |stats: &RowStats| stats.micros_per_event.and_then(|micros| micros.ingest);
         let stack = stats.micros_per_event.map(|micros| micros.stack());
         let at_most = |value: Option<f64>, limit: f64| value.is_some_and(|value| value <= limit);
@@ -152,11 +152,11 @@ impl Goal {
             }
             Self::NoDeadlock => ("no deadlock".into(), stats.deadlocks == 0),
         };
-        Verdict { goal, met: met && stats.failure.is_none() }
+        GoalResult { goal, met: met && stats.failure.is_none() }
     }
 }
 
-impl Verdict {
+impl GoalResult {
     /// In words for the table.
     pub(crate) fn words(&self) -> String {
         format!("{} {}", self.goal, if self.met { "met" } else { "MISSED" })

@@ -34,7 +34,7 @@ use crate::dataset::Datasets;
 use crate::row::Row;
 use crate::scale::Scale;
 use crate::stats::RowStats;
-use crate::table::Table;
+use crate::table::RowTable;
 
 /// What `./dev bench` sets: the servers are this program's own.
 const ALLOWED: &str = "CATCHALL_BENCH";
@@ -86,7 +86,7 @@ enum Part {
     Floor,
     /// Reads counters
     #[command(hide = true)]
-    Reader(reader::Config),
+    Reader(reader::ReaderConfig),
 }
 
 fn main() -> ExitCode {
@@ -133,7 +133,7 @@ async fn run(arguments: &Arguments) -> bool {
     let begun = Instant::now();
     eprintln!("bench: {} rows; {scale}", rows.len());
     let servers = Servers::fresh().await;
-    let mut table = Table::new(&servers, &scale).await;
+    let mut table = RowTable::new(&servers, &scale).await;
     let mut datasets = Datasets::default();
     for row in rows {
         eprintln!("bench: {:4} s  {}: {}", begun.elapsed().as_secs(), row.name(), row.what());

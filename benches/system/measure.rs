@@ -23,7 +23,7 @@ const TIMEOUT: Duration = Duration::from_mins(2);
 
 /// What was done beside the load.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Beside {
+pub(crate) struct SideResult {
     /// Delivered events it has sent itself.
     pub(crate) delivered: u64,
     /// Processor time of its process in microseconds, where it has one.
@@ -41,8 +41,8 @@ pub(crate) async fn events(
     system: &RunningSystem,
     spec: &LoadSpec,
     scraping: Scraping,
-    beside: impl Future<Output = anyhow::Result<Beside>>,
-) -> anyhow::Result<(RowStats, Report, Beside)> {
+    beside: impl Future<Output = anyhow::Result<SideResult>>,
+) -> anyhow::Result<(RowStats, Report, SideResult)> {
     let servers = &system.servers;
     let deadlocks = sql::deadlocks(&servers.database_url).await?;
     let counted = system.counted().await;
@@ -159,7 +159,7 @@ fn growth_megabytes(looks: &[Observation]) -> Option<f64> {
     growth.max_by(f64::total_cmp)
 }
 
-fn notes(spec: &LoadSpec, report: &Report, beside: &Beside) -> Vec<String> {
+fn notes(spec: &LoadSpec, report: &Report, beside: &SideResult) -> Vec<String> {
     let Report { refused, unknown, errors, last_error, .. } = report;
     let mut notes = beside.notes.clone();
     if refused + unknown + errors > 0 {

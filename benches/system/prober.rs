@@ -11,7 +11,7 @@ use http_body_util::Full;
 use hyper::{Request, StatusCode};
 use serde::Deserialize;
 
-use crate::measure::Beside;
+use crate::measure::SideResult;
 use crate::stats::{histogram, latency};
 
 /// Probes at a time: few, so that they do not measure themselves.
@@ -27,7 +27,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Sends events of new domains, one after the other, for so many seconds.
-pub(crate) async fn probe(ingest_url: &str, query_address: &str, seconds: u64) -> anyhow::Result<Beside> {
+pub(crate) async fn probe(ingest_url: &str, query_address: &str, seconds: u64) -> anyhow::Result<SideResult> {
     let until = Instant::now() + Duration::from_secs(seconds);
     let (micros, sent) = (RefCell::new(histogram()), RefCell::new(0));
     let probing = (0..AT_ONCE).map(async |prober| {
@@ -56,7 +56,7 @@ pub(crate) async fn probe(ingest_url: &str, query_address: &str, seconds: u64) -
     let delivered = *sent.borrow();
     let latency = latency(&micros.borrow());
     let notes = vec![format!("latency: from the 202 to the GET that shows it, {delivered} probes")];
-    Ok(Beside { delivered, latency_ms: Some(latency), notes, ..Beside::default() })
+    Ok(SideResult { delivered, latency_ms: Some(latency), notes, ..SideResult::default() })
 }
 
 async fn is_counted(http: &HttpClient, url: &str) -> anyhow::Result<bool> {

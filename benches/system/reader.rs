@@ -28,7 +28,7 @@ use crate::stats::{histogram, latency};
 
 /// What is read, and how.
 #[derive(Clone, Debug, clap::Args)]
-pub(crate) struct Config {
+pub(crate) struct ReaderConfig {
     #[arg(long)]
     pub(crate) address: SocketAddr,
     /// Any of so many domains of the population
@@ -58,7 +58,7 @@ pub(crate) struct Reads {
 }
 
 /// Reads by a process of its own; with what came of it, its processor time in microseconds.
-pub(crate) async fn read(config: &Config) -> anyhow::Result<(Reads, f64)> {
+pub(crate) async fn read(config: &ReaderConfig) -> anyhow::Result<(Reads, f64)> {
     let mut command = myself("reader")?;
     command.args(["--address", &config.address.to_string(), "--domains", &config.domains.to_string()]);
     command.args(["--seconds", &config.seconds.to_string()]);
@@ -71,20 +71,20 @@ pub(crate) async fn read(config: &Config) -> anyhow::Result<(Reads, f64)> {
 }
 
 /// The program.
-pub(crate) fn main(config: &Config) -> anyhow::Result<()> {
+pub(crate) fn main(config: &ReaderConfig) -> anyhow::Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
     let reads = runtime.block_on(run(config))?;
     println!("{}", serde_json::to_string(&reads)?);
     Ok(())
 }
 
-struct Run {
+struct ReadRun {
     pace: Option<Pace>,
     until: Instant,
-    state: RefCell<State>,
+    state: RefCell<ReadState>,
 }
 
-struct State {
+struct ReadState {
     domains: Workload,
     /// How many were begun.
     begun: u64,
@@ -95,7 +95,7 @@ struct State {
     micros: Histogram<u64>,
 }
 
-async fn run(config: &Config) -> anyhow::Result<Reads> {
+async fn run(config: &ReaderConfig) -> anyhow::Result<Reads> {
     let mut connections = Vec::new();
     for _ in 0..config.connections {
         connections.push(connect(config.address).await?);
@@ -106,10 +106,10 @@ async fn run(config: &Config) -> anyhow::Result<Reads> {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is not negative")]
     let requests = |rate: f64| (rate * config.seconds as f64) as u64;
     let pace = config.rate.map(|rate| Pace::begin(Rate::per_second(rate), requests(rate))).transpose()?;
-    let run = Rc::new(Run {
+    let run = Rc::new(ReadRun {
         pace,
         until: begun + Duration::from_secs(config.seconds),
-        state: RefCell::new(State {
+        state: RefCell::new(ReadState {
             domains: Workload::new(Shape::Uniform, 1, config.domains),
             begun: 0,
             answered: 0,
@@ -161,7 +161,7 @@ async fn connect(address: SocketAddr) -> anyhow::Result<SendRequest<Empty<Bytes>
 
 /// Asks on one connection until the end.
 async fn ask(
-    run: Rc<Run>,
+    run: Rc<ReadRun>,
     mut connection: SendRequest<Empty<Bytes>>,
     address: SocketAddr,
 ) -> anyhow::Result<()> {
@@ -194,7 +194,7 @@ async fn ask(
     }
 }
 
-impl State {
+impl ReadState {
     /// When the next request was due, and for what.
     fn next(&mut self, pace: Option<&Pace>) -> (Instant, u32) {
         let due = pace.map_or_else(Instant::now, |pace| pace.moment(self.begun));

@@ -13,14 +13,14 @@ use crate::baseline::Baseline;
 use crate::dataset::Datasets;
 use crate::frontier;
 use crate::goal::slowness;
-use crate::measure::{self, Beside, per_second};
+use crate::measure::{self, SideResult, per_second};
 use crate::prober::probe;
 use crate::reader::{self, read};
 use crate::row::Row;
 use crate::scale::Scale;
 use crate::stats::RowStats;
 use crate::system::{Processes, RunningSystem, Scraping};
-use crate::table::Table;
+use crate::table::RowTable;
 use crate::verification::{Sample, between, compare};
 
 /// The pace at which costs are compared, whatever the size of the table: the cost depends on it. Far below
@@ -70,12 +70,12 @@ pub(crate) async fn run(
     scale: &Scale,
     servers: &Servers,
     datasets: &mut Datasets,
-    table: &Table,
+    table: &RowTable,
 ) -> anyhow::Result<RowStats> {
     datasets.prepare(row.dataset(scale), servers).await?;
     match scenario(row, scale, table)? {
         Scenario::Events(processes, spec) => {
-            run_events(processes, &spec, servers, Scraping::EverySecond, async |_| Ok(Beside::default()))
+            run_events(processes, &spec, servers, Scraping::EverySecond, async |_| Ok(SideResult::default()))
                 .await
         }
         Scenario::Probed(spec) => {
@@ -93,7 +93,7 @@ pub(crate) async fn run(
                     .map(|ms| format!("{:.2}", ms.unwrap_or_default()));
                 let rate = per_second(reads.answered, reads.seconds);
                 let notes = vec![format!("reads: {rate:.0}/s, p50 {p50}, p95 {p95}, p99 {p99} ms")];
-                Ok(Beside { micros, wrong: reads.wrong, notes, ..Beside::default() })
+                Ok(SideResult { micros, wrong: reads.wrong, notes, ..SideResult::default() })
             };
             run_events(WHOLE, &spec, servers, scraping, reading).await
         }
@@ -104,7 +104,7 @@ pub(crate) async fn run(
 
 const WHOLE: Processes = Processes::Whole { workers: 1 };
 
-fn scenario(row: Row, scale: &Scale, table: &Table) -> anyhow::Result<Scenario> {
+fn scenario(row: Row, scale: &Scale, table: &RowTable) -> anyhow::Result<Scenario> {
     let slowness = slowness(table.stats(Row::Naive));
     let put = LoadSpec {
         connections: Some(PUT_CONNECTIONS),
@@ -168,7 +168,7 @@ async fn run_events(
     spec: &LoadSpec,
     servers: &Servers,
     scraping: Scraping,
-    beside: impl AsyncFnOnce(&RunningSystem) -> anyhow::Result<Beside>,
+    beside: impl AsyncFnOnce(&RunningSystem) -> anyhow::Result<SideResult>,
 ) -> anyhow::Result<RowStats> {
     let url = &servers.database_url;
     let before = sql::sums(url).await?;
@@ -230,7 +230,7 @@ fn reads(
     scale: &Scale,
     domains: u32,
     rate: Option<f64>,
-) -> anyhow::Result<reader::Config> {
+) -> anyhow::Result<reader::ReaderConfig> {
     let (address, seconds) = (system.query_address()?, scale.seconds);
-    Ok(reader::Config { address, domains, rate, seconds, connections: 64 })
+    Ok(reader::ReaderConfig { address, domains, rate, seconds, connections: 64 })
 }

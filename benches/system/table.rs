@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::frontier::Step;
-use crate::goal::{Goal, Verdict, slowness};
+use crate::goal::{Goal, GoalResult, slowness};
 use crate::row::Row;
 use crate::scale::Scale;
 use crate::stats::{Micros, Peaks, RowStats};
@@ -66,7 +66,7 @@ const MEMORY: [Allowance; 3] = [
 
 /// All rows so far, and where they were measured.
 #[derive(Debug)]
-pub(crate) struct Table {
+pub(crate) struct RowTable {
     rows: Vec<(Row, RowStats)>,
     scale: Scale,
     machine: MachineInfo,
@@ -108,7 +108,7 @@ fn entry(file: &str, name: &str) -> Option<String> {
     entries.find(|(entry, _)| entry.trim() == name).map(|(_, value)| value.trim().to_owned())
 }
 
-impl Table {
+impl RowTable {
     pub(crate) async fn new(servers: &Servers, scale: &Scale) -> Self {
         Self { rows: Vec::new(), scale: *scale, machine: MachineInfo::of(servers).await }
     }
@@ -134,25 +134,28 @@ impl Table {
             return format!("FAILED: {failure}");
         }
         let stack = stats.micros_per_event.map(|micros| micros.stack()).unwrap_or_default();
-        let goals = self.verdicts(*row, stats).into_iter().map(|verdict| verdict.words());
+        let goals = self.goal_results(*row, stats).into_iter().map(|result| result.words());
         let RowStats { lost, duplicated, .. } = stats;
         let first = format!("{:.0}/s, {stack:.2} us, {lost} lost, {duplicated} duplicated", stats.rate());
         std::iter::once(first).chain(goals).chain(stats.notes.iter().cloned()).collect::<Vec<_>>().join(", ")
     }
 
-    fn verdicts(&self, row: Row, stats: &RowStats) -> Vec<Verdict> {
+    fn goal_results(&self, row: Row, stats: &RowStats) -> Vec<GoalResult> {
         let slowness = slowness(self.stats(Row::Naive));
         let judge = |goal: &Goal| goal.judge(stats, slowness, |row| self.stats(row));
         row.goals().iter().map(judge).collect()
     }
 
     /// The most memory a service took in any row, and whether that is as little as it should be.
-    fn memory(&self) -> Vec<Verdict> {
+    fn memory(&self) -> Vec<GoalResult> {
         let ours = self.rows.iter().filter(|(row, _)| row.is_ours());
         let peaks: Vec<&Peaks> = ours.map(|(_, stats)| &stats.peak_megabytes).collect();
         let most = MEMORY.iter().filter_map(|Allowance { service, megabytes, taken }| {
             let most = peaks.iter().filter_map(|peaks| taken(peaks)).max()?;
-            Some(Verdict { goal: format!("{service} {most} MB, below {megabytes}"), met: most < *megabytes })
+            Some(GoalResult {
+                goal: format!("{service} {most} MB, below {megabytes}"),
+                met: most < *megabytes,
+            })
         });
         most.collect()
     }
@@ -173,7 +176,7 @@ impl Table {
                 "stack_micros_per_event": stats.micros_per_event.map(|micros| micros.stack()),
                 "times_naive": self.times(stats, Row::Naive),
                 "times_floor": self.times(stats, Row::Floor),
-                "goals": self.verdicts(*row, stats),
+                "goals": self.goal_results(*row, stats),
             })
         });
         let rows: Vec<Value> = rows.collect();
@@ -226,14 +229,14 @@ impl Table {
         if stats.failure.is_some() {
             return "FAILED".into();
         }
-        let goals = self.verdicts(row, stats).into_iter().map(|verdict| verdict.words());
+        let goals = self.goal_results(row, stats).into_iter().map(|result| result.words());
         let grows = (stats.backlog_grows == Some(true)).then(|| "the backlog grows".to_owned());
         let remarks = goals.chain(grows).chain(stats.notes.iter().cloned());
         remarks.collect::<Vec<_>>().join("; ")
     }
 }
 
-impl fmt::Display for Table {
+impl fmt::Display for RowTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let MachineInfo { cores, processor, memory_gigabytes, postgres, rabbitmq, build } = &self.machine;
         writeln!(
@@ -275,7 +278,7 @@ impl fmt::Display for Table {
             }
             writeln!(f)?;
         }
-        let memory: Vec<String> = self.memory().iter().map(Verdict::words).collect();
+        let memory: Vec<String> = self.memory().iter().map(GoalResult::words).collect();
         writeln!(f, "memory, the most of all rows: {}", memory.join("; "))?;
         // On a machine that was busy with other things naive is slow too, and goals are met that should not
         // be.
