@@ -1,4 +1,4 @@
-//! The table a row is played on: as it is, empty, or with a population that is there and warm.
+//! The contents of the table at the start of a row: as they are, empty, or a population that is in memory.
 
 use std::collections::BTreeMap;
 

@@ -99,12 +99,12 @@ pub(crate) async fn run(spec: LoadSpec, scale: &Scale, servers: &Servers) -> any
         seconds: scale.step_seconds,
         all: RowStats::default(),
     };
-    let played = frontier.passes(steps, scale.with_larger).await;
+    let passes = frontier.passes(steps, scale.with_larger).await;
     let FrontierRun { system, floor, all, .. } = frontier;
     let peak_megabytes = system.peaks();
     system.clear().await;
     floor.clear().await;
-    let steps = played?.steps();
+    let steps = passes?.steps();
     let mut stats = RowStats { peak_megabytes, ..all };
     if let Some(compared) = steps.iter().find(|step| step.connections == COMPARED) {
         let latency = &mut stats.latency_ms;

@@ -109,14 +109,7 @@ impl Goal {
                 let met = ingest(stats).zip(floor).is_some_and(|(ingest, floor)| ingest <= times * floor);
                 (format!("ingest {times} x floor"), met)
             }
-            Self::NoFall => {
-                let steps = stats.frontier.iter().filter_map(|step| Some((step.times_before?, step)));
-                let worst = steps.min_by(|(left, _), (right, _)| left.total_cmp(right));
-                let (times, at) = worst.map_or((f64::NAN, 0), |(times, step)| (times, step.connections));
-                let least = format!("at {at} connections {:+.1} %", (times - 1.0) * 100.0);
-                let goal = format!("no step {:.0} % below the one before ({least})", FALL * 100.0);
-                (goal, times >= 1.0 - FALL)
-            }
+            Self::NoFall => no_fall(stats),
             Self::HalfOfFloor => {
                 let step = stats.frontier.iter().find(|step| step.connections == COMPARED);
                 let times = step.map_or(f64::NAN, |step| step.rate / step.floor);
@@ -154,6 +147,16 @@ impl Goal {
         };
         GoalResult { goal, met: met && stats.failure.is_none() }
     }
+}
+
+/// The step that loses most against the one before, and whether that is little enough.
+fn no_fall(stats: &RowStats) -> (String, bool) {
+    let steps = stats.frontier.iter().filter_map(|step| Some((step.times_before?, step)));
+    let worst = steps.min_by(|(left, _), (right, _)| left.total_cmp(right));
+    let (times, at) = worst.map_or((f64::NAN, 0), |(times, step)| (times, step.connections));
+    let least = format!("at {at} connections {:+.1} %", (times - 1.0) * 100.0);
+    let goal = format!("no step {:.0} % below the one before ({least})", FALL * 100.0);
+    (goal, times >= 1.0 - FALL)
 }
 
 impl GoalResult {

@@ -107,7 +107,7 @@ fn main() -> ExitCode {
         eprintln!("--picture draws the row {}, which is not among those asked for", Row::Frontier.name());
         return ExitCode::FAILURE;
     }
-    let played = match &arguments.part {
+    let ended = match &arguments.part {
         Some(Part::Naive(config)) => baseline::serve(Baseline::Naive, Some(config)),
         Some(Part::Floor) => baseline::serve(Baseline::Floor, None),
         Some(Part::Reader(config)) => reader::main(config),
@@ -117,7 +117,7 @@ fn main() -> ExitCode {
             return if held { ExitCode::SUCCESS } else { ExitCode::FAILURE };
         }
     };
-    match played {
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error:#}");
@@ -137,12 +137,12 @@ async fn run(arguments: &Arguments) -> bool {
     let mut datasets = Datasets::default();
     for row in rows {
         eprintln!("bench: {:4} s  {}: {}", begun.elapsed().as_secs(), row.name(), row.what());
-        let playing = scenario::run(row, &scale, &servers, &mut datasets, &table);
-        let played = match AssertUnwindSafe(playing).catch_unwind().await {
-            Ok(played) => played.map_err(|error| format!("{error:#}")),
+        let running = scenario::run(row, &scale, &servers, &mut datasets, &table);
+        let ended = match AssertUnwindSafe(running).catch_unwind().await {
+            Ok(ended) => ended.map_err(|error| format!("{error:#}")),
             Err(panic) => Err(panics::message(&*panic)),
         };
-        let stats = played.unwrap_or_else(|reason| {
+        let stats = ended.unwrap_or_else(|reason| {
             eprintln!("bench: {}: {reason}", row.name());
             RowStats { failure: Some(reason), ..RowStats::default() }
         });

@@ -1,4 +1,4 @@
-//! The rows of the table: what each is, where it is played, and what it should come to.
+//! The rows of the result: what each measures, on which dataset, and its goals.
 
 use clap::ValueEnum;
 use serde::{Serialize, Serializer};
@@ -86,7 +86,7 @@ impl Row {
         }
     }
 
-    /// Where it is played.
+    /// The dataset it is measured on.
     pub(crate) fn dataset(self, scale: &Scale) -> Dataset {
         match self {
             // Waves bring their own domains, and few.

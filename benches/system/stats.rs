@@ -45,7 +45,7 @@ pub(crate) struct RowStats {
     pub(crate) frontier: Vec<Step>,
     /// What else there is to say.
     pub(crate) notes: Vec<String>,
-    /// Why it was not played to its end.
+    /// Why it was not completed.
     pub(crate) failure: Option<String>,
 }
 

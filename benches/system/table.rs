@@ -42,14 +42,15 @@ const HEADINGS: [&str; 23] = [
 
 /// What the columns are.
 const LEGEND: &str = "\
-acked/s: events (for get: reads) answered per second. counted/s: events per second until the last of them was in
-the primary. ingest to load: each process's processor time per event in microseconds, until the replica had all
-events; the servers of naive and floor are listed under ingest. stack: the sum of all but load, the load tool. p50
-to p99: latency in ms; at a fixed rate it counts from the moment an event was due. MB: the peak memory of
-ingest/worker/query. x naive, x floor: the rate divided by theirs. queue: the most messages seen in the queue.
-behind: seconds from the last answer until all events were counted. lag: the most seconds the replica was behind.
-steal: the percentage of the requested processor time that the machine's host gave to others; where it is high,
-rates and latencies say little. If naive is slower than 6,000/s, the goals for rates are lowered in proportion.";
+acked/s: events (for get: reads) answered per second. counted/s: events per second until the last of them
+was in the primary. ingest to load: each process's processor time per event in microseconds, until the
+replica had all events; the servers of naive and floor are listed under ingest. stack: the sum of all but
+load, the load tool. p50 to p99: latency in ms; at a fixed rate it counts from the moment an event was due.
+MB: the peak memory of ingest/worker/query. x naive, x floor: the rate divided by theirs. queue: the most
+messages seen in the queue. behind: seconds from the last answer until all events were counted. lag: the
+most seconds the replica was behind. steal: the percentage of the requested processor time that the
+machine's host gave to others; where it is high, rates and latencies say little. If naive is slower than
+6,000/s, the goals for rates are lowered in proportion.";
 
 /// What a service may take.
 struct Allowance {
@@ -119,10 +120,10 @@ impl RowTable {
 
     /// What a row has come to.
     pub(crate) fn stats(&self, row: Row) -> Option<&RowStats> {
-        self.rows.iter().find(|(played, _)| *played == row).map(|(_, stats)| stats)
+        self.rows.iter().find(|(measured, _)| *measured == row).map(|(_, stats)| stats)
     }
 
-    /// Whether every row was played to its end and nothing was lost or counted twice.
+    /// Whether every row was completed and nothing was lost or counted twice.
     pub(crate) fn all_counted_once(&self) -> bool {
         self.rows.iter().all(|(_, stats)| stats.failure.is_none() && stats.lost + stats.duplicated == 0)
     }

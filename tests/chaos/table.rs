@@ -22,10 +22,11 @@ const HEADINGS: [&str; 10] = [
 
 /// What the times in the table are.
 const LEGEND: &str = "\
-503: how many of the prober's requests were answered with it. Times: the worst of the rounds, in seconds. They
-start when the fault ends: a killed service is started again, or a killed server accepts connections again. They
-end when requests are answered as before, and when events sent after the fault are counted. MB: the peak memory of
-a process of ingest/worker/query. The readiness of a service is not checked while it is killed.";
+503: how many of the prober's requests were answered with it. Times: the worst of the rounds, in seconds.
+They start when the fault ends: a killed service is started again, or a killed server accepts connections
+again. They end when requests are answered as before, and when events sent after the fault are counted. MB:
+the peak memory of a process of ingest/worker/query. The readiness of a service is not checked while it is
+killed.";
 
 /// All rows so far.
 #[derive(Debug, Default)]

@@ -191,12 +191,18 @@ async fn what_cannot_be_taken_is_a_problem_that_names_it() {
         assert_eq!(answered.as_u16(), status, "{method} {path} {problem}");
         assert!(problem["detail"].as_str().unwrap().contains(detail), "{method} {path} {problem}");
     }
-    let (_, headers, _) = ingest.request(Method::GET, "/events/a.com/delivered", &[], "").await;
-    assert_eq!(headers[header::ALLOW], "PUT");
-    let (_, problem) = refused(&ingest, post, "/events", &[NDJSON], "nothing").await;
-    assert_eq!(problem["rejected"][0]["index"], 0, "{problem}");
     let _worker = Service::ready("worker", &servers, &[]).await;
     servers.settle_at("a.com", 0, 0).await;
+}
+
+#[tokio::test]
+async fn a_problem_tells_what_is_allowed_and_which_events_are_rejected() {
+    let servers = Servers::fresh().await;
+    let ingest = Service::ready("ingest", &servers, &[]).await;
+    let (_, headers, _) = ingest.request(Method::GET, "/events/a.com/delivered", &[], "").await;
+    assert_eq!(headers[header::ALLOW], "PUT");
+    let (_, problem) = refused(&ingest, Method::POST, "/events", &[NDJSON], "nothing").await;
+    assert_eq!(problem["rejected"][0]["index"], 0, "{problem}");
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ const MAX_BATCH: i64 = 10_000;
 
 /// What is sent, how, where to, and whether it is compared.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Config {
+pub struct LoadConfig {
     /// The shape of the traffic
     #[arg(long, value_name = "SHAPE", default_value = "waves", help_heading = "Events")]
     pub(crate) workload: Shape,
@@ -160,7 +160,7 @@ pub struct Config {
     pub(crate) threshold: u64,
 }
 
-impl Config {
+impl LoadConfig {
     /// Checks that the options go together.
     ///
     /// # Errors
@@ -214,7 +214,7 @@ fn rate(text: &str) -> Result<f64, String> {
 /// A configuration that makes sense, with every default in its place.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
-    pub(crate) config: Config,
+    pub(crate) config: LoadConfig,
     pub(crate) seed: u64,
     pub(crate) domains: u32,
     pub(crate) names: Names,
@@ -227,8 +227,8 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    pub(crate) fn new(config: Config) -> Self {
-        let Config { via, workload, connections, streams, batch, .. } = config;
+    pub(crate) fn new(config: LoadConfig) -> Self {
+        let LoadConfig { via, workload, connections, streams, batch, .. } = config;
         // Half of the bits are enough to differ, and can be typed.
         let seed = config.seed.unwrap_or_else(|| RandomState::new().hash_one(()) >> 32);
         let (usual_connections, usual_streams, usual_batch) = match via {

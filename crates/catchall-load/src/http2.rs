@@ -62,9 +62,9 @@ impl Http2 {
 
     /// A slot for one request at a time, whose answer is waited for as long as `timeout`.
     #[must_use]
-    pub(crate) fn stream(self: &Rc<Self>, timeout: Duration) -> Stream {
+    pub(crate) fn stream(self: &Rc<Self>, timeout: Duration) -> Http2Stream {
         let slot = Slot { connection: Rc::clone(self), requests: None };
-        Stream { timeout: RequestTimeout::new(timeout), slot }
+        Http2Stream { timeout: RequestTimeout::new(timeout), slot }
     }
 
     /// The open connection, or a new one. Of those who find it lost, one opens it and the others wait.
@@ -126,7 +126,7 @@ impl fmt::Debug for Http2 {
 
 /// A slot for one request at a time on a shared connection.
 #[derive(Debug)]
-pub(crate) struct Stream {
+pub(crate) struct Http2Stream {
     timeout: RequestTimeout,
     slot: Slot,
 }
@@ -166,7 +166,7 @@ impl Slot {
     }
 }
 
-impl Client for Stream {
+impl Client for Http2Stream {
     async fn exchange(&mut self, call: HttpRequest) -> Result<HttpResponse, Failure> {
         let Self { timeout, slot } = self;
         let answer = timeout.wait(pin!(slot.send(call))).await.flatten();

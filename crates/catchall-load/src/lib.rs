@@ -46,14 +46,14 @@ use crate::http1::Http1;
 use crate::http2::Http2;
 use crate::pace::{Pace, Rate};
 use crate::post::{Bulk, Put};
-use crate::reading::Reader;
+use crate::reading::CounterReader;
 use crate::record::SendRecord;
 use crate::run::Run;
 use crate::sender::{Transport, send};
 use crate::verification::{Comparison, Snapshot};
 use catchall_progress::{Display, Progress};
 
-pub use crate::config::Config;
+pub use crate::config::LoadConfig;
 pub use crate::report::{ExitReason, Latency, Report};
 pub use crate::verification::Verification;
 
@@ -69,7 +69,7 @@ pub struct Interrupted;
 ///
 /// When a server cannot be reached at the start, or counters cannot be read; [`Interrupted`] when the
 /// interrupt comes before or after the sending.
-pub async fn run(config: Config, interrupt: impl Future<Output = ()>) -> anyhow::Result<Report> {
+pub async fn run(config: LoadConfig, interrupt: impl Future<Output = ()>) -> anyhow::Result<Report> {
     let plan = Plan::new(config);
     let names = plan.names;
     let interrupt = pin!(interrupt.fuse());
@@ -105,7 +105,7 @@ async fn http1(plan: &Plan) -> anyhow::Result<Vec<Http1>> {
     try_join_all(connections).await.with_context(|| format!("cannot reach ingest at {target}"))
 }
 
-async fn http2(plan: &Plan) -> anyhow::Result<Vec<http2::Stream>> {
+async fn http2(plan: &Plan) -> anyhow::Result<Vec<http2::Http2Stream>> {
     let target = &plan.config.ingest_url;
     let connections = (0..plan.connections).map(|_| Http2::connect(target.clone(), plan.streams));
     let connections = try_join_all(connections).await;
@@ -121,13 +121,13 @@ async fn run_with<C: Transport + 'static>(
     mut interrupt: Pin<&mut impl Future<Output = ()>>,
 ) -> anyhow::Result<Report> {
     let display = Display::detect();
-    let Config { workload, events, verify, query_url, threshold, .. } = &plan.config;
+    let LoadConfig { workload, events, verify, query_url, threshold, .. } = &plan.config;
     eprintln!("{} events of {workload}, seed {}, by {}", HumanCount(*events), plan.seed, plan.config.via);
     let mut run = Run::new(plan.workload(), plan.keys(), plan.retry_for);
     let mut comparing = None;
     if *verify {
         let mut reader =
-            Reader::connect(query_url, plan.names, *threshold, plan.timeout, plan.retry_for).await?;
+            CounterReader::connect(query_url, plan.names, *threshold, plan.timeout, plan.retry_for).await?;
         let snapshot = Snapshot::read(plan.workload(), *events, &mut reader, display, plan.settle_within);
         let snapshot = unless(interrupt.as_mut(), snapshot).await?;
         *run.record.get_mut() = Some(SendRecord::with_domains(plan.population()));

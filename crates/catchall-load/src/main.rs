@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use catchall_load::{Config, Interrupted, Report};
+use catchall_load::{Interrupted, LoadConfig, Report};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser};
 use tokio::runtime::{Builder, LocalOptions};
@@ -42,7 +42,7 @@ Exit status:
 #[command(name = "catchall-load", version, max_term_width = 110, after_help = AFTER_HELP)]
 struct Arguments {
     #[command(flatten)]
-    config: Config,
+    config: LoadConfig,
 
     /// Print the result as one JSON object on standard output; everything else goes to standard error
     #[arg(long)]
@@ -80,7 +80,7 @@ fn without_secrets(mut error: clap::Error) -> clap::Error {
     error
 }
 
-fn run(config: Config) -> anyhow::Result<Report> {
+fn run(config: LoadConfig) -> anyhow::Result<Report> {
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
     let runtime = runtime.context("cannot start an event loop")?;
     runtime.block_on(catchall_load::run(config, interrupted()))

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::counts::Counts;
 use crate::exchange::{Client, HttpRequest};
-use crate::http2::{Http2, Stream};
+use crate::http2::{Http2, Http2Stream};
 use crate::sender::backoff;
 use crate::target::Target;
 use crate::workload::Names;
@@ -31,15 +31,15 @@ pub(crate) struct Reading {
 
 /// Reads counters, many at a time.
 #[derive(Debug)]
-pub(crate) struct Reader {
-    streams: Vec<Stream>,
+pub(crate) struct CounterReader {
+    streams: Vec<Http2Stream>,
     target: Target,
     names: Names,
     threshold: u64,
     retry_for: Duration,
 }
 
-impl Reader {
+impl CounterReader {
     /// Connects to the query service.
     ///
     /// # Errors
@@ -88,7 +88,7 @@ impl Reader {
 }
 
 async fn read(
-    stream: &mut Stream,
+    stream: &mut Http2Stream,
     domain: &str,
     threshold: u64,
     retry_for: Duration,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use catchall_progress::HumanCount;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, Plan};
+use crate::config::{LoadConfig, Plan};
 use crate::run::Run;
 use crate::verification::Verification;
 use crate::workload::Shape;
@@ -103,7 +103,7 @@ impl ExitReason {
 impl Report {
     /// What a run has come to, which took so long until the last acknowledgement.
     pub(crate) fn new(plan: &Plan, run: &Run, took: Duration) -> Self {
-        let Config { workload, events, via, keyed, rate, .. } = &plan.config;
+        let LoadConfig { workload, events, via, keyed, rate, .. } = &plan.config;
         let stats = run.stats.borrow();
         let seconds = took.as_secs_f64();
         #[expect(clippy::cast_precision_loss, reason = "a rate to look at")]

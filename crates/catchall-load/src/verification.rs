@@ -9,7 +9,7 @@ use anyhow::bail;
 use serde::{Deserialize, Serialize};
 
 use crate::counts::Counts;
-use crate::reading::{Reader, Reading};
+use crate::reading::{CounterReader, Reading};
 use crate::record::{Bounds, Difference, SendRecord};
 use crate::workload::{Names, Workload};
 use catchall_progress::{Display, Progress};
@@ -75,7 +75,7 @@ impl Snapshot {
     pub(crate) async fn read(
         workload: Workload,
         events: u64,
-        reader: &mut Reader,
+        reader: &mut CounterReader,
         display: Display,
         timeout: Duration,
     ) -> anyhow::Result<Self> {
@@ -118,7 +118,7 @@ fn probe(domains: usize) -> usize {
 }
 
 /// Waits until two readings are the same: events of an earlier run may still be on their way.
-async fn stand_still(domains: &[u32], reader: &mut Reader, timeout: Duration) -> anyhow::Result<()> {
+async fn stand_still(domains: &[u32], reader: &mut CounterReader, timeout: Duration) -> anyhow::Result<()> {
     let give_up = Instant::now() + timeout;
     let mut last: Option<Vec<Counts>> = None;
     loop {
@@ -174,7 +174,7 @@ impl<'a> Comparison<'a> {
     pub(crate) async fn run(
         mut self,
         names: Names,
-        reader: &mut Reader,
+        reader: &mut CounterReader,
         display: Display,
     ) -> anyhow::Result<Verification> {
         let all = self.snapshot.domains.len();
@@ -196,7 +196,7 @@ impl<'a> Comparison<'a> {
     async fn watch(
         &mut self,
         mut positions: Vec<usize>,
-        reader: &mut Reader,
+        reader: &mut CounterReader,
         display: Display,
     ) -> anyhow::Result<()> {
         let total = positions.len();
@@ -221,7 +221,7 @@ impl<'a> Comparison<'a> {
     async fn look(
         &mut self,
         positions: &[usize],
-        reader: &mut Reader,
+        reader: &mut CounterReader,
         tell: impl Fn(u64),
     ) -> anyhow::Result<()> {
         let mut read = 0;

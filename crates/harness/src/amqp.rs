@@ -6,7 +6,7 @@ use lapin::options::{
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
 
-/// A direct publisher, as any client library makes one.
+/// A plain AMQP client: one connection with one confirming channel.
 pub struct AmqpClient {
     channel: Channel,
     _connection: Connection,
@@ -25,7 +25,7 @@ impl AmqpClient {
         Self { channel, _connection: connection }
     }
 
-    /// Publishes as the README says, and waits for the confirm.
+    /// Publishes a message of events as the documentation describes, and waits for the confirm.
     pub async fn publish(&self, body: &[u8], message_id: Option<&str>) {
         let properties =
             BasicProperties::default().with_delivery_mode(2).with_content_type("application/json".into());
@@ -45,7 +45,7 @@ impl AmqpClient {
     ///
     /// # Panics
     ///
-    /// When the broker does not do it.
+    /// When the broker refuses.
     pub async fn publish_to(&self, exchange: &str, body: &[u8], properties: BasicProperties) {
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
         let confirm =
@@ -57,7 +57,7 @@ impl AmqpClient {
     ///
     /// # Panics
     ///
-    /// When the broker does not do it.
+    /// When the broker refuses.
     pub async fn waiting(&self, queue: &str) -> u32 {
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
         let queue = self.channel.queue_declare(queue.into(), options, FieldTable::default()).await.unwrap();
@@ -73,7 +73,7 @@ impl AmqpClient {
     ///
     /// # Panics
     ///
-    /// When the broker does not do it.
+    /// When the broker refuses.
     pub async fn take(&self, queue: &str) -> Option<(Vec<u8>, FieldTable, BasicProperties)> {
         let options = BasicGetOptions { no_ack: true };
         let message = self.channel.basic_get(queue.into(), options).await.unwrap()?;
@@ -82,11 +82,11 @@ impl AmqpClient {
         Some((message.delivery.data, headers, properties))
     }
 
-    /// Takes a message from a queue and gives it back, as a worker does that ends before it accepts it.
+    /// Takes a message from a queue and returns it, as a worker does that ends before it acknowledges.
     ///
     /// # Panics
     ///
-    /// When the broker does not do it.
+    /// When the broker refuses.
     pub async fn give_back(&self, queue: &str) -> bool {
         let taken = self.channel.basic_get(queue.into(), BasicGetOptions::default()).await.unwrap();
         let Some(message) = taken else { return false };

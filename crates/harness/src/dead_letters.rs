@@ -22,7 +22,7 @@ impl Servers {
         (status.code().expect("it ends by itself"), stdout, stderr)
     }
 
-    /// The same for what has to succeed.
+    /// The same, but panics unless it succeeds; returns standard output.
     pub fn dead_well(&self, arguments: &[&str]) -> String {
         let (status, stdout, stderr) = self.dead(arguments);
         assert_eq!(status, 0, "{arguments:?}: {stdout}{stderr}");
@@ -36,7 +36,7 @@ impl Servers {
         printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// Starts it.
+    /// Starts `catchall-dead`.
     #[must_use]
     pub fn spawn_dead(&self, arguments: &[&str]) -> Child {
         let mut command = command("dead");
@@ -44,7 +44,7 @@ impl Servers {
         command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
-    /// Says that claims may have been forgotten that were last met before this.
+    /// Records in the ledger that claims last used before this time may have been forgotten.
     pub async fn forget_claims_before(&self, kind: &str, time: SystemTime) {
         let seconds = time.duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
         let insert = format!("insert into forgotten_claims values ('{kind}', to_timestamp({seconds}))");
@@ -53,13 +53,13 @@ impl Servers {
 }
 
 impl AmqpClient {
-    /// Puts a letter among the dead ones, as a worker does.
+    /// Publishes a dead letter, as a worker does.
     pub async fn bury(&self, body: &str, message_id: Option<&str>, headers: &[(&str, AMQPValue)]) {
         self.publish_to(DEAD, body.as_bytes(), letter(message_id, headers)).await;
     }
 }
 
-/// The properties of a letter.
+/// The properties of a dead letter.
 #[must_use]
 pub fn letter(message_id: Option<&str>, headers: &[(&str, AMQPValue)]) -> BasicProperties {
     let mut table = FieldTable::default();
@@ -86,13 +86,13 @@ pub fn at(time: SystemTime) -> AMQPValue {
     AMQPValue::Timestamp(time.duration_since(UNIX_EPOCH).unwrap().as_secs())
 }
 
-/// The headers of a letter that the worker made long ago, when it could not read what it reads now.
+/// The headers of a dead letter from an old worker that could not read what a worker reads today.
 #[must_use]
 pub fn mended() -> [(&'static str, AMQPValue); 1] {
     [("catchall-reason", text("the count 3 is not read here"))]
 }
 
-/// What the broker writes when it moves a message.
+/// The header that the broker adds when it moves a message to the dead letters.
 #[must_use]
 pub fn moved(reason: &str, time: SystemTime) -> [(&'static str, AMQPValue); 1] {
     let mut death = FieldTable::default();

@@ -1,4 +1,4 @@
-//! What a test itself has sent, by domain, and how it compares with what was counted.
+//! How many events a test expects for each domain, compared with what was counted.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -7,10 +7,10 @@ use catchall_load::record::Difference;
 
 use crate::sql::counts;
 
-/// How often counters are read that are not there yet.
+/// How long to wait before counters are read again.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// For each domain the least and the most events it may have been delivered.
+/// For each domain, the least and the most delivered events it may have.
 #[derive(Debug, Default)]
 pub struct ExpectedCounts(HashMap<String, (u64, u64)>);
 
@@ -21,7 +21,7 @@ impl ExpectedCounts {
         *bounds = (bounds.0 + least, bounds.1 + most);
     }
 
-    /// Adds all that others expect.
+    /// Adds the bounds of another test.
     pub fn merge(&mut self, other: Self) {
         other.0.into_iter().for_each(|(domain, (least, most))| self.expect(domain, least, most));
     }
@@ -32,8 +32,7 @@ impl ExpectedCounts {
         self.0.values().map(|(least, _)| least).sum()
     }
 
-    /// Compares with the counters on the primary, which may take as long as `timeout` until nothing is
-    /// missing.
+    /// Compares with the counters on the primary. Waits up to `timeout` until no event is missing.
     ///
     /// # Errors
     ///

@@ -1,20 +1,19 @@
-//! A publisher that no client library is: it writes AMQP frame by frame, and so also what none of them would
-//! send.
+//! A publisher that writes AMQP frame by frame, so that it can send what no client library would.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::servers::Servers;
 
-/// The kinds of frames.
+/// The types of frames.
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
 const BODY: u8 = 3;
 
-/// What closes a frame.
+/// The byte that ends a frame.
 const END: u8 = 0xce;
 
-/// The class and the number of methods that are looked for.
+/// The class and the number of the method `basic.ack`.
 const ACK: [u8; 4] = [0, 60, 0, 80];
 
 /// A routing key in Latin-1, which is not UTF-8.
@@ -50,8 +49,8 @@ impl FramePublisher {
         publisher
     }
 
-    /// Publishes a persistent message under any routing key, with the table of its headers as it is on the
-    /// wire, and waits for the confirm.
+    /// Publishes a persistent message under any routing key and waits for the confirm. `headers` is the
+    /// encoded table.
     pub async fn publish(&mut self, exchange: &str, routing_key: &[u8], headers: Option<&[u8]>, body: &[u8]) {
         let flags: u16 = 0x1000 | if headers.is_some() { 0x2000 } else { 0 };
         let table = headers.map(long).unwrap_or_default();
@@ -68,7 +67,7 @@ impl FramePublisher {
                 assert!(tag[..8] == self.published.to_be_bytes(), "{}", said.escape_ascii());
                 return;
             }
-            // Whatever else it says, it says at the log-in; or it closes the channel or the connection.
+            // All other methods belong to the log-in, unless they close the channel or the connection.
             let closes = matches!(&*said, [0, 10, 0, 50, ..] | [0, 20, 0, 40, ..]);
             assert!(!closes, "the broker closes: {}", said.escape_ascii());
         }
@@ -91,13 +90,13 @@ pub async fn publish_in_latin_1(servers: &Servers, exchange: &str, body: &[u8]) 
     FramePublisher::connect(servers).await.publish(exchange, LATIN_1, None, body).await;
 }
 
-/// Publishes a message whose headers nest so deep.
+/// Publishes a message whose headers are nested `depth` levels deep.
 pub async fn publish_nested(servers: &Servers, exchange: &str, depth: u32, body: &[u8]) {
     let headers = nested_headers(depth);
     FramePublisher::connect(servers).await.publish(exchange, b"any.key", Some(&headers), body).await;
 }
 
-/// A table of headers with an array in an array in an array, so deep, and behind it a number, 7.
+/// A table of two headers: arrays nested `depth` levels deep, and the number 7.
 #[must_use]
 pub fn nested_headers(depth: u32) -> Vec<u8> {
     let array = |inner: u32| [&[b'A'][..], &inner.to_be_bytes()].concat();

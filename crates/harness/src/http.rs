@@ -1,4 +1,4 @@
-//! HTTP requests: of clients that expect an answer, and of those that may get none.
+//! HTTP clients for tests. An answer may fail to come; [`send`] is for where it may not.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 
-/// Status and body of an answer, or why there is none.
+/// The status and body of the answer, or the reason why there is none.
 pub type HttpResult = Result<(StatusCode, String), String>;
 
 /// Sends requests.
@@ -47,7 +47,7 @@ impl HttpClient {
     ///
     /// # Panics
     ///
-    /// When `url` is none.
+    /// When `url` is not valid.
     pub async fn get(&self, url: &str, timeout: Duration) -> HttpResult {
         self.send(Request::get(url).body(Full::default()).unwrap(), timeout).await
     }
@@ -67,13 +67,13 @@ impl HttpClient {
 ///
 /// # Panics
 ///
-/// When there is none, or one that is not text.
+/// When there is no answer, or it is not text.
 pub async fn send(request: Request<Full<Bytes>>) -> (StatusCode, HeaderMap, String) {
     let (status, headers, body) = HttpClient::without_keep_alive().exchange(request).await.unwrap();
     (status, headers, String::from_utf8(body.to_vec()).unwrap())
 }
 
-/// An error with its causes: the first alone says nothing.
+/// The error followed by its causes.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut words = error.to_string();
     let mut cause = error.source();

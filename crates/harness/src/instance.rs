@@ -1,16 +1,16 @@
-//! The servers as processes: `./dev` on the instance of this run.
+//! This run's servers as processes, controlled by `./dev`.
 
 use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, bail};
 
-/// The folder of the instance.
+/// The directory of the instance.
 fn folder() -> anyhow::Result<PathBuf> {
     std::env::var("CATCHALL_DEV").map(PathBuf::from).context("./dev says which instance is its own")
 }
 
-/// Where a server has its data.
+/// A server's data directory.
 ///
 /// # Errors
 ///
@@ -19,7 +19,7 @@ pub fn data(server: &str) -> anyhow::Result<PathBuf> {
     Ok(folder()?.join("data").join(server))
 }
 
-/// The process of a server.
+/// The process ID of a server.
 ///
 /// # Errors
 ///
@@ -34,11 +34,11 @@ pub fn pid(server: &str) -> anyhow::Result<u32> {
 ///
 /// # Errors
 ///
-/// With what it printed, when it fails.
+/// When it fails; the error holds what it printed.
 ///
 /// # Panics
 ///
-/// When the event loop ends meanwhile.
+/// When the event loop ends while it waits.
 pub async fn dev(arguments: &[&str]) -> anyhow::Result<String> {
     let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../dev"));
     command.args(arguments);
@@ -51,11 +51,11 @@ pub async fn dev(arguments: &[&str]) -> anyhow::Result<String> {
     Ok(text(&output.stdout))
 }
 
-/// Runs the broker's own tool.
+/// Runs `rabbitmqctl` for the broker of the instance.
 ///
 /// # Errors
 ///
-/// With what it printed, when it fails.
+/// When it fails; the error holds what it printed.
 pub async fn rabbitmqctl(arguments: &[&str]) -> anyhow::Result<String> {
     dev(&[&["rabbitmqctl", "--quiet"], arguments].concat()).await
 }

@@ -1,4 +1,4 @@
-//! Load: the real `catchall-load`, as a process.
+//! Runs `catchall-load` as a process.
 
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
@@ -13,45 +13,45 @@ use serde::Deserialize;
 use crate::processes::command;
 use crate::usage;
 
-/// More events than any run has time for.
+/// More events than any run can send.
 const ENOUGH: u64 = 1_000_000_000_000;
 
-/// What is to be sent, and how.
+/// The options of a load run.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadSpec {
-    /// How events travel, as `catchall-load` names it.
+    /// How events are sent: a value of `--via`.
     pub via: &'static str,
     /// The shape of the traffic.
     pub shape: Shape,
     /// Size of the population; waves have none.
     pub domains: Option<u32>,
-    /// Events of a request or message, where it is not the usual number.
+    /// Events per request or message; `None`: the default.
     pub batch: Option<u32>,
-    /// Connections, where they are not the usual number.
+    /// Connections; `None`: the default.
     pub connections: Option<u32>,
-    /// Requests or messages in flight on each connection, where they are not the usual number.
+    /// Requests or messages in flight on each connection; `None`: the default.
     pub streams: Option<u32>,
     /// Whether each event, or each message, has a key.
     pub keyed: bool,
-    /// Events per second; nothing for a closed loop.
+    /// Events per second; `None`: a closed loop.
     pub rate: Option<f64>,
     /// How much is sent.
     pub amount: Amount,
-    /// What the events are made from.
+    /// The seed of the workload.
     pub seed: u64,
 }
 
 /// How much is sent.
 #[derive(Clone, Copy, Debug)]
 pub enum Amount {
-    /// What can be sent in this time.
+    /// As many events as can be sent in so many seconds.
     Seconds(u64),
     /// So many events.
     Events(u64),
 }
 
 impl LoadSpec {
-    /// PUT of waves for a second, as fast as they are answered: what others are made from.
+    /// One second of PUT requests in a closed loop. Other specifications start from this one.
     pub const BASE: Self = Self {
         via: "put",
         shape: Shape::Waves,
@@ -87,7 +87,7 @@ impl LoadSpec {
     }
 }
 
-/// A running program that prints a JSON object at its end. It is killed when nobody waits for it any more.
+/// A running program that prints one JSON object before it ends. Dropping it kills the program.
 pub struct JsonProcess {
     child: Child,
     stdout: Option<JoinHandle<String>>,
@@ -102,7 +102,7 @@ impl Drop for JsonProcess {
 }
 
 impl JsonProcess {
-    /// Starts it.
+    /// Starts the program.
     ///
     /// # Errors
     ///
@@ -113,27 +113,27 @@ impl JsonProcess {
         Ok(Self { child, stdout: stdout.map(read), stderr: stderr.map(read) })
     }
 
-    /// Asks it to come to its end.
+    /// Sends SIGINT.
     ///
     /// # Errors
     ///
-    /// When there is no `kill`.
+    /// When `kill` cannot be run.
     pub fn interrupt(&self) -> anyhow::Result<()> {
         Command::new("kill").args(["-INT", &self.child.id().to_string()]).status().context("kill")?;
         Ok(())
     }
 
-    /// Waits for its end and returns what it printed and the processor time it took, in microseconds.
+    /// Waits until it ends. Returns the printed object and the processor time it took, in microseconds.
     ///
     /// # Errors
     ///
-    /// With all it said, when it printed anything else.
+    /// When it printed anything else; the error holds its whole output.
     pub async fn ended<T: for<'a> Deserialize<'a>>(&mut self) -> anyhow::Result<(T, f64)> {
         let pid = self.child.id();
         while !usage::has_ended(pid) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        // As long as nobody has asked how it ended, the kernel still knows.
+        // The kernel keeps these numbers until the process is reaped.
         let micros = usage::micros(pid);
         let status = self.child.wait()?;
         let text = |reading: &mut Option<JoinHandle<String>>| {
@@ -145,7 +145,7 @@ impl JsonProcess {
     }
 }
 
-/// Reads to the end beside everything else, so that the writer never waits.
+/// Reads everything in a thread of its own, so that the writer never blocks.
 fn read(mut from: impl Read + Send + 'static) -> JoinHandle<String> {
     std::thread::spawn(move || {
         let mut text = String::new();
@@ -161,7 +161,7 @@ pub struct LoadRun {
 }
 
 impl LoadRun {
-    /// Starts it, with further arguments.
+    /// Starts the load tool with these options and `more` arguments.
     ///
     /// # Errors
     ///
@@ -174,21 +174,21 @@ impl LoadRun {
         Ok(Self { process, amount: spec.amount })
     }
 
-    /// Ends the sending; what was sent is still compared, if it was asked to.
+    /// Ends the sending. With `--verify`, the tool still compares what was sent.
     ///
     /// # Errors
     ///
-    /// When there is no `kill`.
+    /// When `kill` cannot be run.
     pub fn interrupt(&self) -> anyhow::Result<()> {
         self.process.interrupt()
     }
 
-    /// Ends the sending when it is time, and returns what it came to and the processor time it took, in
-    /// microseconds.
+    /// Waits until the run ends, or ends it when its time is over. Returns the report and the processor time
+    /// of the tool in microseconds.
     ///
     /// # Errors
     ///
-    /// With all it said, when there is no report.
+    /// When there is no report; the error holds the whole output.
     pub async fn end(mut self) -> anyhow::Result<(Report, f64)> {
         if let Amount::Seconds(seconds) = self.amount {
             let pid = self.process.child.id();

@@ -1,8 +1,8 @@
-//! Panics as reasons: in what tests share, whatever goes wrong is one.
+//! Panic messages: code shared by tests reports its failures as panics.
 
 use std::any::Any;
 
-/// What a panic says.
+/// The message of a panic.
 #[must_use]
 pub fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);

@@ -1,4 +1,4 @@
-//! The real binaries, each a process of its test.
+//! The real programs, started by a test.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -23,7 +23,7 @@ use crate::servers::{Servers, eventually};
 #[must_use]
 pub fn binary(name: &str) -> String {
     let test = std::env::current_exe().expect("a test has a path");
-    // The test itself is in a folder there.
+    // The test itself is in target/PROFILE/deps.
     let folder = test.parent().and_then(Path::parent).expect("a test is in target/PROFILE/deps");
     let binary = folder.join(format!("catchall-{name}"));
     let profile = folder.file_name().and_then(OsStr::to_str).filter(|profile| *profile != "debug");
@@ -33,8 +33,8 @@ pub fn binary(name: &str) -> String {
     path.to_string()
 }
 
-/// A program with nothing of the test's own environment but the mark by which `./dev test` finds what is
-/// left running.
+/// A command with an empty environment, except for the variable by which `./dev test` finds processes that
+/// are left running.
 #[must_use]
 pub fn command(name: &str) -> Command {
     let mut command = Command::new(binary(name));
@@ -45,7 +45,7 @@ pub fn command(name: &str) -> Command {
     command
 }
 
-/// A running service. It is killed when the test is done with it.
+/// A running service. Dropping it kills the process.
 pub struct Service {
     name: &'static str,
     child: Child,
@@ -65,7 +65,7 @@ impl Drop for Service {
 }
 
 impl Service {
-    /// Starts a service on ports of its own and returns once it listens, whatever it depends on.
+    /// Starts a service on free ports and returns once it listens, even if its dependencies are unavailable.
     pub async fn start(name: &'static str, servers: &Servers, more: &[(&str, &str)]) -> Self {
         let service = Self::launch(name, servers, more).await;
         if service.logged("listen").is_some() {
@@ -74,7 +74,7 @@ impl Service {
         service
     }
 
-    /// Starts a service on ports of its own and returns once it has them.
+    /// Starts a service on free ports and returns once it has bound them.
     pub async fn launch(name: &'static str, servers: &Servers, more: &[(&str, &str)]) -> Self {
         let mut variables = HashMap::from([
             ("CATCHALL_AMQP_URL", &*servers.amqp_url),
@@ -98,7 +98,7 @@ impl Service {
         service
     }
 
-    /// Waits until the service takes clients.
+    /// Waits until the service accepts clients.
     pub async fn opens(&self) {
         let open = async || self.has_logged("open to clients").then_some(());
         eventually("the service is open to clients", open).await;
@@ -127,12 +127,12 @@ impl Service {
         assert_eq!(self.ops("/livez").await.0, StatusCode::OK, "a fault outside must not turn /livez red");
     }
 
-    /// What `/readyz` answers.
+    /// The answer of `/readyz`.
     pub async fn readyz(&self) -> (StatusCode, String) {
         self.ops("/readyz").await
     }
 
-    /// What a path of the operations routes answers.
+    /// The answer of a path of the operations routes.
     pub async fn ops(&self, path: &str) -> (StatusCode, String) {
         let uri = format!("http://{}{path}", self.ops_address());
         let (status, _, body) = send(Request::get(uri).body(Full::default()).unwrap()).await;
@@ -145,7 +145,7 @@ impl Service {
         metric(&metrics, name)
     }
 
-    /// Where the service is.
+    /// The URL of the service.
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.address())
@@ -163,7 +163,7 @@ impl Service {
         self.logged("ops_listen").unwrap()
     }
 
-    /// The number of the process.
+    /// The process ID.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -207,18 +207,18 @@ impl Service {
         send(request.body(Full::new(body.into())).unwrap()).await
     }
 
-    /// How a PUT without a body is answered.
+    /// Sends a PUT without a body.
     pub async fn put(&self, path: &str) -> StatusCode {
         self.request(Method::PUT, path, &[], "").await.0
     }
 
-    /// How a GET is answered, with JSON.
+    /// Sends a GET and parses the JSON of the answer.
     pub async fn get(&self, path: &str) -> (StatusCode, Value) {
         let (status, _, body) = self.request(Method::GET, path, &[], "").await;
         (status, serde_json::from_str(&body).unwrap())
     }
 
-    /// Waits until a domain is answered with this.
+    /// Waits until the service answers with this status and these counters.
     pub async fn answers(&self, domain: &str, status: &str, delivered: u64, bounced: u64) {
         let expected = serde_json::json!({
             "domain": domain, "status": status, "delivered": delivered, "bounced": bounced,
@@ -250,7 +250,7 @@ impl Service {
     }
 }
 
-/// Runs a program to its end: whether it succeeded, and what it printed to its two outputs.
+/// Runs a program to its end. Returns its exit status, standard output and standard error.
 #[must_use]
 pub fn run(name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> (ExitStatus, String, String) {
     let output = command(name).args(arguments).envs(variables.iter().copied()).output().unwrap();

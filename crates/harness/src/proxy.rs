@@ -1,4 +1,4 @@
-//! A wire that can be cut and worse: a proxy between a service and its server.
+//! A proxy between a service and its server, which can cut, delay or silence the connection.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -13,13 +13,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-/// Chunks that may be on their way in one direction while the wire is slow.
+/// Chunks that may be queued in one direction while the wire is slow.
 const ON_THE_WAY: usize = 8192;
 
-/// A frame of AMQP without a payload, by which a server shows that it is alive.
+/// A heartbeat frame of AMQP.
 const HEARTBEAT: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 0xce];
 
-/// How often a server that answers late shows that it is alive: more often than any client here asks for.
+/// How often heartbeats are sent while confirms are late: more often than any client here asks for.
 const BEAT: Duration = Duration::from_millis(500);
 
 /// Forwards connections for as long as the wire is whole.
@@ -39,26 +39,25 @@ struct State {
 /// What a wire does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wire {
-    /// It forwards.
+    /// Forwards everything.
     Whole,
     /// Every connection is reset, and new ones are refused.
     Cut,
-    /// Each connection forwards so many bytes more in either direction, then it is reset; new ones are
+    /// Each connection forwards so many more bytes in either direction and is then reset; new ones are
     /// refused.
     Breaking(usize),
-    /// Everything takes so much longer in either direction.
+    /// Delays everything by so much in either direction.
     Slow(Duration),
-    /// What a broker says to a client that has published something takes so much longer, as if its disk were
-    /// slow: confirms are late. Connecting is not, nor are the broker's heartbeats, nor is what others are
-    /// told.
+    /// Delays what the broker sends to a client that has published something, as if the broker's disk were
+    /// slow: confirms are late. Connecting, heartbeats and other clients are not delayed.
     LateConfirms(Duration),
-    /// Connections stay open and new ones are accepted, but nothing is forwarded, not even their end. What
-    /// was open in that time stays dead when the wire is mended, as after a failure of what is in between.
+    /// Connections stay open and new ones are accepted, but nothing is forwarded, not even the end of a
+    /// connection. Connections from this time stay dead after the wire is mended, as after a network failure.
     Silent,
 }
 
 impl Proxy {
-    /// A proxy to `server` (host and port), at first up or cut.
+    /// A proxy to `server` (host and port), which begins whole or cut.
     pub async fn to(server: &str, begin_up: bool) -> Self {
         let reserved = reserve();
         let address = reserved.local_addr().unwrap().as_socket().unwrap();
@@ -67,7 +66,7 @@ impl Proxy {
         tokio::spawn(accept(address, watched));
         let proxy = Self { address, state, _reserved: reserved };
         if begin_up {
-            // Until the listener is there, a connection would be refused.
+            // Until the listener is open, a connection would be refused.
             while TcpStream::connect(address).await.is_err() {
                 tokio::task::yield_now().await;
             }
@@ -75,7 +74,7 @@ impl Proxy {
         proxy
     }
 
-    /// Does something to the wire.
+    /// Changes the state of the wire.
     pub fn be(&self, wire: Wire) {
         self.state.send_modify(|state| state.wire = wire);
     }
@@ -90,7 +89,7 @@ impl Proxy {
         self.be(Wire::Whole);
     }
 
-    /// Leads new connections to another server.
+    /// Sends new connections to another server.
     pub fn lead_to(&self, server: &str) {
         self.state.send_modify(|state| server.clone_into(&mut state.server));
     }
@@ -104,8 +103,8 @@ impl Proxy {
     }
 }
 
-/// A port that nobody else is given while nobody listens there: the kernel refuses connections, as it does
-/// where no server runs. Whoever wants to listen there shares it.
+/// Reserves a port without listening on it: connections are refused, and no other process is given the port.
+/// A listener can share it.
 #[must_use]
 pub fn reserve() -> Socket {
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -170,12 +169,12 @@ async fn forward(client: TcpStream, mut state: watch::Receiver<State>) {
         let (mut there, mut back) = (pin!(there), pin!(back));
         let both = async {
             tokio::select! {
-                // The client has gone: the other side of a dead connection never hears of it.
+                // The client has closed. On a dead connection the server does not learn of it.
                 ended = &mut there => match ended {
                     Ok(()) if !dead.load(Ordering::Relaxed) => back.await,
                     ended => ended,
                 },
-                // The server has gone: the client of a dead connection never hears of it.
+                // The server has closed. On a dead connection the client does not learn of it.
                 ended = &mut back => match ended {
                     Err(error) if !dead.load(Ordering::Relaxed) => Err(error),
                     _ => there.await,
@@ -189,7 +188,7 @@ async fn forward(client: TcpStream, mut state: watch::Receiver<State>) {
     };
     if carried.is_err() {
         for stream in [&client, &server] {
-            // With nothing to wait for, closing is a reset.
+            // With a linger time of zero, closing sends a reset.
             let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
         }
     }
@@ -206,7 +205,7 @@ enum Way {
 struct Lane {
     way: Way,
     state: watch::Receiver<State>,
-    /// Whether the connection has ever lost a byte: then it can never be used again.
+    /// Whether the connection has lost a byte. Then it must never forward again.
     dead: Arc<AtomicBool>,
     /// Whether the client speaks AMQP and has published something.
     publishes: Arc<AtomicBool>,
@@ -234,13 +233,13 @@ impl Lane {
                     frames.read(&bytes);
                 }
             }
-            // Nor does an end get through.
+            // On a dead connection the end is not forwarded either.
             if dead.load(Ordering::Relaxed) { Ok(()) } else { to.shutdown().await }
         };
         tokio::try_join!(take, give).map(drop)
     }
 
-    /// Reads to the end, and queues what is to be forwarded with the time when it is due.
+    /// Reads until the end, and queues each chunk with the time at which it is to be forwarded.
     async fn take(self, from: impl AsyncRead, queue: mpsc::Sender<(Instant, Vec<u8>)>) -> io::Result<()> {
         let mut from = pin!(from);
         let mut buffer = vec![0; 64 * 1024];
@@ -285,7 +284,7 @@ impl Lane {
                 return Ok(());
             }
             if left == Some(0) {
-                // The rest of the queue first, which the writer has at once.
+                // Gives the writer time to send the rest of the queue.
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 return Err(io::ErrorKind::ConnectionReset.into());
             }
@@ -295,8 +294,7 @@ impl Lane {
 
 /// Follows the frames of AMQP in one direction: a type, a channel and a size, the payload, and an end.
 struct Frames {
-    /// What a client says before its first frame, as far as it is still to come; of something that is not
-    /// AMQP there are no frames.
+    /// The part of the client's protocol header that is still to come.
     greeting: &'static [u8],
     is_amqp: bool,
     /// The beginning of a frame.
@@ -352,7 +350,7 @@ impl Frames {
     }
 }
 
-/// Reads to the end, and to nowhere.
+/// Reads until the end and discards everything.
 async fn swallow(mut from: impl AsyncRead + Unpin) {
     let mut buffer = vec![0; 64 * 1024];
     while from.read(&mut buffer).await.is_ok_and(|size| size > 0) {}

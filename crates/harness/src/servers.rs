@@ -1,4 +1,4 @@
-//! A fresh database and a fresh vhost for one test.
+//! A fresh database and a fresh vhost for each test.
 
 use std::time::{Duration, Instant};
 
@@ -12,10 +12,10 @@ use crate::amqp::AmqpClient;
 use crate::http::send;
 use crate::sql;
 
-/// What a test waits for takes milliseconds; this is for a machine that does ten other things.
+/// What a test waits for takes milliseconds; a minute is for a busy machine.
 const TIMEOUT: Duration = Duration::from_mins(1);
 
-/// Waits until `probe` has something to say.
+/// Calls `probe` until it returns something.
 pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
@@ -27,7 +27,7 @@ pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>
     }
 }
 
-/// The servers of one test. What it leaves behind goes with the servers, when `./dev test` ends.
+/// The servers of one test. Nothing is cleaned up: `./dev test` deletes the servers when it ends.
 #[derive(Clone, Debug)]
 pub struct Servers {
     /// The vhost and the database have this name.
@@ -92,7 +92,7 @@ impl Servers {
         self.management(Method::POST, &path, &definitions.to_string()).await;
     }
 
-    /// Asks the broker's management interface.
+    /// Sends a request to the broker's management interface.
     pub async fn management(&self, method: Method, path: &str, body: &str) -> String {
         let (user, password) = administrator();
         let (_, host) = management_url();
@@ -108,7 +108,7 @@ impl Servers {
         body
     }
 
-    /// A client of the test's own.
+    /// Connects a plain AMQP client.
     pub async fn publisher(&self) -> AmqpClient {
         AmqpClient::connect(&self.amqp_url).await
     }
@@ -118,7 +118,7 @@ impl Servers {
         sql::execute(&self.database_url, statement).await.unwrap();
     }
 
-    /// Changes what sessions of this database begin with, as in `set synchronous_commit = off`.
+    /// Changes the default settings of sessions of this database, as in `set synchronous_commit = off`.
     pub async fn alter_database(&self, change: &str) {
         self.execute(&format!("alter database {} {change}", self.name)).await;
     }
@@ -145,8 +145,8 @@ impl Servers {
         [delivered, bounced].map(|count| i64::try_from(count).unwrap()).into()
     }
 
-    /// Waits until the counters of a domain on the primary are these, and stay so: until a message that was
-    /// published after that has been counted too.
+    /// Waits until the counters of a domain on the primary have these values, then until a later message has
+    /// been counted, and checks that they have not changed.
     pub async fn settle_at(&self, domain: &str, delivered: i64, bounced: i64) {
         let mut last = (0, 0);
         eventually(
@@ -161,8 +161,8 @@ impl Servers {
         assert_eq!(self.counters(domain).await, (delivered, bounced), "{domain} afterwards");
     }
 
-    /// Waits until a message that is published now has been counted, and so whatever was before it in the
-    /// queue of a single worker. (The management pages lag by seconds.)
+    /// Publishes a message and waits until it is counted. With one worker, everything that was queued before
+    /// it has then been counted too. (The management pages lag by seconds.)
     pub async fn settle(&self) {
         let marker = format!("m{}.marker.test", uuid::Uuid::now_v7().simple());
         let body = format!(r#"{{"domain":"{marker}","event":"delivered"}}"#);
@@ -172,7 +172,7 @@ impl Servers {
     }
 }
 
-/// The topology as it is declared for users.
+/// The contents of `rabbitmq/definitions.json`.
 #[must_use]
 pub fn topology() -> Value {
     serde_json::from_str(include_str!("../../../rabbitmq/definitions.json")).unwrap()

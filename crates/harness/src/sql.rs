@@ -1,4 +1,4 @@
-//! Statements of a superuser, each on a connection of its own.
+//! SQL statements of a superuser, each on its own connection.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -7,14 +7,13 @@ use anyhow::{Context, bail};
 use catchall_load::counts::Counts;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-/// How long a statement of [`column`] may take: milliseconds, unless its server is away.
+/// How long a statement of [`column`] may take: milliseconds, unless its server is unavailable.
 const STATEMENT: Duration = Duration::from_secs(5);
 
 /// How long the primary may take for the counters of some thousand domains.
 const READ: Duration = Duration::from_secs(30);
 
-/// How long a replica may take to have what the primary had a moment ago: it may have fallen behind for
-/// minutes.
+/// How long a replica may take to catch up with the primary: it may be minutes behind.
 const REPLAY: Duration = Duration::from_mins(10);
 
 async fn connected<T>(
@@ -27,7 +26,7 @@ async fn connected<T>(
     Ok(done)
 }
 
-/// Runs statements that return nothing.
+/// Runs statements and ignores what they return.
 ///
 /// # Errors
 ///
@@ -97,7 +96,7 @@ pub async fn until_row(url: &str, query: &str, timeout: Duration) -> anyhow::Res
     }
 }
 
-/// The counters of those of the domains that have any.
+/// The counters of the domains that have any.
 ///
 /// # Errors
 ///
@@ -133,7 +132,7 @@ pub async fn sums(url: &str) -> anyhow::Result<Counts> {
     Ok(Counts { delivered: delivered.parse()?, bounced: bounced.parse()? })
 }
 
-/// How often a transaction was ended because it waited in a circle.
+/// How many deadlocks there have been in the database.
 ///
 /// # Errors
 ///
@@ -143,7 +142,7 @@ pub async fn deadlocks(url: &str) -> anyhow::Result<u64> {
     Ok(count(number(url, DEADLOCKS).await?))
 }
 
-/// Waits until the replica has all that the primary has now.
+/// Waits until the replica has everything that is on the primary now.
 ///
 /// # Errors
 ///

@@ -1,15 +1,15 @@
-//! Numbers that summarize others.
+//! Summary statistics.
 
 use std::time::Duration;
 
-/// A count to reckon with.
+/// A count as a floating-point number.
 #[must_use]
 #[expect(clippy::cast_precision_loss, reason = "numbers to look at")]
 pub fn real(count: u64) -> f64 {
     count as f64
 }
 
-/// The value in the middle, or between the two that are there; of no values, not a number.
+/// The median; NaN if there are no values.
 #[must_use]
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
@@ -22,7 +22,7 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     }
 }
 
-/// What `percent` in a hundred of the times do not exceed; of no times, none.
+/// The time that `percent` per cent of the times do not exceed; zero if there are no times.
 #[must_use]
 pub fn percentile(times: &[Duration], percent: usize) -> Duration {
     let mut sorted = times.to_vec();

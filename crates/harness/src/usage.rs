@@ -4,22 +4,22 @@ use std::fs;
 
 use crate::stats::real;
 
-/// The kernel counts in hundredths of a second, whatever its own clock is (`USER_HZ`).
+/// The kernel reports hundredths of a second (`USER_HZ`), whatever its own clock rate is.
 const MICROS_PER_TICK: f64 = 10_000.0;
 
-/// What /proc says of a process.
+/// A process as `/proc` shows it.
 struct Stat {
     state: char,
     parent: u32,
-    /// Of itself, in ticks.
+    /// Processor time of the process itself, in ticks.
     own: u64,
-    /// Of its children that have ended, in ticks.
+    /// Processor time of its children that have ended, in ticks.
     ended: u64,
 }
 
 fn stat(pid: u32) -> Option<Stat> {
     let line = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Before that stands the program's name, which may hold anything.
+    // The program's name comes before that and may contain any character.
     let (_, rest) = line.rsplit_once(") ")?;
     let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
     let number = |place: usize| fields.get(place)?.parse::<u64>().ok();
@@ -37,8 +37,7 @@ pub fn micros(pid: u32) -> f64 {
     stat(pid).map_or(0.0, |stat| real(stat.own) * MICROS_PER_TICK)
 }
 
-/// Processor time of a process and of all its children, the ended ones too: of a server with a process for
-/// each connection.
+/// Processor time of a process and of all its children, including those that have ended, in microseconds.
 #[must_use]
 pub fn tree_micros(pid: u32) -> f64 {
     let Some(root) = stat(pid) else { return 0.0 };
@@ -49,7 +48,7 @@ pub fn tree_micros(pid: u32) -> f64 {
     real(root.own + root.ended + ticks) * MICROS_PER_TICK
 }
 
-/// Whether a process has ended and nobody has asked how. Until then its figures stay.
+/// Whether a process has ended. Its numbers remain until it is reaped.
 #[must_use]
 pub fn has_ended(pid: u32) -> bool {
     stat(pid).is_none_or(|stat| stat.state == 'Z')
@@ -58,14 +57,14 @@ pub fn has_ended(pid: u32) -> bool {
 /// Processor time of the whole machine.
 #[derive(Clone, Copy, Debug)]
 pub struct MachineTime {
-    /// What somebody used or wanted, in ticks.
+    /// Time that was used or stolen, in ticks.
     wanted: u64,
-    /// What the hypervisor gave to others instead, in ticks.
+    /// Time that the hypervisor gave to other guests, in ticks.
     stolen: u64,
 }
 
 impl MachineTime {
-    /// Until now.
+    /// The totals until now.
     #[must_use]
     pub fn now() -> Option<Self> {
         let text = fs::read_to_string("/proc/stat").ok()?;
@@ -76,7 +75,7 @@ impl MachineTime {
         Some(Self { wanted: ticks[..3].iter().chain(&ticks[5..8]).sum(), stolen })
     }
 
-    /// The share of what was wanted since then that was not given.
+    /// The share of the requested processor time since then that was stolen.
     #[must_use]
     pub fn stolen_since(before: Option<Self>) -> Option<f64> {
         let (before, now) = (before?, Self::now()?);
@@ -84,26 +83,26 @@ impl MachineTime {
     }
 }
 
-/// The most memory a process has had, in megabytes.
+/// The peak memory of a process, in megabytes.
 #[must_use]
 pub fn peak_megabytes(pid: u32) -> Option<u64> {
     kilobytes(pid, "VmHWM:").map(|kilobytes| kilobytes.div_ceil(1024))
 }
 
-/// Has the kernel begin anew with the most memory of a process. Where it does not let us, that remains of all
-/// the time.
+/// Resets the peak memory of a process. Where the kernel forbids it, the peak remains that of the whole
+/// lifetime.
 pub fn forget_peak(pid: u32) {
     const PEAK: &str = "5";
     let _ = fs::write(format!("/proc/{pid}/clear_refs"), PEAK);
 }
 
-/// The memory a process has now, in megabytes.
+/// The resident memory of a process, rounded up to megabytes.
 #[must_use]
 pub fn megabytes(pid: u32) -> Option<u64> {
     kilobytes(pid, "VmRSS:").map(|kilobytes| kilobytes.div_ceil(1024))
 }
 
-/// The same to the kilobyte.
+/// The resident memory of a process in megabytes, with fractions.
 #[must_use]
 pub fn resident_megabytes(pid: u32) -> Option<f64> {
     kilobytes(pid, "VmRSS:").map(|kilobytes| real(kilobytes) / 1024.0)

@@ -24,25 +24,25 @@ pub enum Display {
     Lines,
 }
 
-/// How far something is.
+/// The progress of some work.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
-    /// So many are done.
+    /// How many are done.
     pub done: u64,
-    /// What else there is to say.
+    /// A text that follows the numbers.
     pub note: String,
-    /// What is to stay on the screen, above what changes: a line each, said once.
+    /// Lines that stay on the screen above the bar. Each is printed once.
     pub lines: Vec<String>,
 }
 
 impl Display {
-    /// What standard error is.
+    /// A terminal, if standard error is one.
     #[must_use]
     pub fn detect() -> Self {
         if stderr().is_terminal() { Self::Terminal } else { Self::Lines }
     }
 
-    /// Shows progress while `work` is under way: of `total` things, called `unit`.
+    /// Shows progress while `work` runs: how many of `total` things, called `unit`, are done.
     pub async fn follow<F: Future>(
         self,
         phase: &'static str,
@@ -77,11 +77,11 @@ struct Meter {
     unit: &'static str,
     total: u64,
     bar: ProgressBar,
-    /// When the last few ticks were, and how far it was then, the oldest first.
+    /// The time and the progress of the last few ticks, oldest first.
     seen: Vec<(Instant, u64)>,
 }
 
-/// Ticks whose mean is shown as the rate, so that it can be read.
+/// The rate is the mean over so many ticks, so that it is steady enough to read.
 const SMOOTH: usize = 10;
 
 impl Meter {
@@ -118,7 +118,7 @@ impl Meter {
         let rate = HumanCount(if rate.is_finite() { rate as u64 } else { 0 });
         let (done, total) = (HumanCount(progress.done), HumanCount(self.total));
         if self.bar.is_hidden() {
-            // The first tick is at once, when there is nothing to tell.
+            // The first tick comes at once, when nothing is done yet.
             if progress.done > 0 || self.seen.len() > 1 {
                 eprintln!("{}: {done} of {total} {}, {rate}/s{}", self.phase, self.unit, progress.note);
             }
@@ -128,7 +128,7 @@ impl Meter {
             self.bar.tick();
         }
         self.seen.push((now, progress.done));
-        // A line tells the rate since the one before; a bar is drawn too often for that.
+        // A line shows the rate since the previous line; a bar is drawn too often for that.
         let keep = if self.bar.is_hidden() { 1 } else { SMOOTH };
         let surplus = self.seen.len().saturating_sub(keep);
         self.seen.drain(..surplus);

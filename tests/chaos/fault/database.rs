@@ -76,8 +76,8 @@ const WATCHFUL: [(&str, &str); 3] = [
     ("CATCHALL_MAX_HOLD_SECS", "24"),
 ];
 
-/// Moves every time that the expected has noted three days ahead, and the horizon to where it was then: what a
-/// clock leaves behind that was ahead.
+/// Moves every time that the expected has noted three days ahead, and the horizon to where it was then: what
+/// a clock leaves behind that was ahead.
 const AHEAD: &str = "\
 insert into forgotten_claims (kind, used_before) values ('message', now()), ('event', now())
     on conflict do nothing;
