@@ -1,4 +1,4 @@
-//! WayLoad by every way in, each with a comparison of its own.
+//! Sends events by every way in, each with its own comparison.
 
 use std::time::{Duration, Instant};
 

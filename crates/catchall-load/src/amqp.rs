@@ -1,4 +1,4 @@
-//! Events straight to the broker, as a direct publisher sends them.
+//! Publishes events directly to the broker.
 
 use std::fmt;
 use std::io::ErrorKind as IoErrorKind;
@@ -64,8 +64,8 @@ impl fmt::Debug for AmqpUrl {
 
 /// One connection with one confirming channel, used by one task. Each request is a message.
 ///
-/// Whatever goes wrong, the connection is dropped whole and the next requests open another. Messages with an
-/// id are then published again under it by whoever sends the requests.
+/// After any failure the connection is dropped, and the next requests open another. The sender then publishes
+/// messages with an id again, under the same id.
 pub(crate) struct DirectPublisher {
     url: AmqpUrl,
     name: String,
@@ -75,7 +75,7 @@ pub(crate) struct DirectPublisher {
     open: Option<Open>,
 }
 
-/// A connection that is open, as far as is known.
+/// An open connection.
 struct Open {
     channel: Channel,
     connection: Connection,
@@ -124,8 +124,7 @@ impl DirectPublisher {
                 closed.insert(opened.map_err(|reason| format!("{}: {reason}", self.url))?)
             }
         };
-        // What is published to a blocked connection would be written later, when nobody waits for it any
-        // more.
+        // On a blocked connection a message would be written later, after its outcome has been reported.
         while open.blocked {
             let event = open.events.next().await;
             open.note(event.as_ref());
@@ -137,11 +136,11 @@ impl DirectPublisher {
         let messages: Vec<_> = requests.iter().map(|request| Message::new(self.names, request)).collect();
         let channel = self.ready().await.map_err(NotConfirmed::Broken)?;
         *written = true;
-        // Each is polled once in their order, before any of them again, so no two can swap their confirms.
+        // All are polled once, in order, before any is polled again. So no two can swap their confirms.
         let confirms = join_all(messages.into_iter().map(|message| message.publish(channel))).await;
         let mut refused = false;
-        // A returned message can be handed to the confirm of another, so all are looked at before one is
-        // believed.
+        // A returned message can be attached to the confirm of another message, so all confirms are checked
+        // first.
         for confirm in confirms {
             match confirm {
                 Ok(Confirmation::Ack(None)) => {}
@@ -166,7 +165,7 @@ impl Open {
         let connection = Connection::connect_uri(url.0.clone(), properties).await.map_err(failed)?;
         let events = connection.events_listener().boxed();
         let channel = connection.create_channel().await.map_err(failed)?;
-        // Declared passively, which needs no permission: it only tells whether the exchange exists.
+        // A passive declaration needs no permission: it only checks that the exchange exists.
         let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
         let kind = ExchangeKind::Fanout;
         channel
@@ -191,7 +190,7 @@ impl Open {
     fn note(&mut self, event: Option<&Event>) {
         match event {
             Some(Event::ConnectionBlocked(_)) => self.blocked = true,
-            // Of one that was lost, publishing tells.
+            // If the connection is lost, publishing fails and says so.
             None | Some(Event::ConnectionUnblocked | Event::Error(_)) => self.blocked = false,
             Some(_) => {}
         }
@@ -218,8 +217,8 @@ impl Message {
         Self { routing_key, properties, body: body::array(names, request) }
     }
 
-    /// The first await writes to the socket, the second is the confirm. `mandatory` has the broker return
-    /// what no queue takes instead of confirming that it dropped it.
+    /// The first await writes to the socket, the second is the confirm. With `mandatory` the broker returns a
+    /// message that no queue takes, instead of dropping and confirming it.
     async fn publish(self, channel: &Channel) -> lapin::Result<Confirmation> {
         let Self { routing_key, properties, body } = self;
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
@@ -236,7 +235,7 @@ impl Transport for DirectPublisher {
         let mut written = false;
         let reason = match timeout(self.timeout, self.publish(requests, &mut written)).await {
             Ok(Ok(())) => return RequestOutcome::Acknowledged,
-            // Of several messages, those that were not refused are at the broker.
+            // The messages that were not refused are at the broker.
             Ok(Err(NotConfirmed::Refused)) => {
                 return RequestOutcome::Unknown(
                     "the broker refuses messages: the queue is at its limit".into(),
@@ -251,7 +250,7 @@ impl Transport for DirectPublisher {
     }
 }
 
-/// What went wrong in few words.
+/// A short description of an error.
 fn describe(error: &lapin::Error) -> String {
     match error.kind() {
         ErrorKind::IOError(io) if io.kind() == IoErrorKind::ConnectionRefused => "connection refused".into(),

@@ -1,16 +1,17 @@
-//! Bodies of many events, written as any client would write them.
+//! Bodies with many events.
 //!
-//! They arrive in the spelling of the workload, and the tool is a second opinion on the format.
+//! They are written here, not by the product, so that domains keep their spelling and the format has a second
+//! opinion.
 
 use uuid::Uuid;
 
 use crate::run::Request;
 use crate::workload::Names;
 
-/// Room for one event, a key included: names are at most 21 letters long.
+/// Bytes reserved for one event with its key: names have at most 21 letters.
 const EVENT: usize = 128;
 
-/// An event a line.
+/// One event per line.
 pub(crate) fn lines(names: Names, request: &Request) -> Vec<u8> {
     let mut body = Vec::with_capacity(request.draws.len() * EVENT);
     write_events(names, request, b"\n", &mut body);
@@ -26,7 +27,7 @@ pub(crate) fn array(names: Names, request: &Request) -> Vec<u8> {
     body
 }
 
-/// Writes the events, each with its key if there is one for each.
+/// Writes the events, with their keys if each has one.
 fn write_events(names: Names, request: &Request, separator: &[u8], body: &mut Vec<u8>) {
     let each_has_a_key = request.keys.len() == request.draws.len();
     for (place, draw) in request.draws.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! What a user can choose, and what follows from it.
+//! The options, and the plan that follows from them.
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -13,20 +13,20 @@ use crate::run::Keys;
 use crate::target::Target;
 use crate::workload::{Names, Shape, Workload};
 
-/// Most domains a population may have: the record of a comparison takes eight bytes for each.
+/// The most domains a population may have: a comparison takes eight bytes for each.
 const MAX_DOMAINS: i64 = 100_000_000;
 
-/// Most events of one bulk request, which ingest reads no more of.
+/// The most events in a bulk request that ingest accepts.
 const MAX_BATCH: i64 = 10_000;
 
-/// What is sent, how, where to, and whether it is compared.
+/// What is sent, how and where, and whether it is compared.
 #[derive(Clone, Debug, clap::Args)]
 pub struct LoadConfig {
     /// The shape of the traffic
     #[arg(long, value_name = "SHAPE", default_value = "waves", help_heading = "Events")]
     pub(crate) workload: Shape,
 
-    /// How many events are sent
+    /// How many events to send
     #[arg(
         long,
         value_name = "N",
@@ -36,12 +36,11 @@ pub struct LoadConfig {
     )]
     pub(crate) events: u64,
 
-    /// What the events are made from: the same seed makes the same events. Drawn and printed unless given
+    /// The same seed makes the same events. Without it a random seed is used and printed
     #[arg(long, value_name = "N", help_heading = "Events")]
     pub(crate) seed: Option<u64>,
 
-    /// Size of the population that uniform and zipf draw from; its names do not depend on the seed [default:
-    /// 10000000]
+    /// Size of the population of uniform and zipf. Its names do not depend on the seed [default: 10000000]
     #[arg(
         long,
         value_name = "N",
@@ -50,18 +49,18 @@ pub struct LoadConfig {
     )]
     pub(crate) domains: Option<u32>,
 
-    /// How events travel
+    /// How to send events
     #[arg(long, value_name = "WAY", default_value = "put", help_heading = "Sending")]
     pub(crate) via: Via,
 
-    /// Events per second, whatever the answers take: an open loop, whose latencies count from the moment an
-    /// event was to be sent. Without it each connection or stream sends its next event when the last one is
-    /// answered
+    /// Events per second, however long the answers take (an open loop). Latency is then measured from the
+    /// time an event was due. Without it, each connection or stream sends its next event when the last one is
+    /// answered (a closed loop)
     #[arg(long, value_name = "N", value_parser = rate, help_heading = "Sending")]
     pub(crate) rate: Option<f64>,
 
-    /// Connections. In an open loop events wait while all are busy, which their latency shows [default: put
-    /// 64, put-h2 32, bulk 8, amqp 4]
+    /// Number of connections. In an open loop events wait while all of them are busy, which adds to their
+    /// latency [default: put 64, put-h2 32, bulk 8, amqp 4]
     #[arg(
         long,
         value_name = "N",
@@ -70,7 +69,7 @@ pub struct LoadConfig {
     )]
     pub(crate) connections: Option<u16>,
 
-    /// Requests in flight on each connection of put-h2, or messages on each of amqp [default: put-h2 64, amqp
+    /// Requests in flight on each connection (put-h2), or messages (amqp) [default: put-h2 64, amqp
     /// 256]
     #[arg(
         long,
@@ -80,7 +79,7 @@ pub struct LoadConfig {
     )]
     pub(crate) streams: Option<u16>,
 
-    /// Events in each request of bulk, or in each message of amqp [default: bulk 1000, amqp 1]
+    /// Events in each request (bulk) or message (amqp) [default: bulk 1000, amqp 1]
     #[arg(
         long,
         value_name = "N",
@@ -89,18 +88,17 @@ pub struct LoadConfig {
     )]
     pub(crate) batch: Option<u16>,
 
-    /// Give every event (of amqp: every message) a key under which it counts once, and send it again under
-    /// that key while it is not answered or answered with 503. Without it such events are unknown: counted or
-    /// not
+    /// Give every event (amqp: every message) an idempotency key, and retry with the same key while there is
+    /// no answer or a 503. Without a key such events are reported as unknown: they may be counted or not
     #[arg(long, help_heading = "Sending")]
     pub(crate) keyed: bool,
 
-    /// How long an event is tried again that reaches no server or, with a key, is not acknowledged
+    /// How long to retry an event that reaches no server or, with a key, is not acknowledged
     #[arg(long = "retry-for", value_name = "SECONDS", default_value_t = 60, help_heading = "Sending")]
     pub(crate) retry_for_secs: u32,
 
-    /// How long an answer is waited for. Shorter than the services' own deadlines, it makes answers into
-    /// unknowns
+    /// How long to wait for an answer. If it is shorter than the deadlines of the services, more events are
+    /// unknown
     #[arg(
         long = "timeout",
         value_name = "SECONDS",
@@ -110,7 +108,7 @@ pub struct LoadConfig {
     )]
     pub(crate) timeout_secs: u32,
 
-    /// Where ingest is
+    /// Address of ingest
     #[arg(
         long,
         env = "CATCHALL_INGEST_URL",
@@ -120,7 +118,7 @@ pub struct LoadConfig {
     )]
     pub(crate) ingest_url: Target,
 
-    /// Where query is
+    /// Address of query
     #[arg(
         long,
         env = "CATCHALL_QUERY_URL",
@@ -130,7 +128,7 @@ pub struct LoadConfig {
     )]
     pub(crate) query_url: Target,
 
-    /// Where the broker is, for amqp: amqp://USER:PASSWORD@HOST:PORT/VHOST
+    /// Address of the broker, for amqp: amqp://USER:PASSWORD@HOST:PORT/VHOST
     #[arg(
         long,
         env = "CATCHALL_AMQP_URL",
@@ -141,15 +139,15 @@ pub struct LoadConfig {
     pub(crate) amqp_url: Option<AmqpUrl>,
 
     /// Read the counters of every domain before and after, and compare what was counted with what was
-    /// acknowledged. Nothing else may send events of these domains meanwhile
+    /// acknowledged. Nothing else may send events of these domains during the run
     #[arg(long, help_heading = "Comparing")]
     pub(crate) verify: bool,
 
-    /// How long after the last acknowledgement events may take to be counted; what is missing then is lost
+    /// How long events may take to be counted after the last acknowledgement. What is missing then is lost
     #[arg(long = "settle-within", value_name = "SECONDS", default_value_t = 60, help_heading = "Comparing")]
     pub(crate) settle_within_secs: u32,
 
-    /// The threshold query runs with, to tell whether the status it serves is right
+    /// The threshold of query, to check the status it serves
     #[arg(
         long,
         env = "CATCHALL_THRESHOLD",
@@ -161,11 +159,10 @@ pub struct LoadConfig {
 }
 
 impl LoadConfig {
-    /// Checks that the options go together.
+    /// Checks that the options fit together.
     ///
     /// # Errors
-    ///
-    /// Says which do not.
+    /// Says which options do not.
     pub fn check(&self) -> Result<(), &'static str> {
         let Self { via, workload, streams, batch, domains, amqp_url, .. } = self;
         if streams.is_some() && !matches!(via, Via::PutH2 | Via::Amqp) {
@@ -186,16 +183,16 @@ impl LoadConfig {
     }
 }
 
-/// The ways an event can travel.
+/// The ways to send an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Via {
-    /// One PUT to ingest for each, over HTTP/1.1
+    /// One PUT per event, over HTTP/1.1
     Put,
-    /// One PUT to ingest for each, over HTTP/2 without TLS
+    /// One PUT per event, over HTTP/2 without TLS
     PutH2,
-    /// Many in one POST to ingest, over HTTP/1.1
+    /// Many events per POST, over HTTP/1.1
     Bulk,
-    /// Straight to the broker
+    /// Published directly to the broker
     Amqp,
 }
 
@@ -211,7 +208,7 @@ fn rate(text: &str) -> Result<f64, String> {
     if rate > 0.0 && rate.is_finite() { Ok(rate) } else { Err("not above 0".into()) }
 }
 
-/// A configuration that makes sense, with every default in its place.
+/// A checked configuration with all defaults filled in.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) config: LoadConfig,
@@ -229,7 +226,7 @@ pub(crate) struct Plan {
 impl Plan {
     pub(crate) fn new(config: LoadConfig) -> Self {
         let LoadConfig { via, workload, connections, streams, batch, .. } = config;
-        // Half of the bits are enough to differ, and can be typed.
+        // 32 bits are enough to differ, and short enough to type.
         let seed = config.seed.unwrap_or_else(|| RandomState::new().hash_one(()) >> 32);
         let (usual_connections, usual_streams, usual_batch) = match via {
             Via::Put => (64, 1, 1),
@@ -251,17 +248,17 @@ impl Plan {
         }
     }
 
-    /// The events from the first.
+    /// The events, from the first one.
     pub(crate) fn workload(&self) -> Workload {
         Workload::new(self.config.workload, self.seed, self.domains)
     }
 
-    /// How many domains there are; 0 where they have no end.
+    /// The number of domains; 0 if it is not limited.
     pub(crate) fn population(&self) -> usize {
         if self.config.workload == Shape::Waves { 0 } else { self.domains as usize }
     }
 
-    /// What is given a key.
+    /// What gets a key.
     pub(crate) fn keys(&self) -> Keys {
         match self.config.via {
             _ if !self.config.keyed => Keys::None,
@@ -270,11 +267,10 @@ impl Plan {
         }
     }
 
-    /// Where the broker is.
+    /// The address of the broker.
     ///
     /// # Errors
-    ///
-    /// When that was not said.
+    /// When it was not given.
     pub(crate) fn broker(&self) -> anyhow::Result<&AmqpUrl> {
         self.config.amqp_url.as_ref().context("no address of a broker")
     }

@@ -1,4 +1,4 @@
-//! Events as they are counted. Written anew, so that the tool is a second opinion on the product's rule.
+//! Counts of events. They are defined here and not taken from the product, as a second opinion on its rule.
 
 use std::ops::AddAssign;
 

@@ -9,33 +9,33 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use tokio::time::{Instant, Sleep, sleep};
 
-/// The name of the header under which a request counts once.
+/// The header with the key under which a request counts once.
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
-/// What is asked of a server.
+/// An HTTP request.
 #[derive(Clone, Debug)]
 pub(crate) struct HttpRequest {
     /// The method.
     pub(crate) method: Method,
-    /// The path, which needs no escapes.
+    /// The path. It needs no escaping.
     pub(crate) path: Bytes,
     /// The value of the header `Idempotency-Key`.
     pub(crate) idempotency_key: Option<HeaderValue>,
-    /// The body; an empty one is none.
+    /// The body; empty if there is none.
     pub(crate) body: Bytes,
-    /// What the body is.
+    /// The media type of the body.
     pub(crate) content_type: Option<HeaderValue>,
 }
 
 impl HttpRequest {
-    /// A call with nothing but a method and a path.
+    /// A request with only a method and a path.
     #[must_use]
     pub(crate) fn new(method: Method, path: Bytes) -> Self {
         Self { method, path, idempotency_key: None, body: Bytes::new(), content_type: None }
     }
 }
 
-/// Moves a call's headers to where HTTP has them.
+/// Sets the headers that are given.
 pub(crate) fn insert_headers(
     headers: &mut HeaderMap,
     content_type: Option<HeaderValue>,
@@ -49,7 +49,7 @@ pub(crate) fn insert_headers(
     }
 }
 
-/// What a server says.
+/// An HTTP response.
 #[derive(Clone, Debug)]
 pub(crate) struct HttpResponse {
     /// The status.
@@ -74,7 +74,7 @@ impl HttpResponse {
     }
 }
 
-/// Why there is no answer.
+/// Why there is no response.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Failure {
     /// The server cannot have acted on the request: it is safe to send it again.
@@ -85,20 +85,18 @@ pub(crate) enum Failure {
     Unanswered(String),
 }
 
-/// One place for one request at a time, on a connection of its own or a shared one, which it opens again
-/// when it was lost.
+/// Sends one request at a time, over its own connection or a shared one. It reconnects when the connection is
+/// lost.
 pub(crate) trait Client {
     /// Sends a request and waits for the whole answer.
     ///
     /// # Errors
-    ///
-    /// When there is none, telling whether the request can have arrived. The next call finds out whether
-    /// the server is there again.
+    /// When there is no response; the error tells whether the request may have arrived. The next call reconnects.
     async fn exchange(&mut self, call: HttpRequest) -> Result<HttpResponse, Failure>;
 }
 
-/// How long an answer is waited for. The timer is set far less often than there are requests: when it rings
-/// for one that has long been answered, it is set for the one that waits now.
+/// Limits how long a response may take. The timer is not reset for each request: if it fires after its
+/// request was answered, it is set for the present one.
 #[derive(Debug)]
 pub(crate) struct RequestTimeout {
     limit: Duration,
@@ -110,8 +108,8 @@ impl RequestTimeout {
         Self { limit, timer: Box::pin(sleep(limit)) }
     }
 
-    /// The output, unless it takes too long. The future stays where it is: it is large, and moving one for
-    /// every request shows.
+    /// The output of the future, unless it takes too long. The future is pinned by the caller: it is large,
+    /// and moving it for every request costs time.
     pub(crate) async fn wait<F: Future>(&mut self, mut future: Pin<&mut F>) -> Result<F::Output, Failure> {
         let deadline = Instant::now() + self.limit;
         poll_fn(|context| {

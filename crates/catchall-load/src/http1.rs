@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use crate::exchange::{Client, Failure, HttpRequest, HttpResponse, RequestTimeout, insert_headers};
 use crate::target::Target;
 
-/// A keep-alive connection that is opened again when it was lost.
+/// A keep-alive connection that is reopened when it is lost.
 #[derive(Debug)]
 pub(crate) struct Http1 {
     timeout: RequestTimeout,
@@ -29,11 +29,10 @@ struct Connection {
 }
 
 impl Http1 {
-    /// Opens a connection to `target`; an answer is waited for as long as `timeout`.
+    /// Opens a connection to `target`. A response may take as long as `timeout`.
     ///
     /// # Errors
-    ///
-    /// When nothing can be reached there.
+    /// When the server cannot be reached.
     pub(crate) async fn connect(target: Target, timeout: Duration) -> Result<Self, Failure> {
         let host = HeaderValue::from_str(target.authority().as_str()).expect("an authority is visible ASCII");
         let mut connection = Connection { target, host, requests: None };
@@ -48,7 +47,7 @@ impl Connection {
         let stream = self.target.connect().await.map_err(|error| unsent(&error))?;
         let (requests, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| unsent(&error))?;
-        // What goes wrong with it is told to the request that is under way.
+        // Its errors are reported to the request in flight.
         tokio::task::spawn_local(connection);
         self.requests = Some(requests);
         Ok(())
@@ -66,7 +65,8 @@ impl Connection {
         requests.ready().await.map_err(|error| Failure::Unsent(describe(&error)))?;
         let sent = requests.try_send_request(request(call, &self.host)).await;
         let response = sent.map_err(|mut error| {
-            // What comes back was not written, not even in part: the server had closed an idle connection.
+            // A message that is handed back was not written at all: the server had closed the idle
+            // connection.
             let unsent = error.take_message().is_some();
             let reason = describe(error.error());
             if unsent { Failure::Unsent(reason) } else { Failure::Unanswered(reason) }
@@ -109,7 +109,7 @@ async fn answer(response: Response<Incoming>) -> Result<HttpResponse, Failure> {
     Ok(HttpResponse { status: head.status, body })
 }
 
-/// Hyper's words, and the system's where there are any.
+/// The error with its cause, if there is one.
 fn describe(error: &hyper::Error) -> String {
     match std::error::Error::source(error) {
         Some(cause) => format!("{error}: {cause}"),

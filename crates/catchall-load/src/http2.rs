@@ -18,16 +18,15 @@ use tokio::time::Instant;
 use crate::exchange::{Client, Failure, HttpRequest, HttpResponse, RequestTimeout, insert_headers};
 use crate::target::Target;
 
-/// Bytes of answers a server may send before they are read: far more than all of them take.
+/// How many bytes of responses the server may send ahead: far more than all of them have.
 const WINDOW: u32 = 4 * 1024 * 1024;
 
-/// How long the result of a failed attempt to connect holds for those who share the connection.
+/// How long a failed attempt to connect is reported to the other users of the connection, without a new
+/// attempt.
 const FAILURE_HOLDS: Duration = Duration::from_millis(50);
 
-/// A connection that is opened again when it was lost.
-///
-/// Written for the `h2` crate: hyper's client over it starts a task for every request, which doubles the
-/// cost of one.
+/// A connection that is reopened when it is lost.
+/// It uses the `h2` crate directly: hyper's client spawns a task for every request, which doubles its cost.
 pub(crate) struct Http2 {
     target: Target,
     streams: usize,
@@ -43,11 +42,10 @@ enum Current {
 }
 
 impl Http2 {
-    /// Opens a connection to `target` for as many requests at a time as `streams`.
+    /// Opens a connection to `target` for up to `streams` requests at a time.
     ///
     /// # Errors
-    ///
-    /// When nothing can be reached there, or what is there does not speak HTTP/2.
+    /// When the server cannot be reached or does not speak HTTP/2.
     pub(crate) async fn connect(target: Target, streams: usize) -> Result<Rc<Self>, Failure> {
         let connection = Rc::new(Self {
             target,
@@ -60,14 +58,14 @@ impl Http2 {
         Ok(connection)
     }
 
-    /// A slot for one request at a time, whose answer is waited for as long as `timeout`.
+    /// A slot for one request at a time. A response may take as long as `timeout`.
     #[must_use]
     pub(crate) fn stream(self: &Rc<Self>, timeout: Duration) -> Http2Stream {
         let slot = Slot { connection: Rc::clone(self), requests: None };
         Http2Stream { timeout: RequestTimeout::new(timeout), slot }
     }
 
-    /// The open connection, or a new one. Of those who find it lost, one opens it and the others wait.
+    /// The open connection, or a new one. Only one task reconnects; the others wait for it.
     async fn requests(&self) -> Result<(u64, SendRequest<Bytes>), Failure> {
         let _turn = self.opening.lock().await;
         match &*self.current.borrow() {
@@ -97,19 +95,19 @@ impl Http2 {
         let (mut requests, connection) = Builder::new()
             .initial_max_send_streams(self.streams)
             .initial_connection_window_size(WINDOW)
-            // A few different answers are not worth a table.
+            // The responses are too small to need a header table.
             .header_table_size(0)
             .enable_push(false)
             .handshake(stream)
             .await
             .map_err(|error| error.to_string())?;
-        // What goes wrong with it is told to the requests that are under way.
+        // Its errors are reported to the requests in flight.
         tokio::task::spawn_local(connection);
         poll_fn(|context| requests.poll_ready(context)).await.map_err(|error| error.to_string())?;
         Ok(requests)
     }
 
-    /// New requests take a new connection; those under way may still be answered on the old one.
+    /// New requests use a new connection; those in flight may still be answered on the old one.
     fn lose(&self, lost: u64) {
         let mut current = self.current.borrow_mut();
         if matches!(*current, Current::Open { generation, .. } if generation == lost) {
@@ -138,8 +136,8 @@ struct Slot {
 }
 
 impl Slot {
-    /// The connection, once it takes another request. One that was lost while nothing was under way is
-    /// replaced without a word: servers close what is idle.
+    /// The connection, once it accepts another request. If it was lost while idle, it is replaced without an
+    /// error: servers close idle connections.
     async fn ready(&mut self) -> Result<&mut SendRequest<Bytes>, Failure> {
         if let Some((generation, requests)) = &mut self.requests
             && poll_fn(|context| requests.poll_ready(context)).await.is_err()
@@ -212,7 +210,7 @@ async fn collect(stream: &mut RecvStream) -> Result<Bytes, h2::Error> {
     Ok(body.freeze())
 }
 
-/// A server that refuses a stream has not looked at it (RFC 9113, 8.7).
+/// A refused stream was not processed by the server (RFC 9113, 8.7).
 #[expect(clippy::needless_pass_by_value, reason = "it is for map_err")]
 fn failure(error: h2::Error) -> Failure {
     let refused = error.is_remote() && error.reason() == Some(Reason::REFUSED_STREAM);

@@ -1,13 +1,10 @@
-//! Loads catchall: makes a workload, sends it, and checks that all of it was counted.
-//!
-//! One event loop on one thread, because it shares the machine with what it measures. A [`workload`] hands
-//! out events; senders, one to each request that may be in flight, send them through a connection and enter
-//! what became of them in the stats and in the [`record`]. The verification reads every domain before and
-//! after and compares.
-//!
-//! Latency is from the moment an event was to be sent. In a closed loop that is when the one before it was
-//! answered; at a fixed rate it is the event's place in the schedule, so a server that stalls is charged for
-//! all who wait and not only for those it was busy with.
+//! Loads catchall: makes a workload, sends it, and checks that all of it was counted. It uses one event loop
+//! on one thread, because it shares the machine with the system it measures. A [`workload`] generates events.
+//! Senders, one for each request that may be in flight, send them over a connection and note the outcome in
+//! the stats and in the [`record`]. The verification reads every domain before and after the run and
+//! compares. Latency is measured from the time an event was due. In a closed loop that is when the previous
+//! event was answered. At a fixed rate it is the event's time in the schedule, so a server that stalls is
+//! charged for all events that wait, not only for those in flight.
 
 mod amqp;
 mod body;
@@ -57,18 +54,16 @@ pub use crate::config::LoadConfig;
 pub use crate::report::{ExitReason, Latency, Report};
 pub use crate::verification::Verification;
 
-/// Ended early, before there was anything to report.
+/// The run was interrupted before there was anything to report.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("interrupted")]
 pub struct Interrupted;
 
-/// Sends what is asked for, compares if that is asked for, and reports. An interrupt ends the sending early;
-/// what was sent is still compared.
+/// Sends the events, compares if asked to, and reports. An interrupt ends the sending early; what was sent is
+/// still compared.
 ///
 /// # Errors
-///
-/// When a server cannot be reached at the start, or counters cannot be read; [`Interrupted`] when the
-/// interrupt comes before or after the sending.
+/// When a server cannot be reached at the start, or counters cannot be read. [`Interrupted`] when the interrupt comes before or after the sending.
 pub async fn run(config: LoadConfig, interrupt: impl Future<Output = ()>) -> anyhow::Result<Report> {
     let plan = Plan::new(config);
     let names = plan.names;
@@ -114,7 +109,7 @@ async fn http2(plan: &Plan) -> anyhow::Result<Vec<http2::Http2Stream>> {
     Ok(slots.map(|connection| connection.stream(plan.timeout)).collect())
 }
 
-/// A run from the first reading to the last.
+/// The whole run, from the first reading of counters to the last.
 async fn run_with<C: Transport + 'static>(
     plan: &Plan,
     transports: Vec<C>,

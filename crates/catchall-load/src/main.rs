@@ -9,10 +9,10 @@ use clap::{CommandFactory, Parser};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::ctrl_c;
 
-/// No result: a server could not be reached or read.
+/// Exit status: there is no result, because a server could not be reached or read.
 const FAILED: u8 = 3;
 
-/// Ended by an interrupt, as a shell has it.
+/// Exit status after an interrupt, as in a shell.
 const INTERRUPTED: u8 = 130;
 
 const AFTER_HELP: &str = "\
@@ -22,9 +22,9 @@ Examples:
   catchall-load --workload zipf --events 1000000 --via bulk --seed 7 --verify
           a run that can be repeated exactly
   catchall-load --via put-h2 --rate 20000 --events 600000
-          half a minute at a fixed rate: how long do events take?
+          half a minute at a fixed rate, to measure the latency
   catchall-load --events 1000000 --keyed --verify --json | jq .verification
-          kill what you like meanwhile: nothing may be lost or counted twice
+          kill any process during the run: nothing may be lost or counted twice
 
 Ctrl-C ends the sending early; what was sent is still compared. A second one ends at once.
 
@@ -36,8 +36,8 @@ Exit status:
   4    events were refused, could not be sent, or are unknown without --verify
   130  interrupted, with nothing lost or duplicated until then";
 
-/// Sends one of three workloads to catchall, measures, and checks that every acknowledged event was counted
-/// exactly once.
+/// Sends one of three workloads to catchall, measures it, and checks that every acknowledged event was
+/// counted exactly once.
 #[derive(Parser)]
 #[command(name = "catchall-load", version, max_term_width = 110, after_help = AFTER_HELP)]
 struct Arguments {
@@ -71,7 +71,7 @@ fn main() -> ExitCode {
     }))
 }
 
-/// Clap repeats the value that is not valid, also where it holds a password.
+/// Clap repeats an invalid value, even if it holds a password.
 fn without_secrets(mut error: clap::Error) -> clap::Error {
     let argument = error.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
     if argument.starts_with("--amqp-url") {
@@ -86,10 +86,10 @@ fn run(config: LoadConfig) -> anyhow::Result<Report> {
     runtime.block_on(catchall_load::run(config, interrupted()))
 }
 
-/// Waits for the first interrupt; the second ends the process.
+/// Waits for the first interrupt. The second one ends the process.
 async fn interrupted() {
     if ctrl_c().await.is_err() {
-        // It cannot be listened for, so it does what it always does.
+        // There is no handler, so an interrupt simply ends the process.
         std::future::pending::<()>().await;
     }
     tokio::task::spawn_local(async {

@@ -1,4 +1,4 @@
-//! An open loop: when each request is due, whatever became of the others.
+//! An open loop: when each request is due, independent of the others.
 
 use std::sync::Arc;
 use std::thread;
@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
-/// Requests are due at multiples of this: those of one tick together, so that a thread wakes four thousand
-/// times a second at most and not once per request.
+/// Requests are due at multiples of this, several at a time, so that a thread wakes at most four thousand
+/// times a second and not once per request.
 const TICK: Duration = Duration::from_micros(250);
 
 /// A fixed number of requests per second.
@@ -23,7 +23,7 @@ impl Rate {
         Self { per_second }
     }
 
-    /// When request `index` is due after the first, which is due at once.
+    /// How long after the start request `index` is due. The first one is due at once.
     fn due(self, index: u64) -> Duration {
         #[expect(clippy::cast_precision_loss, reason = "a run has fewer than 2^53 requests")]
         let exact = Duration::from_secs_f64(index as f64 / self.per_second);
@@ -36,7 +36,7 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX / 2)
 }
 
-/// Lets requests go when they are due.
+/// Releases requests when they are due.
 #[derive(Debug)]
 pub struct Pace {
     rate: Rate,
@@ -45,8 +45,8 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Begins now, with a thread of its own: the event loop's timer counts whole milliseconds, which is
-    /// longer than an answer takes.
+    /// Begins now, on its own thread: the event loop's timer counts whole milliseconds, longer than a
+    /// response takes.
     ///
     /// # Errors
     ///
@@ -70,7 +70,7 @@ impl Pace {
         Ok(Self { rate, begun, due })
     }
 
-    /// Waits until another request is due; `false` when there is nothing to wait for any more.
+    /// Waits until another request is due. `false` when it was stopped.
     pub async fn wait(&self) -> bool {
         self.due.acquire().await.map(tokio::sync::SemaphorePermit::forget).is_ok()
     }
@@ -81,13 +81,13 @@ impl Pace {
         self.due.try_acquire().map(tokio::sync::SemaphorePermit::forget).is_ok()
     }
 
-    /// The moment request `index` was due at: what its latency is counted from.
+    /// The time at which request `index` was due. Its latency is measured from there.
     #[must_use]
     pub fn moment(&self, index: u64) -> Instant {
         self.begun + self.rate.due(index)
     }
 
-    /// Nothing is due any more.
+    /// Releases no more requests.
     pub fn stop(&self) {
         self.due.close();
     }

@@ -6,19 +6,19 @@ use rand_xoshiro::rand_core::{RngCore, SeedableRng};
 use crate::counts::EventKind;
 use crate::workload::{Draw, below};
 
-/// One event in so many is a bounce.
+/// One event in this many is a bounce.
 const BOUNCE: u32 = 100;
 
 const CONSONANTS: &[u8; 20] = b"bcdfghjklmnpqrstvwxz";
 const VOWELS: &[u8; 5] = b"aeiou";
 
-/// Top-level domains, about as common as in real mail.
+/// Top-level domains, about as frequent as in real mail.
 const TOPS: [&[u8]; 16] = [
     b"com", b"com", b"com", b"com", b"com", b"com", b"net", b"net", b"org", b"org", b"de", b"co.uk", b"io",
     b"fr", b"nl", b"com.br",
 ];
 
-/// Draws from domains 0 to N − 1, either each with equal chance or by Zipf's law, domain 0 most often.
+/// Draws from domains 0 to N − 1, either with equal probability or by Zipf's law, domain 0 most often.
 #[derive(Clone, Debug)]
 pub struct Population {
     random: Xoshiro256PlusPlus,
@@ -27,7 +27,7 @@ pub struct Population {
 }
 
 impl Population {
-    /// Events that pick each domain with equal chance.
+    /// Events that draw each domain with equal probability.
     #[must_use]
     pub fn uniform(seed: u64, domains: u32) -> Self {
         Self { random: Xoshiro256PlusPlus::seed_from_u64(seed), domains, zipf: None }
@@ -51,11 +51,10 @@ impl Population {
     }
 
     /// Writes the name of a domain: five to seven syllables and a top-level domain. It depends on nothing but
-    /// the domain's number, so that a population that was loaded once can be used again by any run.
+    /// the domain's number, so that every run can use a population that was loaded once.
     pub fn spell(domain: u32, name: &mut Vec<u8>) {
         let scattered = scatter(domain);
-        // Five syllables of a hundred are more than 2 to the 32nd: they alone tell every domain from every
-        // other.
+        // Five syllables of a hundred have more than 2^32 values, so they make every name unique.
         let mut rest = u64::from(scattered);
         for _ in 0..5 {
             syllable(rest % 100, name);
@@ -77,8 +76,8 @@ fn syllable(number: u64, name: &mut Vec<u8>) {
     name.push(VOWELS[(number % 5) as usize]);
 }
 
-/// A permutation of the 32-bit numbers without visible order: the finalizer of `MurmurHash3`, which would
-/// leave 0 where it is.
+/// A permutation of the 32-bit numbers without visible order: the finalizer of `MurmurHash3`. It maps 0 to 0,
+/// hence the constant.
 fn scatter(number: u32) -> u32 {
     let mut x = number ^ 0x9e37_79b9;
     x = (x ^ (x >> 16)).wrapping_mul(0x85eb_ca6b);
@@ -86,7 +85,7 @@ fn scatter(number: u32) -> u32 {
     x ^ (x >> 16)
 }
 
-/// Zipf's law with exponent 1: rank k has the chance 1/k, but for a factor.
+/// Zipf's law with exponent 1: rank k has a probability proportional to 1/k.
 ///
 /// Rejection-inversion (W. Hörmann and G. Derflinger, "Rejection-inversion to generate variates from monotone
 /// discrete distributions", 1996): one exponential per rank and hardly ever a second try, whatever the size.
@@ -96,7 +95,7 @@ struct Zipf {
     /// The integral of 1/x up to the left and right end of the ranks.
     left: f64,
     right: f64,
-    /// An inversion that falls this little short of its rank is accepted without a logarithm.
+    /// A value this close to its rank is accepted without computing a logarithm.
     squeeze: f64,
 }
 
@@ -124,7 +123,7 @@ impl Zipf {
     }
 }
 
-/// A number from 0 to below 1 with all the bits a double has.
+/// A number in [0, 1) with all 53 bits of a double.
 #[expect(clippy::cast_precision_loss, reason = "53 bits fit")]
 fn fraction(random: u64) -> f64 {
     (random >> 11) as f64 / (1_u64 << 53) as f64

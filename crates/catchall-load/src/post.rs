@@ -1,4 +1,4 @@
-//! Events over HTTP: one to a PUT, or many to a POST.
+//! Events over HTTP: one per PUT, or many per POST.
 
 use bytes::Bytes;
 use http::{HeaderValue, Method};
@@ -11,13 +11,13 @@ use crate::run::{Request, RequestOutcome};
 use crate::sender::Transport;
 use crate::workload::{Draw, Names};
 
-/// Room for a path: names are at most 21 letters long.
+/// Bytes reserved for a path: names have at most 21 letters.
 const PATH: usize = 48;
 
-/// One event a request, named by the path.
+/// Sends one event per request, in the path.
 #[derive(Debug)]
 pub(crate) struct Put<C> {
-    /// Where requests go.
+    /// The HTTP client.
     pub(crate) client: C,
     /// How domains are spelled.
     pub(crate) names: Names,
@@ -47,14 +47,14 @@ fn path(names: Names, draw: Draw) -> Bytes {
     names.spell(draw.domain, &mut path);
     path.push(b'/');
     path.extend_from_slice(draw.kind.as_str().as_bytes());
-    // Without room to spare it becomes `Bytes` as it is; with some it would need another allocation.
+    // A boxed slice becomes `Bytes` without another allocation.
     path.into_boxed_slice().into()
 }
 
-/// Many events a request, an event a line.
+/// Sends many events per request, one per line.
 #[derive(Debug)]
 pub(crate) struct Bulk<C> {
-    /// Where requests go.
+    /// The HTTP client.
     pub(crate) client: C,
     /// How domains are spelled.
     pub(crate) names: Names,
@@ -74,8 +74,8 @@ impl<C: Client> Transport for Bulk<C> {
     }
 }
 
-/// What an answer, or the lack of one, says of the events it is about. Any 2xx means that they are accepted;
-/// which of them, the request knows.
+/// What a response, or the lack of one, means for the events of a request. For a 2xx, `accepted` decides
+/// which of them are accepted.
 fn outcome(
     answer: Result<HttpResponse, Failure>,
     accepted: impl FnOnce(&HttpResponse) -> RequestOutcome,
@@ -89,7 +89,7 @@ fn outcome(
     }
 }
 
-/// Which of so many events a bulk answer accepts.
+/// Which events the response to a bulk request accepts.
 fn accepted(answer: &HttpResponse, events: usize) -> RequestOutcome {
     #[derive(Deserialize)]
     struct Accepted {

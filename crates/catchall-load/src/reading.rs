@@ -16,20 +16,20 @@ use crate::sender::backoff;
 use crate::target::Target;
 use crate::workload::Names;
 
-/// Connections and requests on each: enough for the server to answer in groups.
+/// Connections, and requests on each: enough for the server to answer in batches.
 const CONNECTIONS: usize = 4;
 const STREAMS: usize = 64;
 
-/// What is known of a domain.
+/// What was read about a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reading {
     /// Its counters.
     pub(crate) counters: Counts,
-    /// Whether the status served with them is the one the rule gives.
+    /// Whether the status that was served with them follows the rule.
     pub(crate) status_is_right: bool,
 }
 
-/// Reads counters, many at a time.
+/// Reads counters, many domains at a time.
 #[derive(Debug)]
 pub(crate) struct CounterReader {
     streams: Vec<Http2Stream>,
@@ -61,11 +61,10 @@ impl CounterReader {
         Ok(Self { streams, target: target.clone(), names, threshold, retry_for })
     }
 
-    /// Reads what is known of each domain and tells its place in `domains`, in no order.
+    /// Reads each domain and calls `tell` with its index in `domains`, in any order.
     ///
     /// # Errors
-    ///
-    /// When one cannot be read within the time for retries.
+    /// When a domain cannot be read within the time for retries.
     pub(crate) async fn read(
         &mut self,
         domains: &[u32],

@@ -1,4 +1,4 @@
-//! The run's own account of what was accepted, and how it compares with what was counted.
+//! The tool's own record of what was accepted, to be compared with what was counted.
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -6,24 +6,23 @@ use std::ops::RangeInclusive;
 use crate::counts::{Counts, EventKind};
 use crate::workload::Draw;
 
-/// What became of the events of each domain, by the domain's number.
-///
-/// Eight bytes a domain up to the highest that was seen; memory that is never touched is never taken.
+/// The outcome of the events of each domain, by the domain's number. It takes eight bytes per domain, up to
+/// the highest number; the system provides memory only where it is used.
 #[derive(Debug, Default)]
 pub struct SendRecord {
     acknowledged: Vec<[u32; 2]>,
-    /// Few, unless the server is in trouble.
+    /// There are few, unless the server has trouble.
     unknown: HashMap<u32, [u32; 2]>,
 }
 
 impl SendRecord {
-    /// A record that has room for so many domains from the start.
+    /// An empty record with space for `domains` domains.
     #[must_use]
     pub fn with_domains(domains: usize) -> Self {
         Self { acknowledged: vec![[0; 2]; domains], unknown: HashMap::new() }
     }
 
-    /// An answer said that the event is accepted: it must be counted once.
+    /// Notes an accepted event: it must be counted once.
     pub fn acknowledge(&mut self, draw: Draw) {
         let domain = draw.domain as usize;
         if domain >= self.acknowledged.len() {
@@ -32,12 +31,12 @@ impl SendRecord {
         self.acknowledged[domain][column(draw.kind)] += 1;
     }
 
-    /// The event was sent, but no answer says what became of it: it may be counted once or not at all.
+    /// Notes an event with an unknown outcome: it may be counted once or not at all.
     pub fn leave_unknown(&mut self, draw: Draw) {
         self.unknown.entry(draw.domain).or_default()[column(draw.kind)] += 1;
     }
 
-    /// What a domain's counters may be, when they were `before` at the start.
+    /// The bounds of a domain's counters, which were `before` at the start.
     #[must_use]
     pub fn expected(&self, domain: u32, before: Counts) -> Bounds {
         let mut least = before;
@@ -59,7 +58,8 @@ fn counters([delivered, bounced]: [u32; 2]) -> Counts {
     Counts { delivered: delivered.into(), bounced: bounced.into() }
 }
 
-/// What a domain's counters may be: everything acknowledged is in them, and of the unknown none to all.
+/// The least and the most a domain's counters may be: all acknowledged events, and none to all of the
+/// unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// With none of the unknown.
@@ -69,7 +69,7 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// How far counters are outside of what they may be.
+    /// How far counters are outside these bounds.
     #[must_use]
     pub fn difference(&self, counted: Counts) -> Difference {
         let Self { least, most } = self;
@@ -80,7 +80,7 @@ impl Bounds {
     }
 }
 
-/// Events that are missing, and events that are there more than once.
+/// Events that are missing, and events that were counted too often.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Difference {
     /// Acknowledged, but not counted.
@@ -90,7 +90,7 @@ pub struct Difference {
 }
 
 impl Difference {
-    /// Adds how far one counter is outside of what it may be.
+    /// Adds how far one counter is outside its bounds.
     pub fn add(&mut self, expected: RangeInclusive<u64>, counted: u64) {
         self.lost += expected.start().saturating_sub(counted);
         self.duplicated += counted.saturating_sub(*expected.end());
@@ -145,7 +145,7 @@ mod tests {
             }
             let expected = record.expected(1, before);
             prop_assert_eq!(expected.difference(counted), Difference::default());
-            // Beyond what the unknown events can explain, every event too few or too many shows.
+            // Every event beyond what the unknown ones can explain is a difference.
             let delivered = if stray < 0 {
                 expected.least.delivered.saturating_sub(stray.unsigned_abs())
             } else {

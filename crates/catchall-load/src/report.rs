@@ -1,4 +1,4 @@
-//! What a run came to, for people and for scripts.
+//! The result of a run, for people and for scripts.
 
 use std::fmt::{self, Write as _};
 use std::time::Duration;
@@ -16,13 +16,13 @@ use crate::workload::Shape;
 pub struct Report {
     /// The shape of the traffic.
     pub workload: String,
-    /// What the events were made from.
+    /// The seed of the workload.
     pub seed: u64,
     /// Size of the population; waves have none.
     pub domains: Option<u32>,
     /// Events that were to be sent.
     pub events: u64,
-    /// How the events travelled.
+    /// How the events were sent.
     pub via: String,
     /// Whether each event, or message, had a key.
     pub keyed: bool,
@@ -44,37 +44,37 @@ pub struct Report {
     pub refused: u64,
     /// Events that may be accepted or not.
     pub unknown: u64,
-    /// Events that were not sent: no server was there, or it was ended early.
+    /// Events that were not sent: no server was available, or the run was interrupted.
     pub unsent: u64,
-    /// Events sent again, each time.
+    /// Events sent again, counted each time.
     pub retried: u64,
-    /// Requests without an answer, or with one that says no.
+    /// Requests that were not answered, or not with success.
     pub errors: u64,
-    /// What went wrong last.
+    /// The last error.
     pub last_error: Option<String>,
     /// Acknowledged events per second.
     pub rate: f64,
-    /// Of acknowledged events; in an open loop from the moment they were to be sent.
+    /// Latency of acknowledged events; in an open loop from the time they were due.
     pub latency_ms: Latency,
-    /// What the comparison came to, if there was one.
+    /// The result of the comparison, if there was one.
     pub verification: Option<Verification>,
 }
 
-/// Latencies in milliseconds; nothing when no event was acknowledged.
+/// Latencies in milliseconds; `None` if no event was acknowledged.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Latency {
-    /// Of half of the events.
+    /// The median.
     pub p50: Option<f64>,
-    /// Of 95 in a hundred.
+    /// The 95th percentile.
     pub p95: Option<f64>,
-    /// Of 99 in a hundred.
+    /// The 99th percentile.
     pub p99: Option<f64>,
-    /// Of all. Not told by everybody.
+    /// The longest. Some programs do not report it.
     #[serde(default)]
     pub max: Option<f64>,
 }
 
-/// What the exit status of the process says.
+/// The meaning of the exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExitReason {
     /// 0: every event was acknowledged; what is unknown was compared.
@@ -101,7 +101,7 @@ impl ExitReason {
 }
 
 impl Report {
-    /// What a run has come to, which took so long until the last acknowledgement.
+    /// The report of a run. `took` is the time until the last acknowledgement.
     pub(crate) fn new(plan: &Plan, run: &Run, took: Duration) -> Self {
         let LoadConfig { workload, events, via, keyed, rate, .. } = &plan.config;
         let stats = run.stats.borrow();
@@ -139,7 +139,7 @@ impl Report {
         }
     }
 
-    /// What the exit status has to say.
+    /// The reason that the exit status gives.
     #[must_use]
     pub fn exit_reason(&self) -> ExitReason {
         let compared = self.verification.as_ref();

@@ -1,4 +1,4 @@
-//! A run under way: what is handed out, and what became of it.
+//! The state of a run: the events that are handed out, and their outcomes.
 
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
@@ -15,16 +15,16 @@ use crate::workload::{Draw, Workload};
 pub(crate) struct Request {
     /// The events.
     pub(crate) draws: Vec<Draw>,
-    /// Their keys: none, one for all of them, or one each, as [`Keys`] has it.
+    /// Their keys: none, one for all of them, or one each; see [`Keys`].
     pub(crate) keys: Vec<Uuid>,
-    /// When it was to be sent.
+    /// When it was due.
     due: Instant,
 }
 
-/// What is given a key, so that it counts once however often it is sent.
+/// What gets a key, so that it counts once however often it is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Keys {
-    /// Nothing: what is not answered is not sent again.
+    /// Nothing. A request without an answer is not sent again.
     None,
     /// Each event.
     Event,
@@ -32,31 +32,31 @@ pub(crate) enum Keys {
     Request,
 }
 
-/// What became of requests that were sent.
+/// The outcome of requests that were sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum RequestOutcome {
     /// All events are accepted.
     Acknowledged,
-    /// All events are accepted but those at these places, the first of them for this reason.
+    /// All events are accepted except those at these indices; the text is the reason for the first.
     Partly(Vec<usize>, String),
-    /// No event is accepted, nor will it be when it is sent again.
+    /// No event is accepted, and sending it again will not help.
     Refused(String),
     /// The events may be accepted or not.
     Unknown(String),
-    /// The events did not reach a server.
+    /// The events reached no server.
     Unsent(String),
 }
 
 /// What the senders share.
 #[derive(Debug)]
 pub(crate) struct Run {
-    /// What is given a key.
+    /// What gets a key.
     pub(crate) keys: Keys,
-    /// How long events are tried again that reached no server or, with a key, were not answered.
+    /// How long to retry events that reached no server or, with a key, were not answered.
     pub(crate) retry_for: Duration,
-    /// What has become of the events so far.
+    /// The outcomes so far, in total.
     pub(crate) stats: RefCell<LoadStats>,
-    /// The same by domain, if it will be compared.
+    /// The outcomes so far by domain, if they are to be compared.
     pub(crate) record: RefCell<Option<SendRecord>>,
     workload: RefCell<Workload>,
     request_events: u64,
@@ -82,7 +82,7 @@ impl Run {
         }
     }
 
-    /// Hands out so many events, so many to a request, at a pace or as fast as they are taken.
+    /// Hands out `events` events, `request_events` per request, at a pace or as fast as they are taken.
     pub(crate) fn hand_out(&mut self, events: u64, request_events: u64, pace: Option<Pace>) {
         self.request_events = request_events;
         self.left.set(events);
@@ -100,7 +100,7 @@ impl Run {
         }
     }
 
-    /// The same, but `false` also when nothing is due yet.
+    /// Like [`Self::next`], but does not wait: `false` also when nothing is due yet.
     pub(crate) fn next_if_due(&self, request: &mut Request) -> bool {
         self.left.get() > 0 && self.pace.as_ref().is_none_or(Pace::is_due) && self.fill(request)
     }
@@ -112,7 +112,7 @@ impl Run {
         }
         self.left.set(self.left.get() - events);
         if self.left.get() == 0 {
-            // Those who wait for their turn need wait no longer.
+            // Releases the senders that wait for another event.
             self.give_up();
         }
         let index = self.handed_out.replace(self.handed_out.get() + 1);
@@ -131,20 +131,20 @@ impl Run {
         true
     }
 
-    /// Notes a request without an answer, or with one that says no.
+    /// Notes a request that was not answered, or not with success.
     pub(crate) fn note_error(&self, reason: &str) {
         let stats = &mut *self.stats.borrow_mut();
         stats.errors += 1;
         stats.note_trouble(reason);
     }
 
-    /// Hands out nothing more because it was interrupted. What has failed is not tried again.
+    /// Hands out nothing more because of an interrupt. Failed requests are not retried.
     pub(crate) fn interrupt(&self) {
         self.interrupted.set(true);
         self.give_up();
     }
 
-    /// Hands out nothing more because it is no use.
+    /// Hands out nothing more because no server is available.
     pub(crate) fn give_up(&self) {
         self.left.set(0);
         if let Some(pace) = &self.pace {
@@ -162,7 +162,7 @@ impl Run {
         self.left.get() == 0
     }
 
-    /// Enters what became of requests.
+    /// Notes the outcome of requests.
     pub(crate) fn settle(&self, requests: &[Request], outcome: &RequestOutcome) {
         let now = Instant::now();
         let stats = &mut *self.stats.borrow_mut();

@@ -1,4 +1,4 @@
-//! Sends what a run hands out, request after request.
+//! Sends the requests that a run hands out, one after another.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -8,8 +8,7 @@ use tokio::time::Instant;
 
 use crate::run::{Keys, Request, RequestOutcome, Run};
 
-/// How soon something is tried again that failed, and how seldom at most. The jitter keeps thousands of
-/// senders from coming back in step.
+/// The delays between retries. Jitter keeps thousands of senders from retrying at the same moment.
 pub(crate) fn backoff() -> impl Iterator<Item = Duration> {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(50))
@@ -19,16 +18,16 @@ pub(crate) fn backoff() -> impl Iterator<Item = Duration> {
         .build()
 }
 
-/// A way to the server for some requests at a time.
+/// A way to send requests to the server.
 pub(crate) trait Transport {
-    /// Most requests it takes at a time.
+    /// How many requests it sends at a time.
     fn capacity(&self) -> usize;
 
-    /// Sends requests once and waits for the answer. They share their outcome.
+    /// Sends the requests once and waits for the answer. All have the same outcome.
     async fn send(&mut self, requests: &[Request]) -> RequestOutcome;
 }
 
-/// Sends until there is nothing more.
+/// Sends until the run has nothing more to hand out.
 pub(crate) async fn send(run: Rc<Run>, mut transport: impl Transport) {
     let mut requests: Vec<Request> = (0..transport.capacity()).map(|_| Request::new()).collect();
     let mut delays = None;
@@ -41,12 +40,12 @@ pub(crate) async fn send(run: Rc<Run>, mut transport: impl Transport) {
         };
         let failed = matches!(outcome, RequestOutcome::Unknown(_) | RequestOutcome::Unsent(_));
         if matches!(outcome, RequestOutcome::Unsent(_)) {
-            // Nobody was there for all the time events are tried: the others would only wait as long.
+            // No server was available during all retries, so the rest of the run would fail as well.
             run.give_up();
         }
         run.settle(requests, &outcome);
         if failed && !run.is_over() {
-            // A server in trouble is not helped by being asked as fast as it can say no.
+            // A server in trouble is given a pause.
             pause(delays.get_or_insert_with(backoff)).await;
         } else {
             delays = None;
@@ -54,7 +53,7 @@ pub(crate) async fn send(run: Rc<Run>, mut transport: impl Transport) {
     }
 }
 
-/// Sends again what cannot count twice, until its outcome is known or the time is up.
+/// Retries what cannot be counted twice, until its outcome is known or the time is over.
 async fn retry(
     run: &Run,
     transport: &mut impl Transport,
@@ -75,7 +74,7 @@ async fn retry(
         }
         outcome = match outcome {
             RequestOutcome::Partly(..) => return outcome,
-            // An earlier attempt may have been accepted whatever this one came to.
+            // An earlier attempt may have been accepted, whatever the outcome of this one.
             RequestOutcome::Refused(reason) | RequestOutcome::Unsent(reason) if in_doubt => {
                 RequestOutcome::Unknown(reason)
             }

@@ -1,30 +1,30 @@
-//! What a run has come to so far.
+//! Counts and latencies of a run so far.
 
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
-/// Longest latency that is told from longer ones, in microseconds: an hour.
+/// The longest latency that is recorded exactly, in microseconds: an hour.
 const LONGEST: u64 = 3_600_000_000;
 
 /// Counts of events and latencies of requests.
 #[derive(Debug)]
 pub(crate) struct LoadStats {
-    /// Accepted by an answer.
+    /// Events that were accepted.
     pub(crate) acknowledged: u64,
-    /// Not accepted, says an answer: the server finds something wrong with them.
+    /// Events that were refused, because something is wrong with them.
     pub(crate) refused: u64,
-    /// Sent, and no answer says whether they are accepted.
+    /// Events that were sent, with an unknown outcome.
     pub(crate) unknown: u64,
-    /// Sent again, each time.
+    /// Events sent again, counted each time.
     pub(crate) retried: u64,
-    /// Requests without an answer, or with one that says no.
+    /// Requests that were not answered, or not with success.
     pub(crate) errors: u64,
-    /// Events on their way.
+    /// Events in flight.
     pub(crate) in_flight: u64,
-    /// The most recent trouble, until an answer shows that it is over.
+    /// The most recent error, until a request succeeds.
     pub(crate) trouble: Option<String>,
-    /// The most recent trouble, over or not.
+    /// The most recent error.
     pub(crate) last_error: Option<String>,
     /// When the last event was acknowledged.
     pub(crate) last_acknowledged: Option<Instant>,
@@ -49,7 +49,7 @@ impl LoadStats {
         }
     }
 
-    /// So many events were acknowledged by one answer, which took this long.
+    /// Notes that a response acknowledged `events` events after this latency.
     pub(crate) fn acknowledge(&mut self, events: u64, latency: Duration, now: Instant) {
         self.acknowledged += events;
         self.last_acknowledged = Some(now);
@@ -57,19 +57,19 @@ impl LoadStats {
         self.latencies_us.saturating_record_n(micros, events);
     }
 
-    /// Notes what went wrong with a request.
+    /// Notes an error.
     pub(crate) fn note_trouble(&mut self, reason: &str) {
         self.trouble = Some(reason.to_owned());
         self.last_error = Some(reason.to_owned());
     }
 
-    /// Events whose outcome is decided.
+    /// Events with a final outcome.
     pub(crate) fn done(&self) -> u64 {
         self.acknowledged + self.refused + self.unknown
     }
 
-    /// The latency in milliseconds that this share of the acknowledged events did not exceed; nothing when
-    /// there are none.
+    /// The latency in milliseconds that this share of the acknowledged events did not exceed; `None` if there
+    /// are none.
     pub(crate) fn latency_ms(&self, share: f64) -> Option<f64> {
         let micros = self.latencies_us.value_at_quantile(share);
         #[expect(clippy::cast_precision_loss, reason = "an hour of microseconds fits")]

@@ -1,4 +1,4 @@
-//! Where a service is, and the way there.
+//! The address of a service, and connecting to it.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -40,17 +40,16 @@ impl FromStr for Target {
 }
 
 impl Target {
-    /// Host and port as HTTP names them.
+    /// Host and port.
     #[must_use]
     pub(crate) fn authority(&self) -> &Authority {
         &self.authority
     }
 
-    /// Opens a connection without Nagle's delay.
+    /// Opens a connection with `TCP_NODELAY`.
     ///
     /// # Errors
-    ///
-    /// Says why nobody can be reached there.
+    /// Says why the server cannot be reached.
     pub(crate) async fn connect(&self) -> Result<TcpStream, String> {
         let opened = tokio::time::timeout(CONNECT_TIMEOUT, self.open()).await;
         match opened.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into())) {

@@ -14,33 +14,33 @@ use crate::record::{Bounds, Difference, SendRecord};
 use crate::workload::{Names, Workload};
 use catchall_progress::{Display, Progress};
 
-/// Domains that are watched until they have settled before the others are read once. It keeps a million
-/// reads out of the way of the workers.
+/// How many domains are watched until they have settled. The others are read only once after that, so that a
+/// million reads do not disturb the workers.
 const PROBE: usize = 1000;
 
-/// How often domains are read that have not settled.
+/// How often unsettled domains are read.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Counters that have not moved for so long are taken to stand still.
+/// Counters that have not changed for this long are final.
 const STILL: Duration = Duration::from_secs(3);
 
-/// How far apart two readings before the run are, which have to be the same.
+/// The time between two readings before the run, which have to be equal.
 const REST: Duration = Duration::from_millis(500);
 
-/// Domains that are asked for in one go, which bounds what that takes of memory.
+/// How many domains are read at a time, which limits the memory this takes.
 const READ_AT_ONCE: usize = 100_000;
 
-/// Differences that are told by name.
+/// How many domains with a difference are named.
 const EXAMPLES: usize = 10;
 
-/// The domains a run can touch, and their counters before it.
+/// The domains of a run, and their counters before it.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
     domains: Vec<u32>,
     before: Vec<Counts>,
 }
 
-/// What a comparison came to.
+/// The result of a comparison.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Verification {
     /// Domains that were compared.
@@ -49,12 +49,11 @@ pub struct Verification {
     pub lost: u64,
     /// Events that were counted beyond what was sent.
     pub duplicated: u64,
-    /// Domains that were served with another status than their counters give.
+    /// Domains whose status did not follow from their counters.
     pub wrong_status: usize,
-    /// Seconds from the last acknowledgement until no acknowledged event was missing; nothing when that was
-    /// not seen.
+    /// Seconds from the last acknowledgement until no event was missing; `None` if some still are.
     pub seconds_to_settle: Option<f64>,
-    /// Some of the domains that are not as they have to be.
+    /// Some of the domains that are wrong.
     pub examples: Vec<String>,
 }
 
@@ -67,11 +66,10 @@ impl Verification {
 }
 
 impl Snapshot {
-    /// Reads the counters of every domain the next events of the workload touch, once they stand still.
+    /// Reads the counters of every domain of the next events, once they no longer change.
     ///
     /// # Errors
-    ///
-    /// When they cannot be read, or still move after `timeout`: then something else is counting.
+    /// When they cannot be read, or still change after `timeout`: then something else sends events.
     pub(crate) async fn read(
         workload: Workload,
         events: u64,
@@ -93,7 +91,8 @@ impl Snapshot {
     }
 }
 
-/// The domains of the next events, in ascending order. A bit each, not a set: a population has millions.
+/// The domains of the next events, in ascending order. They are collected as bits, because a population has
+/// millions.
 fn touched(mut workload: Workload, events: u64) -> Vec<u32> {
     let mut seen: Vec<u64> = Vec::new();
     for _ in 0..events {
@@ -111,13 +110,13 @@ fn touched(mut workload: Workload, events: u64) -> Vec<u32> {
     bits.collect()
 }
 
-/// Where the probe of so many domains begins: it is the last of them. Of waves those are the domains that
-/// were sent last; of a population any are as good as any.
+/// The index of the first domain to be watched: the last domains are. For waves these are sent last; for a
+/// population any domains will do.
 fn probe(domains: usize) -> usize {
     domains.saturating_sub(PROBE)
 }
 
-/// Waits until two readings are the same: events of an earlier run may still be on their way.
+/// Waits until two readings are equal: events of an earlier run may still be queued.
 async fn stand_still(domains: &[u32], reader: &mut CounterReader, timeout: Duration) -> anyhow::Result<()> {
     let give_up = Instant::now() + timeout;
     let mut last: Option<Vec<Counts>> = None;
@@ -137,21 +136,21 @@ async fn stand_still(domains: &[u32], reader: &mut CounterReader, timeout: Durat
     }
 }
 
-/// A comparison under way.
+/// A comparison in progress.
 #[derive(Debug)]
 pub(crate) struct Comparison<'a> {
     snapshot: &'a Snapshot,
     record: &'a SendRecord,
     /// When the last event was acknowledged.
     since: Instant,
-    /// How long after that counters may take to settle.
+    /// How long counters may take to settle after that.
     timeout: Duration,
-    /// Places of domains that are not as they have to be, and what was last read there.
+    /// The indices of domains that are wrong, with their latest counters.
     off: HashMap<usize, Counts>,
     wrong_status: HashSet<usize>,
-    /// When a domain was last seen to have become as it has to be.
+    /// When a domain was last seen to become right.
     settled: Option<Instant>,
-    /// When a domain that is not as it has to be was last seen to move.
+    /// When a wrong domain was last seen to change.
     moved: Instant,
 }
 
@@ -166,7 +165,7 @@ impl<'a> Comparison<'a> {
         Self { snapshot, record, since, timeout, off, wrong_status, settled: None, moved: since }
     }
 
-    /// Waits until nothing is missing or the time is up, and compares every domain.
+    /// Waits until nothing is missing or the time is over, then compares every domain.
     ///
     /// # Errors
     ///
@@ -180,7 +179,7 @@ impl<'a> Comparison<'a> {
         let all = self.snapshot.domains.len();
         self.watch((probe(all)..all).collect(), reader, display).await?;
         let first = self.settled.unwrap_or_else(Instant::now);
-        // A message that is delivered twice may come a little later than all that were missing.
+        // A message that is delivered twice may be counted a little later than the others.
         tokio::time::sleep(STILL).await;
         let done = Cell::new(0);
         let progress = || Progress { done: done.get(), ..Progress::default() };
@@ -192,7 +191,7 @@ impl<'a> Comparison<'a> {
         Ok(self.verdict(names, settled))
     }
 
-    /// Reads until nothing is missing at these positions, or the time is up and nothing moves any more.
+    /// Reads these domains until nothing is missing, or until the time is over and nothing changes any more.
     async fn watch(
         &mut self,
         mut positions: Vec<usize>,
@@ -217,7 +216,7 @@ impl<'a> Comparison<'a> {
         display.follow("settling", "domains", total as u64, progress, work).await
     }
 
-    /// Reads the domains at these positions once and tells how many have been read.
+    /// Reads these domains once and calls `tell` with the number that have been read.
     async fn look(
         &mut self,
         positions: &[usize],
@@ -263,7 +262,7 @@ impl<'a> Comparison<'a> {
             .unwrap_or_default()
     }
 
-    /// Those of these positions where events are missing. Where there are only too many it is no use to wait.
+    /// Keeps the domains where events are missing. Waiting does not help where there are only too many.
     fn missing(&self, mut positions: Vec<usize>) -> Vec<usize> {
         positions.retain(|position| self.difference(*position).lost > 0);
         positions

@@ -1,4 +1,4 @@
-//! The workload `waves`: a few hot domains at a time, without end.
+//! The workload `waves`: a few hot domains at a time, and always new ones.
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{RngCore, SeedableRng};
@@ -6,16 +6,16 @@ use rand_xoshiro::rand_core::{RngCore, SeedableRng};
 use crate::counts::EventKind;
 use crate::workload::{Draw, below};
 
-/// Domains that are being emitted at any moment.
+/// How many domains are live at a time.
 const LIVE: usize = 20;
 
-/// A domain gets fewer events than this, any number with equal chance.
+/// A domain gets fewer events than this; every number is equally likely.
 const EVENTS: u32 = 2500;
 
-/// Each domain whose number is a multiple of this has no bounce.
+/// Domains whose number is a multiple of this have no bounce.
 const BOUNCELESS: u32 = 25;
 
-/// The top-level domains, each as likely as the others.
+/// The top-level domains; all are equally likely.
 const TOPS: [&[u8]; 5] = [b"net", b"com", b"org", b"io", b"gov"];
 
 const LETTERS: &[u8; 52] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
@@ -24,7 +24,7 @@ const LETTERS: &[u8; 52] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXY
 /// becomes a state: with that one, neighbouring domains would share most of theirs.
 const SPREAD: u64 = 0xd134_2543_de82_ef95;
 
-/// Emits the events of 20 domains in turn; where one has no more, the next domain takes its place.
+/// Emits the events of 20 domains in turn. When a domain has no more, the next one takes its place.
 #[derive(Clone, Debug)]
 pub struct Waves {
     seed: u64,
@@ -33,13 +33,13 @@ pub struct Waves {
     next_domain: u32,
 }
 
-/// Where the events of one domain are.
+/// The progress of one domain.
 #[derive(Clone, Copy, Debug, Default)]
 struct Emission {
     domain: u32,
     sent: u32,
     max: u32,
-    /// Events from one bounce to the next; 0 where there is none.
+    /// Events from one bounce to the next; 0 if there are no bounces.
     step: u32,
 }
 
@@ -53,7 +53,7 @@ impl Waves {
     /// The next event.
     pub fn draw(&mut self) -> Draw {
         let emission = &mut self.live[self.turn];
-        // Also at the start, where nothing is live; and a domain may turn out to have no event at all.
+        // This also fills the slots at the start, and skips domains that have no events.
         while emission.sent == emission.max {
             *emission = Emission::of(self.next_domain, Self::max(self.seed, self.next_domain));
             self.next_domain = self.next_domain.wrapping_add(1);
@@ -72,7 +72,7 @@ impl Waves {
     pub fn spell(seed: u64, domain: u32, name: &mut Vec<u8>) {
         let [first, second, top, _] = random(seed, domain);
         for mut letters in [first, second] {
-            // 52 to the 7th is below 2 to the 40th: what is left of 64 bits makes the letters all but even.
+            // 52^7 is below 2^40, so 64 random bits make all letters almost equally likely.
             for _ in 0..7 {
                 name.push(LETTERS[(letters % 52) as usize]);
                 letters /= 52;
@@ -83,14 +83,14 @@ impl Waves {
     }
 }
 
-/// The four numbers that make a domain what it is: twice seven letters, its top-level domain, its events.
-/// A function of the seed and the domain's number, so that no name need be kept.
+/// The four random numbers of a domain: for twice seven letters, its top-level domain and its number of
+/// events. They depend only on the seed and the domain's number, so that names need not be stored.
 fn random(seed: u64, domain: u32) -> [u64; 4] {
     let mut random = Xoshiro256PlusPlus::seed_from_u64(seed ^ u64::from(domain).wrapping_mul(SPREAD));
     std::array::from_fn(|_| random.next_u64())
 }
 
-/// In floating point, as the challenge has it: of 180 events each 62nd is a bounce, not each 63rd.
+/// In floating point, as the challenge defines it: with 180 events every 62nd is a bounce, not every 63rd.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 875")]
 fn step(max: u32) -> u32 {
     (0.35 * f64::from(max)).floor() as u32

@@ -1,8 +1,6 @@
-//! What is sent: the three workloads, each a function of its seed.
-//!
-//! The generator is xoshiro256++ by its name, seeded through `SplitMix64`, and everything made from its
-//! numbers is made here: no library's distributions, which may change between versions. So a seed means
-//! the same events for good.
+//! What is sent: the three workloads, each a function of its seed. The random numbers come from xoshiro256++,
+//! seeded through `SplitMix64`. Everything else is computed here, without the distributions of a library,
+//! which may change between versions. So a seed always makes the same events.
 
 use std::fmt;
 
@@ -16,11 +14,11 @@ use crate::waves::Waves;
 /// The shapes of traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Shape {
-    /// New domains without end, 20 at a time: few rows, written all the time
+    /// Always new domains, 20 at a time: few rows, updated often
     Waves,
-    /// Any of --domains with equal chance: no row twice, the worst case
+    /// Any of --domains with equal probability: hardly a row twice, the worst case
     Uniform,
-    /// A few of --domains take most, the others little: nearest to real mail
+    /// A few of --domains get most events: closest to real mail
     Zipf,
 }
 
@@ -117,7 +115,7 @@ impl Names {
     }
 }
 
-/// Maps 64 random bits to a number below `bound`. The bias is below 2⁻³² and nobody can see it.
+/// Maps 64 random bits to a number below `bound`. The bias is below 2⁻³², too small to matter.
 #[expect(clippy::cast_possible_truncation, reason = "below the bound, which has 32 bits")]
 pub(crate) fn below(bound: u32, random: u64) -> u32 {
     ((u128::from(random) * u128::from(bound)) >> 64) as u32

@@ -15,6 +15,7 @@ use crate::sql;
 
 impl Servers {
     /// Runs `catchall-dead` to its end: its exit status and what it printed.
+    #[expect(clippy::must_use_candidate, reason = "it may be run for its effect alone")]
     pub fn dead(&self, arguments: &[&str]) -> (i32, String, String) {
         let variables =
             [("CATCHALL_AMQP_URL", &*self.amqp_url), ("CATCHALL_DATABASE_URL", &*self.database_url)];
@@ -23,6 +24,7 @@ impl Servers {
     }
 
     /// The same, but panics unless it succeeds; returns standard output.
+    #[expect(clippy::must_use_candidate, reason = "it may be run for its effect alone")]
     pub fn dead_well(&self, arguments: &[&str]) -> String {
         let (status, stdout, stderr) = self.dead(arguments);
         assert_eq!(status, 0, "{arguments:?}: {stdout}{stderr}");
