@@ -1,4 +1,4 @@
-//! The whole system, on wires that can be cut: one ingest, two workers, one query.
+//! The whole system: one ingest, two workers and one query, connected to their servers through proxies.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -18,55 +18,55 @@ use socket2::Socket;
 
 use crate::watch::{Seen, Watch, Watcher};
 
-/// How long an event waits for the confirm before its client gets a 503, unless it is said otherwise.
+/// How long ingest waits for a confirm before it answers 503: its default.
 pub(crate) const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
 
-/// In the URL of the broker: a peer that is gone without a word is noticed after four to six seconds. With
-/// less, a busy machine takes live peers for dead ones.
+/// In the URL of the broker: a silent peer is given up after four to six seconds. With a shorter interval, a
+/// busy machine would give up live peers.
 const HEARTBEAT: &str = "heartbeat=2";
 
-/// How long the primary works on one statement. After half as long again a silent one is given up.
+/// How long a statement may run on the primary. A silent primary is given up after one and a half times that.
 const STATEMENT_TIMEOUT_SECS: &str = "6";
 
-/// Messages handed to a worker ahead: few, so that neighbours in the queue are with both.
+/// The prefetch of a worker. It is small, so that neighbouring messages go to different workers.
 const PREFETCH: &str = "100";
 
-/// Lines of each log that are printed after a failure.
+/// How many lines of each log are printed after a failure.
 const LOG_LINES: usize = 15;
 
-/// How long the primary and the replica may take to be what they have to be.
+/// How long the replica may take until it follows the primary.
 const SERVERS: Duration = Duration::from_secs(30);
 
-/// A process of a service, and who looks at it.
+/// A process of a service, and its watcher.
 pub(crate) struct ClusterProcess {
     pub(crate) service: Service,
     name: &'static str,
     watcher: Option<Watcher>,
 }
 
-/// Everything one round needs; the next goes on with it.
+/// Everything that a round needs. The next round uses it too.
 pub(crate) struct Cluster {
-    /// The servers themselves.
+    /// The servers, without proxies.
     pub(crate) servers: Servers,
-    /// The server that has the counters at present.
+    /// The URL of the present primary.
     pub(crate) primary: String,
     pub(crate) ingest_url: String,
     pub(crate) query_url: String,
-    /// From ingest and the workers to the broker.
+    /// The connections of ingest and the workers to the broker.
     pub(crate) broker_wire: Proxy,
-    /// From the workers to the primary.
+    /// The connections of the workers to the primary.
     pub(crate) database_wire: Proxy,
     pub(crate) watch: Watch,
     pub(crate) ingest: Vec<ClusterProcess>,
     pub(crate) workers: Vec<ClusterProcess>,
     pub(crate) query: Vec<ClusterProcess>,
-    /// The servers as the services see them.
+    /// The servers behind the proxies, as the services see them.
     behind: Servers,
     _ports: [Socket; 2],
 }
 
 impl Cluster {
-    /// Starts whatever does not run, and all services on a fresh vhost and a fresh database.
+    /// Starts the servers that are not running, and all services on a fresh vhost and a fresh database.
     pub(crate) async fn ready() -> Result<Self> {
         for server in ["rabbitmq", "primary", "replica"] {
             dev(&["start", server]).await?;
@@ -82,7 +82,7 @@ impl Cluster {
             database_url: database_wire.through(&servers.database_url),
             ..servers.clone()
         };
-        // A port that is shared and never given to others: the address stays while processes come and go.
+        // Reserved ports, so that the addresses stay the same when processes are replaced.
         let ports = [reserve(), reserve()];
         let [ingest_url, query_url] = [&ports[0], &ports[1]].map(|port| format!("http://{}", address(port)));
         let mut cluster = Self {
@@ -103,7 +103,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Starts what is missing, and returns once all of it is ready.
+    /// Starts the missing processes, and returns once they are ready.
     pub(crate) async fn fill(&mut self) {
         if self.ingest.is_empty() {
             self.start_ingest().await;
@@ -126,7 +126,7 @@ impl Cluster {
         self.start_worker_with(&[]).await;
     }
 
-    /// A worker with settings of its own: each round that wants one replaces it.
+    /// Starts a worker with further settings.
     async fn start_worker_with(&mut self, more: &[(&str, &str)]) {
         let usual =
             [("CATCHALL_STATEMENT_TIMEOUT_SECS", STATEMENT_TIMEOUT_SECS), ("CATCHALL_PREFETCH", PREFETCH)];
@@ -134,26 +134,26 @@ impl Cluster {
         self.workers.push(process);
     }
 
-    /// Ends the workers in order.
+    /// Stops the workers with SIGTERM.
     pub(crate) async fn stop_workers(&mut self) -> Result<()> {
         try_join_all(self.workers.drain(..).map(ClusterProcess::stop)).await.map(drop)
     }
 
-    /// Starts two workers with these settings beside the usual ones.
+    /// Starts two workers with these settings in addition to the usual ones.
     pub(crate) async fn start_workers_with(&mut self, more: &[(&str, &str)]) {
         for _ in 0..2 {
             self.start_worker_with(more).await;
         }
     }
 
-    /// Puts usual workers in the place of others.
+    /// Replaces the workers by workers with the usual settings.
     pub(crate) async fn usual_workers(&mut self) -> Result<()> {
         self.stop_workers().await?;
         self.fill().await;
         Ok(())
     }
 
-    /// Forgets what was seen until now, and how much memory was taken.
+    /// Discards what the watchers have seen, and resets the peak memory of all processes.
     pub(crate) fn begin_anew(&self) {
         for process in self.processes() {
             usage::forget_peak(process.service.pid());
@@ -161,7 +161,7 @@ impl Cluster {
         self.watch.take();
     }
 
-    /// What was seen since then.
+    /// What was seen since [`Self::begin_anew`].
     pub(crate) fn seen(&self) -> Seen {
         let mut seen = self.watch.take();
         for process in self.processes() {
@@ -187,7 +187,7 @@ impl Cluster {
         process
     }
 
-    /// The end of the log of every process, for whoever wonders what went wrong.
+    /// Prints the end of the log of every process.
     pub(crate) fn print_logs(&self) {
         for process in self.processes() {
             let log = process.service.log();
@@ -197,7 +197,7 @@ impl Cluster {
         }
     }
 
-    /// What keeps a service from being ready.
+    /// The first service that is not ready, with its answer.
     pub(crate) async fn not_ready(&self) -> Option<String> {
         for process in self.processes() {
             let readyz = HttpClient::without_keep_alive()
@@ -211,7 +211,7 @@ impl Cluster {
     }
 }
 
-/// Whether the replica is one, and follows the primary.
+/// Whether the replica is a standby that follows the primary.
 async fn replica_follows() -> bool {
     let [primary, replica] = ["DATABASE", "REPLICA"]
         .map(|name| std::env::var(format!("CATCHALL_TEST_{name}_URL")).expect("./dev chaos sets it"));
@@ -221,7 +221,7 @@ async fn replica_follows() -> bool {
         && sql::until_row(&primary, streams, SERVERS).await.is_ok()
 }
 
-/// Makes a new primary and a new replica in the place of what there is.
+/// Replaces the primary and the replica by new ones.
 async fn copy_anew() -> Result<()> {
     for server in ["replica", "primary"] {
         dev(&["stop", server]).await?;
@@ -238,25 +238,25 @@ fn address(port: &Socket) -> SocketAddr {
 }
 
 impl ClusterProcess {
-    /// Has somebody look at it.
+    /// Starts a watcher for it.
     pub(crate) fn look(&mut self, watch: &Watch) {
         let ops_url = format!("http://{}", self.service.ops_address());
         self.watcher = Some(watch.over(self.name, self.service.pid(), ops_url));
     }
 
-    /// What comes next is our doing: nobody looks at it any more.
+    /// Stops its watcher, because what follows is intended.
     pub(crate) fn look_away(&mut self) {
         self.watcher = None;
     }
 
-    /// Kills it, as a crash of its machine would.
+    /// Stops it with SIGKILL.
     pub(crate) async fn kill(mut self) {
         self.look_away();
         self.service.signal("KILL");
         self.service.ended().await;
     }
 
-    /// Ends it in order.
+    /// Stops it with SIGTERM.
     pub(crate) async fn stop(mut self) -> Result<()> {
         self.look_away();
         self.service.signal("TERM");

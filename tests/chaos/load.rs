@@ -11,7 +11,7 @@ use harness::sql;
 use crate::cluster::Cluster;
 use crate::rng::Rng;
 
-/// A way in: its name, what is sent, and how many events per second.
+/// A way to send events: its name, the options, and events per second.
 type Way = (&'static str, LoadSpec, u32);
 
 const PUT: Way = ("put", LoadSpec { connections: Some(8), ..LoadSpec::BASE }, 200);
@@ -24,8 +24,7 @@ const BULK: Way =
     ("bulk", LoadSpec { via: "bulk", connections: Some(2), batch: Some(100), ..LoadSpec::BASE }, 1500);
 const BULK_KEYED: Way = ("bulk keyed", LoadSpec { keyed: true, ..BULK.1 }, 1500);
 
-/// Published to the broker directly, an event without any id is counted at least once, so here it always has
-/// one.
+/// Always keyed: published directly, an event without an id is counted at least once, not exactly once.
 const AMQP_KEYED: Way = (
     "amqp keyed",
     LoadSpec {
@@ -39,16 +38,16 @@ const AMQP_KEYED: Way = (
     500,
 );
 
-/// Seconds for which there are events. Every run is ended long before, when its fault is over.
+/// Seconds for which there are events. Every run is interrupted long before, when its fault is over.
 const ENOUGH: u32 = 240;
 
-/// How long it may take until all load flows: a few processes start, and read the counters before.
+/// How long it may take until all load runs are counted: each starts and reads the counters first.
 const START: Duration = Duration::from_secs(30);
 
 /// How long the comparison may take.
 const COMPARE: Duration = Duration::from_mins(2);
 
-/// Domains that are emitted at a time: the first to have been counted.
+/// The first domains of waves, of which one is counted first.
 const FIRST: u32 = 20;
 
 /// A running `catchall-load`.
@@ -58,21 +57,21 @@ pub(crate) struct WayLoad {
     run: LoadRun,
 }
 
-/// What one of them came to.
+/// The result of a load run.
 #[derive(Debug)]
 pub(crate) struct LoadResult {
     pub(crate) name: &'static str,
     pub(crate) acknowledged: u64,
     pub(crate) lost: u64,
     pub(crate) duplicated: u64,
-    /// Requests without an answer or with one that says no, and events sent again.
+    /// Requests that failed, and events sent again.
     pub(crate) trouble: u64,
-    /// What is wrong, where anything is.
+    /// What is wrong, if anything is.
     pub(crate) wrong: Option<String>,
 }
 
 impl WayLoad {
-    /// Starts one for each way in, and returns when the events of each are being counted.
+    /// Starts one load run for each way in, and returns when events of each are being counted.
     pub(crate) async fn start_all(cluster: &Cluster, mut rng: Rng) -> Result<Vec<Self>> {
         let bulk = if rng.number(0, 1) == 0 { BULK } else { BULK_KEYED };
         let ways = [PUT, PUT_KEYED, bulk, AMQP_KEYED];
@@ -103,7 +102,7 @@ impl WayLoad {
         Ok(Self { name, seed, run })
     }
 
-    /// Ends the sending and returns what the comparison came to.
+    /// Ends the sending and returns the results of the comparisons.
     pub(crate) async fn end_all(loads: Vec<Self>) -> Result<Vec<LoadResult>> {
         for load in &loads {
             load.run.interrupt()?;

@@ -1,5 +1,5 @@
-//! The promise, fault by fault: while events flow something is killed, cut, stopped or filled up, and every
-//! count is compared with what was acknowledged.
+//! Tests the promise under faults: while events are sent, something is killed, cut, stopped or filled up, and
+//! every count is compared with what was acknowledged.
 //!
 //! `./dev chaos` starts the servers and says that they may be killed.
 
@@ -28,18 +28,19 @@ use crate::load::WayLoad;
 use crate::round::{Round, RoundResult};
 use crate::table::FaultTable;
 
-/// What `./dev chaos` sets: the servers may be killed.
+/// Set by `./dev chaos`: the servers may be killed.
 const ALLOWED: &str = "CATCHALL_CHAOS";
 
-/// Breaks everything while events flow, and compares every count with what was acknowledged.
+/// Breaks every part of the system while events are sent, and compares every count with what was
+/// acknowledged.
 #[derive(Parser)]
 #[command(name = "./dev chaos")]
 struct Arguments {
-    /// How often each fault comes
+    /// How often each fault is run
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
 
-    /// What the moments and the events are made from. Drawn and printed unless given
+    /// The same seed gives the same moments and events. Without it a random seed is used and printed
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 
@@ -47,7 +48,7 @@ struct Arguments {
     #[arg(long = "fault", value_name = "NAME", hide_possible_values = true)]
     faults: Vec<Fault>,
 
-    /// Print the names of the faults and what each is
+    /// Print the faults and what each does
     #[arg(long)]
     list: bool,
 }
@@ -69,7 +70,7 @@ fn main() -> ExitCode {
     if all_held { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Every round of every fault. Returns whether the promise held in all of them.
+/// Runs every round of every fault. Returns whether the promise held in all of them.
 async fn run(arguments: &Arguments) -> bool {
     let seed = arguments.seed.unwrap_or_else(|| RandomState::new().hash_one(()) >> 32);
     let mut faults = arguments.faults.clone();
@@ -92,7 +93,7 @@ async fn run(arguments: &Arguments) -> bool {
             round.number,
             arguments.rounds
         );
-        // A round that fails may leave anything behind, so the next one gets a cluster of its own.
+        // A failed round may leave anything behind, so the next one gets a new cluster.
         let next = rounds.get(place + 1).copied().filter(|_| !fault.uses_up_the_cluster());
         let running = AssertUnwindSafe(run_round(*round, ready.take(), next)).catch_unwind();
         let ended = running.await.unwrap_or_else(|panic| Err(anyhow!(panics::message(&*panic))));
@@ -115,7 +116,7 @@ async fn run(arguments: &Arguments) -> bool {
     table.all_held()
 }
 
-/// A cluster with the load of a round under way. The load ends first.
+/// A cluster, and the running load of the next round. The load is dropped first.
 type Ready = (Vec<WayLoad>, Cluster);
 
 async fn run_round(

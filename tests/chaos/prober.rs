@@ -1,4 +1,4 @@
-//! One PUT and one GET at a time, again and again: when do answers stop, and when do they flow again?
+//! Sends a PUT and a GET at short intervals, to see when answers stop and when they come again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,47 +13,47 @@ use tokio::task::JoinSet;
 
 use crate::cluster::Cluster;
 
-/// How often each is sent.
+/// How often each request is sent.
 const EVERY: Duration = Duration::from_millis(40);
 
-/// How long an answer is waited for: longer than every deadline of a service.
+/// How long to wait for an answer: longer than every deadline of a service.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Answers in a row that make a flow.
+/// So many good answers in a row show that the system works again.
 const FLOW: usize = 15;
 
-/// What became of a request.
+/// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ProbeOutcome {
     /// Not known yet.
     None,
-    /// 2xx, and what it should be.
+    /// The expected answer.
     Good,
-    /// 503, and what it says of the event.
+    /// 503, and what it says about the event.
     Refused(RefusalKind),
     /// No answer, for this reason.
     Lost(String),
-    /// An answer that nothing explains.
+    /// An unexpected answer.
     Wrong(String),
 }
 
-/// What a 503 says.
+/// What a 503 says about the event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RefusalKind {
-    /// Nothing was counted, and will not be.
+    /// It was not counted and will not be.
     NothingCounted,
     /// It may be counted.
     MaybeCounted,
 }
 
-/// The words by which a problem says the former.
+/// The words in a problem that say the former.
 const NOTHING_COUNTED: &str = "nothing was counted";
 
 /// A request and its answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Probe {
     pub(crate) sent: Instant,
-    /// When the answer came.
+    /// How long the answer took.
     pub(crate) took: Duration,
     pub(crate) answer: ProbeOutcome,
 }
@@ -71,17 +71,17 @@ pub(crate) struct Prober {
     sending: tokio::task::JoinHandle<()>,
 }
 
-/// What a stopped prober has seen.
+/// All requests of a stopped prober.
 #[derive(Debug)]
 pub(crate) struct Probes {
     pub(crate) puts: Vec<Probe>,
     pub(crate) gets: Vec<Probe>,
-    /// A 202 is counted once, a 503 that says so not at all, anything else at most once.
+    /// An event is counted once after a 202, never after a 503 that says so, and at most once otherwise.
     pub(crate) expected: ExpectedCounts,
 }
 
 impl Prober {
-    /// Begins to send; `label` tells this round's domains from those of others.
+    /// Begins to send. `label` makes the domains of this round unique.
     pub(crate) fn start(cluster: &Cluster, label: &str) -> Self {
         let domain = format!("{label}.probe.test");
         let (puts, gets, stop) = (Track::default(), Track::default(), Arc::new(AtomicBool::new(false)));
@@ -105,12 +105,12 @@ impl Prober {
         Self { domain, puts, gets, stop, sending }
     }
 
-    /// Whether both flow again since `lifted`, and how long it took until then.
+    /// How long after `lifted` both kinds of requests were answered as usual again, if they are.
     pub(crate) fn flow(&self, lifted: Instant) -> Option<Duration> {
         Some(self.puts.flow(lifted)?.max(self.gets.flow(lifted)?))
     }
 
-    /// Some domains whose events were sent and acknowledged after `lifted`.
+    /// Some domains with events that were sent after `lifted` and acknowledged.
     pub(crate) fn acknowledged_after(&self, lifted: Instant) -> Vec<String> {
         let puts = self.puts.0.lock().unwrap();
         let fresh =
@@ -118,7 +118,7 @@ impl Prober {
         fresh.take(FLOW).map(|(number, _)| of(number, &self.domain)).collect()
     }
 
-    /// Stops, and waits for the last answers.
+    /// Stops sending and waits for the last answers.
     pub(crate) async fn stop(self) -> Probes {
         self.stop.store(true, Ordering::Relaxed);
         self.sending.await.expect("it does not panic");
@@ -136,8 +136,7 @@ impl Prober {
     }
 }
 
-/// Each PUT has a domain of its own, so that one lost and another counted twice do not make up for each
-/// other.
+/// The domain of a PUT. Each has its own, so that a lost event and one counted twice cannot cancel out.
 fn of(number: usize, domain: &str) -> String {
     format!("p{number}.{domain}")
 }
@@ -179,7 +178,7 @@ impl Track {
         *probe = Probe { took: probe.sent.elapsed(), answer, ..*probe };
     }
 
-    /// The flow begins with the answer to the first request after the last one that went wrong.
+    /// It works again from the first answer after the last bad one.
     fn flow(&self, lifted: Instant) -> Option<Duration> {
         let probes = self.0.lock().unwrap();
         let good = |probe: &&Probe| probe.answer == ProbeOutcome::Good;
@@ -187,7 +186,7 @@ impl Track {
             .iter()
             .rposition(|probe| probe.answer != ProbeOutcome::Good && probe.answer != ProbeOutcome::None);
         let since = &probes[open.map_or(0, |last| last + 1)..];
-        // Those sent before the fault was lifted may be answered, but are not what tells that it is over.
+        // Answers that came before the fault ended do not show that it is over.
         let first = since.iter().position(|probe| probe.sent + probe.took >= lifted && good(&probe))?;
         let row = since[first..].iter().take_while(good).count();
         let begins = since[first].sent + since[first].took;

@@ -1,4 +1,4 @@
-//! Seeded randomness: a seed always gives the same moments and the same events.
+//! Random numbers: the same seed always gives the same moments and events.
 
 use std::time::Duration;
 
@@ -9,9 +9,9 @@ use rand_xoshiro::rand_core::{RngCore, SeedableRng};
 pub(crate) struct Rng(Xoshiro256PlusPlus);
 
 impl Rng {
-    /// What comes from a seed for one purpose.
+    /// The stream of a seed for one purpose.
     pub(crate) fn new(seed: u64, purpose: &str) -> Self {
-        // FNV-1a, which no version of anything changes.
+        // FNV-1a, which does not change between versions of a library.
         let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         let hash = purpose.bytes().fold(0xcbf2_9ce4_8422_2325, mix);
         Self(Xoshiro256PlusPlus::seed_from_u64(seed ^ hash))

@@ -1,4 +1,4 @@
-//! One round: load, a fault at a random moment, the way back, and the comparison.
+//! One round: load, a fault at a random moment, recovery and comparison.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -13,23 +13,22 @@ use crate::load::WayLoad;
 use crate::prober::{Probe, ProbeOutcome, Prober, Probes, RefusalKind};
 use crate::rng::Rng;
 
-/// How long this program's own events may take to be counted when everything else has been.
+/// How long the events of the prober and the fault may take to be counted after all others.
 const SETTLE: Duration = Duration::from_secs(90);
 
-/// How much later than its deadline a 503 may come, on a machine that does ten other things.
+/// How much later than the deadline a 503 may come on a busy machine.
 const LATE: Duration = Duration::from_secs(2);
 
-/// What each process may have of memory, in megabytes, whatever is done to it.
+/// How much memory each process may use, in megabytes.
 const MEMORY: [(&str, u64); 3] = [("ingest", 400), ("worker", 512), ("query", 128)];
 
-/// Of a hundred events at least so many are accepted by a broker that is slow, but fast enough.
+/// The least percentage of events that are accepted while the broker is slow, but fast enough.
 const ACCEPTED_PERCENT: usize = 99;
 
-/// Of a hundred events at most so many are refused with the words that they may be counted, where a broker is
-/// too slow for most.
+/// The greatest percentage of events that are refused with an unknown outcome while the broker is too slow.
 const UNSURE_PERCENT: usize = 5;
 
-/// What one round came to.
+/// The result of one round.
 #[derive(Debug, Default)]
 pub(crate) struct RoundResult {
     /// Events that were acknowledged.
@@ -38,7 +37,7 @@ pub(crate) struct RoundResult {
     pub(crate) duplicated: u64,
     /// Requests of the prober that were answered with 503.
     pub(crate) refused: usize,
-    /// From the end of the fault until 2xx flowed again, and until events sent after it were counted.
+    /// How long after the fault requests were answered as usual, and new events were counted.
     pub(crate) flowing: Duration,
     pub(crate) counting: Duration,
     /// The services of which `/readyz` turned red.
@@ -54,23 +53,23 @@ pub(crate) struct RoundResult {
 pub(crate) struct Round {
     pub(crate) fault: Fault,
     pub(crate) number: u32,
-    /// What the seed of all rounds is.
+    /// The seed of all rounds.
     pub(crate) seed: u64,
 }
 
 impl Round {
-    /// A name for what is sent in this round.
+    /// A name for this round, used in its domains and keys.
     fn label(self) -> String {
         format!("{}-{}", self.fault.name(), self.number)
     }
 
-    /// The load of this round.
+    /// Starts the load of this round.
     pub(crate) async fn load(self, cluster: &Cluster) -> Result<Vec<WayLoad>> {
         WayLoad::start_all(cluster, Rng::new(self.seed, &format!("load of {}", self.label()))).await
     }
 
-    /// Runs under its load. While that is compared, the load of the next round begins; nothing is broken
-    /// again before the comparison is over.
+    /// Runs the round under its load. The load of the next round starts while this one is compared, and no
+    /// fault begins before the comparison is over.
     ///
     /// # Errors
     ///
@@ -110,9 +109,7 @@ impl Round {
             result.duplicated += sent.duplicated;
             result.failures.extend(sent.wrong);
             if fault.is_routine() && sent.trouble > 0 {
-                result
-                    .failures
-                    .push(format!("{} had to send {} times again, or more", sent.name, sent.trouble));
+                result.failures.push(format!("{} had {} failures and retries", sent.name, sent.trouble));
             }
         }
         judge(fault, &probes, begun..lifted.at, &mut result);
@@ -120,7 +117,7 @@ impl Round {
         expected.merge(lifted.expected);
         let difference = expected.compare(&cluster.primary, SETTLE).await?;
         if difference.lost + difference.duplicated > 0 {
-            result.failures.push(format!("of this program's own events: {difference:?}"));
+            result.failures.push(format!("events of the prober and the fault: {difference:?}"));
         }
         result.acknowledged += expected.least();
         result.lost += difference.lost;
@@ -136,14 +133,14 @@ impl Round {
         for (service, limit) in MEMORY {
             let peak = result.peaks.get(service).copied().unwrap_or_default();
             if peak > limit {
-                result.failures.push(format!("{service} had {peak} MB, and may have {limit}"));
+                result.failures.push(format!("{service} used {peak} MB; the limit is {limit}"));
             }
         }
         Ok((result, next?))
     }
 }
 
-/// Waits until requests are answered, events counted and services ready.
+/// Waits until requests are answered, events are counted and services are ready.
 async fn recover(cluster: &Cluster, prober: &Prober, lifted: Instant, result: &mut RoundResult) {
     let (mut flowing, mut counting) = (None, None);
     loop {
@@ -170,7 +167,7 @@ async fn recover(cluster: &Cluster, prober: &Prober, lifted: Instant, result: &m
     result.counting = counting.unwrap_or_else(|| lifted.elapsed());
 }
 
-/// Holds the answers against what clients may see of the fault.
+/// Compares the answers with what clients may notice of the fault.
 fn judge(fault: Fault, probes: &Probes, lasted: Range<Instant>, result: &mut RoundResult) {
     for (kind, probes, visible) in
         [("PUT", &probes.puts, fault.visible_to_senders()), ("GET", &probes.gets, fault.visible_to_readers())]
@@ -188,7 +185,8 @@ fn judge(fault: Fault, probes: &Probes, lasted: Range<Instant>, result: &mut Rou
         match visible {
             Visible::Few => {
                 let (accepted, percent) = share(|answer| *answer == ProbeOutcome::Good);
-                let accepted = format!("{accepted} of {} {kind}s were accepted meanwhile", meanwhile.len());
+                let accepted =
+                    format!("{accepted} of {} {kind}s were accepted during the fault", meanwhile.len());
                 if percent < ACCEPTED_PERCENT {
                     result.failures.push(accepted);
                 } else {

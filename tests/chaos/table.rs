@@ -20,7 +20,7 @@ const HEADINGS: [&str; 10] = [
     "readyz red and green",
 ];
 
-/// What the times in the table are.
+/// What the columns mean.
 const LEGEND: &str = "\
 503: how many of the prober's requests were answered with it. Times: the worst of the rounds, in seconds.
 They start when the fault ends: a killed service is started again, or a killed server accepts connections
@@ -92,7 +92,7 @@ impl FaultTable {
         self.0.last_mut().expect("it was just pushed")
     }
 
-    /// Whether there is nothing to complain about.
+    /// Whether nothing failed, and nothing was lost or counted twice.
     pub(crate) fn all_held(&self) -> bool {
         self.0.iter().all(|row| row.failures.is_empty() && row.lost + row.duplicated == 0)
     }
@@ -130,7 +130,7 @@ impl fmt::Display for FaultTable {
             let mut line = String::new();
             for (column, cell) in row.iter().enumerate() {
                 let width = rows.iter().map(|row| row[column].len()).max().unwrap_or_default();
-                // Words to the left, numbers to the right.
+                // Text is left-aligned, numbers are right-aligned.
                 match column {
                     0 => write!(line, "{cell:width$}")?,
                     9 => write!(line, "  {cell}")?,

@@ -1,4 +1,4 @@
-//! A broker that is there and takes nothing.
+//! A broker that is available but accepts nothing.
 
 use anyhow::Result;
 use harness::instance::rabbitmqctl;
@@ -23,7 +23,7 @@ pub(super) async fn disk(rng: &mut Rng) -> Result<Lifted> {
     Ok(Lifted::now())
 }
 
-/// Waits until events have come to their deadline.
+/// Waits until events have reached their deadline.
 async fn outlast(rng: &mut Rng) {
     tokio::time::sleep(PUBLISH_DEADLINE).await;
     rng.pause(500, 1500).await;

@@ -1,4 +1,4 @@
-//! Clients that take their time, beside honest ones that must not notice.
+//! Slow clients, which normal clients must not notice.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -25,61 +25,61 @@ use tokio::task::JoinSet;
 use super::Lifted;
 use crate::cluster::Cluster;
 
-/// Connections of HTTP/1.1, or streams of HTTP/2.
+/// HTTP/1.1 connections, or HTTP/2 streams.
 const SLOW: usize = 1000;
 
-/// Of so many slow ones one reads no answer; the bodies of the others trickle in.
+/// One slow client in so many reads no answer; the bodies of the others trickle in.
 const READS_NOTHING: usize = 4;
 
-/// Streams of one connection.
+/// Streams per connection.
 const STREAMS: usize = 50;
 
-/// How often a few bytes of each body come.
+/// How often a few bytes of each body are sent.
 const TRICKLE: Duration = Duration::from_millis(700);
 
-/// How soon a slow client is back that was given up.
+/// How soon a slow client reconnects after it was given up.
 const BACK: Duration = Duration::from_secs(1);
 
-/// What a trickling body says it has.
+/// The content length of a trickling body.
 const BODY: usize = 1 << 20;
 
-/// Unreadable events of a request whose answer, some 20 kB, nobody reads: to name them is work, which is not
-/// what these clients are about.
+/// Invalid events in a request whose answer is not read. The answer has some 20 kB; more would cost ingest
+/// time, which is not the point.
 const REJECTED: usize = 300;
 
-/// Such requests on one connection of HTTP/1.1, sent at once.
+/// How many such requests are sent at once on an HTTP/1.1 connection.
 const UNREAD: usize = 4;
 
-/// Bytes a client that reads nothing has room for.
+/// The receive buffer of a client that reads nothing, in bytes.
 const ROOM: u32 = 4096;
 
-/// The largest segment that such a client takes. With those of the loopback, which have 64 kB, the kernel of
-/// the server would keep megabytes for it.
+/// The largest TCP segment of such a client. With the 64 kB of the loopback device the kernel would buffer
+/// megabytes for it.
 const SEGMENT: u32 = 536;
 
-/// In which time the slow clients come, one after the other: a thousand connections at once would be a matter
-/// of their being accepted, which takes milliseconds each in a build for debugging.
+/// The time over which the slow clients connect. A thousand at once would only test how fast a debug build
+/// accepts connections.
 const GATHER: Duration = Duration::from_secs(6);
 
-/// How long the honest ones are measured without slow ones, and with them.
+/// How long normal clients are measured without and with slow ones.
 const MEASURE: Duration = Duration::from_secs(5);
 
-/// Honest requests: how many at a time, and the pause of each after an answer.
+/// The number of normal clients, and the pause of each after an answer.
 const HONEST: usize = 10;
 const PAUSE: Duration = Duration::from_millis(40);
 
-/// The first request of each, for which a connection is made behind a thousand others that are being
-/// accepted. It is answered, which is all that is asked of it.
+/// The first request of each normal client. It must be answered, but its latency is not judged: its
+/// connection waits behind a thousand others.
 const FIRST: &str = "first PUT";
 
-/// How long an honest client waits.
+/// How long a normal client waits for an answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The 99th percentile of honest requests may be so many times what it is without slow clients.
+/// How much longer the 99th percentile of normal requests may be with slow clients, as a factor.
 const TIMES: u32 = 2;
 
-/// Below this it may be whatever it is: on a machine that does ten other things, in a build for debugging, a
-/// quiet moment says little. Who has to wait for slow clients waits for them, and they take half a minute.
+/// A 99th percentile below this is always good enough, because a debug build on a busy machine varies. A
+/// request that has to wait for slow clients would take half a minute.
 const FLOOR: Duration = Duration::from_millis(1500);
 
 pub(super) async fn slow_connections(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
@@ -93,7 +93,7 @@ pub(super) async fn slow_connections(cluster: &mut Cluster, label: &str) -> Resu
                 async move {
                     come(number, SLOW).await;
                     loop {
-                        // Whether it is refused, given up or answered: it comes again.
+                        // It comes again, whether it was refused, given up or answered.
                         let _ = connection(address, number, &present).await;
                         tokio::time::sleep(BACK).await;
                     }
@@ -124,7 +124,7 @@ pub(super) async fn slow_streams(cluster: &mut Cluster, label: &str) -> Result<L
     beside(cluster, label, slow, &present).await
 }
 
-/// Waits for the turn of this one of all.
+/// Waits until it is the turn of client `number` of `all`.
 async fn come(number: usize, all: usize) {
     let share = |count: usize| u32::try_from(count).expect("there are a thousand");
     tokio::time::sleep(GATHER * share(number) / share(all)).await;
@@ -134,7 +134,7 @@ fn address(cluster: &Cluster) -> Result<SocketAddr> {
     cluster.ingest_url.replace("http://", "").parse().with_context(|| cluster.ingest_url.clone())
 }
 
-/// Measures honest clients alone, and beside slow ones.
+/// Measures normal clients alone, and then beside slow ones.
 async fn beside(
     cluster: &Cluster,
     label: &str,
@@ -159,20 +159,20 @@ async fn beside(
         let now = percentile(latencies, 99);
         let line = format!("p99 of {kind} {:.0} ms, quiet {:.0}", millis(now), millis(quiet));
         if *kind != FIRST && now > FLOOR.max(quiet * TIMES) {
-            lifted.failures.push(format!("beside {gathered} slow ones: {line}"));
+            lifted.failures.push(format!("beside {gathered} slow clients: {line}"));
         }
         words.push(line);
     }
     lifted.failures.extend(quiet.wrong.into_iter().chain(beside.wrong).take(3));
-    // Some are given up and on their way back.
+    // Some may be reconnecting.
     if gathered < SLOW / 2 {
-        lifted.failures.push(format!("only {gathered} of {SLOW} slow clients came"));
+        lifted.failures.push(format!("only {gathered} of {SLOW} slow clients were connected"));
     }
-    lifted.note = Some(format!("{} beside {gathered} slow ones", words.join(", ")));
+    lifted.note = Some(format!("{} beside {gathered} slow clients", words.join(", ")));
     Ok(lifted)
 }
 
-/// Latencies by kind of request, and what was not answered as it should be.
+/// Latencies by kind of request, and wrong answers.
 #[derive(Debug, Default)]
 struct Measured {
     latencies: BTreeMap<&'static str, Vec<Duration>>,
@@ -180,18 +180,19 @@ struct Measured {
 }
 
 impl Measured {
-    /// Adds an answer and tells whether it is a good one. What is not answered took that long all the same.
+    /// Adds an answer and returns whether it is a good one. A missing answer counts with the time it was
+    /// waited for.
     fn add(&mut self, kind: &'static str, took: Duration, answer: &HttpResult) -> bool {
         let good = answer.as_ref().is_ok_and(|(status, _)| *status == StatusCode::ACCEPTED);
         self.latencies.entry(kind).or_default().push(took);
         if !good {
-            self.wrong.push(format!("an honest {kind} after {took:?}: {answer:?}"));
+            self.wrong.push(format!("a normal {kind} after {took:?}: {answer:?}"));
         }
         good
     }
 }
 
-/// PUTs and bulk requests, half of each, for some seconds.
+/// Sends PUTs and bulk requests in turn for some seconds.
 async fn honest(cluster: &Cluster, label: &str, expected: &mut ExpectedCounts) -> Measured {
     let measured = RefCell::new(Measured::default());
     let bounds = RefCell::new(Vec::new());
@@ -242,7 +243,7 @@ fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 
-/// Counts those who are there.
+/// Counts the slow clients that are connected.
 struct Present<'a>(&'a AtomicUsize);
 
 impl<'a> Present<'a> {
@@ -278,7 +279,7 @@ async fn connection(address: SocketAddr, number: usize, present: &AtomicUsize) -
         let request = format!("{}{body}", head(body.len()));
         let _present = Present::new(present);
         stream.write_all(request.repeat(UNREAD).as_bytes()).await?;
-        // Until it is given up: what was sent is not read, an error is.
+        // Waits until ingest gives it up, which shows as an error of the socket.
         loop {
             tokio::time::sleep(TRICKLE).await;
             if let Some(error) = stream.take_error()? {
@@ -291,7 +292,7 @@ async fn connection(address: SocketAddr, number: usize, present: &AtomicUsize) -
     let mut answer = [0];
     loop {
         stream.write_all(b"{}\n").await?;
-        // An answer before the end of the body is that it is given up.
+        // An answer before the end of the body means that ingest has given it up.
         if let Ok(read) = tokio::time::timeout(TRICKLE, stream.peek(&mut answer)).await {
             read?;
             return Ok(());
@@ -321,7 +322,7 @@ async fn streams(address: SocketAddr, present: &AtomicUsize) -> anyhow::Result<(
                 if number.is_multiple_of(READS_NOTHING) {
                     body.send_data(Bytes::from("{}\n".repeat(REJECTED)), true)?;
                     let answer = answer.await?;
-                    // Without its window being opened, what remains of it stays with the server.
+                    // The flow-control window is not opened, so the rest of the answer stays with the server.
                     let _unread = answer.into_body();
                     poll_fn(|context| body.poll_reset(context)).await?;
                 } else {

@@ -1,4 +1,4 @@
-//! A primary that is slow, whose clock was wrong, or of which claims are forgotten.
+//! A primary that is slow, whose clock was wrong, or whose claims are pruned early.
 
 use std::time::{Duration, Instant};
 
@@ -12,8 +12,7 @@ use serde_json::json;
 use super::Lifted;
 use crate::cluster::Cluster;
 
-/// Makes each row of the counters take five milliseconds. Rows are written in one statement for many
-/// messages.
+/// Delays each row of the counters by five milliseconds. One statement writes the rows of many messages.
 const SLOW: &str = "\
 create function be_slow() returns trigger language plpgsql as $$
     begin perform pg_sleep(0.005); return new; end $$;
@@ -21,19 +20,19 @@ create trigger be_slow before insert on domain_counters for each row execute fun
 
 const FAST: &str = "drop trigger be_slow on domain_counters; drop function be_slow()";
 
-/// Messages of so many domains each: one takes a twentieth of a second, a full prefetch of 100 takes five.
+/// Messages, and domains in each. A message takes a twentieth of a second, a full prefetch of 100 takes five
+/// seconds.
 const MESSAGES: usize = 120;
 const DOMAINS: usize = 10;
 
-/// How long the primary is slow. One session writes two hundred rows a second then, if nothing is done in
-/// vain.
+/// How long the primary is slow. In that time a session can write two hundred rows a second.
 const SLOWNESS: Duration = Duration::from_secs(9);
 
-/// Of a hundred messages so many are counted while it is slow: the least that tells going on from standing
-/// still.
+/// The least percentage of rows that must be written while it is slow, to show that the workers make
+/// progress.
 const COUNTED_PERCENT: usize = 8;
 
-/// A statement a second is less than a full window takes.
+/// A statement timeout that is shorter than a full batch takes.
 const SHORT_TIMEOUT: [(&str, &str); 1] = [("CATCHALL_STATEMENT_TIMEOUT_SECS", "1")];
 
 pub(super) async fn statement_timeout(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
@@ -59,7 +58,7 @@ pub(super) async fn statement_timeout(cluster: &mut Cluster, label: &str) -> Res
     let counted = sql::counts(&cluster.primary, &domains).await?.len();
     sql::execute(&cluster.primary, FAST).await?;
     let mut lifted = Lifted { expected, ..Lifted::now() };
-    let words = format!("{counted} of {} rows were written meanwhile", domains.len());
+    let words = format!("{counted} of {} rows were written during the fault", domains.len());
     if counted * 100 < domains.len() * COUNTED_PERCENT {
         lifted.failures.push(words);
     } else {
@@ -76,8 +75,7 @@ const WATCHFUL: [(&str, &str); 3] = [
     ("CATCHALL_MAX_HOLD_SECS", "24"),
 ];
 
-/// Moves every time that the expected has noted three days ahead, and the horizon to where it was then: what
-/// a clock leaves behind that was ahead.
+/// Moves every time in the ledger three days ahead, including the horizon, as if the clock had been ahead.
 const AHEAD: &str = "\
 insert into forgotten_claims (kind, used_before) values ('message', now()), ('event', now())
     on conflict do nothing;
@@ -92,16 +90,16 @@ begin
     end loop;
 end $$";
 
-/// How long workers have to do upkeep before the same events come again.
+/// How long the workers have for upkeep before the same events are sent again.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// Messages with an id, and keyed events.
+/// How many messages are sent: half have an id, the others have events with a key.
 const KEYED: usize = 100;
 
 pub(super) async fn clock_steps_back(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
     cluster.stop_workers().await?;
     cluster.start_workers_with(&WATCHFUL).await;
-    // A watermark that arrived is among what the clock leaves behind.
+    // One watermark must arrive before the clock is set back.
     let arrived = "select 'yes' from queue_progress";
     sql::until_row(&cluster.primary, arrived, Duration::from_secs(20)).await?;
     cluster.stop_workers().await?;
@@ -114,7 +112,7 @@ pub(super) async fn clock_steps_back(cluster: &mut Cluster, label: &str) -> Resu
     tokio::time::sleep(UPKEEP).await;
     keyed(&publisher, label).await;
     let mut lifted = Lifted { expected, ..Lifted::now() };
-    // The clock is right again, so a watermark of now is one that was begun after the step.
+    // The clock is right again, so a watermark with the present time was begun after it was set back.
     let begun =
         "select 'yes' from watermarks where published_at between now() - interval '1 minute' and now()";
     if let Err(reason) = sql::until_row(&cluster.primary, begun, Duration::from_secs(5)).await {
@@ -125,7 +123,7 @@ pub(super) async fn clock_steps_back(cluster: &mut Cluster, label: &str) -> Resu
     Ok(lifted)
 }
 
-/// Claims are kept for five seconds, and a message is held for no more than six.
+/// Claims are kept for five seconds, and a message is held for at most six.
 const FORGETFUL: [(&str, &str); 4] = [
     ("CATCHALL_MESSAGE_RETENTION_SECS", "5"),
     ("CATCHALL_EVENT_RETENTION_SECS", "5"),
@@ -133,8 +131,8 @@ const FORGETFUL: [(&str, &str); 4] = [
     ("CATCHALL_STATEMENT_TIMEOUT_SECS", "2"),
 ];
 
-/// How often the same events come, for so many times: twice as long as claims are kept, and on until some are
-/// forgotten.
+/// The same events are sent once a second: for twice as long as claims are kept, and on until some are
+/// pruned.
 const AGAIN: Duration = Duration::from_secs(1);
 const TIMES: usize = 11;
 const MOST_TIMES: usize = 60;
@@ -160,8 +158,8 @@ pub(super) async fn short_retention(cluster: &mut Cluster, label: &str) -> Resul
     Ok(lifted)
 }
 
-/// Publishes the same messages, of which every other has an id, and the others an event with a key. Each
-/// counts once.
+/// Publishes messages of which every second one has an id, and the others an event with a key. Each counts
+/// once.
 async fn keyed(publisher: &AmqpClient, label: &str) -> ExpectedCounts {
     let mut expected = ExpectedCounts::default();
     let messages = (0..KEYED).map(|number| {
@@ -183,13 +181,13 @@ async fn keyed(publisher: &AmqpClient, label: &str) -> ExpectedCounts {
     expected
 }
 
-/// Waits until all is counted.
+/// Waits until all events are counted.
 async fn settled(expected: &ExpectedCounts, cluster: &Cluster) -> Result<()> {
     let difference = expected.compare(&cluster.primary, Duration::from_secs(30)).await?;
     if difference.lost == 0 { Ok(()) } else { Err(anyhow!("not counted within 30 s: {difference:?}")) }
 }
 
-/// How many claims the workers have forgotten since they were started.
+/// How many claims the workers have pruned since they were started.
 async fn forgotten_claims(cluster: &Cluster) -> f64 {
     let mut forgotten = 0.0;
     for worker in &cluster.workers {

@@ -1,4 +1,4 @@
-//! SIGKILL.
+//! Kills services and servers with SIGKILL.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use super::Lifted;
 use crate::cluster::{Cluster, ClusterProcess};
 use crate::rng::Rng;
 
-/// So slow a wire makes the worst moment the likely one: what is killed is in the middle of a publish or of a
-/// transaction, sent and not yet answered.
+/// A slow connection makes the worst moment likely: the process is killed in the middle of a publish or a
+/// transaction.
 const SLOW: Wire = Wire::Slow(Duration::from_millis(150));
 
-/// What is killed comes back after a while, as a supervisor would have it; it is over when it is started.
+/// Kills processes and starts new ones after a while. The fault ends when they are started.
 async fn kill(processes: Vec<ClusterProcess>, cluster: &mut Cluster, rng: &mut Rng) -> Result<Lifted> {
     cluster.broker_wire.be(SLOW);
     cluster.database_wire.be(SLOW);
@@ -41,7 +41,7 @@ pub(super) async fn one_worker(cluster: &mut Cluster, rng: &mut Rng) -> Result<L
 }
 
 pub(super) async fn every_worker(cluster: &mut Cluster, rng: &mut Rng) -> Result<Lifted> {
-    // One leaves in order, and the other is on its own before it is killed.
+    // One stops normally first, so that the other is the only worker.
     cluster.workers.remove(0).stop().await?;
     let doomed = cluster.workers.drain(..).collect();
     kill(doomed, cluster, rng).await
@@ -52,7 +52,7 @@ pub(super) async fn query(cluster: &mut Cluster, rng: &mut Rng) -> Result<Lifted
     kill(doomed, cluster, rng).await
 }
 
-/// It is over when the server accepts connections again.
+/// Kills a server. The fault ends when it accepts connections again.
 pub(super) async fn server(name: &str, rng: &mut Rng) -> Result<Lifted> {
     dev(&["kill", name]).await?;
     rng.pause(500, 2000).await;

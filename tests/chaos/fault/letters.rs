@@ -1,4 +1,4 @@
-//! Dead letters, and the tool that sends them back.
+//! Dead letters, and the tool that replays them.
 
 use std::time::{Duration, Instant};
 
@@ -15,17 +15,17 @@ use super::Lifted;
 use crate::cluster::Cluster;
 use crate::rng::Rng;
 
-/// Letters that can be read now, each of a domain of its own: half under an id of their own, half under that
-/// of the letter.
+/// Dead letters that can be read now, each with its own domain. Half have an id of their own, half the id of
+/// the dead letter.
 const MENDED: usize = 2000;
 
-/// Messages that cannot be read now or ever, with and without an id.
+/// Messages that can never be read, with and without an id.
 const POISONS: usize = 20;
 
-/// How often the tool is killed before it may do its work to the end.
+/// How often the tool is killed before it may finish.
 const KILLS: usize = 2;
 
-/// How long messages may take to become letters, and letters to be all replayed.
+/// How long messages may take to become dead letters, and all dead letters to be replayed.
 const TIMEOUT: Duration = Duration::from_mins(1);
 
 pub(super) async fn replay(cluster: &mut Cluster, rng: &mut Rng, label: &str) -> Result<Lifted> {
@@ -48,7 +48,7 @@ pub(super) async fn replay(cluster: &mut Cluster, rng: &mut Rng, label: &str) ->
     let mut killed = 0;
     for _ in 0..KILLS {
         let mut replay = servers.spawn_dead(&["replay", "--all"]);
-        // Not before it has begun.
+        // Waits until it has begun.
         let begun = Instant::now();
         let before = publisher.waiting(DEAD).await;
         while publisher.waiting(DEAD).await >= before && begun.elapsed() < TIMEOUT {
@@ -59,7 +59,7 @@ pub(super) async fn replay(cluster: &mut Cluster, rng: &mut Rng, label: &str) ->
     }
     let begun = Instant::now();
     let mut lifted = loop {
-        // What cannot be read comes back, and is no reason to complain.
+        // Messages that cannot be read are dead-lettered again.
         let (_, stdout, stderr) = dead(&servers, &["replay", "--all", "--reason", "count 3"]).await;
         if stdout.contains("replayed 0, skipped 0") {
             break Lifted::now();
@@ -71,14 +71,14 @@ pub(super) async fn replay(cluster: &mut Cluster, rng: &mut Rng, label: &str) ->
             };
         }
     };
-    // A letter that was sent back and not yet taken out when the tool was killed is there twice, under one
-    // id.
+    // A dead letter that was replayed but not yet removed when the tool was killed is replayed twice, under
+    // one id.
     let left = publisher.waiting(DEAD).await as usize;
     if left < POISONS {
-        lifted.failures.push(format!("{left} letters are left of {POISONS} that nobody can read"));
+        lifted.failures.push(format!("{left} dead letters are left of {POISONS} that cannot be read"));
     }
     empty(&servers).await;
-    lifted.note = Some(format!("{MENDED} letters, the tool was killed {killed} times"));
+    lifted.note = Some(format!("{MENDED} dead letters; the tool was killed {killed} times"));
     Ok(Lifted { expected, ..lifted })
 }
 
@@ -86,7 +86,7 @@ fn domain(number: usize, label: &str) -> String {
     format!("d{number}.{label}.test")
 }
 
-/// Puts a letter among the dead ones as a worker did that could not read yet what can be read now.
+/// Publishes a dead letter that an old worker could not read, but a worker of today can.
 async fn bury(publisher: &AmqpClient, number: usize, label: &str) {
     let id = format!("{label}-letter-{number}");
     let own = number.is_multiple_of(2);
@@ -95,7 +95,7 @@ async fn bury(publisher: &AmqpClient, number: usize, label: &str) {
     publisher.bury(&delivered(&domain(number, label)), own.then_some(&*id), &headers).await;
 }
 
-/// Waits until so many letters are there, and no more.
+/// Waits until there are exactly so many dead letters.
 pub(super) async fn await_letters(publisher: &AmqpClient, letters: usize) -> Result<()> {
     let begun = Instant::now();
     loop {
@@ -111,13 +111,13 @@ pub(super) async fn await_letters(publisher: &AmqpClient, letters: usize) -> Res
     }
 }
 
-/// Takes out whatever an earlier fault has left.
+/// Removes all dead letters, which an earlier fault may have left.
 pub(super) async fn empty(servers: &Servers) {
     let path = format!("/api/queues/{}/{DEAD}/contents", servers.name);
     servers.management(Method::DELETE, &path, "").await;
 }
 
-/// Runs `catchall-dead` to its end: whether it succeeded, and what it printed.
+/// Runs `catchall-dead` to its end. Returns whether it succeeded, and what it printed.
 pub(super) async fn dead(servers: &Servers, arguments: &[&str]) -> (bool, String, String) {
     let servers = servers.clone();
     let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();

@@ -1,4 +1,4 @@
-//! Messages that come more than once, or in an order that could lock two workers up.
+//! Messages that are delivered several times, or in an order that could make two workers deadlock.
 
 use anyhow::Result;
 use futures::future::join_all;
@@ -15,13 +15,13 @@ const MESSAGES: usize = 60;
 /// How often each is published by each of two publishers.
 const TIMES: usize = 3;
 
-/// Domains that both workers write.
+/// How many domains both workers write.
 const DOMAINS: usize = 1000;
 
-/// Messages of all these domains in each order.
+/// How many messages with all these domains are sent in each order.
 const PASSES: usize = 15;
 
-/// The broker hands messages to the workers in turn, and few ahead: copies of one are with both at once.
+/// The broker delivers messages to the workers in turn, so both have copies of a message at the same time.
 pub(super) async fn deliver_twice(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
     let mut expected = ExpectedCounts::default();
     let messages: Vec<(String, Vec<u8>)> = (0..MESSAGES)
@@ -66,7 +66,7 @@ pub(super) async fn opposite_orders(cluster: &mut Cluster, label: &str) -> Resul
     Ok(lifted)
 }
 
-/// Two workers that wait for each other are told so by the database, and say so.
+/// Whether a worker has logged a deadlock.
 fn deadlocks(cluster: &Cluster) -> Option<String> {
     let seen = cluster.workers.iter().any(|worker| worker.service.has_logged("deadlock"));
     seen.then(|| "a worker has logged a deadlock".to_owned())

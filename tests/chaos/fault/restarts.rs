@@ -1,4 +1,4 @@
-//! A new process beside the old one, which then leaves in order: no client notices.
+//! A new process is started beside the old one, which then stops normally. No client notices.
 
 use anyhow::Result;
 

@@ -1,4 +1,4 @@
-//! Processes that stand still, and sessions that the servers end.
+//! A process that is paused, and sessions that the servers end.
 
 use anyhow::Result;
 use harness::instance::rabbitmqctl;
@@ -8,8 +8,8 @@ use super::Lifted;
 use crate::cluster::Cluster;
 use crate::rng::Rng;
 
-/// The stalled worker holds what it was given, and perhaps rows, until the servers have had enough of it.
-/// When it goes on it must not count what the other has counted.
+/// The paused worker holds messages, and perhaps row locks, until the servers end its sessions. When it
+/// continues it must not count what the other worker has counted.
 pub(super) async fn stall(cluster: &mut Cluster, rng: &mut Rng) -> Result<Lifted> {
     let worker = &mut cluster.workers[0];
     worker.look_away();
@@ -27,7 +27,7 @@ pub(super) async fn close_connections(cluster: &mut Cluster) -> Result<Lifted> {
 }
 
 pub(super) async fn end_sessions(cluster: &mut Cluster) -> Result<Lifted> {
-    // Chosen first, ended then: a plan may ask for the end before it looks at the name.
+    // Selected first and ended then: a query plan may call the function before it checks the name.
     let ended = "with chosen as materialized \
         (select pid from pg_stat_activity where application_name = 'catchall-worker' \
         and datname = current_database()) \

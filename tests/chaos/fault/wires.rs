@@ -1,4 +1,4 @@
-//! Wires that are cut, slow, broken or silent.
+//! Connections that are cut, slow, broken or silent.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::Lifted;
 use crate::cluster::Cluster;
 use crate::rng::Rng;
 
-/// Longer than two heartbeats, and than the look at the primary takes: a silence is noticed in it.
+/// Long enough for two heartbeats and for the check of the primary, so that the silence is noticed.
 const SILENCE: (u64, u64) = (5000, 6500);
 
 pub(super) async fn be(proxy: &Proxy, wire: Wire, rng: &mut Rng) -> Result<Lifted> {
@@ -20,7 +20,7 @@ pub(super) async fn be(proxy: &Proxy, wire: Wire, rng: &mut Rng) -> Result<Lifte
     Ok(Lifted::now())
 }
 
-/// Long enough for some hundred requests to come to their deadline.
+/// Long enough for some hundred requests to reach their deadline.
 const LATE: Duration = Duration::from_secs(10);
 
 pub(super) async fn late(cluster: &Cluster, delay: Duration) -> Result<Lifted> {
@@ -30,7 +30,7 @@ pub(super) async fn late(cluster: &Cluster, delay: Duration) -> Result<Lifted> {
     Ok(Lifted::now())
 }
 
-/// In the middle of whatever is on the wire: a handshake of a few bytes, or a message of thousands.
+/// Cuts the connections after a random number of bytes, in the middle of a handshake or a message.
 pub(super) async fn breaks(proxy: &Proxy, rng: &mut Rng) -> Result<Lifted> {
     let more = rng.number(1, 5000);
     proxy.be(Wire::Breaking(usize::try_from(more).unwrap_or(1)));
