@@ -12,35 +12,35 @@ use sqlx::{Connection, PgConnection};
 use crate::measure;
 use crate::system::{Processes, RunningSystem, Scraping};
 
-/// What a row wants to find.
+/// What a row needs to find in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Dataset {
-    /// Whatever there is.
+    /// Anything.
     Any,
-    /// No domain.
+    /// No domains.
     Empty,
-    /// The first so many domains of the population of `catchall-load`.
+    /// The first domains of the population of `catchall-load`; the number says how many.
     Domains(u32),
 }
 
-/// The table as it is.
+/// What is in the table now.
 #[derive(Debug, Default)]
 pub(crate) struct Datasets {
     present: Option<Dataset>,
 }
 
-/// Bytes of rows that are sent to the server together.
+/// How many bytes of rows are sent to the server at a time.
 const PIECE: usize = 1 << 20;
 
-/// Reads every row in key spec, and with it its page and its entry in the index: afterwards both are in
-/// memory. A plain scan of a large table would use only a corner of it.
+/// Reads every row in key order, with its page and its index entry, so that both are in memory afterwards. A
+/// plain sequential scan would use only a small part of the buffers.
 const WARM: &str = "\
 set enable_seqscan = off;
 set enable_bitmapscan = off;
 select sum(delivered) from domain_counters where domain > ''";
 
 impl Datasets {
-    /// Makes the table what a row wants to find, and all of it warm on both servers.
+    /// Prepares the table for a row, and reads it into memory on both servers.
     pub(crate) async fn prepare(&mut self, dataset: Dataset, servers: &Servers) -> anyhow::Result<()> {
         if dataset == Dataset::Any || self.present == Some(dataset) {
             return Ok(());
@@ -65,8 +65,8 @@ async fn populate(domains: u32, servers: &Servers) -> anyhow::Result<()> {
     sql::replayed(database_url, replica_url).await?;
     sql::execute(database_url, WARM).await?;
     sql::execute(replica_url, WARM).await?;
-    // The first write to a page after a checkpoint costs a whole page of WAL. Checkpoints are rare, so this
-    // is not what a row is to measure.
+    // The first write to a page after a checkpoint writes a whole page of WAL. Checkpoints are rare, so a row
+    // should not measure that.
     eprintln!("bench: touching the table");
     let spec = LoadSpec {
         via: "bulk",
@@ -88,16 +88,16 @@ async fn populate(domains: u32, servers: &Servers) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Each domain with one event, in key spec: the dense heap and index of a table that was loaded from a
-/// backup. Within one transaction with `truncate`, rows can be frozen from the start, so no later pass over
-/// them writes them again.
+/// Loads each domain with one event, in key order: heap and index are as dense as after a restore from a
+/// backup. In one transaction with `truncate` the rows can be frozen at once, so no later vacuum rewrites
+/// them.
 async fn fill(domains: u32, database_url: &str) -> anyhow::Result<()> {
     let mut connection = PgConnection::connect(database_url).await?;
     sqlx::raw_sql("begin; truncate domain_counters").execute(&mut connection).await?;
     let mut copy = connection
         .copy_in_raw("copy domain_counters (domain, delivered, bounced) from stdin with (freeze)")
         .await?;
-    // Sorted in parts: the names of all of them at once would take a gigabyte.
+    // Sorted in parts, because all names together would take a gigabyte.
     let mut parts: BTreeMap<[u8; 2], Vec<u32>> = BTreeMap::new();
     let mut name = Vec::new();
     for domain in 0..domains {

@@ -1,10 +1,8 @@
-//! What each number of clients gets: rate, latency and cost by connections, beside the server that does
-//! nothing.
-//!
-//! A fall from one step to the next is judged within a pass, where both were measured within seconds of each
-//! other: the machine is not the same for long. Passes go up and down the steps in turn, and the median of
-//! all counts. Where a step seems to fall off, it and the one before are measured again, so that one bad
-//! moment among so many pairs is not taken for a fall.
+//! Rate, latency and cost by number of connections, beside the server that does nothing. The speed of the
+//! machine varies over time. So a step is compared with the previous one within a pass, where both were
+//! measured within seconds. Passes go up and down the steps in turn, and the median counts. If the rate seems
+//! to fall from one step to the next, both are measured again, so that one bad moment is not taken for a
+//! fall.
 
 use std::collections::BTreeMap;
 
@@ -23,28 +21,28 @@ use crate::stats::RowStats;
 use crate::system::{Processes, RunningSystem, Scraping};
 use crate::verification::{Sample, between, compare};
 
-/// The numbers of connections, each with an event on its way.
+/// The numbers of connections. Each connection has one request in flight.
 const STEPS: [u32; 17] = [1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048];
 
-/// Those of the short form: where there have been falls.
+/// The numbers of connections of the short form: where the rate has fallen in the past.
 const FEW_STEPS: [u32; 9] = [1, 16, 64, 100, 128, 192, 256, 512, 1024];
 
-/// The step at which the rate is compared with the floor.
+/// The number of connections at which the rate is compared with the floor.
 pub(crate) const COMPARED: u32 = 256;
 
-/// Passes over all steps in the full form: an odd number has a median.
+/// How many passes the full form makes over all steps. It is odd, for the median.
 const PASSES: usize = 3;
 
-/// How often a pair of steps that seems to fall is measured again.
+/// How often two steps between which the rate seems to fall are measured again.
 const DOUBTS: usize = 4;
 
-/// The rate falls from a step to the next where it loses more than this share.
+/// A rate that is lower by more than this share is a fall.
 pub(crate) const FALL: f64 = 0.05;
 
-/// How much of a run is the system's; a third of that is the floor's.
+/// The time for which the floor is measured, as a share of that of the system.
 const FLOOR_SHARE: f64 = 0.5;
 
-/// A number of connections, and what it came to: medians of all runs.
+/// A number of connections with its results: medians of all runs.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Step {
     pub(crate) connections: u32,
@@ -52,18 +50,18 @@ pub(crate) struct Step {
     pub(crate) rate: f64,
     pub(crate) p50_ms: f64,
     pub(crate) p99_ms: f64,
-    /// Of the whole stack, per event.
+    /// Processor time of the whole stack per event.
     pub(crate) micros: f64,
     /// Events per second of the server that does nothing.
     pub(crate) floor: f64,
     pub(crate) floor_p50_ms: f64,
-    /// The rate as a multiple of that of the step before; nothing for the first.
+    /// The rate divided by that of the previous step; `None` for the first.
     pub(crate) times_before: Option<f64>,
-    /// How often it was measured.
+    /// How many times it was measured.
     pub(crate) runs: usize,
 }
 
-/// One run of one step.
+/// One measurement of one step.
 #[derive(Clone, Copy, Debug)]
 struct StepRun {
     rate: f64,
@@ -74,11 +72,11 @@ struct StepRun {
     floor_p50: f64,
 }
 
-/// Everything that was measured: each pass has each step at most once.
+/// All measurements. Each pass has each step at most once.
 #[derive(Debug, Default)]
 struct Passes(Vec<BTreeMap<u32, StepRun>>);
 
-/// What is running, and what came of it so far.
+/// The running processes, and the results so far.
 struct FrontierRun<'a> {
     system: RunningSystem,
     floor: RunningSystem,
@@ -88,7 +86,7 @@ struct FrontierRun<'a> {
     all: RowStats,
 }
 
-/// Plays all steps; `spec` says what is sent, but for the connections.
+/// Measures all steps. `spec` has the options except the number of connections.
 pub(crate) async fn run(spec: LoadSpec, scale: &Scale, servers: &Servers) -> anyhow::Result<RowStats> {
     let steps = if scale.with_larger { &STEPS[..] } else { &FEW_STEPS };
     let mut frontier = FrontierRun {
@@ -121,7 +119,7 @@ pub(crate) async fn run(spec: LoadSpec, scale: &Scale, servers: &Servers) -> any
 impl FrontierRun<'_> {
     async fn passes(&mut self, steps: &[u32], full: bool) -> anyhow::Result<Passes> {
         let mut passes = Passes::default();
-        // What a process does for the first time is not what is to be measured.
+        // A first run warms up the processes.
         self.run(COMPARED).await?;
         for number in 0..if full { PASSES } else { 1 } {
             let mut pass = BTreeMap::new();
@@ -183,7 +181,7 @@ impl FrontierRun<'_> {
 }
 
 impl RowStats {
-    /// Adds what a run of a step came to.
+    /// Adds the result of a measurement.
     fn add(&mut self, run: Self, difference: Difference) {
         self.events += run.events;
         self.seconds += run.seconds;
@@ -210,13 +208,13 @@ impl Passes {
         median(self.0.iter().filter_map(|pass| pass.get(&connections)).map(of))
     }
 
-    /// The rate of a step as a multiple of that of the step before.
+    /// The rate of a step divided by that of the previous one.
     fn times_before(&self, before: u32, connections: u32) -> f64 {
         let both = self.0.iter().filter_map(|pass| Some((pass.get(&before)?, pass.get(&connections)?)));
         median(both.map(|(before, run)| run.rate / before.rate))
     }
 
-    /// Pairs of neighbours of which the second has less.
+    /// Neighbouring steps between which the rate falls.
     fn falls(&self) -> Vec<(u32, u32)> {
         let connections = self.connections();
         let pairs = connections.windows(2).map(|pair| (pair[0], pair[1]));

@@ -6,44 +6,44 @@ use crate::frontier::{COMPARED, FALL};
 use crate::row::Row;
 use crate::stats::RowStats;
 
-/// What the naive design does on the machine the goals were set on, in events per second. On a slower machine
-/// a rate goal is as much lower.
+/// The rate of the naive design on the machine for which the goals were set, in events per second. On a
+/// slower machine the goals for rates are lowered in proportion.
 const REFERENCE_NAIVE: f64 = 6_000.0;
 
-/// A total that is this share of another one is not lower: two runs of the same differ as much.
+/// A rate of at least this share of another one counts as equal: two runs of the same thing differ as much.
 const NOT_LOWER: f64 = 0.95;
 
-/// Costs that differ by no more than this share do not depend on what differs.
+/// Costs that differ by at most this share count as equal.
 const FLAT: f64 = 0.25;
 
-/// Memory that grows by no more than this share in the second half of the time is flat: an allocator is never
-/// quite done.
+/// Memory that grows by at most this share in the second half counts as flat, because allocators never settle
+/// completely.
 const NO_GROWTH: f64 = 0.1;
 
-/// A pace was kept when this share of the events of the time was acknowledged in it.
+/// A rate is sustained if at least this share of the offered events was acknowledged.
 const KEPT: f64 = 0.99;
 
-/// What is counted at the pace it is offered at is counted this soon after it was accepted.
+/// A rate is sustained if all events are counted within this time after the last one was accepted.
 const MAX_BEHIND_SECONDS: f64 = 3.0;
 
-/// What a row should come to.
+/// A goal of a row.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Goal {
     /// At least so many events counted per second.
     Counted(f64),
     /// At least so many reads per second.
     Read(f64),
-    /// So many events per second, offered, accepted and counted, and no queue that grows.
+    /// So many events per second are offered, accepted and counted, and the queue does not grow.
     Sustained(f64),
-    /// At most so many microseconds of all processes but the load generator's, per event.
+    /// At most so many microseconds per event of all processes except the load tool.
     Stack(f64),
-    /// At most so many microseconds of query and the replica, per read: nobody else has to do with it.
+    /// At most so many microseconds per read of query and the replica.
     ReadStack(f64),
-    /// Ingest takes at most so many times the processor time of the server that does nothing.
+    /// Ingest uses at most so many times the processor time of the server that does nothing.
     TimesFloor(f64),
-    /// More connections never get less.
+    /// More connections never lower the rate.
     NoFall,
-    /// At one number of connections at least half the rate of the server that does nothing.
+    /// At [`COMPARED`] connections, at least half the rate of the server that does nothing.
     HalfOfFloor,
     /// In milliseconds.
     P50(f64),
@@ -51,19 +51,19 @@ pub(crate) enum Goal {
     P95(f64),
     /// In milliseconds.
     P99(f64),
-    /// The replica is never more seconds behind.
+    /// The replica is at most so many seconds behind.
     Lag(f64),
-    /// Counted no slower than another row.
+    /// The rate is not lower than that of another row.
     NotBelow(Row),
-    /// The stack takes at most a quarter more or less per event than in another row.
+    /// The cost per event of the stack differs by at most a quarter from another row.
     Flat(Row),
-    /// More processor time goes to the broker than to all others, and what it takes is counted at once.
+    /// The broker uses more processor time than everything else, and all it accepts is counted at once.
     BrokerLimits,
     /// The memory of the services does not grow.
     FlatMemory,
-    /// Neither ingest nor query grows by so many megabytes from the second quarter of the time to the last.
+    /// Neither ingest nor query grows by more megabytes from the second quarter of the time to the last.
     NoGrowth(f64),
-    /// No transaction was ended because it waited in a circle.
+    /// There was no deadlock.
     NoDeadlock,
 }
 
@@ -74,13 +74,13 @@ pub(crate) struct GoalResult {
     pub(crate) met: bool,
 }
 
-/// By how much goals for rates are lower on this machine.
+/// The factor by which goals for rates are lowered on this machine.
 pub(crate) fn slowness(naive: Option<&RowStats>) -> f64 {
     naive.map_or(1.0, |naive| (naive.rate() / REFERENCE_NAIVE).min(1.0))
 }
 
 impl Goal {
-    /// Whether `stats` meet it, on a machine of this [`slowness`].
+    /// Whether the stats meet the goal, on a machine with this [`slowness`].
     pub(crate) fn judge<'a>(
         self,
         stats: &RowStats,
@@ -149,7 +149,7 @@ impl Goal {
     }
 }
 
-/// The step that loses most against the one before, and whether that is little enough.
+/// The greatest fall between two steps, and whether it is small enough.
 fn no_fall(stats: &RowStats) -> (String, bool) {
     let steps = stats.frontier.iter().filter_map(|step| Some((step.times_before?, step)));
     let worst = steps.min_by(|(left, _), (right, _)| left.total_cmp(right));
@@ -160,7 +160,7 @@ fn no_fall(stats: &RowStats) -> (String, bool) {
 }
 
 impl GoalResult {
-    /// In words for the table.
+    /// The text for the table.
     pub(crate) fn words(&self) -> String {
         format!("{} {}", self.goal, if self.met { "met" } else { "MISSED" })
     }

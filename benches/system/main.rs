@@ -1,7 +1,6 @@
-//! The table of stats: every way in and out of the real system, measured beside the naive design and beside
-//! a server that does nothing, all in one run on one machine.
-//!
-//! `./dev bench` starts the servers and says that the machine is free to be measured.
+//! Measures every way in and out of the real system, beside the naive design and a server that does nothing, in
+//! one run on one machine.
+//! `./dev bench` starts the servers. It sets a variable, without which nothing is measured.
 
 mod baseline;
 mod stats;
@@ -36,22 +35,22 @@ use crate::scale::Scale;
 use crate::stats::RowStats;
 use crate::table::RowTable;
 
-/// What `./dev bench` sets: the servers are this program's own.
+/// Set by `./dev bench`: the servers are used by this program only.
 const ALLOWED: &str = "CATCHALL_BENCH";
 
-/// Measures every way in and out of the system, beside the naive design.
+/// Measures every way in and out of the system, beside the naive design
 #[derive(Parser)]
 #[command(name = "./dev bench", max_term_width = 110)]
 struct Arguments {
-    /// Only this row, and those it is compared with; may be given more than once
+    /// Only this row and those it is compared with; may be given more than once
     #[arg(long = "row", value_name = "NAME", hide_possible_values = true)]
     rows: Vec<Row>,
 
-    /// A few seconds for each row, and a tenth of the domains: a few minutes instead of half an hour
+    /// A few seconds per row, and a tenth of the domains: a few minutes instead of half an hour
     #[arg(long)]
     short: bool,
 
-    /// Seconds for each row [default: 60, and 180 for uniform; 5 with --short]
+    /// Seconds per row [default: 60, and 180 for uniform; 5 with --short]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     seconds: Option<u32>,
 
@@ -63,11 +62,11 @@ struct Arguments {
     #[arg(long)]
     json: bool,
 
-    /// Draw the frontier into this file, as SVG
+    /// Draw the row frontier into this SVG file
     #[arg(long, value_name = "FILE")]
     picture: Option<PathBuf>,
 
-    /// Print the names of the rows and what each is
+    /// Print the rows and what each measures
     #[arg(long)]
     list: bool,
 
@@ -75,7 +74,7 @@ struct Arguments {
     part: Option<Part>,
 }
 
-/// What this program starts of itself, to be measured as any other process is.
+/// Parts that this program starts as separate processes, so that they are measured like all others.
 #[derive(Subcommand)]
 enum Part {
     /// The naive design
@@ -94,7 +93,7 @@ fn main() -> ExitCode {
         println!("the system is measured by ./dev bench, on servers of its own");
         return ExitCode::SUCCESS;
     }
-    // What cargo says to every benchmark.
+    // Cargo passes `--bench` to every benchmark.
     let arguments = Arguments::parse_from(std::env::args_os().filter(|argument| argument != "--bench"));
     if arguments.list {
         for row in Row::value_variants() {
@@ -104,7 +103,7 @@ fn main() -> ExitCode {
     }
     if arguments.picture.is_some() && !(arguments.rows.is_empty() || arguments.rows.contains(&Row::Frontier))
     {
-        eprintln!("--picture draws the row {}, which is not among those asked for", Row::Frontier.name());
+        eprintln!("--picture draws the row {}, which is not selected", Row::Frontier.name());
         return ExitCode::FAILURE;
     }
     let ended = match &arguments.part {
@@ -126,7 +125,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Plays every row. Returns whether every event was counted once, whatever the stats are.
+/// Measures every row. Returns whether every event was counted once, whether or not goals were met.
 async fn run(arguments: &Arguments) -> bool {
     let scale = Scale::new(arguments.short, arguments.seconds, arguments.domains);
     let rows = row::with_those_they_need(&arguments.rows, &scale);

@@ -1,4 +1,4 @@
-//! One run of events, from the first that is sent until the last is in the primary and at the replica.
+//! One run of events, until the last is counted on the primary and replayed by the replica.
 
 use std::time::{Duration, Instant};
 
@@ -12,31 +12,31 @@ use harness::usage::MachineTime;
 use crate::stats::RowStats;
 use crate::system::{Observation, RunningSystem, Scraping};
 
-/// How often the processes are looked at while events are sent.
+/// How often the processes are observed while events are sent.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How often, once all is sent, for the moment when all is counted.
+/// How often they are observed afterwards, until all events are counted.
 const SETTLE: Duration = Duration::from_millis(50);
 
-/// How long nothing may be counted before what is missing is given up.
+/// How long to wait for missing events while none is counted.
 const TIMEOUT: Duration = Duration::from_mins(2);
 
-/// What was done beside the load.
+/// The result of what ran beside the load.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SideResult {
-    /// Delivered events it has sent itself.
+    /// Delivered events that it has sent itself.
     pub(crate) delivered: u64,
-    /// Processor time of its process in microseconds, where it has one.
+    /// Processor time of its process in microseconds, if it has one.
     pub(crate) micros: f64,
-    /// What the row is about, if it is this and not the load.
+    /// Its latency, if the row reports that instead of the load's.
     pub(crate) latency_ms: Option<Latency>,
-    /// Answers that were not right.
+    /// Wrong answers.
     pub(crate) wrong: u64,
     pub(crate) notes: Vec<String>,
 }
 
-/// Sends what is specified while `beside` is done, and waits until all of it is counted. Returns the stats,
-/// but for the comparison of the counts, and what the load said of itself.
+/// Sends events while `beside` runs, and waits until all of them are counted. Returns the stats without the
+/// comparison of counts, the report of the load tool, and the result of `beside`.
 pub(crate) async fn events(
     system: &RunningSystem,
     spec: &LoadSpec,
@@ -103,7 +103,7 @@ pub(crate) async fn events(
     Ok((stats, report, beside))
 }
 
-/// Waits until the workers have counted so many events since they were started, or count none for a long
+/// Waits until the workers have counted so many events since their start, or have counted none for a long
 /// time.
 async fn settle(system: &RunningSystem, events: u64) {
     let (mut counted, mut last) = (0, Instant::now());
@@ -116,11 +116,10 @@ async fn settle(system: &RunningSystem, events: u64) {
     }
 }
 
-/// Whether more and more accepted events wait to be counted: in the last quarter of the time, than in the
-/// second, by more than is counted in a second. Nothing where the time is too short to tell, or ingest
-/// accepts nothing.
+/// Whether the backlog of accepted events grows: from the second quarter of the time to the last by more than
+/// is counted in a second. `None` if the time is too short to tell, or ingest accepts nothing.
 fn grows(looks: &[Observation], spec: &LoadSpec, report: &Report) -> Option<bool> {
-    // The last look is at what was settled.
+    // The last observation was made after all events were counted.
     let looks = &looks[..looks.len().saturating_sub(1)];
     let backlogs: Vec<u64> = looks.iter().map(|look| look.accepted.saturating_sub(look.counted)).collect();
     let quarter = backlogs.len() / 4;
@@ -133,8 +132,8 @@ fn grows(looks: &[Observation], spec: &LoadSpec, report: &Report) -> Option<bool
     Some(mean(last) - mean(second) > per_second(report.acknowledged, report.seconds))
 }
 
-/// How much more memory the services have in the last quarter of the time than in the second, as a share.
-/// Nothing where the time is too short to tell.
+/// By what share the memory of the services grows from the second quarter of the time to the last. `None` if
+/// the time is too short to tell.
 fn memory_growth(looks: &[Observation]) -> Option<f64> {
     let quarter = looks.len() / 4;
     let mean =
@@ -142,8 +141,8 @@ fn memory_growth(looks: &[Observation]) -> Option<f64> {
     (quarter > 0).then(|| mean(&looks[looks.len() - quarter..]) / mean(&looks[quarter..2 * quarter]) - 1.0)
 }
 
-/// By how many megabytes ingest or query, whichever it is more, has grown from the second quarter of the time
-/// to the last.
+/// By how many megabytes ingest or query, whichever is more, has grown from the second quarter of the time to
+/// the last.
 fn growth_megabytes(looks: &[Observation]) -> Option<f64> {
     let quarter = looks.len() / 4;
     let services: [fn(&Observation) -> Option<f64>; 2] =

@@ -1,4 +1,4 @@
-//! How long it takes from the 202 to the GET that shows the event.
+//! Measures the time from the 202 to the GET that shows the event.
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
@@ -14,19 +14,19 @@ use serde::Deserialize;
 use crate::measure::SideResult;
 use crate::stats::{histogram, latency};
 
-/// Probes at a time: few, so that they do not measure themselves.
+/// How many probes run at a time: few, so that they do not add load.
 const AT_ONCE: u32 = 2;
 
-/// Between two GETs of one probe, which is as exact as it can be.
+/// The time between two GETs of a probe, which limits the precision.
 const BETWEEN: Duration = Duration::from_millis(1);
 
-/// Between two probes.
+/// The pause between two probes.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// An event that is not to be seen after this long is missing.
+/// An event that is not visible after this long is missing.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Sends events of new domains, one after the other, for so many seconds.
+/// Sends events of new domains, one after another, for so many seconds.
 pub(crate) async fn probe(ingest_url: &str, query_address: &str, seconds: u64) -> anyhow::Result<SideResult> {
     let until = Instant::now() + Duration::from_secs(seconds);
     let (micros, sent) = (RefCell::new(histogram()), RefCell::new(0));
@@ -43,7 +43,7 @@ pub(crate) async fn probe(ingest_url: &str, query_address: &str, seconds: u64) -
             *sent.borrow_mut() += 1;
             let accepted = Instant::now();
             while !is_counted(&http, &format!("http://{query_address}/domains/{domain}")).await? {
-                ensure!(accepted.elapsed() < TIMEOUT, "{domain} is not to be seen after {TIMEOUT:?}");
+                ensure!(accepted.elapsed() < TIMEOUT, "{domain} is not visible after {TIMEOUT:?}");
                 tokio::time::sleep(BETWEEN).await;
             }
             let took = u64::try_from(accepted.elapsed().as_micros())?;

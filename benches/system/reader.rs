@@ -1,6 +1,5 @@
-//! Reads counters by HTTP/1.1 on connections that are kept: in a closed loop, or at a rate.
-//!
-//! A program of its own, so that what it takes of the machine is measured beside what it asks for.
+//! Reads counters over HTTP/1.1 with keep-alive, in a closed loop or at a fixed rate.
+//! It runs as a separate process, so that its own processor time can be measured.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -26,15 +25,15 @@ use tokio::task::JoinSet;
 use crate::baseline::myself;
 use crate::stats::{histogram, latency};
 
-/// What is read, and how.
+/// The options of the reader.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ReaderConfig {
     #[arg(long)]
     pub(crate) address: SocketAddr,
-    /// Any of so many domains of the population
+    /// Number of domains to read from
     #[arg(long)]
     pub(crate) domains: u32,
-    /// Reads per second; a closed loop without
+    /// Reads per second; without it a closed loop
     #[arg(long)]
     pub(crate) rate: Option<f64>,
     #[arg(long)]
@@ -43,21 +42,21 @@ pub(crate) struct ReaderConfig {
     pub(crate) connections: usize,
 }
 
-/// What it came to.
+/// The result.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Reads {
-    /// Answered with the counters of the domain that was asked for.
+    /// Reads that were answered with the counters of the domain.
     pub(crate) answered: u64,
-    /// Answered with anything else.
+    /// Reads that were answered with anything else.
     pub(crate) wrong: u64,
-    /// What the first of those was.
+    /// The first wrong answer.
     pub(crate) example: Option<String>,
-    /// Until the last answer.
+    /// Seconds until the last answer.
     pub(crate) seconds: f64,
     pub(crate) latency_ms: Latency,
 }
 
-/// Reads by a process of its own; with what came of it, its processor time in microseconds.
+/// Reads in a separate process. Returns the result and its processor time in microseconds.
 pub(crate) async fn read(config: &ReaderConfig) -> anyhow::Result<(Reads, f64)> {
     let mut command = myself("reader")?;
     command.args(["--address", &config.address.to_string(), "--domains", &config.domains.to_string()]);
@@ -70,7 +69,7 @@ pub(crate) async fn read(config: &ReaderConfig) -> anyhow::Result<(Reads, f64)> 
     reader.ended().await.context("the reader")
 }
 
-/// The program.
+/// The main function of the reader process.
 pub(crate) fn main(config: &ReaderConfig) -> anyhow::Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
     let reads = runtime.block_on(run(config))?;
@@ -86,7 +85,7 @@ struct ReadRun {
 
 struct ReadState {
     domains: Workload,
-    /// How many were begun.
+    /// How many reads were begun.
     begun: u64,
     answered: u64,
     wrong: u64,
@@ -101,7 +100,7 @@ async fn run(config: &ReaderConfig) -> anyhow::Result<Reads> {
         connections.push(connect(config.address).await?);
     }
     let begun = Instant::now();
-    // An open loop begins no more than there is time for, however late it is.
+    // An open loop begins only the reads that are due within the time.
     #[expect(clippy::cast_precision_loss, reason = "seconds are few")]
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is not negative")]
     let requests = |rate: f64| (rate * config.seconds as f64) as u64;
@@ -135,7 +134,7 @@ async fn run(config: &ReaderConfig) -> anyhow::Result<Reads> {
     if let Some(pace) = &run.pace {
         pace.stop();
     }
-    // Those who wait for an answer still get it.
+    // Waits for the reads in flight.
     while let Some(ended) = readers.join_next().await {
         ended??;
     }
@@ -154,12 +153,12 @@ async fn connect(address: SocketAddr) -> anyhow::Result<SendRequest<Empty<Bytes>
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     let (requests, connection) = handshake(TokioIo::new(stream)).await?;
-    // What goes wrong with it is told to the request that is under way.
+    // Its errors are reported to the request in flight.
     tokio::task::spawn_local(connection);
     Ok(requests)
 }
 
-/// Asks on one connection until the end.
+/// Reads over one connection until the time is over.
 async fn ask(
     run: Rc<ReadRun>,
     mut connection: SendRequest<Empty<Bytes>>,
@@ -195,7 +194,7 @@ async fn ask(
 }
 
 impl ReadState {
-    /// When the next request was due, and for what.
+    /// When the next read was due, and its domain.
     fn next(&mut self, pace: Option<&Pace>) -> (Instant, u32) {
         let due = pace.map_or_else(Instant::now, |pace| pace.moment(self.begun));
         self.begun += 1;
@@ -203,7 +202,7 @@ impl ReadState {
     }
 }
 
-/// Whether an answer is that of this domain, which is there and has been counted.
+/// Checks that an answer is about this domain and that it has been counted.
 fn is_about(body: &[u8], name: &str) -> anyhow::Result<()> {
     #[derive(Deserialize)]
     struct Served<'a> {

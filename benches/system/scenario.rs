@@ -1,4 +1,4 @@
-//! Plays a row: sets the system, measures, and compares the counts.
+//! Runs a row: starts the system, measures it, and compares the counts.
 
 use anyhow::Context;
 use catchall_load::counts::Counts;
@@ -23,48 +23,48 @@ use crate::system::{Processes, RunningSystem, Scraping};
 use crate::table::RowTable;
 use crate::verification::{Sample, between, compare};
 
-/// The pace at which costs are compared, whatever the size of the table: the cost depends on it. Far below
-/// what each of them can take.
+/// The rate at which the costs of table sizes are compared, because the cost depends on the rate. All of them
+/// can take far more.
 const COMPARED_RATE: f64 = 60_000.0;
 
-/// Connections of PUT over HTTP/1.1, with an event on its way on each: few for a mail platform, and enough
+/// Connections for PUT over HTTP/1.1, with one request in flight on each: few for a mail platform, but enough
 /// that events share confirms as they do under load.
 const PUT_CONNECTIONS: u32 = 512;
 
-/// Makes the events of the first of many runs; those of the others follow.
+/// The seed of the first of many runs; the others use the following ones.
 const FRONTIER_SEED: u64 = 10_000;
 
-/// Domains of a population so large that hardly one comes twice.
+/// A population so large that hardly any domain occurs twice.
 const NEW_DOMAINS: u32 = 100_000_000;
 
-/// Domains of the row of hot reads: as many as waves emit at a time.
+/// Domains of the row of hot reads: as many as waves have live at a time.
 const HOT_DOMAINS: u32 = 20;
 
-/// Events for each second of a row that is about how fast a queue is worked off, which takes about that long.
+/// Events per second of a row that measures how fast a backlog is counted.
 const EVENTS_PER_SECOND: u64 = 300_000;
 
-/// Reads per second beside a load.
+/// Reads per second beside the load.
 const READS_BESIDE: f64 = 2_000.0;
 
-/// Events and reads per second while nobody reads `/metrics`: in a minute what is kept of each read would
-/// show.
+/// Events and reads per second while nobody reads `/metrics`. After a minute it would show if memory were
+/// kept for each read.
 const UNWATCHED_PUTS: f64 = 5_000.0;
 const UNWATCHED_READS: f64 = 20_000.0;
 
-/// What is to be done in a row.
+/// What a row does.
 enum Scenario {
     Events(Processes, LoadSpec),
-    /// Events, and probes that tell how fresh the answers are.
+    /// Events, and probes that measure how fresh the answers are.
     Probed(LoadSpec),
-    /// Events, and so many reads per second of so many domains.
+    /// Events, and reads beside them: of so many domains, so many per second.
     ReadBeside(LoadSpec, u32, f64, Scraping),
-    /// Events over one number of connections after the other.
+    /// Events over increasing numbers of connections.
     Frontier(LoadSpec),
-    /// Of so many domains; so many per second, or a closed loop.
+    /// Reads of so many domains, at a rate or in a closed loop.
     Reads(u32, Option<f64>),
 }
 
-/// Plays a row on its dataset; rows before it are in `table`.
+/// Runs a row on its dataset. `table` has the rows before it.
 pub(crate) async fn run(
     row: Row,
     scale: &Scale,

@@ -1,4 +1,4 @@
-//! What a row came to.
+//! The stats of a row.
 
 use catchall_load::Latency;
 use harness::stats::real;
@@ -7,56 +7,56 @@ use serde::Serialize;
 
 use crate::frontier::Step;
 
-/// All stats of one row. Times are in the units of their names; an event of a row of reads is a read.
+/// All stats of a row. In a row of reads an event is a read.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct RowStats {
-    /// Events acknowledged.
+    /// Acknowledged events.
     pub(crate) events: u64,
-    /// From the first to the last answer.
+    /// Seconds from the first to the last answer.
     pub(crate) seconds: f64,
-    /// Events per second that were offered; nothing in a closed loop.
+    /// Offered events per second; `None` in a closed loop.
     pub(crate) offered_per_second: Option<f64>,
     pub(crate) acknowledged_per_second: f64,
-    /// Until the last was in the primary; nothing where nothing is written.
+    /// Events per second until the last was in the primary; `None` if nothing is written.
     pub(crate) counted_per_second: Option<f64>,
     /// Processor time of each process.
     pub(crate) micros_per_event: Option<Micros>,
     pub(crate) latency_ms: Latency,
     pub(crate) peak_megabytes: Peaks,
-    /// Most messages that were seen in the queue.
+    /// The most messages that were seen in the queue.
     pub(crate) queue_messages: Option<u64>,
-    /// Whether accepted events waited in ever greater number.
+    /// Whether the backlog of accepted events grew.
     pub(crate) backlog_grows: Option<bool>,
-    /// By what share the services' memory grew in the second half of the time.
+    /// By what share the memory of the services grew in the second half of the time.
     pub(crate) memory_growth: Option<f64>,
-    /// By how much ingest or query grew from the second quarter of the time to the last.
+    /// By how many megabytes ingest or query grew from the second quarter of the time to the last.
     pub(crate) growth_megabytes: Option<f64>,
-    /// From the last answer until the last event was counted.
+    /// Seconds from the last answer until the last event was counted.
     pub(crate) seconds_behind: Option<f64>,
-    /// The most the replica was behind.
+    /// The most seconds the replica was behind.
     pub(crate) lag_seconds: Option<f64>,
-    /// The share of the processor time that was wanted and that a hypervisor gave to others.
+    /// The share of the requested processor time that the hypervisor gave to other guests.
     pub(crate) stolen: Option<f64>,
     pub(crate) deadlocks: u64,
     pub(crate) lost: u64,
     pub(crate) duplicated: u64,
-    /// Of the row that has several numbers of connections: each of them.
+    /// The steps of the row frontier.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) frontier: Vec<Step>,
-    /// What else there is to say.
+    /// Further remarks.
     pub(crate) notes: Vec<String>,
     /// Why it was not completed.
     pub(crate) failure: Option<String>,
 }
 
 impl RowStats {
-    /// Events per second that count: those in the primary, or what is read.
+    /// The rate that is compared: events counted per second, or reads.
     pub(crate) fn rate(&self) -> f64 {
         self.counted_per_second.unwrap_or(self.acknowledged_per_second)
     }
 }
 
-/// Processor time in microseconds; nothing of what did not run.
+/// Processor time in microseconds; `None` for processes that did not run.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct Micros {
     pub(crate) ingest: Option<f64>,
@@ -69,13 +69,13 @@ pub(crate) struct Micros {
 }
 
 impl Micros {
-    /// All of it but the load generator's.
+    /// The sum of all but the load tool.
     pub(crate) fn stack(&self) -> f64 {
         let services = [self.ingest, self.worker, self.query].into_iter().flatten().sum::<f64>();
         services + self.broker + self.primary + self.replica
     }
 
-    /// What came since `before`, for each of so many events.
+    /// The time since `before`, per event.
     pub(crate) fn since(self, before: Self, events: u64) -> Self {
         let each = |now: f64, before: f64| (now - before) / real(events.max(1));
         let service = |now: Option<f64>, before: Option<f64>| Some(each(now?, before?));
@@ -91,13 +91,13 @@ impl Micros {
     }
 }
 
-/// Latencies in milliseconds of those in microseconds.
+/// The percentiles of a histogram of microseconds, in milliseconds.
 pub(crate) fn latency(micros: &Histogram<u64>) -> Latency {
     let share = |share| (!micros.is_empty()).then(|| real(micros.value_at_quantile(share)) / 1000.0);
     Latency { p50: share(0.50), p95: share(0.95), p99: share(0.99), max: share(1.0) }
 }
 
-/// The most memory each service has had, in megabytes; of several the largest.
+/// The peak memory of each service in megabytes; of several processes the largest.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct Peaks {
     pub(crate) ingest: Option<u64>,
@@ -105,7 +105,7 @@ pub(crate) struct Peaks {
     pub(crate) query: Option<u64>,
 }
 
-/// For latencies in microseconds up to a minute.
+/// A histogram for latencies in microseconds, up to a minute.
 pub(crate) fn histogram() -> Histogram<u64> {
     Histogram::new_with_max(60_000_000, 3).expect("three digits and a minute are in range")
 }

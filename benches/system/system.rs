@@ -1,5 +1,4 @@
-//! The processes of one row, each started for it: what one row leaves in a process is not measured in
-//! another.
+//! The processes of a row. They are started for it, so that no row affects another.
 
 use anyhow::Context;
 use catchall::broker::EVENTS;
@@ -14,18 +13,18 @@ use lapin::{Channel, Connection, ConnectionProperties};
 use crate::baseline::{Baseline, BaselineProcess};
 use crate::stats::{Micros, Peaks};
 
-/// Serving threads of ingest, query and what they are compared with: the cores are everybody's here, and the
-/// fewer threads, the more events or names share a confirm or a query.
+/// Threads of ingest, query and the baselines. All processes share the cores, and with fewer threads more
+/// events or names share a confirm or a query.
 pub(crate) const THREADS: u16 = 1;
 
-/// Which processes there are beside the servers.
+/// Which processes run in addition to the servers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Processes {
-    /// One of the two servers the system is compared with.
+    /// One of the baselines.
     Baseline(Baseline),
     /// Ingest, query and so many workers.
     Whole { workers: usize },
-    /// Query alone.
+    /// Only query.
     Readers,
 }
 
@@ -43,30 +42,30 @@ pub(crate) struct RunningSystem {
     _connection: Connection,
 }
 
-/// What a look at the processes shows.
+/// What is observed at one time.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Observation {
-    /// Events that ingest has accepted since it was started.
+    /// Events that ingest has accepted since its start.
     pub(crate) accepted: u64,
-    /// Events that the workers have counted since they were started.
+    /// Events that the workers have counted since their start.
     pub(crate) counted: u64,
-    /// Messages that wait in the queue.
+    /// Messages in the queue.
     pub(crate) messages: u64,
-    /// How far the replica is behind, where query is there to tell.
+    /// How many seconds the replica is behind, if query runs.
     pub(crate) lag_seconds: Option<f64>,
     /// Memory of all services together.
     pub(crate) megabytes: u64,
-    /// The same of ingest and of query, where they are there.
+    /// Memory of ingest and of query, if they run.
     pub(crate) ingest_megabytes: Option<f64>,
     pub(crate) query_megabytes: Option<f64>,
 }
 
-/// What a row has to do with `/metrics` while it is measured.
+/// Whether `/metrics` is read during a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scraping {
     /// It is read every second.
     EverySecond,
-    /// Nobody reads it: what piles up in a process until somebody does is seen.
+    /// It is never read. This shows what accumulates in a process until it is read.
     Never,
 }
 
@@ -75,7 +74,7 @@ impl RunningSystem {
     pub(crate) async fn ready(processes: Processes, servers: &Servers) -> anyhow::Result<Self> {
         let connection = Connection::connect(&servers.amqp_url, ConnectionProperties::default()).await?;
         let queue = connection.create_channel().await?;
-        // What a row that failed has left would be counted in this one.
+        // Messages that are left from a failed row would be counted in this one.
         queue.queue_purge(EVENTS.into(), QueuePurgeOptions::default()).await?;
         let mut system = Self {
             servers: servers.clone(),
@@ -107,24 +106,24 @@ impl RunningSystem {
         Ok(system)
     }
 
-    /// Where events are sent.
+    /// The URL to which events are sent.
     pub(crate) fn ingest_url(&self) -> String {
         let ingest = self.ingest.as_ref().map(Service::url);
         ingest.or_else(|| self.baseline.as_ref().map(BaselineProcess::url)).unwrap_or_default()
     }
 
-    /// Where counters are read: host and port.
+    /// The address at which counters are read.
     pub(crate) fn query_address(&self) -> anyhow::Result<std::net::SocketAddr> {
         let address = self.query.as_ref().map(Service::address).context("there is no query")?;
         Ok(address.parse()?)
     }
 
-    /// Whether events go through workers.
+    /// Whether there are workers.
     pub(crate) fn has_workers(&self) -> bool {
         !self.workers.is_empty()
     }
 
-    /// Processor time until now, of all but the load generator.
+    /// Processor time until now, of all processes but the load tool.
     pub(crate) fn micros(&self) -> Micros {
         let service = |service: &Service| usage::micros(service.pid());
         let baseline = self.baseline.as_ref().map(|baseline| usage::micros(baseline.pid()));
@@ -139,7 +138,7 @@ impl RunningSystem {
         }
     }
 
-    /// The most memory until now.
+    /// The peak memory until now.
     pub(crate) fn peaks(&self) -> Peaks {
         let service = |service: &Service| usage::peak_megabytes(service.pid());
         let baseline = self.baseline.as_ref().and_then(|baseline| usage::peak_megabytes(baseline.pid()));
@@ -150,7 +149,7 @@ impl RunningSystem {
         }
     }
 
-    /// How many events the workers have counted since they were started.
+    /// How many events the workers have counted since their start.
     pub(crate) async fn counted(&self) -> u64 {
         let mut counted = 0;
         for worker in &self.workers {
@@ -187,7 +186,7 @@ impl RunningSystem {
         Ok(look)
     }
 
-    /// Ends all processes in spec, so that nothing is left unsettled for the next row.
+    /// Stops all processes with SIGTERM, so that nothing is left for the next row.
     pub(crate) async fn clear(mut self) {
         let services = self.ingest.iter_mut().chain(&mut self.workers).chain(&mut self.query);
         let services: Vec<&mut Service> = services.collect();

@@ -1,4 +1,4 @@
-//! The result: a row for each thing that was measured, with its goals.
+//! The result: a table of all rows, with their goals.
 
 use std::fmt::{self, Write};
 
@@ -40,7 +40,7 @@ const HEADINGS: [&str; 23] = [
     "dup",
 ];
 
-/// What the columns are.
+/// What the columns mean.
 const LEGEND: &str = "\
 acked/s: events (for get: reads) answered per second. counted/s: events per second until the last of them
 was in the primary. ingest to load: each process's processor time per event in microseconds, until the
@@ -52,7 +52,7 @@ most seconds the replica was behind. steal: the percentage of the requested proc
 machine's host gave to others; where it is high, rates and latencies say little. If naive is slower than
 6,000/s, the goals for rates are lowered in proportion.";
 
-/// What a service may take.
+/// How much memory a service may use.
 struct Allowance {
     service: &'static str,
     megabytes: u64,
@@ -65,7 +65,7 @@ const MEMORY: [Allowance; 3] = [
     Allowance { service: "query", megabytes: 128, taken: |peaks| peaks.query },
 ];
 
-/// All rows so far, and where they were measured.
+/// All rows so far, and the machine they were measured on.
 #[derive(Debug)]
 pub(crate) struct RowTable {
     rows: Vec<(Row, RowStats)>,
@@ -80,7 +80,7 @@ struct MachineInfo {
     memory_gigabytes: u64,
     postgres: String,
     rabbitmq: String,
-    /// Of this program and all it measures.
+    /// How this program and all it measures were built.
     build: &'static str,
 }
 
@@ -102,7 +102,7 @@ impl MachineInfo {
     }
 }
 
-/// The first value of this name in a file of /proc.
+/// The first value with this name in a file of `/proc`.
 fn entry(file: &str, name: &str) -> Option<String> {
     let text = std::fs::read_to_string(file).ok()?;
     let mut entries = text.lines().filter_map(|line| line.split_once(':'));
@@ -118,7 +118,7 @@ impl RowTable {
         self.rows.push((row, stats));
     }
 
-    /// What a row has come to.
+    /// The stats of a row, if it has been measured.
     pub(crate) fn stats(&self, row: Row) -> Option<&RowStats> {
         self.rows.iter().find(|(measured, _)| *measured == row).map(|(_, stats)| stats)
     }
@@ -128,7 +128,7 @@ impl RowTable {
         self.rows.iter().all(|(_, stats)| stats.failure.is_none() && stats.lost + stats.duplicated == 0)
     }
 
-    /// The last row, for those who watch.
+    /// A summary of the last row.
     pub(crate) fn last_in_words(&self) -> String {
         let Some((row, stats)) = self.rows.last() else { return String::new() };
         if let Some(failure) = &stats.failure {
@@ -147,7 +147,7 @@ impl RowTable {
         row.goals().iter().map(judge).collect()
     }
 
-    /// The most memory a service took in any row, and whether that is as little as it should be.
+    /// The peak memory of each service over all rows, and whether it is below its limit.
     fn memory(&self) -> Vec<GoalResult> {
         let ours = self.rows.iter().filter(|(row, _)| row.is_ours());
         let peaks: Vec<&Peaks> = ours.map(|(_, stats)| &stats.peak_megabytes).collect();
@@ -161,13 +161,13 @@ impl RowTable {
         most.collect()
     }
 
-    /// The rate as a multiple of another row's.
+    /// The rate divided by that of another row.
     fn times(&self, stats: &RowStats, other: Row) -> Option<f64> {
         let rate = self.stats(other)?.rate();
         (rate > 0.0).then(|| stats.rate() / rate)
     }
 
-    /// All of it for programs.
+    /// The whole table as JSON.
     pub(crate) fn json(&self) -> Value {
         let rows = self.rows.iter().map(|(row, stats)| {
             json!({
@@ -194,7 +194,7 @@ impl RowTable {
             value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
         };
         let (micros, latency) = (stats.micros_per_event, stats.latency_ms);
-        // Bulk events take less than one, reads more than twenty.
+        // Bulk events take less than a microsecond, so two digits are needed.
         let micros = |of: fn(&Micros) -> Option<f64>| some(micros.as_ref().and_then(of), 2);
         let Peaks { ingest, worker, query } = stats.peak_megabytes;
         let megabytes = [ingest, worker, query].map(|peak| peak.map_or("-".into(), |peak| peak.to_string()));
@@ -225,7 +225,7 @@ impl RowTable {
         ]
     }
 
-    /// What stands behind the numbers of a row.
+    /// The text after the numbers of a row.
     fn remarks(&self, row: Row, stats: &RowStats) -> String {
         if stats.failure.is_some() {
             return "FAILED".into();
@@ -254,7 +254,7 @@ impl fmt::Display for RowTable {
             let mut line = String::new();
             for (column, cell) in cells.iter().enumerate() {
                 let width = lines.iter().map(|cells| cells[column].len()).max().unwrap_or_default();
-                // Words to the left, numbers to the right.
+                // Text is left-aligned, numbers are right-aligned.
                 if column == 0 {
                     write!(line, "{cell:width$}")?;
                 } else {
@@ -281,8 +281,7 @@ impl fmt::Display for RowTable {
         }
         let memory: Vec<String> = self.memory().iter().map(GoalResult::words).collect();
         writeln!(f, "memory, the most of all rows: {}", memory.join("; "))?;
-        // On a machine that was busy with other things naive is slow too, and goals are met that should not
-        // be.
+        // On a busy machine naive is slow too, and goals are met too easily. This line shows it.
         writeln!(f, "goals for rates were multiplied by {:.2}", slowness(self.stats(Row::Naive)))?;
         for (row, stats) in &self.rows {
             if let Some(failure) = &stats.failure {

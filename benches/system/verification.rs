@@ -1,4 +1,4 @@
-//! Whether every acknowledged event was counted, once.
+//! Checks that every acknowledged event was counted once.
 
 use catchall_load::Report;
 use catchall_load::counts::Counts;
@@ -7,34 +7,33 @@ use catchall_load::workload::{Names, Shape, Workload};
 use harness::load::LoadSpec;
 use harness::sql;
 
-/// Domains that are read together.
+/// How many domains are read at a time.
 const TOGETHER: usize = 10_000;
 
-/// Domains of a sample from the first on, the most frequent of zipf.
+/// How many of the first domains are in a sample. They are the most frequent of zipf.
 const FREQUENT: u32 = 100_000;
 
-/// Domains of a sample, or a few more, that are spread over all others.
+/// About how many of the other domains are in a sample.
 const SPREAD: u32 = 100_000;
 
-/// How far counts are from those that are expected.
+/// The difference between expected and actual counts.
 fn difference(expected: Counts, counted: Counts) -> Difference {
     Bounds { least: expected, most: expected }.difference(counted)
 }
 
-/// What was added to all counters between two looks.
+/// What was added to all counters between two readings.
 pub(crate) fn between(before: Counts, after: Counts) -> Counts {
     Counts { delivered: after.delivered - before.delivered, bounced: after.bounced - before.bounced }
 }
 
-/// The domains that are compared one by one: of a population the most frequent of zipf and as many that are
-/// spread over all others; of waves, which no other run has, all.
-///
-/// The sums of all counters alone would not tell an event that was lost beside one that was counted twice.
+/// The domains that are compared one by one: all domains of waves; of a population the first ones, and as
+/// many that are spread over the rest. The sums of all counters alone would not show one lost event beside
+/// one that was counted twice.
 #[derive(Debug)]
 pub(crate) struct Sample {
     shape: Shape,
     domains: u32,
-    /// Of a population, before the run.
+    /// The counters of a population before the run.
     before: Vec<Counts>,
 }
 
@@ -45,14 +44,14 @@ impl Sample {
         let mut sample = Self { shape, domains: domains.unwrap_or(1), before: Vec::new() };
         if shape != Shape::Waves {
             let numbers: Vec<u32> =
-                (0..sample.domains).filter(|domain| sample.place(*domain).is_some()).collect();
+                (0..sample.domains).filter(|domain| sample.index(*domain).is_some()).collect();
             sample.before = each(&numbers, Names::new(shape, spec.seed), database_url).await?;
         }
         Ok(sample)
     }
 
-    /// Where in the sample a domain is, if it is there.
-    fn place(&self, domain: u32) -> Option<usize> {
+    /// The index of a domain in the sample, if it is part of it.
+    fn index(&self, domain: u32) -> Option<usize> {
         if self.shape == Shape::Waves || domain < FREQUENT {
             return Some(domain as usize);
         }
@@ -60,15 +59,15 @@ impl Sample {
         beyond.is_multiple_of(stride).then(|| (FREQUENT + beyond / stride) as usize)
     }
 
-    /// The numbers of the first so many domains.
+    /// The numbers of the first `count` domains of the sample.
     fn numbers(&self, count: usize) -> Vec<u32> {
         let all = 0..if self.shape == Shape::Waves { u32::MAX } else { self.domains };
-        all.filter(|domain| self.place(*domain).is_some()).take(count).collect()
+        all.filter(|domain| self.index(*domain).is_some()).take(count).collect()
     }
 }
 
-/// Compares what was added to all counters with what was acknowledged, `more` being what others have sent,
-/// and each domain of the sample.
+/// Compares what was added to all counters with what was acknowledged, and each domain of the sample. `more`
+/// is what was sent beside the load.
 pub(crate) async fn compare(
     spec: &LoadSpec,
     report: &Report,
@@ -79,13 +78,13 @@ pub(crate) async fn compare(
 ) -> anyhow::Result<Difference> {
     let acknowledged = report.acknowledged;
     if report.refused + report.unknown > 0 {
-        // It is not known which events these are, only how many.
+        // It is known how many events these are, but not which ones.
         let expected = acknowledged + more.total();
         let mut difference = Difference::default();
         difference.add(expected..=expected + report.unknown, added.total());
         return Ok(difference);
     }
-    // An event is handed out in its place, so what was acknowledged is what comes first.
+    // Events are handed out in order, so the acknowledged ones are the first ones.
     let mut events = Workload::new(spec.shape, spec.seed, sample.domains);
     let mut all = more;
     let mut expected = sample.before.clone();
@@ -93,11 +92,11 @@ pub(crate) async fn compare(
         let draw = events.draw();
         let event = Counts::of(draw.kind, 1);
         all += event;
-        if let Some(place) = sample.place(draw.domain) {
-            if expected.len() <= place {
-                expected.resize(place + 1, Counts::default());
+        if let Some(index) = sample.index(draw.domain) {
+            if expected.len() <= index {
+                expected.resize(index + 1, Counts::default());
             }
-            expected[place] += event;
+            expected[index] += event;
         }
     }
     let numbers = sample.numbers(expected.len());
