@@ -162,6 +162,7 @@ impl LoadConfig {
     /// Checks that the options fit together.
     ///
     /// # Errors
+    ///
     /// Says which options do not.
     pub fn check(&self) -> Result<(), &'static str> {
         let Self { via, workload, streams, batch, domains, amqp_url, .. } = self;
@@ -270,6 +271,7 @@ impl Plan {
     /// The address of the broker.
     ///
     /// # Errors
+    ///
     /// When it was not given.
     pub(crate) fn broker(&self) -> anyhow::Result<&AmqpUrl> {
         self.config.amqp_url.as_ref().context("no address of a broker")

@@ -91,6 +91,7 @@ pub(crate) trait Client {
     /// Sends a request and waits for the whole answer.
     ///
     /// # Errors
+    ///
     /// When there is no response; the error tells whether the request may have arrived. The next call reconnects.
     async fn exchange(&mut self, call: HttpRequest) -> Result<HttpResponse, Failure>;
 }

@@ -32,6 +32,7 @@ impl Http1 {
     /// Opens a connection to `target`. A response may take as long as `timeout`.
     ///
     /// # Errors
+    ///
     /// When the server cannot be reached.
     pub(crate) async fn connect(target: Target, timeout: Duration) -> Result<Self, Failure> {
         let host = HeaderValue::from_str(target.authority().as_str()).expect("an authority is visible ASCII");

@@ -45,6 +45,7 @@ impl Http2 {
     /// Opens a connection to `target` for up to `streams` requests at a time.
     ///
     /// # Errors
+    ///
     /// When the server cannot be reached or does not speak HTTP/2.
     pub(crate) async fn connect(target: Target, streams: usize) -> Result<Rc<Self>, Failure> {
         let connection = Rc::new(Self {

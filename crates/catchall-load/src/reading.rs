@@ -64,6 +64,7 @@ impl CounterReader {
     /// Reads each domain and calls `tell` with its index in `domains`, in any order.
     ///
     /// # Errors
+    ///
     /// When a domain cannot be read within the time for retries.
     pub(crate) async fn read(
         &mut self,

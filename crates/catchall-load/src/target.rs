@@ -49,6 +49,7 @@ impl Target {
     /// Opens a connection with `TCP_NODELAY`.
     ///
     /// # Errors
+    ///
     /// Says why the server cannot be reached.
     pub(crate) async fn connect(&self) -> Result<TcpStream, String> {
         let opened = tokio::time::timeout(CONNECT_TIMEOUT, self.open()).await;

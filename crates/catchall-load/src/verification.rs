@@ -69,6 +69,7 @@ impl Snapshot {
     /// Reads the counters of every domain of the next events, once they no longer change.
     ///
     /// # Errors
+    ///
     /// When they cannot be read, or still change after `timeout`: then something else sends events.
     pub(crate) async fn read(
         workload: Workload,
