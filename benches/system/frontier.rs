@@ -1,8 +1,9 @@
-//! Rate, latency and cost by number of connections, beside the server that does nothing. The speed of the
-//! machine varies over time. So a step is compared with the previous one within a pass, where both were
-//! measured within seconds. Passes go up and down the steps in turn, and the median counts. If the rate seems
-//! to fall from one step to the next, both are measured again, so that one bad moment is not taken for a
-//! fall.
+//! Rate, latency and cost by number of connections, beside the server that does nothing.
+//!
+//! The speed of the machine varies over time. So a step is compared with the previous one within a pass,
+//! where both were measured within seconds. Passes go up and down the steps in turn, and the median counts.
+//! If the rate seems to fall from one step to the next, both are measured again, so that one bad moment is
+//! not taken for a fall.
 
 use std::collections::BTreeMap;
 

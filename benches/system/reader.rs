@@ -1,4 +1,5 @@
 //! Reads counters over HTTP/1.1 with keep-alive, in a closed loop or at a fixed rate.
+//!
 //! It runs as a separate process, so that its own processor time can be measured.
 
 use std::cell::RefCell;

@@ -27,8 +27,9 @@ pub(crate) fn between(before: Counts, after: Counts) -> Counts {
 }
 
 /// The domains that are compared one by one: all domains of waves; of a population the first ones, and as
-/// many that are spread over the rest. The sums of all counters alone would not show one lost event beside
-/// one that was counted twice.
+/// many that are spread over the rest.
+///
+/// The sums of all counters alone would not show one lost event beside one that was counted twice.
 #[derive(Debug)]
 pub(crate) struct Sample {
     shape: Shape,

@@ -26,6 +26,7 @@ const WINDOW: u32 = 4 * 1024 * 1024;
 const FAILURE_HOLDS: Duration = Duration::from_millis(50);
 
 /// A connection that is reopened when it is lost.
+///
 /// It uses the `h2` crate directly: hyper's client spawns a task for every request, which doubles its cost.
 pub(crate) struct Http2 {
     target: Target,

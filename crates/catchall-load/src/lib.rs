@@ -1,10 +1,13 @@
-//! Loads catchall: makes a workload, sends it, and checks that all of it was counted. It uses one event loop
-//! on one thread, because it shares the machine with the system it measures. A [`workload`] generates events.
-//! Senders, one for each request that may be in flight, send them over a connection and note the outcome in
-//! the stats and in the [`record`]. The verification reads every domain before and after the run and
-//! compares. Latency is measured from the time an event was due. In a closed loop that is when the previous
-//! event was answered. At a fixed rate it is the event's time in the schedule, so a server that stalls is
-//! charged for all events that wait, not only for those in flight.
+//! Loads catchall: makes a workload, sends it, and checks that all of it was counted.
+//!
+//! It uses one event loop on one thread, because it shares the machine with the system it measures. A
+//! [`workload`] generates events. Senders, one for each request that may be in flight, send them over a
+//! connection and note the outcome in the stats and in the [`record`]. The verification reads every domain
+//! before and after the run and compares.
+//!
+//! Latency is measured from the time an event was due. In a closed loop that is when the previous event was
+//! answered. At a fixed rate it is the event's time in the schedule, so a server that stalls is charged for
+//! all events that wait, not only for those in flight.
 
 mod amqp;
 mod body;

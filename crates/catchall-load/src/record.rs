@@ -6,8 +6,10 @@ use std::ops::RangeInclusive;
 use crate::counts::{Counts, EventKind};
 use crate::workload::Draw;
 
-/// The outcome of the events of each domain, by the domain's number. It takes eight bytes per domain, up to
-/// the highest number; the system provides memory only where it is used.
+/// The outcome of the events of each domain, by the domain's number.
+///
+/// It takes eight bytes per domain, up to the highest number; the system provides memory only where it is
+/// used.
 #[derive(Debug, Default)]
 pub struct SendRecord {
     acknowledged: Vec<[u32; 2]>,

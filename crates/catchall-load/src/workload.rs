@@ -1,6 +1,8 @@
-//! What is sent: the three workloads, each a function of its seed. The random numbers come from xoshiro256++,
-//! seeded through `SplitMix64`. Everything else is computed here, without the distributions of a library,
-//! which may change between versions. So a seed always makes the same events.
+//! What is sent: the three workloads, each a function of its seed.
+//!
+//! The random numbers come from xoshiro256++, seeded through `SplitMix64`. Everything else is computed here,
+//! without the distributions of a library, which may change between versions. So a seed always makes the same
+//! events.
 
 use std::fmt;
 
