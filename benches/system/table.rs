@@ -1,7 +1,8 @@
 //! The result: a table of all rows, with their goals.
 
-use std::fmt::{self, Write};
+use std::fmt;
 
+use harness::columns::align;
 use harness::servers::Servers;
 use harness::sql;
 use hyper::Method;
@@ -247,21 +248,11 @@ impl fmt::Display for RowTable {
         )?;
         writeln!(f, "{}\n", self.scale)?;
         let cells = self.rows.iter().map(|(row, stats)| self.cells(*row, stats));
-        let lines: Vec<[String; 23]> = std::iter::once(HEADINGS.map(str::to_owned)).chain(cells).collect();
+        let lines = align(&std::iter::once(HEADINGS.map(str::to_owned)).chain(cells).collect::<Vec<_>>());
         let remarks = self.rows.iter().map(|(row, stats)| self.remarks(*row, stats));
-        let remarks: Vec<String> = std::iter::once("goals and remarks".to_owned()).chain(remarks).collect();
-        for (cells, remark) in lines.iter().zip(&remarks) {
-            let mut line = String::new();
-            for (column, cell) in cells.iter().enumerate() {
-                let width = lines.iter().map(|cells| cells[column].len()).max().unwrap_or_default();
-                // Text is left-aligned, numbers are right-aligned.
-                if column == 0 {
-                    write!(line, "{cell:width$}")?;
-                } else {
-                    write!(line, "  {cell:>width$}")?;
-                }
-            }
-            writeln!(f, "{}", format!("{line}  {remark}").trim_end())?;
+        let remarks = std::iter::once("goals and remarks".to_owned()).chain(remarks);
+        for (line, remarks) in lines.into_iter().zip(remarks) {
+            writeln!(f, "{}", format!("{line}  {remarks}").trim_end())?;
         }
         writeln!(f, "\n{LEGEND}\n")?;
         for (row, stats) in self.rows.iter().filter(|(_, stats)| !stats.frontier.is_empty()) {

@@ -1,24 +1,19 @@
 //! The result: a row for each fault.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::{self, Write};
+use std::fmt;
 use std::time::Duration;
+
+use harness::columns::align;
 
 use crate::fault::Fault;
 use crate::round::RoundResult;
 
-const HEADINGS: [&str; 10] = [
-    "fault",
-    "rounds",
-    "acknowledged",
-    "lost",
-    "duplicated",
-    "503",
-    "2xx after",
-    "counted after",
-    "MB",
-    "readyz red and green",
-];
+const HEADINGS: [&str; 9] =
+    ["fault", "rounds", "acknowledged", "lost", "duplicated", "503", "2xx after", "counted after", "MB"];
+
+/// The heading of the text after them.
+const REMARKS: &str = "readyz red and green";
 
 /// What the columns mean.
 const LEGEND: &str = "\
@@ -99,14 +94,10 @@ impl FaultTable {
 }
 
 impl FaultRow {
-    fn cells(&self) -> [String; 10] {
+    fn cells(&self) -> [String; 9] {
         let seconds = |time: Duration| format!("{:.1}", time.as_secs_f64());
         let megabytes = ["ingest", "worker", "query"]
             .map(|service| self.peaks.get(service).map_or("-".into(), u64::to_string));
-        let red: Vec<&str> = self.red.iter().copied().collect();
-        let failed = if self.failures.is_empty() { "" } else { "  FAILED" };
-        let notes = [self.note.as_deref(), self.fault.takes_time()];
-        let notes = notes.into_iter().flatten().fold(String::new(), |all, note| format!("{all}  ({note})"));
         [
             self.fault.name(),
             self.rounds.to_string(),
@@ -117,27 +108,25 @@ impl FaultRow {
             seconds(self.flowing),
             seconds(self.counting),
             megabytes.join("/"),
-            format!("{}{notes}{failed}", if red.is_empty() { "-".to_owned() } else { red.join(", ") }),
         ]
+    }
+
+    fn remarks(&self) -> String {
+        let red: Vec<&str> = self.red.iter().copied().collect();
+        let red = if red.is_empty() { "-".to_owned() } else { red.join(", ") };
+        let notes = [self.note.as_deref(), self.fault.takes_time()];
+        let notes = notes.into_iter().flatten().fold(String::new(), |all, note| format!("{all}  ({note})"));
+        let failed = if self.failures.is_empty() { "" } else { "  FAILED" };
+        format!("{red}{notes}{failed}")
     }
 }
 
 impl fmt::Display for FaultTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rows: Vec<[String; 10]> =
-            std::iter::once(HEADINGS.map(str::to_owned)).chain(self.0.iter().map(FaultRow::cells)).collect();
-        for row in &rows {
-            let mut line = String::new();
-            for (column, cell) in row.iter().enumerate() {
-                let width = rows.iter().map(|row| row[column].len()).max().unwrap_or_default();
-                // Text is left-aligned, numbers are right-aligned.
-                match column {
-                    0 => write!(line, "{cell:width$}")?,
-                    9 => write!(line, "  {cell}")?,
-                    _ => write!(line, "  {cell:>width$}")?,
-                }
-            }
-            writeln!(f, "{}", line.trim_end())?;
+        let cells = std::iter::once(HEADINGS.map(str::to_owned)).chain(self.0.iter().map(FaultRow::cells));
+        let remarks = std::iter::once(REMARKS.to_owned()).chain(self.0.iter().map(FaultRow::remarks));
+        for (line, remarks) in align(&cells.collect::<Vec<_>>()).into_iter().zip(remarks) {
+            writeln!(f, "{line}  {remarks}")?;
         }
         writeln!(f, "\n{LEGEND}")?;
         for row in &self.0 {

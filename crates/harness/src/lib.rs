@@ -6,6 +6,7 @@
 #![allow(clippy::missing_panics_doc, reason = "a test that cannot go on panics, here as in itself")]
 
 pub mod stats;
+pub mod columns;
 pub mod panics;
 pub mod http;
 pub mod sql;
