@@ -7,7 +7,8 @@ use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::ser::{SerializeSeq, Serializer};
 
 use crate::counters::Counters;
-use crate::event::{Event, EventRef, IdempotencyKey, MAX_COUNT, Outcome, unexpected_string};
+use crate::event::{Event, EventRef, MAX_COUNT, Outcome, unexpected_string};
+use crate::idempotency_key::IdempotencyKey;
 use crate::tally::Tally;
 
 /// Most events in a message that is written here. At some 65 bytes each a message stays near 64 kB, of

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::event::{Event, unexpected_string};
+use crate::event::{Event, EventError, unexpected_string};
 use crate::excerpt::excerpt;
 
 /// Most events in one request. A request is counted whole or not, so it has to fit into what may wait.
@@ -68,7 +68,7 @@ pub enum Error {
 pub fn events(
     body: &[u8],
     media_type: MediaType,
-) -> Result<impl ExactSizeIterator<Item = serde_json::Result<Event>>, Error> {
+) -> Result<impl ExactSizeIterator<Item = Result<Event, EventError>>, Error> {
     let events: Vec<&[u8]> = match media_type {
         MediaType::NdJson => {
             let lines: Vec<&[u8]> = lines(body).take(MAX_EVENTS + 1).collect();
@@ -82,7 +82,7 @@ pub fn events(
     if events.len() > MAX_EVENTS {
         return Err(Error::TooMany);
     }
-    Ok(events.into_iter().map(serde_json::from_slice))
+    Ok(events.into_iter().map(Event::from_json))
 }
 
 /// The elements of a JSON array, of which one too many ends the look.

@@ -1,11 +1,11 @@
 //! Dead letters: what waits in `catchall.dead`, looked at, sent back or discarded by a person.
 //!
 //! The queue may be in use meanwhile, by workers and by other operators: what one looks at the others do not
-//! see until the look is over. Nothing is lost wherever this is killed. A letter leaves the queue only after
+//! see until the look is over. Nothing is lost wherever this is killed. A dead letter leaves the queue only after
 //! what was to become of it is certain, so the worst is that it is there a second time, under the same id.
 
 mod command;
-mod doubt;
+mod doubts;
 mod print;
 mod removal;
 mod selection;
@@ -19,14 +19,14 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use uuid::Uuid;
 
-use crate::broker::{self, DeadLetters, Letter, MessageLimit, Publisher};
+use crate::broker::{self, DeadLetter, DeadLetterQueue, MessageLimit, Publisher};
 use crate::health::Health;
-use crate::ledger::Ledger;
 use crate::process::{self, Process};
 use crate::shutdown::Shutdown;
+use crate::store::ledger::Ledger;
 use catchall_progress::{Display, Progress};
 use command::{Command, Count, Discard, List, Replay, Show};
-use doubt::Doubts;
+use doubts::Doubts;
 use removal::{Removal, remove};
 use selection::{Prefix, Selection};
 
@@ -36,7 +36,7 @@ pub use command::Config;
 const NAME: &str = "catchall-dead";
 
 /// How long the broker may take to confirm what is replayed: longer than any that works does.
-const PATIENCE: Duration = Duration::from_secs(30);
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The program: see [`process::main`].
 #[must_use]
@@ -44,12 +44,12 @@ pub fn main() -> ExitCode {
     process::main(NAME, "Looks at the dead letters of catchall, sends them back or discards them", run)
 }
 
-/// Does what it is told and ends early, between two letters, on the shutdown.
+/// Does what it is told and ends early, between two dead letters, on the shutdown.
 ///
 /// # Errors
 ///
-/// When the broker or the database is away, or not everything was done: a letter was skipped, a reference is not
-/// known or means several letters, or it was interrupted.
+/// When the broker or the database is away, or not everything was done: a dead letter was skipped, a reference is not
+/// known or means several dead letters, or it was interrupted.
 pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     let shutdown = process.shutdown;
     match config.command {
@@ -62,7 +62,7 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
 }
 
 async fn count(Count { broker, json }: &Count) -> anyhow::Result<()> {
-    let count = DeadLetters::waiting(broker, NAME).await?;
+    let count = DeadLetterQueue::waiting(broker, NAME).await?;
     if *json {
         println!("{}", serde_json::json!({ "count": count }));
     } else {
@@ -76,7 +76,7 @@ async fn list(
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     let selection = Selection::All { reason: reason.clone() };
-    let letters = DeadLetters::open(broker, *message, NAME).await?;
+    let letters = DeadLetterQueue::open(broker, *message, NAME).await?;
     // Without a filter no more are asked for than are printed.
     let letters = if reason.is_none() { letters.limited_to(*limit) } else { letters };
     print(
@@ -93,25 +93,25 @@ async fn list(
 }
 
 async fn show(Show { broker, message, reference, json }: &Show, shutdown: Shutdown) -> anyhow::Result<()> {
-    let letters = DeadLetters::open(broker, *message, NAME).await?;
-    let matches = |letter: &Letter| reference.is_of(letter.reference());
+    let letters = DeadLetterQueue::open(broker, *message, NAME).await?;
+    let matches = |letter: &DeadLetter| reference.is_of(letter.reference());
     let shown = print(letters, shutdown, matches, u64::MAX, |letter, out| {
         if *json { print::whole_as_json(letter, out) } else { print::whole(letter, out) }
     })
     .await?;
     if shown == 0 {
-        bail!("no letter has the reference {reference}");
+        bail!("no dead letter has the reference {reference}");
     }
     Ok(())
 }
 
-/// Prints the letters that match as they are found, at most so many, and returns how many there were.
+/// Prints the dead letters that match as they are found, at most so many, and returns how many there were.
 async fn print(
-    mut letters: DeadLetters,
+    mut letters: DeadLetterQueue,
     shutdown: Shutdown,
-    matches: impl Fn(&Letter) -> bool,
+    matches: impl Fn(&DeadLetter) -> bool,
     most: u64,
-    write: impl Fn(&Letter, &mut io::StdoutLock<'_>) -> io::Result<()>,
+    write: impl Fn(&DeadLetter, &mut io::StdoutLock<'_>) -> io::Result<()>,
 ) -> anyhow::Result<u64> {
     let (seen, printed) = (Cell::new(0), Cell::new(0));
     let total = letters.count();
@@ -139,15 +139,17 @@ async fn print(
 }
 
 async fn replay(command: Replay, shutdown: Shutdown) -> anyhow::Result<()> {
-    let Replay { broker, message, ledger, hold, chosen, even_if_counted } = command;
+    let Replay { broker, message, ledger, ack_deadline, chosen, even_if_counted } = command;
     // First, so that nothing has been touched where there is no database.
     let horizon = Ledger::new(&ledger, "catchall-dead")
         .horizon()
         .await
-        .context("cannot tell which claims are forgotten")?;
-    let doubts = if even_if_counted { Doubts::none() } else { Doubts::beyond(horizon, hold.max_hold()) };
+        .context("cannot tell which claims are pruned")?;
+    let doubts =
+        if even_if_counted { Doubts::none() } else { Doubts::beyond(horizon, ack_deadline.ack_deadline()) };
     let health = Health::default();
-    let publisher = Publisher::connect(broker.clone(), NAME.into(), health.dependency("broker"), PATIENCE);
+    let publisher =
+        Publisher::connect(broker.clone(), NAME.into(), health.dependency("broker"), CONFIRM_TIMEOUT);
     act(&broker, message, chosen.into(), Removal::Replay { publisher, doubts }, shutdown).await
 }
 
@@ -168,18 +170,18 @@ async fn act(
     if let Selection::Named(references) = &mut selection
         && !references.iter().all(Prefix::is_whole)
     {
-        let letters = DeadLetters::open(broker, message, NAME).await?;
+        let letters = DeadLetterQueue::open(broker, message, NAME).await?;
         *references = resolve(references, letters, &shutdown).await?;
     }
-    let letters = DeadLetters::open(broker, message, NAME).await?;
+    let letters = DeadLetterQueue::open(broker, message, NAME).await?;
     remove(letters, selection, removal, &shutdown).await
 }
 
-/// Completes references, so that nothing is done where one of them means letters that differ. What no letter has
+/// Completes references, so that nothing is done where one of them means dead letters that differ. What no dead letter has
 /// stays as it is.
 async fn resolve(
     prefixes: &BTreeSet<Prefix>,
-    mut letters: DeadLetters,
+    mut letters: DeadLetterQueue,
     shutdown: &Shutdown,
 ) -> anyhow::Result<BTreeSet<Prefix>> {
     let mut found: BTreeMap<&Prefix, Uuid> = BTreeMap::new();
@@ -207,8 +209,8 @@ async fn resolve(
     Ok(prefixes.iter().map(whole).collect())
 }
 
-/// The next letter, unless it is time to stop.
-async fn next(letters: &mut DeadLetters, shutdown: &Shutdown) -> anyhow::Result<Option<Letter>> {
+/// The next dead letter, unless it is time to stop.
+async fn next(letters: &mut DeadLetterQueue, shutdown: &Shutdown) -> anyhow::Result<Option<DeadLetter>> {
     tokio::select! {
         biased;
         () = shutdown.clone() => bail!("interrupted"),

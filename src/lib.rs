@@ -4,24 +4,24 @@
 // Vocabulary: pure, no I/O, no clock.
 pub mod excerpt;
 pub mod domain_name;
+pub mod idempotency_key;
 pub mod event;
 pub mod counters;
 pub mod tally;
 pub mod batch;
 pub mod bulk;
-// Boundaries: one door per vendor.
-pub mod health;
-pub mod broker;
-pub mod postgres;
-pub mod ledger;
-pub mod replica;
 // The process.
+mod backoff;
+pub mod batcher;
+pub mod health;
 pub mod shutdown;
 pub mod telemetry;
 pub mod process;
 pub mod http;
+// Boundaries: one door per vendor.
+pub mod store;
+pub mod broker;
 // Roles: one loop or one router each.
-pub mod group;
 pub mod ingest;
 pub mod worker;
 pub mod query;

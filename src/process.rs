@@ -13,8 +13,8 @@ use crate::telemetry;
 /// What `run` gets from its process.
 #[derive(Debug)]
 pub struct Process {
-    /// The figures to serve.
-    pub figures: PrometheusHandle,
+    /// The metrics to serve.
+    pub metrics: PrometheusHandle,
     /// When to stop.
     pub shutdown: Shutdown,
 }
@@ -67,12 +67,12 @@ pub fn main_checked<C: Args>(
         report(panic);
         std::process::abort();
     }));
-    let ended = telemetry::start(&telemetry).and_then(|figures| {
+    let ended = telemetry::start(&telemetry).and_then(|metrics| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let shutdown = shutdown::requested()?;
-            tokio::spawn(telemetry::upkeep(figures.clone()));
-            run(config, Process { figures, shutdown }).await
+            tokio::spawn(telemetry::upkeep(metrics.clone()));
+            run(config, Process { metrics, shutdown }).await
         })
     });
     match ended {

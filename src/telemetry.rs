@@ -1,4 +1,4 @@
-//! Logs and figures.
+//! Logs and metrics.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -59,7 +59,7 @@ fn filter(text: &str) -> Result<String, String> {
     EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
-/// Begins to log to standard error and to record figures, once per process.
+/// Begins to log to standard error and to record metrics, once per process.
 ///
 /// # Errors
 ///
@@ -78,12 +78,12 @@ pub fn start(config: &Config) -> anyhow::Result<PrometheusHandle> {
 }
 
 /// Puts what has been observed into its buckets, for ever.
-pub async fn upkeep(figures: PrometheusHandle) {
+pub async fn upkeep(metrics: PrometheusHandle) {
     let mut ticks = interval(UPKEEP_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        figures.run_upkeep();
+        metrics.run_upkeep();
     }
 }
 
@@ -126,14 +126,14 @@ mod tests {
     #[test]
     fn what_is_observed_is_counted_in_buckets() {
         let recorder = recorder().unwrap().build_recorder();
-        let figures = recorder.handle();
+        let metrics = recorder.handle();
         metrics::with_local_recorder(&recorder, || {
             for (name, bounds) in HISTOGRAMS {
                 assert!(bounds.is_sorted_by(|left, right| left < right), "{name}");
                 metrics::histogram!(name).record(bounds[1]);
             }
         });
-        let page = figures.render();
+        let page = metrics.render();
         for (name, bounds) in HISTOGRAMS {
             let count = |bound: &str| format!("{name}_bucket{{le=\"{bound}\"}}");
             assert!(page.contains(&format!("{} 0\n", count(&bounds[0].to_string()))), "{page}");

@@ -1,41 +1,31 @@
 //! The worker: messages in, counters out, each message accepted after the commit that counted it.
 
-mod throttle;
+mod prefetch_throttle;
 mod row_limit;
-mod window;
-mod counting;
-mod upkeep;
+mod handed_out;
+mod delivery_batch;
+mod apply;
+mod settle;
+mod session;
+mod prune;
 
-use std::collections::BTreeSet;
-use std::mem;
-use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::time::Instant;
 
-use crate::broker::{self, Deliveries, Message, MessageLimit, Publisher};
+use crate::backoff::backoff;
+use crate::broker::{self, Deliveries, MessageLimit, Publisher};
 use crate::health::{Dependency, Health};
 use crate::http;
-use crate::ledger::{self, Ledger, Moment, RetentionConfig};
 use crate::process::{self, Process};
-use crate::shutdown::{GRACE, Shutdown};
-use counting::{HeldTooLong, count};
+use crate::shutdown::Shutdown;
+use crate::store::ledger::{self, Ledger, Moment, RetentionConfig};
+use prefetch_throttle::PrefetchThrottle;
+use prune::{WATERMARK_TIMEOUT, prune};
 use row_limit::RowLimit;
-use throttle::PrefetchThrottle;
-use upkeep::{MARK_PATIENCE, upkeep};
-use window::{HandedOut, Poison, Window, linger};
-
-/// How long a dead letter waits for the broker's confirm before the message is left to the queue's own
-/// dead-lettering, which keeps it as safely but without the reason.
-const DEAD_LETTER_PATIENCE: Duration = Duration::from_secs(5);
-
-/// Unreadable messages of one window that have a line each in the log: whoever sends a flood of them must not fill it.
-const MOST_LOGGED: usize = 10;
-
-/// How often a worker without messages looks whether it should consume anew. The primary's clock is not read more often.
-const IDLE_LOOK: Duration = Duration::from_secs(1);
+use session::{Ended, Session, Times};
+use settle::{DEAD_LETTER_TIMEOUT, Settler};
 
 /// What the worker needs to know.
 #[derive(Clone, Debug, clap::Args)]
@@ -82,10 +72,18 @@ pub struct Config {
 }
 
 impl Config {
-    /// What a message may wait for before its own transaction must fit into the time it may be held, or windows are too
+    fn times(&self) -> Times {
+        Times {
+            least_linger: Duration::from_millis(self.linger_ms.into()),
+            most_linger: Duration::from_millis(self.max_linger_ms.into()),
+            ack_deadline: self.retention.ack_deadline(),
+        }
+    }
+
+    /// What a message may wait for before its own transaction must fit into the time it may be held, or delivery batches are too
     /// late whatever they do: the one before, with a statement that is given up and tried again, and then company.
     fn check(&self) -> Result<(), String> {
-        let hold = self.retention.max_hold();
+        let hold = self.retention.ack_deadline();
         let linger_ms = self.linger_ms.max(self.max_linger_ms);
         let statement_secs = self.ledger.statement_timeout_secs;
         let least = Duration::from_millis(linger_ms.into()) + 2 * Duration::from_secs(statement_secs.into());
@@ -93,7 +91,7 @@ impl Config {
             return Ok(());
         }
         Err(format!(
-            "the value {} of CATCHALL_MAX_HOLD_SECS (--max-hold-secs <SECONDS>) is not valid: it has to be at least {}, twice \
+            "the value {} of CATCHALL_ACK_DEADLINE_SECS (--ack-deadline-secs <SECONDS>) is not valid: it has to be at least {}, twice \
              CATCHALL_STATEMENT_TIMEOUT_SECS ({statement_secs}) and the longer of CATCHALL_LINGER_MS and \
              CATCHALL_MAX_LINGER_MS ({linger_ms}), or messages would be given back uncounted",
             hold.as_secs(),
@@ -127,61 +125,60 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         "counting events"
     );
     let watching = ledger.clone();
-    let marks = Publisher::connect(
+    let watermarks = Publisher::connect(
         config.broker.clone(),
-        "catchall-worker marks".into(),
+        "catchall-worker watermarks".into(),
         health.dependency("broker"),
-        MARK_PATIENCE,
+        WATERMARK_TIMEOUT,
     );
-    let upkeep = upkeep(ledger.clone(), marks, config.retention.clone());
-    let worker = Worker {
-        dead_letters: Publisher::connect(
-            config.broker.clone(),
-            "catchall-worker dead letters".into(),
-            health.dependency("broker"),
-            DEAD_LETTER_PATIENCE,
-        ),
-        broker: health.dependency("broker"),
+    let pruning = prune(ledger.clone(), watermarks, config.retention.clone());
+    let dead_letters = Publisher::connect(
+        config.broker.clone(),
+        "catchall-worker dead letters".into(),
+        health.dependency("broker"),
+        DEAD_LETTER_TIMEOUT,
+    );
+    let settler = Settler {
+        ledger,
+        dead_letters,
         commits: health.dependency("database"),
         row_limit: RowLimit::new(config.max_rows as usize, config.ledger.statement_timeout()),
-        config,
-        ledger,
     };
+    let worker = Worker { config, broker: health.dependency("broker"), settler };
     tokio::select! {
         () = worker.work(process.shutdown.clone()) => Ok(()),
-        served = http::serve_ops(ops, health.clone(), process.figures, process.shutdown) => served.context("the operations routes"),
+        served = http::serve_ops(ops, health.clone(), process.metrics, process.shutdown) => served.context("the operations routes"),
         () = watching.watch(health.dependency("database")) => Ok(()),
-        () = upkeep => Ok(()),
+        () = pruning => Ok(()),
     }
 }
 
 struct Worker {
     config: Config,
-    ledger: Ledger,
-    dead_letters: Publisher,
     /// The connection that consumes.
     broker: Dependency,
-    /// The primary as seen by the commits, which can fail where a look at it succeeds.
-    commits: Dependency,
-    row_limit: RowLimit,
+    settler: Settler,
 }
 
 impl Worker {
     /// One session after the other: whatever ends a session, everything it had not accepted is delivered
     /// again, to the next one or to another worker.
     async fn work(mut self, shutdown: Shutdown) {
-        let mut delays = broker::backoff();
+        let mut delays = backoff();
         let mut throttle = PrefetchThrottle::new(self.config.prefetch);
+        let times = self.config.times();
         loop {
             let opened = tokio::select! {
                 () = shutdown.clone() => return,
                 opened = self.open(throttle.prefetch()) => opened,
             };
             let ended = match opened {
-                Ok((deliveries, asked)) => {
-                    delays = broker::backoff();
+                Ok(opened) => {
+                    delays = backoff();
                     throttle.session_begins();
-                    let ended = self.session(deliveries, asked, &mut throttle, shutdown.clone()).await;
+                    let settler = &mut self.settler;
+                    let session = Session::new(opened, times, &mut throttle, settler, shutdown.clone());
+                    let ended = session.run().await;
                     throttle.session_ended();
                     ended
                 }
@@ -202,197 +199,12 @@ impl Worker {
     /// Consumes only once there is a ledger to count in: what is handed out meanwhile would only wait here,
     /// out of reach of other workers. Returns a moment before anything was handed out, too.
     async fn open(&self, prefetch: u16) -> Result<(Deliveries, Moment), broker::Error> {
-        self.ledger.ready().await;
-        self.commits.up();
-        let asked = self.ledger.clock();
+        self.settler.ledger.ready().await;
+        self.settler.commits.up();
+        let asked = self.settler.now();
         let Config { broker, message_limit, .. } = &self.config;
         let deliveries = Deliveries::open(broker, *message_limit, "catchall-worker", prefetch).await?;
         self.broker.up();
         Ok((deliveries, asked))
-    }
-
-    /// The loop: while one window is being settled the next one gathers. It returns when the shutdown is
-    /// done, the connection to the broker is lost, or what is held must be given back.
-    async fn session(
-        &mut self,
-        mut deliveries: Deliveries,
-        asked: Moment,
-        throttle: &mut PrefetchThrottle,
-        shutdown: Shutdown,
-    ) -> Result<(), Ended> {
-        let milliseconds = |ms: u32| Duration::from_millis(ms.into());
-        let least_linger = milliseconds(self.config.linger_ms);
-        let most_linger = milliseconds(self.config.max_linger_ms);
-        let max_hold = self.config.retention.max_hold();
-        let mut took = Duration::ZERO;
-        let mut prefetch = throttle.prefetch();
-        let mut handed_out = HandedOut::new(prefetch, asked);
-        let mut gathering = Window::default();
-        let mut stopping = false;
-        let mut grace = pin!(async {
-            shutdown.clone().await;
-            tokio::time::sleep(GRACE).await;
-        });
-        loop {
-            let max_rows = self.row_limit.now();
-            while gathering.is_empty() {
-                tokio::select! {
-                    () = shutdown.clone() => return Ok(()),
-                    gathered = gathering.gather(&mut deliveries, max_rows) => gathered?,
-                    () = tokio::time::sleep(IDLE_LOOK.min(max_hold / 8)) => {
-                        let now = self.ledger.clock();
-                        if handed_out.is_stale(deliveries.seen(), now, max_hold) {
-                            handed_out.renew(prefetch, renew(&mut deliveries, None, prefetch).await?, now);
-                        }
-                    }
-                }
-            }
-            if !stopping {
-                let linger = linger(took, least_linger, most_linger);
-                let enough = usize::from(prefetch) / 2;
-                tokio::select! {
-                    () = shutdown.clone() => stopping = true,
-                    grown = gathering.grow(&mut deliveries, max_rows, enough, linger) => grown?,
-                }
-            }
-            let mut window = mem::take(&mut gathering);
-            let held_since = handed_out.since(window.first);
-            window.portion.before = Some(held_since.after(max_hold));
-            let begun = Instant::now();
-            let Self { ledger, dead_letters, commits, row_limit, .. } = self;
-            let mut settling = pin!(settle(ledger, dead_letters, commits, row_limit, window));
-            let settled = loop {
-                let arriving = async {
-                    if stopping || gathering.is_full(max_rows) {
-                        return Err(deliveries.lost().await);
-                    }
-                    gathering.gather(&mut deliveries, max_rows).await
-                };
-                tokio::select! {
-                    biased;
-                    settled = &mut settling => break settled?,
-                    () = &mut grace => return Ok(()),
-                    () = shutdown.clone(), if !stopping => stopping = true,
-                    gathered = arriving => gathered?,
-                }
-            };
-            took = begun.elapsed();
-            let now = ledger.clock();
-            let stale = handed_out.is_stale(deliveries.seen(), now, max_hold);
-            handed_out.accept(settled.through, now);
-            throttle.settled();
-            if !stopping && (stale || prefetch < throttle.prefetch()) {
-                prefetch = throttle.prefetch();
-                tokio::select! {
-                    () = &mut grace => return Ok(()),
-                    before = renew(&mut deliveries, Some(settled), prefetch) => {
-                        handed_out.renew(prefetch, before?, now);
-                    }
-                }
-            } else {
-                accept(&deliveries, settled).await?;
-            }
-        }
-    }
-}
-
-/// Why a session ended before the shutdown.
-#[derive(Debug, thiserror::Error)]
-enum Ended {
-    #[error(transparent)]
-    Lost(#[from] broker::Error),
-    #[error(transparent)]
-    GaveBack(#[from] HeldTooLong),
-}
-
-/// Messages that are counted or kept as dead letters, all but the rejected ones.
-#[derive(Debug)]
-struct Settled {
-    through: u64,
-    /// The last of those that are not rejected, if there is one: the broker breaks the channel of whoever accepts
-    /// what they have rejected.
-    accepted: Option<u64>,
-    rejected: BTreeSet<u64>,
-}
-
-/// Counts what can be read and keeps what cannot, however long it takes: a failure of the database holds the
-/// window, without giving anything back that would only come again. It may be dropped: what the ledger has
-/// begun it ends by itself, and what is delivered again is known by its id.
-async fn settle(
-    ledger: &Ledger,
-    dead_letters: &Publisher,
-    commits: &Dependency,
-    row_limit: &mut RowLimit,
-    window: Window,
-) -> Result<Settled, HeldTooLong> {
-    let Window { portion, tags, poison, last, .. } = window;
-    let poisoned: Vec<u64> = poison.iter().map(|poison| poison.tag).collect();
-    let (mut rejected, refused) =
-        tokio::join!(keep(dead_letters, poison), count(ledger, commits, row_limit, portion));
-    rejected.extend(refused?.into_iter().map(|place| tags[place]));
-    let accepted = tags.into_iter().chain(poisoned).filter(|tag| !rejected.contains(tag)).max();
-    Ok(Settled { through: last, accepted, rejected })
-}
-
-/// Publishes the poison as dead letters with their reasons. Returns the tags of those that are for the queue's own
-/// dead-lettering: what cannot be copied, and what is not known to be kept so.
-async fn keep(dead_letters: &Publisher, poison: Vec<Poison>) -> BTreeSet<u64> {
-    if poison.is_empty() {
-        return BTreeSet::new();
-    }
-    for Poison { reason, .. } in poison.iter().take(MOST_LOGGED) {
-        tracing::warn!(reason, "a message cannot be read and is kept as a dead letter: {reason}");
-    }
-    if let Some(count) = poison.len().checked_sub(MOST_LOGGED).filter(|more| *more > 0) {
-        tracing::warn!(count, "so are {count} more messages, each with its reason");
-    }
-    metrics::counter!("catchall_worker_dead_letters_total").increment(poison.len() as u64);
-    let mut rejected = BTreeSet::new();
-    let (mut tags, mut messages) = (Vec::new(), Vec::<Message>::new());
-    for Poison { tag, copy, .. } in poison {
-        if let Some(copy) = copy {
-            tags.push(tag);
-            messages.push(copy);
-        } else {
-            rejected.insert(tag);
-        }
-    }
-    if messages.is_empty() {
-        return rejected;
-    }
-    let fates = dead_letters.publish_each(messages, Instant::now() + DEAD_LETTER_PATIENCE).await;
-    let failed: Vec<_> =
-        tags.into_iter().zip(fates).filter_map(|(tag, fate)| Some((tag, fate.err()?))).collect();
-    if let Some((_, error)) = failed.first() {
-        let count = failed.len();
-        tracing::warn!(reason = %error, count, "cannot keep {count} dead letters with their reasons: {error}");
-    }
-    rejected.extend(failed.into_iter().map(|(tag, _)| tag));
-    rejected
-}
-
-/// Accepts what is settled, and consumes anew: with another prefetch, or to know that what comes is new. Returns the
-/// tag of the last message that came before.
-async fn renew(
-    deliveries: &mut Deliveries,
-    settled: Option<Settled>,
-    prefetch: u16,
-) -> Result<u64, broker::Error> {
-    deliveries.pause().await?;
-    // Before more is handed out: otherwise a message that ends the process would bring these back with it.
-    if let Some(settled) = settled {
-        accept(deliveries, settled).await?;
-    }
-    deliveries.resume(prefetch).await
-}
-
-/// Accepts what is settled. The rejections go first: an acceptance of all up to a tag would drop them.
-async fn accept(deliveries: &Deliveries, settled: Settled) -> Result<(), broker::Error> {
-    for tag in settled.rejected {
-        deliveries.reject(tag).await?;
-    }
-    match settled.accepted {
-        Some(tag) => deliveries.accept_through(tag).await,
-        None => Ok(()),
     }
 }

@@ -127,7 +127,7 @@ insert into domain_counters as c (domain, delivered, bounced) values ($1, $2, $3
 on conflict (domain) do update set
     delivered = c.delivered + excluded.delivered,
     bounced = c.bounced + excluded.bounced,
-    room = null";
+    padding = null";
 
 /// A running baseline. Dropping it kills the process.
 pub(crate) struct BaselineProcess {

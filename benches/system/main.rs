@@ -1,5 +1,5 @@
-//! Measures every way in and out of the real system, beside the naive design and a server that does nothing, in
-//! one run on one machine.
+//! Measures every way in and out of the real system, beside the naive design and a server that does nothing,
+//! in one run on one machine.
 //!
 //! `./dev bench` starts the servers. It sets a variable, without which nothing is measured.
 

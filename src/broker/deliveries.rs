@@ -1,6 +1,5 @@
 //! Messages handed out by the broker until they are accepted.
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 
 use futures::StreamExt;
@@ -8,13 +7,14 @@ use futures::stream::BoxStream;
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, BasicRejectOptions,
 };
-use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Connection, Consumer, Event};
-use uuid::Uuid;
+use lapin::types::FieldTable;
+use lapin::{Channel, Connection, Consumer, Event};
 
-use super::content::UNREADABLE_HEADER;
-use super::publisher::MARK_HEADER;
-use super::{Config, EVENTS, Error, MessageLimit, check_topology, connect_limited, describe, next_event};
+use super::connect::{connect_limited, describe, next_event};
+use super::error::Error;
+use super::message::Delivery;
+use super::topology::{EVENTS, check_topology};
+use super::url::{Config, MessageLimit};
 
 /// A consumer of the events queue on a connection of its own.
 ///
@@ -31,74 +31,6 @@ pub struct Deliveries {
     events: BoxStream<'static, Event>,
     // The connection closes when it is dropped.
     _connection: Connection,
-}
-
-/// One message, not yet accepted.
-#[derive(Debug)]
-pub struct Delivery(lapin::message::Delivery);
-
-impl Delivery {
-    /// The position of the message among those of its [`Deliveries`].
-    #[must_use]
-    pub fn tag(&self) -> u64 {
-        self.0.delivery_tag
-    }
-
-    /// The message's body.
-    #[must_use]
-    pub fn body(&self) -> &[u8] {
-        &self.0.data
-    }
-
-    /// The publisher's identity of the message. Some clients send an empty one when none is set.
-    #[must_use]
-    pub fn message_id(&self) -> Option<&str> {
-        set(self.0.properties.message_id().as_ref())
-    }
-
-    /// What the publisher says the body is, as in `application/json`.
-    #[must_use]
-    pub fn content_type(&self) -> Option<&str> {
-        set(self.0.properties.content_type().as_ref())
-    }
-
-    /// How the publisher says the body is packed, as in `gzip`.
-    #[must_use]
-    pub fn content_encoding(&self) -> Option<&str> {
-        set(self.0.properties.content_encoding().as_ref())
-    }
-
-    /// The id of the mark, if the message says that it is one.
-    #[must_use]
-    pub fn mark(&self) -> Option<Uuid> {
-        match self.0.properties.headers().as_ref()?.inner().get(MARK_HEADER)? {
-            AMQPValue::LongString(id) => Uuid::try_parse_ascii(id.as_bytes()).ok(),
-            _ => None,
-        }
-    }
-
-    /// What of the message the client library could not have read, if there was anything: then this is not all of
-    /// the message, and no copy of it may take its place.
-    #[must_use]
-    pub fn unreadable(&self) -> Option<Cow<'_, str>> {
-        match self.0.properties.headers().as_ref()?.inner().get(UNREADABLE_HEADER)? {
-            AMQPValue::LongString(defects) => Some(String::from_utf8_lossy(defects.as_bytes())),
-            // Nobody but the publisher writes it so.
-            _ => Some(UNREADABLE_HEADER.into()),
-        }
-    }
-
-    pub(super) fn properties(&self) -> &BasicProperties {
-        &self.0.properties
-    }
-
-    pub(super) fn routing_key(&self) -> &str {
-        self.0.routing_key.as_str()
-    }
-}
-
-fn set(property: Option<&ShortString>) -> Option<&str> {
-    property.map(ShortString::as_str).filter(|text| !text.is_empty())
 }
 
 impl Deliveries {
@@ -206,7 +138,7 @@ impl Deliveries {
     /// # Errors
     ///
     /// When the connection is gone. The messages are delivered again.
-    pub async fn accept_through(&self, tag: u64) -> Result<(), Error> {
+    pub async fn ack_through(&self, tag: u64) -> Result<(), Error> {
         let options = BasicAckOptions { multiple: true };
         self.channel.basic_ack(tag, options).await.map_err(|error| failed(&self.config, &error))
     }

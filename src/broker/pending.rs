@@ -9,7 +9,8 @@ use lapin::types::ShortString;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::publisher::{Message, Outcomes, PublishError, Request};
+use super::message::Message;
+use super::publish_request::{Outcomes, PublishError, Request};
 
 /// A message that is to be published.
 pub(super) struct Publish {
@@ -226,7 +227,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::event::IdempotencyKey;
+    use crate::idempotency_key::IdempotencyKey;
 
     fn message(id: u128) -> Message {
         let id: IdempotencyKey = Uuid::from_u128(id).to_string().parse().unwrap();

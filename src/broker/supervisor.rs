@@ -10,9 +10,13 @@ use lapin::{Channel, Connection, Event};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
+use super::connect::{connect, describe, next_event};
+use super::error::Error;
 use super::pending::{Broken, Confirm, Pending, Publish};
-use super::publisher::{Request, confirmed};
-use super::{Config, Error, backoff, check_topology, connect, describe, next_event};
+use super::publish_request::Request;
+use super::topology::check_topology;
+use super::url::Config;
+use crate::backoff::backoff;
 use crate::health::Dependency;
 
 /// Opens a connection, publishes over it, watches it, and drops it whole when anything is wrong with it.
@@ -104,7 +108,7 @@ impl Supervisor {
                     let channel = channel.clone();
                     pulse.published(now);
                     confirms.push(async move {
-                        let reply = confirmed(&channel, &messages[number]).await.into();
+                        let reply = messages[number].publish(&channel).await.into();
                         Confirm { request, number, published: now, reply }
                     });
                 }

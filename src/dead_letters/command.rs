@@ -3,7 +3,8 @@
 use clap::{Args, Subcommand};
 
 use super::selection::{Prefix, Selection};
-use crate::{broker, ledger};
+use crate::broker;
+use crate::store::ledger;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -18,18 +19,18 @@ Examples:
   catchall-dead discard 3f2a9c1b04de 77ab03c9e1f2
           take two out for good
 
-A reference stays the same however often it is looked at. Its beginning is enough where no other letter has the
+A reference stays the same however often it is looked at. Its beginning is enough where no other dead letter has the
 same. Letters without a message_id whose bodies are equal may share one, which then means all of them.
 
-A replayed letter counts once: it keeps its message_id, or gets an id that was made when it died. Only letters
+A replayed dead letter counts once: it keeps its message_id, or gets an id that was made when it died. Only dead letters
 that neither the publisher nor the worker gave an id (moved by the broker, or kept by an old worker) count at
 least once: again, if a replay is killed at the wrong moment. A replay that was killed is best run again soon,
-before the workers forget what they have counted. What still cannot be read comes back as a dead letter.
+before the workers prune what they have counted. What still cannot be read comes back as a dead letter.
 
-Of a letter that no client library could read whole (a routing key that is not UTF-8, headers that nest too deep)
+Of a dead letter that no client library could read whole (a routing key that is not UTF-8, headers that nest too deep)
 the rest is shown and replayed. One whose body is larger than CATCHALL_MAX_MESSAGE_BYTES is not replayed.
 
-Every command gives back what it did not take, also when it is killed. Ctrl-C ends it between two letters. What
+Every command gives back what it did not take, also when it is killed. Ctrl-C ends it between two dead letters. What
 somebody else is looking at at the same time is not seen.
 
 Exit status:
@@ -49,21 +50,21 @@ pub struct Config {
 #[derive(Clone, Debug, Subcommand)]
 #[expect(clippy::large_enum_variant, reason = "there is but one of it")]
 pub(super) enum Command {
-    /// Print how many letters wait
+    /// Print how many dead letters wait
     Count(Count),
-    /// Print a line for each letter, about the oldest first
+    /// Print a line for each dead letter, about the oldest first
     List(List),
-    /// Print all there is to know of a letter, or of each that shares the reference
+    /// Print all there is to know of a dead letter, or of each that shares the reference
     Show(Show),
-    /// Send letters back to be counted, and take each out once the broker has it
+    /// Send dead letters back to be counted, and take each out once the broker has it
     ///
-    /// A letter is skipped, and named, if it may have been counted before it died, and died before the workers
-    /// began to forget what they have counted, or so little after that that a worker may have held it since, and an hour
+    /// A dead letter is skipped, and named, if it may have been counted before it died, and died before the workers
+    /// began to prune what they have counted, or so little after that that a worker may have held it since, and an hour
     /// for clocks that differ: with a `message_id` if the broker moved it, or with events that have ids. How long they
     /// remember is their `CATCHALL_MESSAGE_RETENTION_SECS` and `CATCHALL_EVENT_RETENTION_SECS`, and how long they hold a
-    /// message `CATCHALL_MAX_HOLD_SECS`, which has to be theirs.
+    /// message `CATCHALL_ACK_DEADLINE_SECS`, which has to be theirs.
     Replay(Replay),
-    /// Take letters out for good
+    /// Take dead letters out for good
     Discard(Discard),
 }
 
@@ -85,15 +86,15 @@ pub(super) struct List {
     #[command(flatten)]
     pub(super) message: broker::MessageLimit,
 
-    /// Most letters to print
+    /// Most dead letters to print
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub(super) limit: u64,
 
-    /// Only letters whose reason contains this
+    /// Only dead letters whose reason contains this
     #[arg(long, value_name = "TEXT")]
     pub(super) reason: Option<String>,
 
-    /// Print a JSON object for each letter
+    /// Print a JSON object for each dead letter
     #[arg(long)]
     pub(super) json: bool,
 }
@@ -110,7 +111,7 @@ pub(super) struct Show {
     #[arg(value_name = "REF")]
     pub(super) reference: Prefix,
 
-    /// Print a JSON object for each letter
+    /// Print a JSON object for each dead letter
     #[arg(long)]
     pub(super) json: bool,
 }
@@ -127,12 +128,12 @@ pub(super) struct Replay {
     pub(super) ledger: ledger::Config,
 
     #[command(flatten)]
-    pub(super) hold: ledger::HoldConfig,
+    pub(super) ack_deadline: ledger::AckDeadline,
 
     #[command(flatten)]
     pub(super) chosen: Chosen,
 
-    /// Replay also letters that may have been counted and would not be recognised any more
+    /// Replay also dead letters that may have been counted and would not be recognised any more
     #[arg(long)]
     pub(super) even_if_counted: bool,
 }
@@ -154,32 +155,32 @@ pub(super) struct Discard {
     pub(super) yes: bool,
 }
 
-/// Which letters.
+/// Which dead letters.
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 pub(super) struct Chosen {
     #[command(flatten)]
-    letters: Letters,
+    letters: References,
 
-    /// With --all: only letters whose reason contains this
+    /// With --all: only dead letters whose reason contains this
     #[arg(long, value_name = "TEXT", requires = "all", conflicts_with = "references")]
     reason: Option<String>,
 }
 
 #[derive(Clone, Debug, Args)]
 #[group(required = true, multiple = false)]
-struct Letters {
+struct References {
     /// References as `list` prints them, or their beginnings
     #[arg(value_name = "REF")]
     references: Vec<Prefix>,
 
-    /// All letters
+    /// All dead letters
     #[arg(long)]
     all: bool,
 }
 
 impl From<Chosen> for Selection {
-    fn from(Chosen { letters: Letters { references, all }, reason }: Chosen) -> Self {
+    fn from(Chosen { letters: References { references, all }, reason }: Chosen) -> Self {
         if all { Self::All { reason } } else { Self::Named(references.into_iter().collect()) }
     }
 }

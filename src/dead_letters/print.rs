@@ -1,12 +1,12 @@
-//! Letters as lines and as JSON. Whatever a publisher put into one, it cannot command the terminal.
+//! Dead letters as lines and as JSON. Whatever a publisher put into one, it cannot command the terminal.
 
 use std::io::{self, Write};
 
 use serde_json::{Map, Value};
 
-use crate::broker::Letter;
+use crate::broker::DeadLetter;
 
-/// Digits of a reference in a list. Of a million letters hardly two begin with the same.
+/// Digits of a reference in a list. Of a million dead letters hardly two begin with the same.
 const DIGITS: usize = 12;
 
 /// Characters of a body in a list.
@@ -15,16 +15,16 @@ const BEGINNING: usize = 60;
 /// Bytes of a body in one line of hexadecimal digits.
 const HEX_LINE: usize = 32;
 
-/// The beginning of the reference that is long enough to tell letters apart.
-pub(super) fn short_reference(letter: &Letter) -> String {
+/// The beginning of the reference that is long enough to tell dead letters apart.
+pub(super) fn short_reference(letter: &DeadLetter) -> String {
     let mut reference = letter.reference().simple().to_string();
     reference.truncate(DIGITS);
     reference
 }
 
 /// One line.
-pub(super) fn line(letter: &Letter, out: &mut impl Write) -> io::Result<()> {
-    let died = letter.died().map_or_else(|| "-".into(), |died| died.to_string());
+pub(super) fn line(letter: &DeadLetter, out: &mut impl Write) -> io::Result<()> {
+    let died = letter.dead_lettered_at().map_or_else(|| "-".into(), |died| died.to_string());
     writeln!(
         out,
         "{}  {died:20}  {:>8} B  {}  {}  {}",
@@ -37,19 +37,19 @@ pub(super) fn line(letter: &Letter, out: &mut impl Write) -> io::Result<()> {
 }
 
 /// One line as JSON.
-pub(super) fn line_as_json(letter: &Letter, out: &mut impl Write) -> io::Result<()> {
+pub(super) fn line_as_json(letter: &DeadLetter, out: &mut impl Write) -> io::Result<()> {
     let mut object = summary(letter);
     object.insert("body".into(), beginning(letter.body()).into());
     writeln!(out, "{}", Value::Object(object))
 }
 
 /// Everything, and an empty line.
-pub(super) fn whole(letter: &Letter, out: &mut impl Write) -> io::Result<()> {
+pub(super) fn whole(letter: &DeadLetter, out: &mut impl Write) -> io::Result<()> {
     let mut rows: Vec<(String, Value)> = [
         ("reference", Some(letter.reference().simple().to_string())),
-        ("died", letter.died().map(|died| died.to_string())),
+        ("dead_lettered_at", letter.dead_lettered_at().map(|died| died.to_string())),
         ("reason", Some(letter.reason())),
-        ("id of the letter", letter.letter_id().map(str::to_owned)),
+        ("dead_letter_id", letter.dead_letter_id().map(str::to_owned)),
         ("routing_key", Some(letter.routing_key().to_owned())),
     ]
     .into_iter()
@@ -83,9 +83,9 @@ pub(super) fn whole(letter: &Letter, out: &mut impl Write) -> io::Result<()> {
 }
 
 /// Everything as JSON, in one line.
-pub(super) fn whole_as_json(letter: &Letter, out: &mut impl Write) -> io::Result<()> {
+pub(super) fn whole_as_json(letter: &DeadLetter, out: &mut impl Write) -> io::Result<()> {
     let mut object = summary(letter);
-    object.insert("letter_id".into(), letter.letter_id().into());
+    object.insert("dead_letter_id".into(), letter.dead_letter_id().into());
     object.insert("moved_by_broker".into(), letter.is_moved_by_broker().into());
     object.insert("routing_key".into(), letter.routing_key().into());
     object.insert("properties".into(), letter.properties().into());
@@ -99,10 +99,10 @@ pub(super) fn whole_as_json(letter: &Letter, out: &mut impl Write) -> io::Result
     writeln!(out, "{}", Value::Object(object))
 }
 
-fn summary(letter: &Letter) -> Map<String, Value> {
+fn summary(letter: &DeadLetter) -> Map<String, Value> {
     [
         ("ref", letter.reference().simple().to_string().into()),
-        ("died", letter.died().map(|died| died.to_string()).into()),
+        ("dead_lettered_at", letter.dead_lettered_at().map(|died| died.to_string()).into()),
         ("message_id", letter.message_id().into()),
         ("size", letter.size().into()),
         ("reason", letter.reason().into()),

@@ -1,4 +1,4 @@
-//! Letters that leave the queue: sent back, or discarded.
+//! Dead letters that leave the queue: sent back, or discarded.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -7,21 +7,21 @@ use std::mem;
 use anyhow::bail;
 use tokio::time::Instant;
 
-use super::doubt::Doubts;
+use super::doubts::Doubts;
 use super::print::short_reference;
 use super::selection::{Prefix, Selection};
-use super::{PATIENCE, next};
-use crate::broker::{DeadLetters, Letter, Message, Place, Publisher};
+use super::{CONFIRM_TIMEOUT, next};
+use crate::broker::{DeadLetter, DeadLetterQueue, DeadLetterTag, Message, Publisher};
 use crate::shutdown::Shutdown;
 use catchall_progress::{Display, HumanCount, Progress};
 
-/// Letters that are published together: each batch costs a wait for the broker's disk.
-const BATCH_LETTERS: usize = 100;
+/// Dead letters that are published together: each batch costs a wait for the broker's disk.
+const BATCH_DEAD_LETTERS: usize = 100;
 
 /// Bytes after which a batch is full, whatever its number: they are in memory.
 const BATCH_BYTES: usize = 8 << 20;
 
-/// What becomes of a letter.
+/// What becomes of a dead letter.
 pub(super) enum Removal {
     /// It is published again.
     Replay {
@@ -40,13 +40,13 @@ struct Done {
     seen: Cell<u64>,
     removed: Cell<u64>,
     skipped: Cell<u64>,
-    /// What is to be said about single letters.
+    /// What is to be said about single dead letters.
     lines: RefCell<Vec<String>>,
 }
 
-/// Removes the letters that are meant, says how it went, and fails unless all of them are.
+/// Removes the dead letters that are meant, says how it went, and fails unless all of them are.
 pub(super) async fn remove(
-    mut letters: DeadLetters,
+    mut letters: DeadLetterQueue,
     selection: Selection,
     mut removal: Removal,
     shutdown: &Shutdown,
@@ -83,23 +83,25 @@ pub(super) async fn remove(
             match found.get(reference) {
                 None => {
                     unknown += 1;
-                    eprintln!("{reference}: no letter has this reference");
+                    eprintln!("{reference}: no dead letter has this reference");
                 }
                 Some(1) => {}
-                Some(alike) => eprintln!("{reference}: {alike} letters are alike and have this reference"),
+                Some(alike) => {
+                    eprintln!("{reference}: {alike} dead letters are alike and have this reference")
+                }
             }
         }
     }
     match (skipped, unknown) {
         (0, 0) => Ok(()),
-        (_, 0) => bail!("skipped {skipped} of the letters"),
-        (0, _) => bail!("{unknown} of the references are of no letter"),
-        (_, _) => bail!("skipped {skipped} of the letters, and {unknown} of the references are of none"),
+        (_, 0) => bail!("skipped {skipped} of the dead letters"),
+        (0, _) => bail!("{unknown} of the references are of no dead letter"),
+        (_, _) => bail!("skipped {skipped} of the dead letters, and {unknown} of the references are of none"),
     }
 }
 
 async fn remove_all(
-    letters: &mut DeadLetters,
+    letters: &mut DeadLetterQueue,
     selection: &Selection,
     removal: &mut Removal,
     found: &mut BTreeMap<Prefix, u64>,
@@ -124,7 +126,7 @@ async fn remove_all(
         }
         bytes += letter.body().len();
         batch.push(letter);
-        if batch.len() >= BATCH_LETTERS || bytes >= BATCH_BYTES {
+        if batch.len() >= BATCH_DEAD_LETTERS || bytes >= BATCH_BYTES {
             remove_batch(letters, removal, mem::take(&mut batch), done).await?;
             bytes = 0;
         }
@@ -133,7 +135,7 @@ async fn remove_all(
 }
 
 /// Why there is nothing to be replayed.
-fn unread(letter: &Letter) -> Option<String> {
+fn unread(letter: &DeadLetter) -> Option<String> {
     let size = letter.unread()?;
     Some(format!(
         "its body of {size} bytes was not read; CATCHALL_MAX_MESSAGE_BYTES says how large it may be"
@@ -141,24 +143,24 @@ fn unread(letter: &Letter) -> Option<String> {
 }
 
 async fn remove_batch(
-    letters: &mut DeadLetters,
+    letters: &mut DeadLetterQueue,
     removal: &mut Removal,
-    batch: Vec<Letter>,
+    batch: Vec<DeadLetter>,
     done: &Done,
 ) -> anyhow::Result<()> {
-    let places: Vec<Place> = batch.iter().map(Letter::place).collect();
+    let tags: Vec<DeadLetterTag> = batch.iter().map(DeadLetter::tag).collect();
     let fates = match removal {
         Removal::Replay { publisher, .. } => {
-            let messages: Vec<Message> = batch.into_iter().map(Message::replay).collect();
-            publisher.publish_each(messages, Instant::now() + PATIENCE).await
+            let messages: Vec<Message> = batch.into_iter().map(DeadLetter::into_original).collect();
+            publisher.publish_each(messages, Instant::now() + CONFIRM_TIMEOUT).await
         }
-        Removal::Discard => vec![Ok(()); places.len()],
+        Removal::Discard => vec![Ok(()); tags.len()],
     };
     let mut failed = None;
-    for (place, fate) in places.into_iter().zip(fates) {
+    for (tag, fate) in tags.into_iter().zip(fates) {
         match fate {
             Ok(()) => {
-                letters.take(place).await?;
+                letters.take(tag).await?;
                 done.removed.set(done.removed.get() + 1);
             }
             Err(error) => _ = failed.get_or_insert(error),

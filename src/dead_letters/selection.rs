@@ -1,4 +1,4 @@
-//! Which letters are meant.
+//! Which dead letters are meant.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use uuid::Uuid;
 
-use crate::broker::Letter;
+use crate::broker::DeadLetter;
 
 /// Digits of a whole reference.
 const WHOLE: usize = 32;
@@ -52,7 +52,7 @@ impl fmt::Display for Prefix {
     }
 }
 
-/// The letters that are meant.
+/// The dead letters that are meant.
 #[derive(Clone, Debug)]
 pub(super) enum Selection {
     /// Those with these references. What is only the beginning of one means nothing yet.
@@ -65,7 +65,7 @@ pub(super) enum Selection {
 }
 
 impl Selection {
-    pub(super) fn takes(&self, letter: &Letter) -> bool {
+    pub(super) fn takes(&self, letter: &DeadLetter) -> bool {
         match self {
             Self::Named(references) => references.contains(&Prefix::from(letter.reference())),
             Self::All { reason: None } => true,

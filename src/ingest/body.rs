@@ -15,8 +15,9 @@ use tokio::sync::Notify;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::accept::not_counted;
 use crate::excerpt::excerpt;
-use crate::http::{Exhausted, Problem, Share, transfer_deadline};
+use crate::http::{Exhausted, Problem, ProblemType, Share, transfer_deadline};
 
 /// Largest body of a bulk request in bytes, unpacked: 10,000 events of a kilobyte each.
 pub(super) const MAX_BODY: usize = 10 * 1024 * 1024;
@@ -123,11 +124,12 @@ pub(super) async fn read(request: Request, share: &mut Share) -> Result<Vec<u8>,
     let mut body = request.into_body();
     let read = match encoding {
         None => read_unpacked(&mut body, &wire, share).await,
-        Some(encoding) => Err(Problem::UnsupportedMediaType(format!(
-            "the content encoding {encoding} is not read here: send gzip, zstd or none"
-        ))),
+        Some(encoding) => Err(Problem::new(
+            ProblemType::UnsupportedMediaType,
+            format!("the content encoding {encoding} is not read here: send gzip, zstd or none"),
+        )),
     };
-    let is_slow = |problem: &Problem| matches!(problem, Problem::Timeout(_));
+    let is_slow = |problem: &Problem| problem.kind == ProblemType::Timeout;
     if !waits_to_send
         && wire.packing == Packing::None
         && read.as_ref().is_err_and(|problem| !is_slow(problem))
@@ -158,8 +160,8 @@ async fn read_unpacked(body: &mut Body, wire: &Wire, share: &mut Share) -> Resul
     share.begin_transfer(Arc::clone(&give_up));
     let bytes = tokio::select! {
         bytes = collect(body, wire, share) => bytes,
-        () = give_up.notified() => Err(Problem::Unavailable(
-            "the body comes slowly, and its memory is needed for others: nothing was counted".into(),
+        () = give_up.notified() => Err(not_counted(
+            "the body comes slowly, and its memory is needed for others: nothing was counted",
         )),
     };
     share.end_transfer();
@@ -216,15 +218,19 @@ async fn next(body: &mut Body, wire: &Wire, begun: Instant) -> Result<Option<Byt
                 },
                 Some(Err(error)) => {
                     let cause = excerpt(root_cause(&error));
-                    return Err(Problem::BadRequest(format!("the body cannot be read: {cause}")));
+                    return Err(Problem::new(
+                        ProblemType::InvalidBody,
+                        format!("the body cannot be read: {cause}"),
+                    ));
                 }
             },
             () = sleep_until(deadline) => {
                 // More can have arrived that does not make a whole packet.
                 if wire.arrived.load(Ordering::Relaxed) == arrived || deadline >= begun + BODY_TIMEOUT {
-                    return Err(Problem::Timeout(format!(
-                        "the body came too slowly, or not within {BODY_TIMEOUT:?}: nothing was counted"
-                    )));
+                    return Err(Problem::new(
+                        ProblemType::Timeout,
+                        format!("the body came too slowly, or not within {BODY_TIMEOUT:?}: nothing was counted"),
+                    ));
                 }
             }
         }
@@ -233,11 +239,11 @@ async fn next(body: &mut Body, wire: &Wire, begun: Instant) -> Result<Option<Byt
 
 /// What a request is answered that found no memory.
 pub(super) fn exhausted(_: Exhausted) -> Problem {
-    Problem::Unavailable("too many bodies are being read, nothing was counted".into())
+    not_counted("too many bodies are being read, nothing was counted")
 }
 
 fn too_large() -> Problem {
-    Problem::TooLarge(format!("a body has at most {MAX_BODY} bytes, unpacked"))
+    Problem::new(ProblemType::TooLarge, format!("a body has at most {MAX_BODY} bytes, unpacked"))
 }
 
 /// The innermost reason: the outer ones only say that something failed.

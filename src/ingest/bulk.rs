@@ -11,13 +11,15 @@ use serde::Serialize;
 use tokio::task::yield_now;
 use tower_http::decompression::RequestDecompressionLayer;
 
+use super::accept::{Intake, submit};
 use super::body::{self, exhausted};
-use super::{Intake, confirmed, idempotency_key, waiting_limit};
+use super::key::idempotency_key;
 use crate::batch::Batch;
 use crate::bulk::{self, MediaType};
-use crate::event::{Event, IdempotencyKey};
+use crate::event::{Event, Invalid};
 use crate::excerpt::excerpt;
-use crate::http::{self, Budget, Problem, Rejected, Share};
+use crate::http::{self, Budget, Problem, ProblemType, Rejected, Share};
+use crate::idempotency_key::IdempotencyKey;
 
 /// What memory is taken from the budget in while a body is parsed: often enough to be near the truth, and seldom enough
 /// to cost nothing.
@@ -42,7 +44,7 @@ pub(super) fn route(intake: Arc<Intake>, budget: Budget) -> MethodRouter {
 
 /// The answer to a bulk request that was accepted at least in part.
 #[derive(Serialize)]
-struct Accepted {
+struct BulkAnswer {
     accepted: usize,
     rejected: Vec<Rejected>,
 }
@@ -55,13 +57,13 @@ async fn post_events(State(bulk): State<Bulk>, request: Request) -> Result<Respo
     let body = body::read(request, &mut share).await?;
     let Read { batch, accepted, rejected } = read(body, media_type, key, &mut share).await?;
     let answer = if accepted == 0 && !rejected.is_empty() {
-        Problem::NothingReadable(rejected).into_json()
+        let detail = "no event could be read".into();
+        Problem { kind: ProblemType::NothingReadable, detail, rejected }.to_json()
     } else {
         if accepted > 0 {
-            let gate = bulk.intake.join(accepted, |open| open.merge(batch)).map_err(|_| waiting_limit())?;
-            confirmed(gate).await?;
+            submit(&bulk.intake, accepted, |open| open.merge(batch)).await?;
         }
-        http::json(StatusCode::ACCEPTED, &Accepted { accepted, rejected })
+        http::json(StatusCode::ACCEPTED, &BulkAnswer { accepted, rejected })
     };
     share.shrink_to(body::REQUEST + answer.body().len());
     Ok(http::hold(answer, share))
@@ -88,8 +90,10 @@ async fn read(
 ) -> Result<Read, Problem> {
     let mut read = Read::default();
     let events = bulk::events(&body, media_type).map_err(|error| match error {
-        bulk::Error::TooMany => Problem::TooLarge(error.to_string()),
-        bulk::Error::Unreadable(_) | bulk::Error::Empty => Problem::BadRequest(excerpt(error)),
+        bulk::Error::TooMany => Problem::new(ProblemType::TooLarge, error.to_string()),
+        bulk::Error::Unreadable(_) | bulk::Error::Empty => {
+            Problem::new(ProblemType::InvalidBody, excerpt(error))
+        }
     })?;
     let body_takes = body::REQUEST + body.capacity() + events.len() * size_of::<&[u8]>();
     let (mut result_takes, mut held) = (0, body_takes);
@@ -102,9 +106,14 @@ async fn read(
                 read.batch.record(event);
             }
             Err(error) => {
+                let kind = match error.invalid {
+                    Invalid::Domain => ProblemType::InvalidDomain,
+                    Invalid::Key => ProblemType::InvalidKey,
+                    Invalid::Event => ProblemType::InvalidEvent,
+                };
                 let detail = excerpt(error);
                 result_takes += takes_rejected(&detail);
-                read.rejected.push(Rejected { index, detail });
+                read.rejected.push(Rejected { index, kind, detail });
             }
         }
         if body_takes + result_takes > held {
@@ -129,13 +138,18 @@ fn takes(event: &Event) -> usize {
 
 /// What an event takes that is rejected: its detail first, then the JSON of it, in which each character may be escaped.
 fn takes_rejected(detail: &str) -> usize {
-    2 * size_of::<Rejected>() + 2 * detail.len()
+    /// The name of its type.
+    const TYPE: usize = 64;
+    2 * size_of::<Rejected>() + 2 * (TYPE + detail.len())
 }
 
 fn media_type(headers: &HeaderMap) -> Result<MediaType, Problem> {
     let named = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let named = named.ok_or_else(|| {
-        Problem::UnsupportedMediaType(format!("the header Content-Type is missing: {}", bulk::MEDIA_TYPES))
+        let detail = format!("the header Content-Type is missing: {}", bulk::MEDIA_TYPES);
+        Problem::new(ProblemType::UnsupportedMediaType, detail)
     })?;
-    named.parse().map_err(|error: bulk::UnknownMediaType| Problem::UnsupportedMediaType(error.to_string()))
+    named.parse().map_err(|error: bulk::UnknownMediaType| {
+        Problem::new(ProblemType::UnsupportedMediaType, error.to_string())
+    })
 }

@@ -55,7 +55,7 @@ impl Spacing {
     }
 
     /// So many events were sent.
-    pub(super) fn published(&mut self, events: usize, now: Instant) {
+    pub(super) fn sent(&mut self, events: usize, now: Instant) {
         self.last = Some(now);
         self.under_way += events;
         self.crowd = self.under_way.max(self.crowd - self.crowd.div_ceil(8));
@@ -78,7 +78,7 @@ mod tests {
     fn after_many(events: usize, confirm: Duration) -> (Spacing, Instant) {
         let (mut spacing, now) = (Spacing::default(), Instant::now());
         for _ in 0..100 {
-            spacing.published(events, now);
+            spacing.sent(events, now);
             spacing.confirmed(events, confirm);
         }
         (spacing, now)
@@ -106,9 +106,9 @@ mod tests {
     #[test]
     fn a_broker_that_is_slow_has_several_messages_under_way() {
         let (mut spacing, now) = after_many(50, MS);
-        spacing.published(50, now);
+        spacing.sent(50, now);
         assert_eq!((spacing.due(), spacing.enough()), (now + MAX_SPACING, usize::MAX));
-        spacing.published(50, now + MAX_SPACING);
+        spacing.sent(50, now + MAX_SPACING);
         spacing.confirmed(50, 30 * MS);
         assert_eq!(spacing.due(), now + 2 * MAX_SPACING, "one is still under way");
     }
@@ -127,7 +127,7 @@ mod tests {
     fn a_crowd_that_has_left_is_forgotten() {
         let (mut spacing, now) = after_many(1000, MS);
         for _ in 0..60 {
-            spacing.published(1, now);
+            spacing.sent(1, now);
             spacing.confirmed(1, MS);
         }
         assert_eq!(spacing.enough(), 1);

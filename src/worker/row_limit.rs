@@ -26,7 +26,7 @@ impl RowLimit {
         self.now
     }
 
-    /// Whether so many rows are clearly more than one transaction may write: a window ends with the message that fills
+    /// Whether so many rows are clearly more than one transaction may write: a delivery batch ends with the message that fills
     /// it, and halves are not equal.
     pub(super) fn is_far_exceeded_by(&self, rows: usize) -> bool {
         rows > self.now.saturating_add(self.now / 2)

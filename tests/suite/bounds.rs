@@ -225,7 +225,7 @@ async fn a_body_that_comes_too_slowly_is_given_up() {
     // The first byte of the answer is gone.
     let answer = slow.answer().await;
     assert!(answer.starts_with("TTP/1.1 408"), "{answer}");
-    assert!(answer.contains("the body came too slowly"), "{answer}");
+    assert!(answer.contains("\"urn:catchall:problem:timeout\""), "{answer}");
     let _worker = Service::ready("worker", &servers, &[]).await;
     servers.settle_at("bounds.example", 0, 0).await;
 }
@@ -251,7 +251,10 @@ async fn who_keeps_memory_loses_it_to_who_needs_it() {
             refused += 1;
             let answer = keeper.answer().await;
             assert!(answer.starts_with("TTP/1.1 503"), "{answer}");
-            assert!(answer.contains("retry-after: 1") && answer.contains("nothing was counted"), "{answer}");
+            assert!(
+                answer.contains("retry-after: 1") && answer.contains("\"urn:catchall:problem:not-counted\""),
+                "{answer}"
+            );
         }
     }
     assert!(refused > 0);
@@ -285,7 +288,7 @@ async fn what_finds_no_memory_in_time_is_refused_and_not_counted() {
         if *status != StatusCode::ACCEPTED {
             assert_eq!(*status, StatusCode::SERVICE_UNAVAILABLE, "{body}");
             assert_eq!(headers[header::RETRY_AFTER], "1");
-            assert!(body.contains("nothing was counted"), "{body}");
+            assert!(body.contains("\"urn:catchall:problem:not-counted\""), "{body}");
         }
     }
     assert!((1..20).contains(&accepted), "{accepted}");

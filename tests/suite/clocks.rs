@@ -1,15 +1,15 @@
-//! The clock of the primary is set forward and back, and nothing is forgotten too early.
+//! The clock of the primary is set forward and back, and nothing is pruned too early.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use catchall::batch::Batch;
-use catchall::event::IdempotencyKey;
-use catchall::ledger::{ApplyError, Portion};
+use catchall::idempotency_key::IdempotencyKey;
+use catchall::store::ledger::{ApplyError, ApplyRequest, Entry};
 use harness::processes::Service;
 use harness::servers::{Servers, eventually};
 
-use crate::retention::{EVENT, KEYED, SHORT, claims, forget_all, retention, watermark};
+use crate::retention::{EVENT, KEYED, SHORT, claims, prune_all, retention, watermark};
 
 /// Lets a test move the clock of its database, as everything that is said by `now()` sees it.
 async fn movable_clock(servers: &Servers) {
@@ -30,7 +30,7 @@ async fn movable_clock(servers: &Servers) {
 /// What was claimed and noted by a clock that was ten days ahead is in the future of the clock it is set back
 /// to.
 #[tokio::test]
-async fn a_clock_that_is_set_back_forgets_nothing_it_should_not_and_marks_go_on() {
+async fn a_clock_that_is_set_back_prunes_nothing_it_should_not_and_marks_go_on() {
     let servers = Servers::fresh().await;
     movable_clock(&servers).await;
     servers.execute("update moved_clock set by = '10 days'").await;
@@ -39,13 +39,13 @@ async fn a_clock_that_is_set_back_forgets_nothing_it_should_not_and_marks_go_on(
     publisher.publish(EVENT, Some("m-1")).await;
     publisher.publish(KEYED, None).await;
     servers.settle_at("a.com", 1, 1).await;
-    eventually("both claims are forgotten", async || (claims(&servers).await == 0).then_some(())).await;
+    eventually("both claims are pruned", async || (claims(&servers).await == 0).then_some(())).await;
     let ahead = async || {
         servers
             .number(
                 "select (select count(*) from watermarks
                          where published_at > pg_catalog.now() + interval '1 day')
-                      + (select count(*) from forgotten_claims
+                      + (select count(*) from pruned_claims
                          where used_before > pg_catalog.now() + interval '1 day')",
             )
             .await
@@ -71,7 +71,7 @@ async fn a_clock_that_is_set_back_forgets_nothing_it_should_not_and_marks_go_on(
     servers.settle_at("a.com", 2, 1).await;
     assert!(worker.readyz().await.0.is_success());
     // And then it goes, as ever.
-    eventually("all claims are forgotten", async || (claims(&servers).await == 0).then_some(())).await;
+    eventually("all claims are pruned", async || (claims(&servers).await == 0).then_some(())).await;
 }
 
 /// A worker of a version before, or a crash at the wrong moment, leaves a horizon and watermarks of the
@@ -82,7 +82,7 @@ async fn what_a_clock_that_was_ahead_has_left_behind_deletes_nothing() {
     let (ledger, config) = (servers.ledger(), retention(3600, 600));
     servers
         .execute(
-            "insert into forgotten_claims values ('message', now() + interval '1 year'),
+            "insert into pruned_claims values ('message', now() + interval '1 year'),
                 ('event', now() + interval '1 year');
              insert into message_claims values (gen_random_uuid(), now() - interval '59 minutes'),
                 (gen_random_uuid(), now());
@@ -92,7 +92,7 @@ async fn what_a_clock_that_was_ahead_has_left_behind_deletes_nothing() {
         .await;
     let nothing_goes = async |what: &str| {
         ledger.move_horizon(&config).await.unwrap();
-        assert_eq!(forget_all(&ledger, &config).await, 0, "{what}");
+        assert_eq!(prune_all(&ledger, &config).await, 0, "{what}");
     };
     nothing_goes("a horizon of the future").await;
     watermark(&servers, "-1 year", "-1 year").await;
@@ -127,13 +127,13 @@ async fn what_a_clock_that_was_ahead_has_left_behind_deletes_nothing() {
     servers.execute("update moved_clock set by = '-10 days'").await;
     let behind = servers.ledger();
     behind.discard_future().await.unwrap();
-    assert_eq!(behind.horizon().await.unwrap(), horizon, "what is forgotten stays so");
+    assert_eq!(behind.horizon().await.unwrap(), horizon, "what is pruned stays pruned");
     servers.execute("update moved_clock set by = '0'").await;
 
     servers.execute("update message_claims set claimed_at = claimed_at - interval '10 hours'").await;
     watermark(&servers, "21 minutes", "20 minutes").await;
     ledger.move_horizon(&config).await.unwrap();
-    assert_eq!(forget_all(&ledger, &config).await, 2, "what is old by every clock goes");
+    assert_eq!(prune_all(&ledger, &config).await, 2, "what is old by every clock goes");
 }
 
 /// Another worker tells by the new time how long ago a watermark has arrived; by the old time, which is
@@ -144,20 +144,24 @@ async fn what_is_held_becomes_too_old_also_while_the_clock_is_set_back() {
     movable_clock(&servers).await;
     let ledger = servers.ledger();
     ledger.ready().await;
-    let portion = |before| {
-        let batches = vec![(Some(IdempotencyKey::fresh()), Batch::from_json(EVENT).unwrap())];
-        Arc::new(Portion { batches, marks: Vec::new(), before: Some(before) })
+    let request = |before| {
+        let entries = vec![Entry {
+            tag: 0,
+            id: Some(IdempotencyKey::fresh()),
+            batch: Batch::from_json(EVENT).unwrap(),
+        }];
+        Arc::new(ApplyRequest { entries, watermarks: Vec::new(), before: Some(before) })
     };
     let before = ledger.clock().after(Duration::from_secs(30));
-    ledger.apply(portion(before), 0..1).await.unwrap();
+    ledger.apply(request(before), 0..1).await.unwrap();
     servers.execute("update moved_clock set by = '-1 hour'").await;
     // As its watch does each second.
     ledger.ready().await;
-    ledger.apply(portion(before), 0..1).await.unwrap();
+    ledger.apply(request(before), 0..1).await.unwrap();
     servers.execute("update moved_clock set by = '-1 hour' + interval '31 seconds'").await;
-    let error = ledger.apply(portion(before), 0..1).await.unwrap_err();
+    let error = ledger.apply(request(before), 0..1).await.unwrap_err();
     assert!(matches!(error, ApplyError::TooLate), "{error}");
     let before = ledger.clock().after(Duration::from_secs(30));
-    ledger.apply(portion(before), 0..1).await.unwrap();
+    ledger.apply(request(before), 0..1).await.unwrap();
     assert_eq!(servers.counters("a.com").await, (3, 0));
 }

@@ -8,8 +8,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use catchall::broker::{self, DEAD, EVENTS};
-use catchall::postgres;
 use catchall::shutdown::GRACE;
+use catchall::store::postgres;
 use harness::processes::{Service, run};
 use harness::servers::{Servers, eventually, topology};
 use serde_json::{Value, json};

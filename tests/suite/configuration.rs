@@ -30,7 +30,7 @@ fn a_bad_value_ends_the_process_with_a_sentence_that_names_its_variable() {
         ("worker", "CATCHALL_MAX_ROWS", "-1", "-1 is not in 1..=5000000"),
         ("worker", "CATCHALL_MESSAGE_RETENTION_SECS", "0", "0 is not in 1..=4294967295"),
         ("worker", "CATCHALL_EVENT_RETENTION_SECS", "0", "0 is not in 1..=4294967295"),
-        ("worker", "CATCHALL_MAX_HOLD_SECS", "0", "0 is not in 1..=4294967295"),
+        ("worker", "CATCHALL_ACK_DEADLINE_SECS", "0", "0 is not in 1..=4294967295"),
         ("query", "CATCHALL_REPLICA_URL", "s3cret", "not a Postgres URL"),
         ("query", "CATCHALL_THRESHOLD", "-1", "invalid digit"),
         ("migrate", "CATCHALL_DATABASE_URL", "", "not a Postgres URL"),
@@ -53,13 +53,13 @@ fn a_bad_value_ends_the_process_with_a_sentence_that_names_its_variable() {
 #[test]
 fn values_that_cannot_work_together_are_refused_with_a_sentence_that_names_them() {
     for (values, least) in [
-        (&[("CATCHALL_MAX_HOLD_SECS", "120")][..], Some(121)),
-        (&[("CATCHALL_MAX_HOLD_SECS", "121")], None),
-        (&[("CATCHALL_MAX_HOLD_SECS", "180"), ("CATCHALL_MAX_LINGER_MS", "60000")], None),
-        (&[("CATCHALL_MAX_HOLD_SECS", "179"), ("CATCHALL_MAX_LINGER_MS", "60000")], Some(180)),
-        (&[("CATCHALL_MAX_HOLD_SECS", "121"), ("CATCHALL_LINGER_MS", "1500")], Some(122)),
-        (&[("CATCHALL_MAX_HOLD_SECS", "3"), ("CATCHALL_STATEMENT_TIMEOUT_SECS", "1")], None),
-        (&[("CATCHALL_MAX_HOLD_SECS", "2"), ("CATCHALL_STATEMENT_TIMEOUT_SECS", "1")], Some(3)),
+        (&[("CATCHALL_ACK_DEADLINE_SECS", "120")][..], Some(121)),
+        (&[("CATCHALL_ACK_DEADLINE_SECS", "121")], None),
+        (&[("CATCHALL_ACK_DEADLINE_SECS", "180"), ("CATCHALL_MAX_LINGER_MS", "60000")], None),
+        (&[("CATCHALL_ACK_DEADLINE_SECS", "179"), ("CATCHALL_MAX_LINGER_MS", "60000")], Some(180)),
+        (&[("CATCHALL_ACK_DEADLINE_SECS", "121"), ("CATCHALL_LINGER_MS", "1500")], Some(122)),
+        (&[("CATCHALL_ACK_DEADLINE_SECS", "3"), ("CATCHALL_STATEMENT_TIMEOUT_SECS", "1")], None),
+        (&[("CATCHALL_ACK_DEADLINE_SECS", "2"), ("CATCHALL_STATEMENT_TIMEOUT_SECS", "1")], Some(3)),
         (&[("CATCHALL_STATEMENT_TIMEOUT_SECS", "3600")], None),
     ] {
         // A port that is taken ends a process whose values are right.
@@ -77,7 +77,7 @@ fn values_that_cannot_work_together_are_refused_with_a_sentence_that_names_them(
         };
         assert_eq!(status.code(), Some(2), "{values:?}: {stderr}");
         assert!(stderr.starts_with("catchall-worker: the value"), "{stderr}");
-        assert!(stderr.contains("of CATCHALL_MAX_HOLD_SECS (--max-hold-secs"), "{stderr}");
+        assert!(stderr.contains("of CATCHALL_ACK_DEADLINE_SECS (--ack-deadline-secs"), "{stderr}");
         assert!(stderr.contains(&format!("has to be at least {least}, twice")), "{values:?}: {stderr}");
         for variable in ["CATCHALL_STATEMENT_TIMEOUT_SECS", "CATCHALL_LINGER_MS", "CATCHALL_MAX_LINGER_MS"] {
             assert!(stderr.contains(variable), "{stderr}");

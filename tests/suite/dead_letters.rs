@@ -59,8 +59,8 @@ async fn letters_are_listed_and_shown_and_stay() {
         assert_eq!(shown["headers"]["x-trace"], 7);
         assert_eq!(shown["moved_by_broker"], false);
         assert_eq!(shown["routing_key"], "any.key");
-        assert!(shown["died"].as_str().unwrap().ends_with('Z'), "{shown}");
-        assert_eq!(shown["letter_id"].is_null(), number % 3 != 0, "{shown}");
+        assert!(shown["dead_lettered_at"].as_str().unwrap().ends_with('Z'), "{shown}");
+        assert_eq!(shown["dead_letter_id"].is_null(), number % 3 != 0, "{shown}");
         match std::str::from_utf8(body) {
             Ok(body) => assert_eq!(shown["body"], body),
             Err(_) => assert_eq!(shown["body_hex"], "fffe00"),
@@ -74,7 +74,7 @@ async fn letters_are_listed_and_shown_and_stay() {
     let some = servers.letters(&["list", "--json", "--reason", "missing field"]);
     assert_eq!(some.len(), poisons.iter().filter(|(_, _, reason)| reason.contains("missing field")).count());
     let (status, _, stderr) = servers.dead(&["show", &"0".repeat(32)]);
-    assert!(status == 1 && stderr.contains("no letter has the reference"), "{stderr}");
+    assert!(status == 1 && stderr.contains("no dead letter has the reference"), "{stderr}");
     // Nobody has taken any, and they are still what they were.
     let again: BTreeSet<String> =
         servers.letters(&["list", "--json"]).iter().map(|letter| letter["ref"].to_string()).collect();
@@ -110,7 +110,7 @@ async fn only_what_is_meant_is_discarded() {
     );
     let (status, stdout, stderr) = servers.dead(&["discard", one, &before["m-8"]]);
     assert_eq!((status, &*stdout), (1, "discarded 1, skipped 0, left 300\n"));
-    assert!(stderr.contains(&format!("{one}: no letter has this reference")), "{stderr}");
+    assert!(stderr.contains(&format!("{one}: no dead letter has this reference")), "{stderr}");
     let (status, stdout, stderr) = servers.dead(&["discard", &one[..1], &before["m-9"]]);
     assert_eq!((status, &*stdout), (1, ""));
     assert!(stderr.contains("is the beginning of") && stderr.contains("nothing was done"), "{stderr}");
@@ -189,7 +189,7 @@ async fn nothing_is_touched_where_something_is_missing() {
     publisher.bury(&delivered("a.com"), Some("m-1"), &mended()).await;
     let (status, _, stderr) =
         servers.dead(&["replay", "--all", "--database-url", "postgres://alice:s3cret@127.0.0.1:1/catchall"]);
-    assert!(status == 1 && stderr.contains("cannot tell which claims are forgotten"), "{stderr}");
+    assert!(status == 1 && stderr.contains("cannot tell which claims are pruned"), "{stderr}");
     assert_eq!(servers.dead_well(&["count"]), "1\n");
 }
 

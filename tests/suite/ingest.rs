@@ -104,6 +104,7 @@ async fn the_good_events_of_a_request_count_and_the_bad_ones_are_named() {
         "",
         r#"{"domain":"good.com","event":"opened"}"#,
         "not JSON",
+        r#"{"domain":"good.com","event":"delivered","id":""}"#,
         r#"{"domain":"good.com","event":"delivered"}"#,
     ];
     let (status, _, body) = ingest.request(Method::POST, "/events", &[NDJSON], lines.join("\n")).await;
@@ -111,10 +112,16 @@ async fn the_good_events_of_a_request_count_and_the_bad_ones_are_named() {
     assert_eq!((status, &answer["accepted"]), (StatusCode::ACCEPTED, &json!(2)), "{body}");
     let rejected = answer["rejected"].as_array().unwrap();
     let indices: Vec<u64> = rejected.iter().map(|event| event["index"].as_u64().unwrap()).collect();
-    assert_eq!(indices, [1, 2, 3]);
-    for (event, reason) in
-        rejected.iter().zip(["at least two labels", "unknown event \"opened\"", "expected"])
-    {
+    assert_eq!(indices, [1, 2, 3, 4]);
+    let expected = [
+        ("invalid-domain", "at least two labels"),
+        ("invalid-event", "unknown event \"opened\""),
+        ("invalid-event", "expected"),
+        ("invalid-key", "1 to 255 bytes, this one has 0"),
+    ];
+    assert_eq!(rejected.len(), expected.len());
+    for (event, (kind, reason)) in rejected.iter().zip(expected) {
+        assert_eq!(event["type"], format!("urn:catchall:problem:{kind}"), "{event}");
         assert!(event["detail"].as_str().unwrap().contains(reason), "{event}");
     }
     query.answers("good.com", "unknown", 2, 0).await;
@@ -129,46 +136,82 @@ async fn what_cannot_be_taken_is_a_problem_that_names_it() {
     let long_key = "k".repeat(256);
     let put = Method::PUT;
     let post = Method::POST;
-    for (method, path, headers, body, status, detail) in [
+    for (method, path, headers, body, status, kind, detail) in [
         (
             &put,
             "/events/localhost/delivered",
             &[][..],
             "",
             400,
+            "invalid-domain",
             "\"localhost\" is not valid: a domain name has at least",
         ),
-        (&put, "/events/10.0.0.1/delivered", &[], "", 400, "an IP address is not a domain name"),
-        (&put, "/events/a_b.com/bounced", &[], "", 400, "letters, digits and inner hyphens"),
-        (&put, "/events/a%2Fb.com/bounced", &[], "", 400, "letters, digits and inner hyphens"),
-        (&put, "/events/%FF.com/bounced", &[], "", 400, "UTF-8"),
-        (&put, "/events/a.com/opened", &[], "", 404, "unknown event \"opened\""),
-        (&put, "/events/a.com", &[], "", 404, "there is nothing at /events/a.com"),
-        (&put, "/", &[], "", 404, "there is nothing at /"),
+        (
+            &put,
+            "/events/10.0.0.1/delivered",
+            &[],
+            "",
+            400,
+            "invalid-domain",
+            "an IP address is not a domain name",
+        ),
+        (
+            &put,
+            "/events/a_b.com/bounced",
+            &[],
+            "",
+            400,
+            "invalid-domain",
+            "letters, digits and inner hyphens",
+        ),
+        (
+            &put,
+            "/events/a%2Fb.com/bounced",
+            &[],
+            "",
+            400,
+            "invalid-domain",
+            "letters, digits and inner hyphens",
+        ),
+        (&put, "/events/%FF.com/bounced", &[], "", 400, "invalid-domain", "UTF-8"),
+        (&put, "/events/a.com/opened", &[], "", 404, "not-found", "unknown event \"opened\""),
+        (&put, "/events/a.com", &[], "", 404, "not-found", "there is nothing at /events/a.com"),
+        (&put, "/", &[], "", 404, "not-found", "there is nothing at /"),
         (
             &Method::GET,
             "/events/a.com/delivered",
             &[],
             "",
             405,
+            "method-not-allowed",
             "GET is not allowed at /events/a.com/delivered",
         ),
-        (&Method::DELETE, "/events", &[], "", 405, "DELETE is not allowed at /events"),
+        (&Method::DELETE, "/events", &[], "", 405, "method-not-allowed", "DELETE is not allowed at /events"),
         (
             &put,
             "/events/a.com/bounced",
             &[("idempotency-key", "")],
             "",
             400,
+            "invalid-key",
             "1 to 255 bytes, this one has 0",
         ),
-        (&put, "/events/a.com/bounced", &[("idempotency-key", &long_key)], "", 400, "this one has 256"),
+        (
+            &put,
+            "/events/a.com/bounced",
+            &[("idempotency-key", &long_key)],
+            "",
+            400,
+            "invalid-key",
+            "this one has 256",
+        ),
         (
             &put,
             "/events/a.com/bounced",
             &[("idempotency-key", "a"), ("idempotency-key", "b")],
             "",
             400,
+            "invalid-key",
             "more than once",
         ),
         (
@@ -177,18 +220,44 @@ async fn what_cannot_be_taken_is_a_problem_that_names_it() {
             &[],
             "{}",
             415,
+            "unsupported-media-type",
             "Content-Type is missing: send application/x-ndjson or application/json",
         ),
-        (&post, "/events", &[("content-type", "text/csv")], "a", 415, "\"text/csv\" is not read here"),
-        (&post, "/events", &[NDJSON], "", 400, "the body has no event"),
-        (&post, "/events", &[NDJSON], "nothing\nreadable", 400, "no event could be read"),
-        (&post, "/events", &[JSON], "{\"domain\":\"a.com\",\"event\":\"bounced\"}", 400, "not a JSON array"),
-        (&post, "/events", &[JSON], "[", 400, "not a JSON array of events: EOF while parsing"),
-        (&post, "/events", &[NDJSON], &too_many, 413, "at most 10000 events"),
-        (&post, "/events", &[NDJSON], &too_large, 413, "at most 10485760 bytes"),
+        (
+            &post,
+            "/events",
+            &[("content-type", "text/csv")],
+            "a",
+            415,
+            "unsupported-media-type",
+            "\"text/csv\" is not read here",
+        ),
+        (&post, "/events", &[NDJSON], "", 400, "invalid-body", "the body has no event"),
+        (&post, "/events", &[NDJSON], "nothing\nreadable", 400, "nothing-readable", "no event could be read"),
+        (
+            &post,
+            "/events",
+            &[JSON],
+            "{\"domain\":\"a.com\",\"event\":\"bounced\"}",
+            400,
+            "invalid-body",
+            "not a JSON array",
+        ),
+        (
+            &post,
+            "/events",
+            &[JSON],
+            "[",
+            400,
+            "invalid-body",
+            "not a JSON array of events: EOF while parsing",
+        ),
+        (&post, "/events", &[NDJSON], &too_many, 413, "too-large", "at most 10000 events"),
+        (&post, "/events", &[NDJSON], &too_large, 413, "too-large", "at most 10485760 bytes"),
     ] {
         let (answered, problem) = refused(&ingest, method.clone(), path, headers, body.to_owned()).await;
         assert_eq!(answered.as_u16(), status, "{method} {path} {problem}");
+        assert_eq!(problem["type"], format!("urn:catchall:problem:{kind}"), "{method} {path}");
         assert!(problem["detail"].as_str().unwrap().contains(detail), "{method} {path} {problem}");
     }
     let _worker = Service::ready("worker", &servers, &[]).await;
@@ -248,7 +317,7 @@ async fn a_key_counts_once_however_and_wherever_it_is_sent() {
 #[tokio::test]
 async fn a_full_queue_is_a_503_and_loses_nothing() {
     let servers = Servers::bare().await;
-    catchall::postgres::migrate(&servers.database_url.parse().unwrap()).await.unwrap();
+    catchall::store::schema::migrate(&servers.database_url.parse().unwrap()).await.unwrap();
     let mut small = topology();
     let queues = small["queues"].as_array_mut().unwrap();
     let events = queues.iter_mut().find(|queue| queue["name"] == catchall::broker::EVENTS).unwrap();
@@ -262,7 +331,7 @@ async fn a_full_queue_is_a_503_and_loses_nothing() {
         if status != StatusCode::ACCEPTED {
             assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{body}");
             assert_eq!(headers[header::RETRY_AFTER], "1");
-            assert!(body.contains("queue is at the limit"), "{body}");
+            assert!(body.contains("\"urn:catchall:problem:queue-full\""), "{body}");
             break;
         }
         accepted += 1;

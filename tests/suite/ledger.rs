@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use catchall::batch::Batch;
 use catchall::counters::Counters;
-use catchall::event::IdempotencyKey;
-use catchall::ledger::{Applied, ApplyError, Ledger, Portion};
+use catchall::idempotency_key::IdempotencyKey;
+use catchall::store::ledger::{Applied, ApplyError, ApplyRequest, Entry, Ledger};
 use harness::proxy::{Proxy, host};
 use harness::servers::{Servers, eventually};
 use proptest::prelude::*;
@@ -58,7 +58,7 @@ fn contents() -> impl Strategy<Value = Vec<Vec<Drawn>>> {
 
 /// The messages of a case. Of the events under one key all say the same, as senders that repeat one do: which
 /// of different ones counts is the first to be committed, which a model cannot know.
-fn messages(history: usize, contents: &[Vec<Drawn>]) -> Vec<(Option<IdempotencyKey>, Batch)> {
+fn messages(history: usize, contents: &[Vec<Drawn>]) -> Vec<Entry> {
     let event = |(domain, delivered, count, key): &Drawn| match key {
         None => format!(
             r#"{{"domain":"d{domain}.h{history}.com","event":"{}","count":{count}}}"#,
@@ -74,16 +74,20 @@ fn messages(history: usize, contents: &[Vec<Drawn>]) -> Vec<(Option<IdempotencyK
         .iter()
         .map(|events| {
             let body = format!("[{}]", events.iter().map(event).collect::<Vec<_>>().join(","));
-            (Some(IdempotencyKey::fresh()), Batch::from_json(body.as_bytes()).unwrap())
+            Entry {
+                tag: 0,
+                id: Some(IdempotencyKey::fresh()),
+                batch: Batch::from_json(body.as_bytes()).unwrap(),
+            }
         })
         .collect()
 }
 
 /// What the sums have to be once every message has been counted: a set of ids and a map of sums.
-fn model(messages: &[(Option<IdempotencyKey>, Batch)]) -> BTreeMap<String, Counters> {
+fn model(messages: &[Entry]) -> BTreeMap<String, Counters> {
     let mut keys = BTreeSet::new();
     let mut sums: BTreeMap<String, Counters> = BTreeMap::new();
-    for (_, batch) in messages {
+    for Entry { batch, .. } in messages {
         for (domain, counters) in batch.plain.iter() {
             *sums.entry(domain.to_string()).or_default() += *counters;
         }
@@ -102,47 +106,47 @@ struct History<'a> {
     /// A worker behind a wire that can be cut.
     doomed: Ledger,
     wire: &'a Proxy,
-    messages: Vec<(Option<IdempotencyKey>, Batch)>,
+    messages: Vec<Entry>,
 }
 
-fn whole(portion: &Portion) -> Range<usize> {
-    0..portion.batches.len()
+fn whole(request: &ApplyRequest) -> Range<usize> {
+    0..request.entries.len()
 }
 
-async fn count(ledger: &Ledger, portion: Portion) -> Result<Applied, ApplyError> {
-    let all = whole(&portion);
-    ledger.apply(Arc::new(portion), all).await
+async fn count(ledger: &Ledger, request: ApplyRequest) -> Result<Applied, ApplyError> {
+    let all = whole(&request);
+    ledger.apply(Arc::new(request), all).await
 }
 
 impl History<'_> {
-    fn portion(&self, window: &[usize]) -> Portion {
-        let batches = window.iter().map(|number| self.messages[*number].clone()).collect();
-        Portion { batches, ..Portion::default() }
+    fn request(&self, window: &[usize]) -> ApplyRequest {
+        let entries = window.iter().map(|number| self.messages[*number].clone()).collect();
+        ApplyRequest { entries, ..ApplyRequest::default() }
     }
 
     async fn perform(&self, step: &Step) {
         match step {
             Step::Count(window) => {
-                count(&self.workers[0], self.portion(window)).await.unwrap();
+                count(&self.workers[0], self.request(window)).await.unwrap();
             }
             Step::Both(one, other) => {
                 let reversed: Vec<usize> = other.iter().rev().copied().collect();
                 let (one, other) = tokio::join!(
-                    count(&self.workers[0], self.portion(one)),
-                    count(&self.workers[1], self.portion(&reversed)),
+                    count(&self.workers[0], self.request(one)),
+                    count(&self.workers[1], self.request(&reversed)),
                 );
                 one.unwrap();
                 other.unwrap();
             }
             Step::Killed(window, after) => {
-                let (_, ()) = tokio::join!(count(&self.doomed, self.portion(window)), async {
+                let (_, ()) = tokio::join!(count(&self.doomed, self.request(window)), async {
                     tokio::time::sleep(Duration::from_millis(*after)).await;
                     self.wire.cut();
                 });
                 self.wire.mend();
             }
             Step::Abandoned(window, after) => {
-                let counting = count(&self.workers[1], self.portion(window));
+                let counting = count(&self.workers[1], self.request(window));
                 let _ = tokio::time::timeout(Duration::from_micros(*after), counting).await;
             }
         }
@@ -209,15 +213,18 @@ fn every_message_counts_once_whatever_happens_to_its_deliveries() {
 async fn a_caller_that_gives_up_leaves_no_open_transaction_behind() {
     let servers = Servers::fresh().await;
     let ledger = servers.ledger();
-    let portion = |domain: &str, id: Option<IdempotencyKey>| {
+    let request = |domain: &str, id: Option<IdempotencyKey>| {
         let body = format!(r#"{{"domain":"{domain}","event":"delivered"}}"#);
-        Portion { batches: vec![(id, Batch::from_json(body.as_bytes()).unwrap())], ..Portion::default() }
+        ApplyRequest {
+            entries: vec![Entry { id, batch: Batch::from_json(body.as_bytes()).unwrap(), tag: 0 }],
+            ..ApplyRequest::default()
+        }
     };
     for round in 0..200 {
         let given_up = Duration::from_micros(round * 20);
         let id = Some(IdempotencyKey::fresh());
-        let _ = tokio::time::timeout(given_up, count(&ledger, portion("given-up.com", id))).await;
-        let applied = count(&ledger, portion("after.com", None)).await.unwrap();
+        let _ = tokio::time::timeout(given_up, count(&ledger, request("given-up.com", id))).await;
+        let applied = count(&ledger, request("after.com", None)).await.unwrap();
         assert_eq!(applied.rows, 1);
     }
     let mut last = (0, 0);
@@ -253,11 +260,11 @@ async fn later_versions_of_a_row_stay_on_its_page() {
         let event = |i| format!(r#"{{"domain":"d{i:04}.example.com","event":"delivered"}}"#);
         let events: Vec<String> = (from..DOMAINS).step_by(every).map(event).collect();
         let body = format!("[{}]", events.join(","));
-        let portion = Portion {
-            batches: vec![(None, Batch::from_json(body.as_bytes()).unwrap())],
-            ..Portion::default()
+        let request = ApplyRequest {
+            entries: vec![Entry { id: None, batch: Batch::from_json(body.as_bytes()).unwrap(), tag: 0 }],
+            ..ApplyRequest::default()
         };
-        count(&ledger, portion).await.unwrap();
+        count(&ledger, request).await.unwrap();
         let after = servers.number("select pg_current_xact_id()::text::bigint").await;
         eventually("all transactions are over that began before this one was", async || {
             let oldest = servers.number("select pg_snapshot_xmin(pg_current_snapshot())::text::bigint").await;
@@ -274,5 +281,5 @@ async fn later_versions_of_a_row_stay_on_its_page() {
     }
     assert_eq!(pages().await, before, "pages, of which each row had four updates");
     assert_eq!(servers.number("select sum(delivered)::bigint from domain_counters").await, 5 * 3_000);
-    assert_eq!(servers.number("select count(*) from domain_counters where room is not null").await, 0);
+    assert_eq!(servers.number("select count(*) from domain_counters where padding is not null").await, 0);
 }

@@ -258,7 +258,7 @@ async fn only_what_could_not_be_kept_with_its_reason_is_rejected() {
             let what = format!("{queue} has {count}");
             let (_, headers, properties) = eventually(&what, async || publisher.take(queue).await).await;
             assert_eq!(headers.contains_key("catchall-reason"), queue == DEAD);
-            assert_eq!(headers.contains_key("catchall-died"), queue == DEAD);
+            assert_eq!(headers.contains_key("catchall-dead-lettered-at"), queue == DEAD);
             assert!(ids.insert(properties.message_id().clone().unwrap().to_string()), "one is there twice");
         }
     }
@@ -287,11 +287,11 @@ async fn a_dead_letter_has_an_identity_and_does_not_expire() {
         let (_, headers, properties) =
             eventually("a dead letter is there", async || publisher.dead_letter().await).await;
         let own = properties.message_id().as_ref().is_some_and(|id| id.as_str() == "own");
-        match headers.inner().get("catchall-letter") {
+        match headers.inner().get("catchall-dead-letter-id") {
             Some(AMQPValue::LongString(id)) => assert!(identities.insert(id.to_string()) && !own),
             header => assert!(header.is_none() && own),
         }
-        assert!(matches!(headers.inner().get("catchall-died"),
+        assert!(matches!(headers.inner().get("catchall-dead-lettered-at"),
                 Some(AMQPValue::Timestamp(secs)) if *secs > 1_700_000_000));
         assert_eq!(headers.inner().get("catchall-user-id"), Some(&AMQPValue::LongString(user.into())));
         assert_eq!(

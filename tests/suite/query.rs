@@ -44,17 +44,24 @@ async fn a_domain_never_seen_is_unknown_and_any_spelling_finds_it() {
 async fn what_cannot_be_answered_is_a_problem_that_names_it() {
     let servers = Servers::fresh().await;
     let query = Service::ready("query", &servers, &[]).await;
-    for (method, path, status, detail) in [
-        (Method::GET, "/domains/localhost", 400, "\"localhost\" is not valid: a domain name has at least"),
-        (Method::GET, "/domains/%FF.com", 400, "UTF-8"),
-        (Method::GET, "/domains", 404, "there is nothing at /domains"),
-        (Method::GET, "/domains/a.com/b", 404, "there is nothing at /domains/a.com/b"),
-        (Method::POST, "/domains/a.com", 405, "POST is not allowed at /domains/a.com"),
+    for (method, path, status, kind, detail) in [
+        (
+            Method::GET,
+            "/domains/localhost",
+            400,
+            "invalid-domain",
+            "\"localhost\" is not valid: a domain name has at least",
+        ),
+        (Method::GET, "/domains/%FF.com", 400, "invalid-domain", "UTF-8"),
+        (Method::GET, "/domains", 404, "not-found", "there is nothing at /domains"),
+        (Method::GET, "/domains/a.com/b", 404, "not-found", "there is nothing at /domains/a.com/b"),
+        (Method::POST, "/domains/a.com", 405, "method-not-allowed", "POST is not allowed at /domains/a.com"),
     ] {
         let (answered, headers, body) = query.request(method, path, &[], "").await;
         assert_eq!(answered.as_u16(), status, "{path}: {body}");
         assert_eq!(headers[header::CONTENT_TYPE], "application/problem+json");
         let problem: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(problem["type"], format!("urn:catchall:problem:{kind}"), "{path}: {body}");
         assert!(problem["detail"].as_str().unwrap().contains(detail), "{path}: {body}");
     }
 }

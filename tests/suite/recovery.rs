@@ -133,7 +133,7 @@ async fn a_worker_gives_back_what_it_could_not_count_in_time() {
     let worker = Service::ready(
         "worker",
         &behind,
-        &[("CATCHALL_MAX_HOLD_SECS", "6"), ("CATCHALL_STATEMENT_TIMEOUT_SECS", "2")],
+        &[("CATCHALL_ACK_DEADLINE_SECS", "6"), ("CATCHALL_STATEMENT_TIMEOUT_SECS", "2")],
     )
     .await;
     let publisher = servers.publisher().await;

@@ -18,8 +18,8 @@ async fn what_can_be_read_now_is_counted_once() {
     publisher.publish(delivered("before.com").as_bytes(), Some("m-before")).await;
     servers.settle_at("before.com", 1, 0).await;
 
-    let once = [mended()[0].clone(), ("catchall-letter", text("l-1"))];
-    let twice = [mended()[0].clone(), ("catchall-letter", text("l-2"))];
+    let once = [mended()[0].clone(), ("catchall-dead-letter-id", text("l-1"))];
+    let twice = [mended()[0].clone(), ("catchall-dead-letter-id", text("l-2"))];
     for round in 0..3 {
         publisher.bury(&delivered("before.com"), Some("m-before"), &mended()).await;
         publisher.bury(&delivered("named.com"), Some("m-1"), &mended()).await;
@@ -35,7 +35,9 @@ async fn what_can_be_read_now_is_counted_once() {
         assert_eq!(servers.dead_well(&["discard", "--all", "--yes"]), "discarded 1, skipped 0, left 0\n");
     }
     // What still cannot be read comes back, with its reason and under the same reference.
-    publisher.bury("{}", None, &[("catchall-reason", text("old")), ("catchall-letter", text("l-3"))]).await;
+    publisher
+        .bury("{}", None, &[("catchall-reason", text("old")), ("catchall-dead-letter-id", text("l-3"))])
+        .await;
     let [before] = &servers.letters(&["list", "--json"])[..] else { panic!() };
     servers.dead_well(&["replay", before["ref"].as_str().unwrap()]);
     eventually("it is back", async || (publisher.waiting(DEAD).await == 1).then_some(())).await;
@@ -54,8 +56,8 @@ async fn a_replayed_message_is_the_one_that_died() {
     let headers = [
         reason,
         death,
-        ("catchall-died", at(SystemTime::now())),
-        ("catchall-letter", text("l-1")),
+        ("catchall-dead-lettered-at", at(SystemTime::now())),
+        ("catchall-dead-letter-id", text("l-1")),
         ("x-first-death-queue", text(EVENTS)),
         ("x-last-death-reason", text("delivery_limit")),
         ("x-trace", AMQPValue::LongInt(7)),
@@ -113,7 +115,7 @@ async fn what_was_handed_out_too_often_is_counted_once() {
             panic!()
         };
         assert_eq!(shown["moved_by_broker"], true);
-        assert!(shown["died"].is_string() && shown["letter_id"].is_null(), "{shown}");
+        assert!(shown["dead_lettered_at"].is_string() && shown["dead_letter_id"].is_null(), "{shown}");
     }
     assert_eq!(servers.dead_well(&["replay", "--all"]), "replayed 3, skipped 0, left 0\n");
     let _worker = Service::ready("worker", &servers, &[]).await;
@@ -121,7 +123,7 @@ async fn what_was_handed_out_too_often_is_counted_once() {
     servers.settle_at("nameless.com", 1, 0).await;
 }
 
-/// Fills the dead-letter queue with letters that each count once, half of them under the id of the letter.
+/// Fills the dead-letter queue with letters that each count once, half of them under the `dead_letter_id`.
 async fn fill(servers: &Servers, domain: &str, letters: u32) {
     let publisher = servers.publisher().await;
     let body = delivered(domain);
@@ -133,7 +135,7 @@ async fn fill(servers: &Servers, domain: &str, letters: u32) {
                 let [reason] = mended();
                 match number % 2 {
                     0 => publisher.bury(body, Some(&id), &[reason]).await,
-                    _ => publisher.bury(body, None, &[reason, ("catchall-letter", text(&id))]).await,
+                    _ => publisher.bury(body, None, &[reason, ("catchall-dead-letter-id", text(&id))]).await,
                 }
             }
         });
@@ -214,11 +216,11 @@ async fn what_may_have_been_counted_long_ago_is_skipped_and_named() {
     let publisher = servers.publisher().await;
     let days = |days: u64| Duration::from_secs(days * 86_400);
     let now = SystemTime::now();
-    let died = |time| ("catchall-died", at(time));
+    let died = |time| ("catchall-dead-lettered-at", at(time));
     let [reason] = mended();
     let keyed = |domain| format!(r#"{{"domain":"{domain}","event":"delivered","id":"{domain}"}}"#);
-    servers.forget_claims_before("message", now - days(10)).await;
-    servers.forget_claims_before("event", now - days(5)).await;
+    servers.prune_claims_before("message", now - days(10)).await;
+    servers.prune_claims_before("event", now - days(5)).await;
 
     // A message that the broker moved, within a day of the horizon or before it.
     publisher.bury(&delivered("doubt.com"), Some("d-1"), &moved("delivery_limit", now - days(20))).await;
@@ -239,7 +241,7 @@ async fn what_may_have_been_counted_long_ago_is_skipped_and_named() {
     let _worker = Service::ready("worker", &servers, &[]).await;
     let (status, stdout, stderr) = servers.dead(&["replay", "--all"]);
     assert_eq!((status, &*stdout), (1, "replayed 4, skipped 5, left 5\n"), "{stderr}");
-    assert!(stderr.contains("catchall-dead: skipped 5 of the letters"), "{stderr}");
+    assert!(stderr.contains("catchall-dead: skipped 5 of the dead letters"), "{stderr}");
     servers.settle_at("sure.com", 4, 0).await;
     let letters = servers.letters(&["list", "--json"]);
     assert_eq!(letters.len(), 5);
@@ -265,7 +267,7 @@ async fn what_is_in_doubt_follows_from_the_longest_hold() {
     let publisher = servers.publisher().await;
     let hours = |hours: u64| Duration::from_secs(hours * 3600);
     let now = SystemTime::now();
-    servers.forget_claims_before("message", now - hours(100)).await;
+    servers.prune_claims_before("message", now - hours(100)).await;
     for (id, after) in [("d-1", 3), ("d-2", 12), ("d-3", 30)] {
         let died = now - hours(100) + hours(after);
         publisher.bury(&delivered("a.com"), Some(id), &moved("delivery_limit", died)).await;
@@ -273,7 +275,7 @@ async fn what_is_in_doubt_follows_from_the_longest_hold() {
     for (hold, replayed, left) in
         [("360000", 0, 3), ("86400", 1, 2), ("28800", 1, 1), ("7300", 0, 1), ("7100", 1, 0)]
     {
-        let (_, stdout, stderr) = servers.dead(&["replay", "--all", "--max-hold-secs", hold]);
+        let (_, stdout, stderr) = servers.dead(&["replay", "--all", "--ack-deadline-secs", hold]);
         assert_eq!(stdout, format!("replayed {replayed}, skipped {left}, left {left}\n"), "{hold}: {stderr}");
     }
 }

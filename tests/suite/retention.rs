@@ -1,11 +1,11 @@
-//! Claims are forgotten, and never while a copy of what they guard can come back.
+//! Claims are pruned, and never while a copy of what they guard can come back.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use catchall::batch::Batch;
-use catchall::event::IdempotencyKey;
-use catchall::ledger::{Kind, Ledger, Portion, RetentionConfig};
+use catchall::idempotency_key::IdempotencyKey;
+use catchall::store::ledger::{ApplyRequest, Entry, Kind, Ledger, RetentionConfig};
 use clap::Parser;
 use futures::stream::{self, StreamExt};
 use harness::amqp::AmqpClient;
@@ -24,7 +24,7 @@ struct Arguments {
 /// A retention, and a hold, in seconds.
 pub(crate) fn retention(retention: u32, hold: u32) -> RetentionConfig {
     let arguments = format!(
-        "- --message-retention-secs {retention} --event-retention-secs {retention} --max-hold-secs {hold}"
+        "- --message-retention-secs {retention} --event-retention-secs {retention} --ack-deadline-secs {hold}"
     );
     Arguments::parse_from(arguments.split(' ')).retention
 }
@@ -33,7 +33,7 @@ pub(crate) fn retention(retention: u32, hold: u32) -> RetentionConfig {
 pub(crate) const SHORT: [(&str, &str); 4] = [
     ("CATCHALL_MESSAGE_RETENTION_SECS", "1"),
     ("CATCHALL_EVENT_RETENTION_SECS", "1"),
-    ("CATCHALL_MAX_HOLD_SECS", "8"),
+    ("CATCHALL_ACK_DEADLINE_SECS", "8"),
     ("CATCHALL_STATEMENT_TIMEOUT_SECS", "3"),
 ];
 
@@ -44,22 +44,22 @@ pub(crate) async fn claims(servers: &Servers) -> i64 {
     servers.number("select (select count(*) from message_claims) + (select count(*) from event_claims)").await
 }
 
-pub(crate) async fn forget_all(ledger: &Ledger, config: &RetentionConfig) -> u64 {
-    let mut forgotten = 0;
+pub(crate) async fn prune_all(ledger: &Ledger, config: &RetentionConfig) -> u64 {
+    let mut pruned = 0;
     for kind in [Kind::Message, Kind::Event] {
         let mut pruning = ledger.prune(kind, config);
         loop {
             match pruning.step().await.unwrap() {
                 0 => break,
-                some => forgotten += some,
+                some => pruned += some,
             }
         }
     }
-    forgotten
+    pruned
 }
 
 #[tokio::test]
-async fn workers_forget_claims_once_their_time_is_over() {
+async fn workers_prune_claims_once_their_time_is_over() {
     let servers = Servers::fresh().await;
     let _workers =
         [Service::ready("worker", &servers, &SHORT).await, Service::ready("worker", &servers, &SHORT).await];
@@ -67,7 +67,7 @@ async fn workers_forget_claims_once_their_time_is_over() {
     publisher.publish(EVENT, Some("m-1")).await;
     publisher.publish(KEYED, None).await;
     servers.settle_at("a.com", 1, 1).await;
-    eventually("both claims are forgotten", async || (claims(&servers).await == 0).then_some(())).await;
+    eventually("both claims are pruned", async || (claims(&servers).await == 0).then_some(())).await;
     let horizon = servers.ledger().horizon().await.unwrap();
     assert!(horizon.messages.is_some_and(|before| before < SystemTime::now()) && horizon.events.is_some());
     // A publisher that sends again after the retention is counted again: that is what the retention means.
@@ -81,7 +81,7 @@ async fn workers_forget_claims_once_their_time_is_over() {
 }
 
 #[tokio::test]
-async fn an_outage_of_all_workers_forgets_nothing() {
+async fn an_outage_of_all_workers_prunes_nothing() {
     let servers = Servers::fresh().await;
     let mut worker = Service::ready("worker", &servers, &SHORT).await;
     let publisher = servers.publisher().await;
@@ -94,7 +94,7 @@ async fn an_outage_of_all_workers_forgets_nothing() {
     publisher.publish(EVENT, Some("m-2")).await;
     publisher.publish(EVENT, Some("m-1")).await;
     publisher.publish(KEYED, None).await;
-    servers.execute("update watermarks set arrived_at = null; truncate forgotten_claims").await;
+    servers.execute("update watermarks set arrived_at = null; truncate pruned_claims").await;
     servers.execute("update message_claims set claimed_at = now() - interval '1 year'").await;
     servers.execute("update event_claims set claimed_at = now() - interval '1 year'").await;
     servers.execute("update watermarks set published_at = now() - interval '1 minute'").await;
@@ -102,7 +102,7 @@ async fn an_outage_of_all_workers_forgets_nothing() {
     assert!(ledger.begin_watermark(Duration::from_secs(1)).await.unwrap().is_some());
     servers.execute("update watermarks set published_at = published_at - interval '1 minute'").await;
     ledger.move_horizon(&config).await.unwrap();
-    assert_eq!(forget_all(&ledger, &config).await, 0, "no mark has come through the queue");
+    assert_eq!(prune_all(&ledger, &config).await, 0, "no mark has come through the queue");
     let _worker = Service::ready("worker", &servers, &SHORT).await;
     servers.settle_at("a.com", 2, 1).await;
 }
@@ -127,7 +127,7 @@ pub(crate) async fn watermark(servers: &Servers, published: &str, arrived: &str)
 }
 
 #[tokio::test]
-async fn only_what_is_behind_the_horizon_is_forgotten_also_by_two_at_once() {
+async fn only_what_is_behind_the_horizon_is_pruned_also_by_two_at_once() {
     let servers = Servers::fresh().await;
     let ledgers = [servers.ledger(), servers.ledger()];
     servers
@@ -137,14 +137,14 @@ async fn only_what_is_behind_the_horizon_is_forgotten_also_by_two_at_once() {
              insert into message_claims select gen_random_uuid(), now() from generate_series(1, 500);
              insert into event_claims select gen_random_uuid(), now() - interval '2 hours'
                 from generate_series(1, 700);
-             insert into forgotten_claims values
+             insert into pruned_claims values
                 ('message', now() - interval '1 hour'), ('event', now() - interval '3 hours');",
         )
         .await;
     let config = retention(60, 60);
     let both = async || {
-        let (one, other) = tokio::join!(forget_all(&ledgers[0], &config), forget_all(&ledgers[1], &config));
-        one + other + forget_all(&ledgers[0], &config).await
+        let (one, other) = tokio::join!(prune_all(&ledgers[0], &config), prune_all(&ledgers[1], &config));
+        one + other + prune_all(&ledgers[0], &config).await
     };
     assert_eq!(both().await, 0, "no watermark shows that it may be");
     watermark(&servers, "3 hours", "2 hours").await;
@@ -156,7 +156,7 @@ async fn only_what_is_behind_the_horizon_is_forgotten_also_by_two_at_once() {
 
 /// Workers live for minutes where they are replaced often, and their upkeep has to come in that time.
 #[tokio::test]
-async fn a_worker_begins_to_forget_soon_after_it_has_started() {
+async fn a_worker_prunes_soon_after_it_has_started() {
     let servers = Servers::fresh().await;
     servers
         .execute(
@@ -168,7 +168,7 @@ async fn a_worker_begins_to_forget_soon_after_it_has_started() {
         .await;
     watermark(&servers, "3 days", "2 days").await;
     let _worker = Service::ready("worker", &servers, &[]).await;
-    eventually("all are forgotten", async || (claims(&servers).await == 0).then_some(())).await;
+    eventually("all are pruned", async || (claims(&servers).await == 0).then_some(())).await;
     eventually("a watermark has come through", async || {
         let arrived = servers
             .number("select count(*) from queue_progress where published_at > now() - interval '1 hour'");
@@ -231,10 +231,10 @@ async fn each_was_counted_once_at_most(servers: &Servers) {
 }
 
 #[tokio::test]
-async fn forgetting_disturbs_nobody() {
+async fn pruning_disturbs_nobody() {
     const OLD: u32 = 100_000;
     let servers = Servers::fresh().await;
-    // Some come once more while they are forgotten: each is known or not, and counts once at most.
+    // Some come once more while they are pruned: each is known or not, and counts once at most.
     let met_again: Vec<String> = (0..1000).map(|number| format!("old-{number}")).collect();
     claim_long_ago(&servers, &met_again, OLD).await;
     watermark(&servers, "3 days", "2 days").await;
@@ -266,10 +266,10 @@ async fn forgetting_disturbs_nobody() {
                 "select count(*) from pg_stat_activity as waiting,
                     unnest(pg_blocking_pids(waiting.pid)) as blocker
                  join pg_stat_activity as blocking on blocking.pid = blocker
-                 where waiting.datname = current_database() and blocking.query like '%catchall: forget%'
+                 where waiting.datname = current_database() and blocking.query like '%catchall: prune%'
                     and waiting.query_start < clock_timestamp() - interval '5 seconds'",
             );
-            assert_eq!(waiting.await, 0, "somebody waits for a row that is being forgotten");
+            assert_eq!(waiting.await, 0, "somebody waits for a row that is being pruned");
             (servers.counters("new.com").await == (published, published)).then_some(())
         })
         .await;
@@ -282,7 +282,7 @@ async fn forgetting_disturbs_nobody() {
         }
         assert!(begun.elapsed() < Duration::from_mins(5), "{after} are left");
     }
-    assert!(counted_meanwhile > 0, "nothing was counted while claims were forgotten");
+    assert!(counted_meanwhile > 0, "nothing was counted while claims were pruned");
     servers.settle_at("new.com", published, published).await;
     each_was_counted_once_at_most(&servers).await;
     for worker in workers {
@@ -296,11 +296,12 @@ async fn forgetting_disturbs_nobody() {
 async fn a_duplicate_renews_its_claim() {
     let servers = Servers::fresh().await;
     let ledger = servers.ledger();
-    let message = (Some(IdempotencyKey::fresh()), Batch::from_json(KEYED).unwrap());
-    let other = (Some(IdempotencyKey::fresh()), Batch::from_json(KEYED).unwrap());
-    let count = async |message: &(Option<IdempotencyKey>, Batch)| {
-        let portion = Portion { batches: vec![message.clone()], ..Portion::default() };
-        ledger.apply(Arc::new(portion), 0..1).await.unwrap().duplicates
+    let message =
+        Entry { tag: 0, id: Some(IdempotencyKey::fresh()), batch: Batch::from_json(KEYED).unwrap() };
+    let other = Entry { tag: 0, id: Some(IdempotencyKey::fresh()), batch: Batch::from_json(KEYED).unwrap() };
+    let count = async |message: &Entry| {
+        let request = ApplyRequest { entries: vec![message.clone()], ..ApplyRequest::default() };
+        ledger.apply(Arc::new(request), 0..1).await.unwrap().duplicates
     };
     assert_eq!(count(&message).await, 0);
     servers.execute("update message_claims set claimed_at = now() - interval '1 year'").await;

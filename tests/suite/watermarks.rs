@@ -1,4 +1,4 @@
-//! Watermarks: what has come through the queue shows which claims may be forgotten.
+//! Watermarks: what has come through the queue shows which claims may be pruned.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use catchall::batch::Batch;
 use catchall::broker::{self, EVENTS, Message, Priority, Publisher};
-use catchall::event::IdempotencyKey;
 use catchall::health::Health;
-use catchall::ledger::{Ledger, Portion, Watermark};
+use catchall::idempotency_key::IdempotencyKey;
+use catchall::store::ledger::{ApplyRequest, Entry, Ledger, Watermark};
 use harness::processes::Service;
 use harness::proxy::{Proxy, host};
 use harness::servers::{Servers, eventually};
@@ -24,9 +24,9 @@ use crate::retention::{EVENT, retention};
 
 /// Counts nothing but the mark.
 async fn arrive(ledger: &Ledger, mark: Uuid) {
-    let empty = (Some(IdempotencyKey::fresh()), Batch::default());
-    let portion = Portion { batches: vec![empty], marks: vec![mark], before: None };
-    ledger.apply(Arc::new(portion), 0..1).await.unwrap();
+    let empty = Entry { tag: 0, id: Some(IdempotencyKey::fresh()), batch: Batch::default() };
+    let request = ApplyRequest { entries: vec![empty], watermarks: vec![mark], before: None };
+    ledger.apply(Arc::new(request), 0..1).await.unwrap();
 }
 
 #[tokio::test]
@@ -49,7 +49,7 @@ async fn a_watermark_counts_once_nobody_can_hold_what_was_before_it() {
     assert_eq!(messages, events);
     assert!(messages.elapsed().unwrap() >= Duration::from_mins(61) + Duration::from_secs(10));
     let again = ledger.move_horizon(&retention(1000, 3600)).await.unwrap();
-    assert_eq!(again, horizon, "what is forgotten stays forgotten when the retention is raised");
+    assert_eq!(again, horizon, "what is pruned stays pruned when the retention is raised");
 }
 
 #[tokio::test]
@@ -124,7 +124,7 @@ async fn workers_of_the_version_before_send_no_marks_and_move_no_horizon() {
     }
     assert_eq!(servers.number("select count(*) from watermarks where arrived_at is null").await, 2);
     for statement in [
-        "insert into forgotten_claims as f (kind, used_before)
+        "insert into pruned_claims as f (kind, used_before)
          select kind, through.published_at - make_interval(secs => retention)
          from (values ('event', 1::float8), ('message', 1::float8)) as kinds (kind, retention),
             (select max(published_at) as published_at from queue_marks
@@ -152,7 +152,7 @@ async fn a_watermark_overtakes_no_message_of_any_priority() {
     let client = servers.publisher().await;
     let config = broker::Config { amqp_url: servers.amqp_url.parse().unwrap() };
     let broker = Health::default().dependency("broker");
-    let marks = Publisher::connect(config, "marks".into(), broker, Duration::from_secs(30));
+    let publisher = Publisher::connect(config, "watermarks".into(), broker, Duration::from_secs(30));
     let mut overtaken_by_highest = 0;
     // Where two classes take turns, the rarer one is through first.
     for (many, few) in [(LOW, HIGH), (HIGH, LOW)] {
@@ -172,9 +172,9 @@ async fn a_watermark_overtakes_no_message_of_any_priority() {
                 published += 1;
             }
             let watermark = Watermark { lowest: Uuid::now_v7(), highest: Uuid::now_v7() };
-            let lowest = Message::mark(watermark.lowest, Priority::Lowest);
-            let highest = Message::mark(watermark.highest, Priority::Highest);
-            marks.publish(vec![lowest, highest], Instant::now() + Duration::from_secs(30)).await.unwrap();
+            let lowest = Message::watermark(watermark.lowest, Priority::Lowest);
+            let highest = Message::watermark(watermark.highest, Priority::Highest);
+            publisher.publish(vec![lowest, highest], Instant::now() + Duration::from_secs(30)).await.unwrap();
             watermarks.push((watermark, published));
             // Some are handed out and come back.
             for _ in 0..round {
@@ -183,7 +183,7 @@ async fn a_watermark_overtakes_no_message_of_any_priority() {
         }
         let mut order: BTreeMap<String, usize> = BTreeMap::new();
         while let Some((_, headers, properties)) = client.take(EVENTS).await {
-            let name = match headers.inner().get("catchall-mark") {
+            let name = match headers.inner().get("catchall-watermark") {
                 Some(AMQPValue::LongString(mark)) => String::from_utf8(mark.as_bytes().to_vec()).unwrap(),
                 _ => properties.message_id().as_ref().unwrap().to_string(),
             };

@@ -67,7 +67,7 @@ mod tests {
             assert_eq!((event.outcome.as_str(), event.count), (kind.as_str(), 1));
             assert_eq!(event.domain.as_str(), names.canonical(*domain));
             assert_eq!(
-                event.key.map(catchall::event::IdempotencyKey::as_uuid),
+                event.key.map(catchall::idempotency_key::IdempotencyKey::as_uuid),
                 request.keys.get(place).copied()
             );
         }

@@ -92,7 +92,8 @@ pub(crate) trait Client {
     ///
     /// # Errors
     ///
-    /// When there is no response; the error tells whether the request may have arrived. The next call reconnects.
+    /// When there is no response; the error tells whether the request may have arrived. The next call
+    /// reconnects.
     async fn exchange(&mut self, call: HttpRequest) -> Result<HttpResponse, Failure>;
 }
 

@@ -67,7 +67,8 @@ pub struct Interrupted;
 ///
 /// # Errors
 ///
-/// When a server cannot be reached at the start, or counters cannot be read. [`Interrupted`] when the interrupt comes before or after the sending.
+/// When a server cannot be reached at the start, or counters cannot be read. [`Interrupted`] when the
+/// interrupt comes before or after the sending.
 pub async fn run(config: LoadConfig, interrupt: impl Future<Output = ()>) -> anyhow::Result<Report> {
     let plan = Plan::new(config);
     let names = plan.names;

@@ -46,10 +46,10 @@ impl Servers {
         command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
-    /// Records in the ledger that claims last used before this time may have been forgotten.
-    pub async fn forget_claims_before(&self, kind: &str, time: SystemTime) {
+    /// Records in the ledger that claims last used before this time may have been pruned.
+    pub async fn prune_claims_before(&self, kind: &str, time: SystemTime) {
         let seconds = time.duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
-        let insert = format!("insert into forgotten_claims values ('{kind}', to_timestamp({seconds}))");
+        let insert = format!("insert into pruned_claims values ('{kind}', to_timestamp({seconds}))");
         sql::execute(&self.database_url, &insert).await.unwrap();
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use catchall::ledger::{self, Ledger};
+use catchall::store::ledger::{self, Ledger};
 use catchall_load::counts::Counts;
 use http_body_util::Full;
 use hyper::{Method, Request, header};
@@ -59,7 +59,7 @@ impl Servers {
     /// A migrated database and a vhost with another topology.
     pub async fn with(definitions: &Value) -> Self {
         let servers = Self::bare().await;
-        catchall::postgres::migrate(&servers.database_url.parse().unwrap()).await.unwrap();
+        catchall::store::schema::migrate(&servers.database_url.parse().unwrap()).await.unwrap();
         servers.declare(definitions).await;
         eventually("the schema is at the replica", async || {
             sql::execute(&servers.replica_url, "select 1 from event_claims").await.ok()

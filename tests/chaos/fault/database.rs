@@ -72,19 +72,19 @@ pub(super) async fn statement_timeout(cluster: &mut Cluster, label: &str) -> Res
 const WATCHFUL: [(&str, &str); 3] = [
     ("CATCHALL_MESSAGE_RETENTION_SECS", "3600"),
     ("CATCHALL_EVENT_RETENTION_SECS", "3600"),
-    ("CATCHALL_MAX_HOLD_SECS", "24"),
+    ("CATCHALL_ACK_DEADLINE_SECS", "24"),
 ];
 
 /// Moves every time in the ledger three days ahead, including the horizon, as if the clock had been ahead.
 const AHEAD: &str = "\
-insert into forgotten_claims (kind, used_before) values ('message', now()), ('event', now())
+insert into pruned_claims (kind, used_before) values ('message', now()), ('event', now())
     on conflict do nothing;
 do $$
 declare c record;
 begin
     for c in select table_name, column_name from information_schema.columns
         where table_schema = current_schema() and data_type = 'timestamp with time zone'
-        and table_name in ('watermarks', 'forgotten_claims', 'message_claims', 'event_claims')
+        and table_name in ('watermarks', 'pruned_claims', 'message_claims', 'event_claims')
     loop
         execute format('update %1$I set %2$I = %2$I + interval ''3 days''', c.table_name, c.column_name);
     end loop;
@@ -124,10 +124,10 @@ pub(super) async fn clock_steps_back(cluster: &mut Cluster, label: &str) -> Resu
 }
 
 /// Claims are kept for five seconds, and a message is held for at most six.
-const FORGETFUL: [(&str, &str); 4] = [
+const SHORT_RETENTION: [(&str, &str); 4] = [
     ("CATCHALL_MESSAGE_RETENTION_SECS", "5"),
     ("CATCHALL_EVENT_RETENTION_SECS", "5"),
-    ("CATCHALL_MAX_HOLD_SECS", "6"),
+    ("CATCHALL_ACK_DEADLINE_SECS", "6"),
     ("CATCHALL_STATEMENT_TIMEOUT_SECS", "2"),
 ];
 
@@ -141,18 +141,18 @@ pub(super) async fn short_retention(cluster: &mut Cluster, label: &str) -> Resul
     cluster.stop_workers().await?;
     let publisher = cluster.servers.publisher().await;
     let expected = keyed(&publisher, label).await;
-    cluster.start_workers_with(&FORGETFUL).await;
-    let (mut times, mut forgotten) = (0, 0.0);
-    while times < TIMES || forgotten == 0.0 && times < MOST_TIMES {
+    cluster.start_workers_with(&SHORT_RETENTION).await;
+    let (mut times, mut pruned) = (0, 0.0);
+    while times < TIMES || pruned == 0.0 && times < MOST_TIMES {
         tokio::time::sleep(AGAIN).await;
         keyed(&publisher, label).await;
-        forgotten = forgotten_claims(cluster).await;
+        pruned = pruned_claims(cluster).await;
         times += 1;
     }
     let mut lifted = Lifted { expected, ..Lifted::now() };
-    lifted.note = Some(format!("{forgotten:.0} claims were forgotten"));
-    if forgotten == 0.0 {
-        lifted.failures.push("no claim was forgotten".into());
+    lifted.note = Some(format!("{pruned:.0} claims were pruned"));
+    if pruned == 0.0 {
+        lifted.failures.push("no claim was pruned".into());
     }
     cluster.usual_workers().await?;
     Ok(lifted)
@@ -188,10 +188,10 @@ async fn settled(expected: &ExpectedCounts, cluster: &Cluster) -> Result<()> {
 }
 
 /// How many claims the workers have pruned since they were started.
-async fn forgotten_claims(cluster: &Cluster) -> f64 {
-    let mut forgotten = 0.0;
+async fn pruned_claims(cluster: &Cluster) -> f64 {
+    let mut pruned = 0.0;
     for worker in &cluster.workers {
-        forgotten += worker.service.metric("catchall_worker_forgotten_claims_total").await;
+        pruned += worker.service.metric("catchall_worker_pruned_claims_total").await;
     }
-    forgotten
+    pruned
 }

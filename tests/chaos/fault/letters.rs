@@ -91,7 +91,7 @@ async fn bury(publisher: &AmqpClient, number: usize, label: &str) {
     let id = format!("{label}-letter-{number}");
     let own = number.is_multiple_of(2);
     let headers: Vec<_> =
-        mended().into_iter().chain((!own).then(|| ("catchall-letter", text(&id)))).collect();
+        mended().into_iter().chain((!own).then(|| ("catchall-dead-letter-id", text(&id)))).collect();
     publisher.bury(&delivered(&domain(number, label)), own.then_some(&*id), &headers).await;
 }
 

@@ -1,0 +1,281 @@
+//! The header of a message as it travels: what the client library cannot read of it, made readable.
+
+use std::fmt::Display;
+
+use super::super::message::{BODY_SIZE_HEADER, UNREADABLE_HEADER};
+use crate::excerpt::excerpt;
+
+/// How deep tables and arrays of headers may lie in each other. The client library reads them by recursion, on a stack
+/// of 2 MiB; the broker's own lie four deep.
+const MAX_DEPTH: usize = 32;
+
+/// What is left of a frame beside the headers: all other properties together have up to 3.3 kB, and with what a dead
+/// dead letter's headers say of its death they must fit in a frame again.
+const ROOM: usize = 8 << 10;
+
+/// Defects that are named. A message may have thousands.
+const NAMED_DEFECTS: usize = 3;
+
+/// AMQP's class of what carries a message.
+const BASIC: u16 = 60;
+
+/// AMQP's properties, in their order; each has a bit of the flags, from the highest down.
+const PROPERTIES: [(&str, Kind); 14] = [
+    ("content_type", Kind::Short),
+    ("content_encoding", Kind::Short),
+    ("headers", Kind::Table),
+    ("delivery_mode", Kind::Octet),
+    ("priority", Kind::Octet),
+    ("correlation_id", Kind::Short),
+    ("reply_to", Kind::Short),
+    ("expiration", Kind::Short),
+    ("message_id", Kind::Short),
+    ("timestamp", Kind::Time),
+    ("type", Kind::Short),
+    ("user_id", Kind::Short),
+    ("app_id", Kind::Short),
+    ("cluster_id", Kind::Short),
+];
+
+/// The flag of the headers.
+const HEADERS: u16 = 1 << 13;
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Short,
+    Octet,
+    Time,
+    Table,
+}
+
+/// What is wrong with a message, as far as it is named.
+#[derive(Debug, Default)]
+pub(super) struct Defects(Vec<String>);
+
+impl Defects {
+    pub(super) fn add(&mut self, defect: impl Display) {
+        if self.0.len() < NAMED_DEFECTS {
+            self.0.push(excerpt(defect));
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn sentence(&self) -> String {
+        excerpt(self.0.join(", "))
+    }
+}
+
+/// What a message may be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Most bytes of a body.
+    pub(super) body: u64,
+    /// Most bytes of a frame.
+    pub(super) frame: usize,
+}
+
+impl Limits {
+    fn headers(self) -> usize {
+        self.frame.saturating_sub(ROOM).max(self.frame / 2)
+    }
+}
+
+/// A content header that the client library can read, in the place of one that it cannot.
+#[derive(Debug)]
+pub(super) struct Readable {
+    pub(super) payload: Vec<u8>,
+    /// Bytes of the body that must not follow.
+    pub(super) unread: u64,
+}
+
+/// Makes the payload of a content header readable; nothing where it is already. `defects` are those of the message that
+/// are known before. What can be read stays, texts that are not UTF-8 are escaped.
+pub(super) fn readable(payload: &[u8], mut defects: Defects, limits: Limits) -> Option<Readable> {
+    let mut reader = Reader(payload);
+    let (class, weight) = (reader.array::<2>()?, reader.array::<2>()?);
+    let size = u64::from_be_bytes(reader.array()?);
+    let flags = u16::from_be_bytes(reader.array()?);
+    if u16::from_be_bytes(class) != BASIC {
+        return None;
+    }
+    let unread = if size > limits.body { size } else { 0 };
+    if unread > 0 {
+        defects.add(format_args!("its body of {size} bytes is larger than {} and was not read", limits.body));
+    }
+    let (mut before, mut headers, mut after) = (Vec::new(), Vec::new(), Vec::new());
+    let mut kept = 0;
+    for (place, (name, kind)) in PROPERTIES.iter().enumerate() {
+        let flag = 1_u16 << (15 - place);
+        if flags & flag == 0 {
+            continue;
+        }
+        let properties = if flag > HEADERS { &mut before } else { &mut after };
+        let read = match kind {
+            Kind::Short => reader.short().map(|text| push_text(properties, name, text, &mut defects)),
+            Kind::Octet => reader.take(1).map(|octet| properties.extend(octet)),
+            Kind::Time => reader.take(8).map(|time| properties.extend(time)),
+            Kind::Table => {
+                let whole = reader.long();
+                // Of what has no end the beginning.
+                let entries = whole.unwrap_or_else(|| reader.0.get(4..).unwrap_or_default());
+                headers = readable_entries(entries, limits.headers(), &mut defects);
+                whole.map(drop)
+            }
+        };
+        if read.is_none() {
+            defects.add("its properties end too early");
+            // What was begun is not to be read on at another place.
+            reader = Reader(&[]);
+            break;
+        }
+        kept |= flag;
+    }
+    if !reader.0.is_empty() {
+        defects.add("it has more properties than AMQP knows");
+    }
+    if defects.is_empty() {
+        return None;
+    }
+    push_header(&mut headers, UNREADABLE_HEADER, b'S', |value| {
+        push_long(value, defects.sentence().as_bytes());
+    });
+    if unread > 0 {
+        let size = i64::try_from(size).unwrap_or(i64::MAX);
+        push_header(&mut headers, BODY_SIZE_HEADER, b'l', |value| value.extend(size.to_be_bytes()));
+    }
+    let size = if unread > 0 { 0 } else { size };
+    let mut payload =
+        [&class[..], &weight, &size.to_be_bytes(), &(kept | HEADERS).to_be_bytes(), &before].concat();
+    push_long(&mut payload, &headers);
+    payload.extend(after);
+    Some(Readable { payload, unread })
+}
+
+/// The entries of a table that the client library can read, as many as there is room for.
+fn readable_entries(entries: &[u8], room: usize, defects: &mut Defects) -> Vec<u8> {
+    let mut reader = Reader(entries);
+    let mut kept = Vec::new();
+    while !reader.0.is_empty() {
+        let rest = reader.0;
+        let (Some(name), Some(value)) = (reader.short(), reader.value()) else {
+            defects.add("its headers cannot be told apart");
+            break;
+        };
+        let entry = &rest[..rest.len() - reader.0.len()];
+        let defect = if std::str::from_utf8(name).is_err() {
+            Some("has a name that is not UTF-8")
+        } else if kept.len() + entry.len() > room {
+            Some("is too large")
+        } else {
+            defect_of(value)
+        };
+        match defect {
+            None => kept.extend(entry),
+            Some(defect) => defects.add(format_args!("its header {} {defect}", name.escape_ascii())),
+        }
+    }
+    kept
+}
+
+/// What keeps the client library from reading the value of a header. It does not recurse.
+fn defect_of(value: &[u8]) -> Option<&'static str> {
+    // As an array of one.
+    let mut containers = vec![(b'A', Reader(value))];
+    while let Some((kind, reader)) = containers.last_mut() {
+        if reader.0.is_empty() {
+            containers.pop();
+            continue;
+        }
+        if *kind == b'F' {
+            match reader.short().map(std::str::from_utf8) {
+                Some(Ok(_)) => {}
+                Some(Err(_)) => return Some("has names that are not UTF-8"),
+                None => return Some("does not end where it says"),
+            }
+        }
+        let Some(value) = reader.value() else { return Some("does not end where it says") };
+        if let [inner @ (b'A' | b'F'), _, _, _, _, content @ ..] = value {
+            if containers.len() == MAX_DEPTH {
+                return Some("lies too deep");
+            }
+            containers.push((*inner, Reader(content)));
+        }
+    }
+    None
+}
+
+/// Escapes what is not UTF-8, as much as a short string can have.
+pub(super) fn push_text(out: &mut Vec<u8>, name: &str, text: &[u8], defects: &mut Defects) {
+    if std::str::from_utf8(text).is_ok() {
+        push_short(out, text);
+    } else {
+        defects.add(format_args!("its {name} is not UTF-8 ({})", text.escape_ascii()));
+        let escaped: Vec<u8> = text.escape_ascii().take(u8::MAX.into()).collect();
+        push_short(out, &escaped);
+    }
+}
+
+fn push_header(headers: &mut Vec<u8>, name: &str, kind: u8, value: impl FnOnce(&mut Vec<u8>)) {
+    push_short(headers, name.as_bytes());
+    headers.push(kind);
+    value(headers);
+}
+
+fn push_short(out: &mut Vec<u8>, text: &[u8]) {
+    out.push(u8::try_from(text.len()).expect("a short string came with a length of one byte"));
+    out.extend(text);
+}
+
+fn push_long(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend(u32::try_from(bytes.len()).expect("it is part of a frame").to_be_bytes());
+    out.extend(bytes);
+}
+
+/// What is left to be read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reader<'a>(pub(super) &'a [u8]);
+
+impl<'a> Reader<'a> {
+    pub(super) fn take(&mut self, size: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(size)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    pub(super) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        self.take(N)?.try_into().ok()
+    }
+
+    pub(super) fn short(&mut self) -> Option<&'a [u8]> {
+        let (size, rest) = self.0.split_first()?;
+        let (text, rest) = rest.split_at_checked((*size).into())?;
+        self.0 = rest;
+        Some(text)
+    }
+
+    fn long(&mut self) -> Option<&'a [u8]> {
+        let (size, rest) = self.0.split_first_chunk()?;
+        let (bytes, rest) = rest.split_at_checked(usize::try_from(u32::from_be_bytes(*size)).ok()?)?;
+        self.0 = rest;
+        Some(bytes)
+    }
+
+    /// A value with its type, whatever is in it; nothing where it has no end.
+    fn value(&mut self) -> Option<&'a [u8]> {
+        let all = self.0;
+        match self.take(1)?[0] {
+            b'V' => {}
+            b't' | b'b' | b'B' => _ = self.take(1)?,
+            b's' | b'U' | b'u' => _ = self.take(2)?,
+            b'I' | b'i' | b'f' => _ = self.take(4)?,
+            b'D' => _ = self.take(5)?,
+            b'l' | b'L' | b'd' | b'T' => _ = self.take(8)?,
+            b'S' | b'x' | b'A' | b'F' => _ = self.long()?,
+            _ => return None,
+        }
+        Some(&all[..all.len() - self.0.len()])
+    }
+}

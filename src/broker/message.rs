@@ -1,0 +1,307 @@
+//! The wire format: a message's body, properties and headers, both ways.
+//!
+//! The body is that of [`Batch`](crate::batch::Batch): one event or an array of events, in JSON. Everything else that
+//! catchall reads or writes of a message stands here.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use lapin::options::BasicPublishOptions;
+use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+use lapin::{BasicProperties, Channel, Confirmation};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use uuid::Uuid;
+
+use super::topology::{DEAD, EVENTS};
+use crate::domain_name::DomainName;
+use crate::excerpt::excerpt;
+use crate::idempotency_key::IdempotencyKey;
+
+/// A time as AMQP has it, in whole seconds since 1970. It prints as of RFC 3339.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp(u64);
+
+impl Timestamp {
+    pub(super) fn now() -> Self {
+        Self(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
+    }
+
+    /// So many whole seconds after the beginning of 1970.
+    pub(super) fn of(seconds: u64) -> Self {
+        Self(seconds)
+    }
+
+    /// Whole seconds since the beginning of 1970.
+    pub(super) fn seconds(self) -> u64 {
+        self.0
+    }
+
+    /// How long after the beginning of 1970.
+    #[must_use]
+    pub fn since_epoch(self) -> Duration {
+        Duration::from_secs(self.0)
+    }
+}
+
+impl From<SystemTime> for Timestamp {
+    fn from(time: SystemTime) -> Self {
+        Self(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = i64::try_from(self.0).ok().and_then(|secs| OffsetDateTime::from_unix_timestamp(secs).ok());
+        match time.and_then(|time| time.format(&Rfc3339).ok()) {
+            Some(time) => f.write_str(&time),
+            // Some clients put milliseconds there.
+            None => write!(f, "{} s after 1970", self.0),
+        }
+    }
+}
+
+/// The delivery mode of a message that has to survive a restart of the broker.
+const PERSISTENT: u8 = 2;
+
+/// The header that makes a message a watermark. It is one only if the ledger knows its id: nobody else's message can
+/// pass for one.
+const WATERMARK_HEADER: &str = "catchall-watermark";
+
+/// The header that says what of a message could not be read. It is written here, on arrival, and never at the broker:
+/// whoever publishes a message that has it gets a dead letter.
+pub(super) const UNREADABLE_HEADER: &str = "catchall-unreadable";
+
+/// The header with the size of a body that was not read.
+pub(super) const BODY_SIZE_HEADER: &str = "catchall-body-bytes";
+
+/// What the headers begin with that are ours.
+const OURS: &str = "catchall-";
+
+/// The header that says why a dead letter is one. The broker writes none: what has no reason it has moved itself.
+pub(super) const REASON_HEADER: &str = "catchall-reason";
+
+/// The header that says when a dead letter became one.
+pub(super) const DEAD_LETTERED_AT_HEADER: &str = "catchall-dead-lettered-at";
+
+/// The header with the identity of a dead letter whose message had none.
+pub(super) const DEAD_LETTER_ID_HEADER: &str = "catchall-dead-letter-id";
+
+/// The header that says who published the message. The property of that name can only be used by that user.
+const USER_HEADER: &str = "catchall-user-id";
+
+/// Where the broker writes how often a message died, where, when and of what.
+pub(super) const DEATHS_HEADER: &str = "x-death";
+
+/// What else the broker writes into the headers of a message that has died or come back.
+const TRACES: [&str; 4] = ["x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count"];
+
+/// One AMQP message, ready to be published.
+#[derive(Clone, Debug)]
+pub struct Message {
+    exchange: &'static str,
+    routing_key: ShortString,
+    properties: BasicProperties,
+    body: Vec<u8>,
+}
+
+impl Message {
+    pub(super) fn id(&self) -> Option<&ShortString> {
+        self.properties.message_id().as_ref()
+    }
+
+    /// A message of events. It counts once under `id`, however often it is published or delivered.
+    #[must_use]
+    pub fn events(body: Vec<u8>, id: Option<IdempotencyKey>) -> Self {
+        let properties = BasicProperties::default()
+            .with_delivery_mode(PERSISTENT)
+            .with_content_type("application/json".into());
+        let properties = match id {
+            Some(id) => properties.with_message_id(id.to_string().into()),
+            None => properties,
+        };
+        Self { exchange: EVENTS, routing_key: ShortString::default(), properties, body }
+    }
+
+    /// The same under the routing key a direct publisher would choose.
+    #[must_use]
+    pub fn routed_by(mut self, domain: &DomainName) -> Self {
+        self.routing_key = domain.as_str().into();
+        self
+    }
+
+    /// A message without events that shows, when it arrives, that all before it of its class of priorities have been
+    /// handed out.
+    #[must_use]
+    pub fn watermark(id: Uuid, priority: Priority) -> Self {
+        let mut headers = FieldTable::default();
+        headers.insert(WATERMARK_HEADER.into(), AMQPValue::LongString(id.to_string().into()));
+        let mut watermark = Self::events(b"[]".into(), None);
+        watermark.properties = watermark.properties.with_headers(headers).with_priority(priority as u8);
+        watermark
+    }
+
+    /// A copy of `delivery` for the dead letters: as it came, with the reason why it cannot be read in its
+    /// headers, when that was found, and an identity if it has none of its own, so that a replay counts once.
+    #[must_use]
+    pub fn dead_letter(delivery: &Delivery, reason: &str) -> Self {
+        Self {
+            exchange: DEAD,
+            routing_key: delivery.routing_key().into(),
+            properties: dead_lettered(delivery.properties(), delivery.message_id(), reason),
+            body: delivery.body().to_vec(),
+        }
+    }
+
+    /// What was delivered as a dead letter, as it was before, under the id it counts once under.
+    pub(super) fn original(delivery: lapin::message::Delivery, id: Option<&str>) -> Self {
+        let properties = original(&delivery.properties, id);
+        Self { exchange: EVENTS, routing_key: delivery.routing_key, properties, body: delivery.data }
+    }
+
+    /// Publishes it. The first await writes to the socket, the second is the confirm. `mandatory` makes the broker return
+    /// what no queue takes instead of confirming that it dropped it.
+    pub(super) async fn publish(&self, channel: &Channel) -> lapin::Result<Confirmation> {
+        let Message { exchange, routing_key, properties, body } = self;
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        channel
+            .basic_publish((*exchange).into(), routing_key.clone(), options, body, properties.clone())
+            .await?
+            .await
+    }
+}
+
+/// The ends of the scale of priorities, whatever classes the broker makes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Priority {
+    /// None is lower. It is not what a message has that names none.
+    Lowest = 0,
+    /// None is higher: from 4.3 on the broker takes all above 31 for 31.
+    Highest = u8::MAX,
+}
+
+/// One message, not yet accepted.
+#[derive(Debug)]
+pub struct Delivery(pub(super) lapin::message::Delivery);
+
+impl Delivery {
+    /// The position of the message among those of its [`Deliveries`].
+    #[must_use]
+    pub fn tag(&self) -> u64 {
+        self.0.delivery_tag
+    }
+
+    /// The message's body.
+    #[must_use]
+    pub fn body(&self) -> &[u8] {
+        &self.0.data
+    }
+
+    /// The publisher's identity of the message. Some clients send an empty one when none is set.
+    #[must_use]
+    pub fn message_id(&self) -> Option<&str> {
+        set(self.0.properties.message_id().as_ref())
+    }
+
+    /// What the publisher says the body is, as in `application/json`.
+    #[must_use]
+    pub fn content_type(&self) -> Option<&str> {
+        set(self.0.properties.content_type().as_ref())
+    }
+
+    /// How the publisher says the body is packed, as in `gzip`.
+    #[must_use]
+    pub fn content_encoding(&self) -> Option<&str> {
+        set(self.0.properties.content_encoding().as_ref())
+    }
+
+    /// The id of the mark, if the message says that it is one.
+    #[must_use]
+    pub fn watermark(&self) -> Option<Uuid> {
+        match self.0.properties.headers().as_ref()?.inner().get(WATERMARK_HEADER)? {
+            AMQPValue::LongString(id) => Uuid::try_parse_ascii(id.as_bytes()).ok(),
+            _ => None,
+        }
+    }
+
+    /// What of the message the client library could not have read, if there was anything: then this is not all of
+    /// the message, and no copy of it may take its place.
+    #[must_use]
+    pub fn unreadable(&self) -> Option<Cow<'_, str>> {
+        match self.0.properties.headers().as_ref()?.inner().get(UNREADABLE_HEADER)? {
+            AMQPValue::LongString(defects) => Some(String::from_utf8_lossy(defects.as_bytes())),
+            // Nobody but the publisher writes it so.
+            _ => Some(UNREADABLE_HEADER.into()),
+        }
+    }
+
+    pub(super) fn properties(&self) -> &BasicProperties {
+        &self.0.properties
+    }
+
+    pub(super) fn routing_key(&self) -> &str {
+        self.0.routing_key.as_str()
+    }
+}
+
+fn set(property: Option<&ShortString>) -> Option<&str> {
+    property.map(ShortString::as_str).filter(|text| !text.is_empty())
+}
+
+/// The properties of the dead letter of a message that the worker cannot read.
+fn dead_lettered(properties: &BasicProperties, message_id: Option<&str>, reason: &str) -> BasicProperties {
+    let string = |text: &str| AMQPValue::LongString(LongString::from(text));
+    let mut headers = properties.headers().clone().unwrap_or_default();
+    headers.insert(REASON_HEADER.into(), string(&excerpt(reason)));
+    headers.insert(DEAD_LETTERED_AT_HEADER.into(), AMQPValue::Timestamp(Timestamp::now().seconds()));
+    if message_id.is_none() {
+        headers.insert(DEAD_LETTER_ID_HEADER.into(), string(&IdempotencyKey::fresh().to_string()));
+    }
+    if let Some(user) = properties.user_id() {
+        headers.insert(USER_HEADER.into(), string(user.as_str()));
+    }
+    kept(properties).with_headers(headers)
+}
+
+/// The properties of a message that go with it to wherever it is published again, all but its headers. Not the
+/// expiration: what is kept until a person decides, and what was sent back by one, must not vanish. Not the user
+/// either: the broker breaks the connection of anybody else who names them.
+fn kept(properties: &BasicProperties) -> BasicProperties {
+    type Set<T> = fn(BasicProperties, T) -> BasicProperties;
+    fn with<T: Clone>(kept: BasicProperties, value: Option<&T>, set: Set<T>) -> BasicProperties {
+        match value {
+            Some(value) => set(kept, value.clone()),
+            None => kept,
+        }
+    }
+    let kept = BasicProperties::default().with_delivery_mode(PERSISTENT);
+    let kept = with(kept, properties.message_id().as_ref(), BasicProperties::with_message_id);
+    let kept = with(kept, properties.content_type().as_ref(), BasicProperties::with_content_type);
+    let kept = with(kept, properties.content_encoding().as_ref(), BasicProperties::with_content_encoding);
+    let kept = with(kept, properties.priority().as_ref(), BasicProperties::with_priority);
+    let kept = with(kept, properties.correlation_id().as_ref(), BasicProperties::with_correlation_id);
+    let kept = with(kept, properties.reply_to().as_ref(), BasicProperties::with_reply_to);
+    let kept = with(kept, properties.timestamp().as_ref(), BasicProperties::with_timestamp);
+    let kept = with(kept, properties.kind().as_ref(), BasicProperties::with_type);
+    let kept = with(kept, properties.app_id().as_ref(), BasicProperties::with_app_id);
+    with(kept, properties.cluster_id().as_ref(), BasicProperties::with_cluster_id)
+}
+
+/// The properties a dead letter had as a message, under the id it counts once under.
+fn original(properties: &BasicProperties, id: Option<&str>) -> BasicProperties {
+    let mut headers = FieldTable::default();
+    for (name, value) in properties.headers().iter().flat_map(FieldTable::inner) {
+        let theirs = name.as_str();
+        let trace = TRACES.iter().any(|trace| theirs.starts_with(trace)) || theirs == DEATHS_HEADER;
+        if !trace && !theirs.starts_with(OURS) {
+            headers.insert(name.clone(), value.clone());
+        }
+    }
+    let properties = kept(properties).with_headers(headers);
+    match id {
+        Some(id) => properties.with_message_id(id.into()),
+        None => properties,
+    }
+}

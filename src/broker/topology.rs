@@ -1,0 +1,53 @@
+//! What has to exist at the broker: `rabbitmq/definitions.json` declares it.
+
+use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
+use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
+use lapin::types::FieldTable;
+use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
+
+use super::connect::describe;
+use super::error::Error;
+use super::url::Url;
+
+/// The exchange events are published to, and the queue they wait in.
+pub const EVENTS: &str = "catchall.events";
+
+/// The exchange unreadable messages go to, and the queue they are kept in.
+pub const DEAD: &str = "catchall.dead";
+
+/// Checks that what `rabbitmq/definitions.json` declares is there, by passive declarations, which need no
+/// permission to configure anything. A missing object closes the channel it was asked for on, so this
+/// takes one of its own.
+pub(super) async fn check_topology(connection: &Connection, url: &Url) -> Result<(), Error> {
+    let failed = |error: &lapin::Error| Error::connection(url, describe(error, url));
+    let channel = connection.create_channel().await.map_err(|error| failed(&error))?;
+    for name in [EVENTS, DEAD] {
+        for (kind, answer) in
+            [("exchange", exchange(&channel, name).await), ("queue", queue(&channel, name).await)]
+        {
+            match answer {
+                Ok(()) => {}
+                Err(error) if is_not_found(&error) => {
+                    return Err(Error::Missing { url: url.to_string(), kind, name });
+                }
+                Err(error) => return Err(failed(&error)),
+            }
+        }
+    }
+    channel.close(200, "checked".into()).await.map_err(|error| failed(&error))
+}
+
+async fn exchange(channel: &Channel, name: &str) -> lapin::Result<()> {
+    let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+    channel.exchange_declare(name.into(), ExchangeKind::Fanout, options, FieldTable::default()).await
+}
+
+async fn queue(channel: &Channel, name: &str) -> lapin::Result<()> {
+    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare(name.into(), options, FieldTable::default()).await.map(drop)
+}
+
+fn is_not_found(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(amqp)
+        if matches!(amqp.kind(), AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND)))
+}

@@ -1,0 +1,137 @@
+//! Who gets memory, and who loses it.
+
+use super::*;
+use futures::FutureExt;
+use futures::future::join_all;
+
+const MIB: usize = 1024 * 1024;
+
+async fn holding(budget: &Budget, bytes: usize) -> Share {
+    let mut share = budget.share();
+    share.hold(bytes).await.unwrap();
+    share
+}
+
+/// A share whose client has moved so many bytes in the last second, and whether it was given up.
+async fn transferring(budget: &Budget, bytes: usize, moved: u64) -> (Share, Arc<Notify>) {
+    let (share, give_up) = (holding(budget, bytes).await, Arc::new(Notify::new()));
+    share.begin_transfer(Arc::clone(&give_up));
+    share.moved(moved);
+    (share, give_up)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_held_is_given_back() {
+    let budget = Budget::new(16 * MIB);
+    let mut share = holding(&budget, 10 * MIB).await;
+    share.hold(3 * MIB).await.unwrap();
+    assert_eq!(budget.held(), 3 * MIB);
+    drop(share);
+    assert_eq!(budget.held(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_ends_when_there_is_room_or_in_time() {
+    let budget = Budget::new(16 * MIB);
+    let first = holding(&budget, 12 * MIB).await;
+    let mut second = budget.share();
+    let begun = Instant::now();
+    assert_eq!(second.hold(8 * MIB).await, Err(Exhausted));
+    assert_eq!(begun.elapsed().as_secs(), WAIT.as_secs());
+    assert_eq!(budget.held(), 12 * MIB);
+    let (granted, ()) = tokio::join!(second.hold(8 * MIB), async {
+        sleep(Duration::from_secs(1)).await;
+        drop(first);
+    });
+    assert_eq!(granted, Ok(()));
+    assert_eq!(budget.held(), 8 * MIB);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_stops_waiting_takes_nothing_with_him() {
+    let budget = Budget::new(16 * MIB);
+    let first = holding(&budget, 12 * MIB).await;
+    let mut second = budget.share();
+    let mut waiting = Box::pin(second.hold(8 * MIB));
+    assert!(waiting.as_mut().now_or_never().is_none());
+    // It is granted, and never looked at.
+    drop(first);
+    drop(waiting);
+    drop(second);
+    assert_eq!(budget.held(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn large_requests_leave_room_for_small_ones() {
+    let budget = Budget::new(16 * MIB);
+    let _large = holding(&budget, 14 * MIB).await;
+    let mut waiting = budget.share();
+    let mut waiting = Box::pin(waiting.hold(MIB));
+    assert!(waiting.as_mut().now_or_never().is_none());
+    let small: Vec<Share> = join_all((0..8).map(|_| holding(&budget, SMALL))).await;
+    assert_eq!(budget.held(), 16 * MIB);
+    drop(small);
+    assert_eq!(waiting.await, Err(Exhausted));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_slowest_are_given_up_for_those_who_wait() {
+    let budget = Budget::new(16 * MIB);
+    let (slow, slow_ends) = transferring(&budget, 4 * MIB, 1000).await;
+    let (slower, slower_ends) = transferring(&budget, 4 * MIB, 999).await;
+    let (quick, quick_ends) = transferring(&budget, 4 * MIB, 1_000_000).await;
+    let working = holding(&budget, 2 * MIB).await;
+    sleep(Duration::from_secs(1)).await;
+    let mut more = budget.share();
+    let (granted, ()) = tokio::join!(more.hold(2 * MIB), async {
+        slower_ends.notified().await;
+        drop(slower);
+    });
+    assert_eq!(granted, Ok(()));
+    assert!(slow_ends.notified().now_or_never().is_none());
+    let (granted, ()) = tokio::join!(more.hold(7 * MIB), async {
+        slow_ends.notified().await;
+        drop(slow);
+    });
+    assert_eq!(granted, Ok(()));
+    assert!(quick_ends.notified().now_or_never().is_none());
+    let (granted, ()) = tokio::join!(more.hold(14 * MIB), async {
+        quick_ends.notified().await;
+        drop(quick);
+    });
+    // What does not wait for its client is not taken from it.
+    assert_eq!(granted, Err(Exhausted));
+    drop(working);
+    assert_eq!(more.hold(14 * MIB).await, Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_called_slow_before_he_had_a_chance() {
+    let budget = Budget::new(16 * MIB);
+    let (_new, new_ends) = transferring(&budget, 14 * MIB, 0).await;
+    let mut more = budget.share();
+    let begun = Instant::now();
+    let (granted, ()) = tokio::join!(more.hold(MIB), async {
+        new_ends.notified().await;
+        assert!(begun.elapsed() >= FAIR_CHANCE);
+    });
+    assert_eq!(granted, Err(Exhausted));
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_wait_for_each_other_do_not_all_wait_in_vain() {
+    let budget = Budget::new(16 * MIB);
+    let mut halves = Vec::new();
+    for _ in 0..7 {
+        halves.push(holding(&budget, 2 * MIB).await);
+    }
+    let begun = Instant::now();
+    let ended = join_all(halves.into_iter().map(async |mut share| {
+        let held = share.hold(4 * MIB).await;
+        sleep(Duration::from_millis(10)).await;
+        held
+    }));
+    let ended = ended.await;
+    assert_eq!(ended.iter().filter(|held| held.is_ok()).count(), 4, "{ended:?}");
+    assert!(begun.elapsed() < Duration::from_secs(1));
+}

@@ -1,0 +1,276 @@
+//! Problem documents (RFC 9457): what a client gets instead of what it asked for.
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Serialize, Serializer};
+
+use crate::domain_name::DomainName;
+use crate::excerpt::excerpt;
+
+/// What `Retry-After` says of a 503, in seconds: soon enough to lose little, late enough to let a broker breathe.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// The media type of a [`Problem`].
+const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
+
+/// What a program decides by: the `type` of a problem is `urn:catchall:problem:` and the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProblemType {
+    /// Nothing was counted: send it again.
+    NotCounted,
+    /// It may have been counted: send it again under the same key.
+    MaybeCounted,
+    /// The queue is at its limit: send it again later, under the same key.
+    QueueFull,
+    /// What stands for a domain name is none.
+    InvalidDomain,
+    /// An event of a bulk request is none.
+    InvalidEvent,
+    /// A key is empty, too long, or given twice.
+    InvalidKey,
+    /// A body cannot be read as what it says it is.
+    InvalidBody,
+    /// None of the events of a bulk request could be read.
+    NothingReadable,
+    /// More than a request may carry.
+    TooLarge,
+    /// A body did not arrive in time: nothing was counted.
+    Timeout,
+    /// A media type or an encoding that is not read here.
+    UnsupportedMediaType,
+    /// There is no such resource.
+    NotFound,
+    /// The resource does not take the method.
+    MethodNotAllowed,
+    /// The counters cannot be read now: ask again.
+    Unavailable,
+}
+
+impl ProblemType {
+    /// All there are, as documented.
+    pub const ALL: [Self; 14] = [
+        Self::NotCounted,
+        Self::MaybeCounted,
+        Self::QueueFull,
+        Self::InvalidDomain,
+        Self::InvalidEvent,
+        Self::InvalidKey,
+        Self::InvalidBody,
+        Self::NothingReadable,
+        Self::TooLarge,
+        Self::Timeout,
+        Self::UnsupportedMediaType,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::Unavailable,
+    ];
+
+    /// The URN by which a program knows it.
+    #[must_use]
+    pub fn urn(self) -> &'static str {
+        match self {
+            Self::NotCounted => "urn:catchall:problem:not-counted",
+            Self::MaybeCounted => "urn:catchall:problem:maybe-counted",
+            Self::QueueFull => "urn:catchall:problem:queue-full",
+            Self::InvalidDomain => "urn:catchall:problem:invalid-domain",
+            Self::InvalidEvent => "urn:catchall:problem:invalid-event",
+            Self::InvalidKey => "urn:catchall:problem:invalid-key",
+            Self::InvalidBody => "urn:catchall:problem:invalid-body",
+            Self::NothingReadable => "urn:catchall:problem:nothing-readable",
+            Self::TooLarge => "urn:catchall:problem:too-large",
+            Self::Timeout => "urn:catchall:problem:timeout",
+            Self::UnsupportedMediaType => "urn:catchall:problem:unsupported-media-type",
+            Self::NotFound => "urn:catchall:problem:not-found",
+            Self::MethodNotAllowed => "urn:catchall:problem:method-not-allowed",
+            Self::Unavailable => "urn:catchall:problem:unavailable",
+        }
+    }
+
+    /// The status of a response with it.
+    #[must_use]
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::NotCounted | Self::MaybeCounted | Self::QueueFull | Self::Unavailable => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::InvalidDomain
+            | Self::InvalidEvent
+            | Self::InvalidKey
+            | Self::InvalidBody
+            | Self::NothingReadable => StatusCode::BAD_REQUEST,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Timeout => StatusCode::REQUEST_TIMEOUT,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+        }
+    }
+
+    /// The same in words, which do not change with the occasion.
+    fn title(self) -> &'static str {
+        match self {
+            Self::NotCounted => "Nothing was counted",
+            Self::MaybeCounted => "It may have been counted",
+            Self::QueueFull => "The queue is full",
+            Self::InvalidDomain => "Invalid domain",
+            Self::InvalidEvent => "Invalid event",
+            Self::InvalidKey => "Invalid key",
+            Self::InvalidBody => "Invalid body",
+            Self::NothingReadable => "No event could be read",
+            Self::TooLarge => "Too large",
+            Self::Timeout => "Too slow",
+            Self::UnsupportedMediaType => "Unsupported media type",
+            Self::NotFound => "Not found",
+            Self::MethodNotAllowed => "Method not allowed",
+            Self::Unavailable => "Unavailable",
+        }
+    }
+}
+
+impl Serialize for ProblemType {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.urn())
+    }
+}
+
+/// What a request is answered with instead of what it asked for. What went wrong inside is logged where it is known, and
+/// not told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// What kind of problem it is.
+    pub kind: ProblemType,
+    /// What is wrong this time, for people.
+    pub detail: String,
+    /// Of a bulk request: each of its events that was not accepted.
+    pub rejected: Vec<Rejected>,
+}
+
+/// An event of a bulk request that was not accepted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Rejected {
+    /// Its place among the events of the request, from 0.
+    pub index: usize,
+    /// What kind of problem it has.
+    #[serde(rename = "type")]
+    pub kind: ProblemType,
+    /// What is wrong with it.
+    pub detail: String,
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    #[serde(rename = "type")]
+    kind: ProblemType,
+    title: &'static str,
+    status: u16,
+    detail: &'a str,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    rejected: &'a [Rejected],
+}
+
+impl Problem {
+    /// A problem with nothing to say of single events.
+    #[must_use]
+    pub fn new(kind: ProblemType, detail: impl Into<String>) -> Self {
+        Self { kind, detail: detail.into(), rejected: Vec::new() }
+    }
+
+    /// The document.
+    #[must_use]
+    pub fn to_json(&self) -> Response<Vec<u8>> {
+        let Self { kind, detail, rejected } = self;
+        let status = kind.status();
+        let document =
+            Document { kind: *kind, title: kind.title(), status: status.as_u16(), detail, rejected };
+        let mut response = json(status, &document);
+        response.headers_mut().insert(header::CONTENT_TYPE, PROBLEM_JSON);
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        response
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        self.to_json().map(Body::from)
+    }
+}
+
+/// The domain name in a request.
+///
+/// # Errors
+///
+/// Says why it is none.
+pub fn domain(name: &str) -> Result<DomainName, Problem> {
+    DomainName::parse(name).map_err(|error| {
+        let name = excerpt(format_args!("{name:?}"));
+        Problem::new(ProblemType::InvalidDomain, format!("the domain {name} is not valid: {error}"))
+    })
+}
+
+/// A response in JSON.
+///
+/// # Panics
+///
+/// When the value has no JSON, as a map whose keys are not strings.
+#[must_use]
+pub fn json(status: StatusCode, value: &impl Serialize) -> Response<Vec<u8>> {
+    let mut body = serde_json::to_vec(value).expect("responses are made of strings and numbers");
+    // It may have to wait for its client.
+    body.shrink_to_fit();
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// Answers with a problem document also what no route takes.
+pub fn with_problems<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S> {
+    routes.fallback(not_found).method_not_allowed_fallback(method_not_allowed)
+}
+
+async fn not_found(uri: Uri) -> Problem {
+    Problem::new(ProblemType::NotFound, format!("there is nothing at {}", excerpt(uri.path())))
+}
+
+async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
+    let detail = excerpt(format_args!("{method} is not allowed at {}", uri.path()));
+    Problem::new(ProblemType::MethodNotAllowed, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_problem_has_a_name_of_its_own() {
+        let mut urns = ProblemType::ALL.map(ProblemType::urn);
+        urns.sort_unstable();
+        assert!(urns.windows(2).all(|pair| pair[0] != pair[1]));
+        for kind in ProblemType::ALL {
+            assert!(kind.status().is_client_error() || kind.status() == StatusCode::SERVICE_UNAVAILABLE);
+        }
+    }
+
+    #[test]
+    fn a_document_has_the_members_of_the_standard_and_its_events() {
+        let mut problem = Problem::new(ProblemType::NothingReadable, "no event could be read");
+        let read = |problem: &Problem| serde_json::from_slice::<serde_json::Value>(problem.to_json().body());
+        let mut expected = serde_json::json!({
+            "type": "urn:catchall:problem:nothing-readable",
+            "title": "No event could be read",
+            "status": 400,
+            "detail": "no event could be read",
+        });
+        assert_eq!(read(&problem).unwrap(), expected);
+        problem.rejected =
+            vec![Rejected { index: 7, kind: ProblemType::InvalidDomain, detail: "it is an address".into() }];
+        expected["rejected"] = serde_json::json!([
+            {"index": 7, "type": "urn:catchall:problem:invalid-domain", "detail": "it is an address"}
+        ]);
+        assert_eq!(read(&problem).unwrap(), expected);
+    }
+}

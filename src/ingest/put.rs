@@ -1,0 +1,38 @@
+//! One event: `PUT /events/{domain}/delivered|bounced`.
+
+use std::sync::Arc;
+
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+
+use super::accept::{Intake, submit};
+use super::key::RequestKey;
+use crate::event::{Event, Outcome, UnknownOutcome};
+use crate::excerpt::excerpt;
+use crate::http::{self, Problem, ProblemType};
+
+/// `PUT /events/{domain}/delivered|bounced`
+pub(super) async fn put_event(
+    State(intake): State<Arc<Intake>>,
+    path: Result<Path<(String, String)>, PathRejection>,
+    key: Result<RequestKey, Problem>,
+) -> Result<StatusCode, Problem> {
+    let event = event(path, key)?;
+    submit(&intake, 1, |batch| batch.record(event)).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// The event of a path. What it was read from goes with this call: a request waits for its answer with nothing but that.
+fn event(
+    path: Result<Path<(String, String)>, PathRejection>,
+    key: Result<RequestKey, Problem>,
+) -> Result<Event, Problem> {
+    let Path((domain, outcome)) =
+        path.map_err(|error| Problem::new(ProblemType::InvalidDomain, excerpt(error.body_text())))?;
+    let outcome: Outcome = outcome
+        .parse()
+        .map_err(|error: UnknownOutcome| Problem::new(ProblemType::NotFound, error.to_string()))?;
+    let domain = http::domain(&domain)?;
+    Ok(Event { domain, outcome, count: 1, key: key?.0 })
+}

@@ -1,0 +1,49 @@
+//! One domain: `GET /domains/{domain}`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use serde::Serialize;
+
+use super::lookup::{Lookups, look_up};
+use crate::counters::{Counters, Status};
+use crate::domain_name::DomainName;
+use crate::excerpt::excerpt;
+use crate::http::{self, Problem, ProblemType};
+
+/// What the handlers of one thread share.
+#[derive(Clone, Debug)]
+pub(super) struct Domains {
+    pub(super) lookups: Arc<Lookups>,
+    /// Delivered events, without a bounce, that a domain must exceed to be a catch-all.
+    pub(super) threshold: u64,
+}
+
+/// What is known of a domain.
+#[derive(Debug, Serialize)]
+pub(super) struct DomainReport {
+    domain: DomainName,
+    status: Status,
+    delivered: u64,
+    bounced: u64,
+}
+
+/// `GET /domains/{domain}`. A domain that was never seen has had no events, which is an answer like any other.
+pub(super) async fn get_domain(
+    State(Domains { lookups, threshold }): State<Domains>,
+    path: Result<Path<String>, PathRejection>,
+) -> Result<Json<DomainReport>, Problem> {
+    let domain = domain(path)?;
+    let counters = look_up(&lookups, &domain).await?;
+    let Counters { delivered, bounced } = counters;
+    Ok(Json(DomainReport { domain, status: counters.status(threshold), delivered, bounced }))
+}
+
+/// The domain of a path. What it was read from goes with this call, so that nothing else is held while the request waits.
+fn domain(path: Result<Path<String>, PathRejection>) -> Result<DomainName, Problem> {
+    let Path(domain) =
+        path.map_err(|error| Problem::new(ProblemType::InvalidDomain, excerpt(error.body_text())))?;
+    http::domain(&domain)
+}

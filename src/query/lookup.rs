@@ -1,0 +1,82 @@
+//! Look-ups: the names that many requests ask for become one read.
+
+use std::mem;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::future::try_join_all;
+
+use crate::batcher::Batcher;
+use crate::counters::Counters;
+use crate::domain_name::DomainName;
+use crate::health::Dependency;
+use crate::http::{Problem, ProblemType};
+use crate::store::CounterSource;
+
+/// Reads each thread has under way at a time. One would leave the source idle while rows are decoded; more make the
+/// batches smaller and the cost of a name higher.
+pub(super) const READS_AT_ONCE: u32 = 2;
+
+/// How long after a failure a thread tries again to open its connections.
+const WARM_UP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What one read found, in the order of the names, for all who wait for it; nothing when the source did not answer.
+pub(super) type Found = Option<Arc<[Counters]>>;
+
+/// Where the handlers of one thread leave names, and its readers take them.
+pub(super) type Lookups = Batcher<Vec<DomainName>, Found>;
+
+/// The counters of a name.
+pub(super) async fn look_up(lookups: &Lookups, name: &DomainName) -> Result<Counters, Problem> {
+    let mut place = 0;
+    let ticket = lookups.submit(1, |names| {
+        place = names.len();
+        names.push(name.clone());
+    });
+    let unavailable = |detail: &str| Problem::new(ProblemType::Unavailable, detail);
+    let ticket = ticket.map_err(|_| unavailable("too many requests are waiting for the database"))?;
+    match ticket.await {
+        Ok(Some(found)) => Ok(found.get(place).copied().unwrap_or_default()),
+        Ok(None) | Err(_) => Err(unavailable("the database cannot be read")),
+    }
+}
+
+/// Opens the connections of a thread before the process is ready. Otherwise whoever asks first would wait for them, and
+/// in vain when they take too long.
+pub(super) async fn warm_up<S: CounterSource>(source: Arc<S>, dependency: Dependency) {
+    // At once: one after the other would use one connection.
+    while try_join_all((0..READS_AT_ONCE).map(|_| source.counters(&[]))).await.is_err() {
+        // The watch over the source finds and tells what is wrong.
+        tokio::time::sleep(WARM_UP_INTERVAL).await;
+    }
+    dependency.up();
+}
+
+/// Takes the names that have gathered, reads them at once and answers everyone, for ever.
+pub(super) async fn read<S: CounterSource>(lookups: Arc<Lookups>, source: Arc<S>) {
+    let reads = metrics::counter!("catchall_query_reads_total");
+    let failed = metrics::counter!("catchall_query_failed_reads_total");
+    let read_seconds = metrics::histogram!("catchall_query_read_seconds");
+    let mut away = false;
+    loop {
+        let flush = lookups.take().await;
+        let begun = Instant::now();
+        let found = match source.counters(&flush.items).await {
+            Ok(found) => {
+                reads.increment(flush.answer.weight() as u64);
+                read_seconds.record(begun.elapsed());
+                away = false;
+                Some(found.into())
+            }
+            Err(error) => {
+                failed.increment(flush.answer.weight() as u64);
+                // Once per outage: the next thousand reads have nothing new to say.
+                if !mem::replace(&mut away, true) {
+                    tracing::warn!(reason = %error, "cannot read: {error}");
+                }
+                None
+            }
+        };
+        flush.answer.send(found);
+    }
+}

@@ -1,0 +1,88 @@
+//! Claims: which messages and which keyed events have been counted.
+
+use std::collections::HashSet;
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::super::postgres::Steps;
+use super::Entry;
+use crate::batch::Batch;
+use crate::event::Event;
+use crate::idempotency_key::IdempotencyKey;
+
+/// The batches that have not been counted before. Of two deliveries of one message the first is.
+pub(super) async fn claim_messages<'a>(
+    connection: &mut PgConnection,
+    steps: &Steps,
+    entries: &'a [Entry],
+) -> Result<Vec<&'a Batch>, sqlx::Error> {
+    let ids = entries.iter().filter_map(|entry| entry.id.map(IdempotencyKey::as_uuid)).collect();
+    let mut fresh = claim(connection, steps, ids, CLAIM_MESSAGES, RENEW_MESSAGES).await?;
+    let counts = |entry: &&Entry| entry.id.is_none_or(|id| fresh.remove(&id.as_uuid()));
+    Ok(entries.iter().filter(counts).map(|entry| &entry.batch).collect())
+}
+
+/// The events that have not been counted before. Of several with one key the first is.
+pub(super) async fn claim_events<'a>(
+    connection: &mut PgConnection,
+    steps: &Steps,
+    keyed: &[&'a (IdempotencyKey, Event)],
+) -> Result<Vec<&'a Event>, sqlx::Error> {
+    let ids = keyed.iter().map(|(key, _)| key.as_uuid()).collect();
+    let mut fresh = claim(connection, steps, ids, CLAIM_EVENTS, RENEW_EVENTS).await?;
+    Ok(keyed.iter().filter(|(key, _)| fresh.remove(&key.as_uuid())).map(|(_, event)| event).collect())
+}
+
+const CLAIM_MESSAGES: &str = "\
+-- catchall: claim messages
+insert into message_claims (id)
+select id from unnest($1::uuid[]) as claimed (id)
+on conflict do nothing
+returning id";
+
+const CLAIM_EVENTS: &str = "\
+-- catchall: claim events
+insert into event_claims (id)
+select id from unnest($1::uuid[]) as claimed (id)
+on conflict do nothing
+returning id";
+
+/// A duplicate shows that copies are still about, so its claim is kept as if it were new.
+const RENEW_MESSAGES: &str = "\
+-- catchall: renew claims of messages
+insert into message_claims (id)
+select id from unnest($1::uuid[]) as met (id)
+on conflict (id) do update set claimed_at = excluded.claimed_at";
+
+const RENEW_EVENTS: &str = "\
+-- catchall: renew claims of events
+insert into event_claims (id)
+select id from unnest($1::uuid[]) as met (id)
+on conflict (id) do update set claimed_at = excluded.claimed_at";
+
+/// Claims the ids in key order, so that two workers that claim the same ones cannot deadlock: the second
+/// waits for the first to commit, and then gets only what is left. Returns the ids that were fresh; the
+/// number of inserted rows is not to be trusted everywhere, what is returned is.
+async fn claim(
+    connection: &mut PgConnection,
+    steps: &Steps,
+    mut ids: Vec<Uuid>,
+    claim: &'static str,
+    renew: &'static str,
+) -> Result<HashSet<Uuid>, sqlx::Error> {
+    if ids.is_empty() {
+        return Ok(HashSet::new());
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    let fresh = sqlx::query_scalar(claim).bind(&ids).fetch_all(&mut *connection).await?;
+    steps.done();
+    let fresh: HashSet<Uuid> = fresh.into_iter().collect();
+    ids.retain(|id| !fresh.contains(id));
+    if !ids.is_empty() {
+        sqlx::query(renew).bind(ids).execute(connection).await?;
+        steps.done();
+    }
+    Ok(fresh)
+}

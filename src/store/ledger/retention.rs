@@ -1,0 +1,379 @@
+//! Retention: which claims are pruned, and when that is safe.
+//!
+//! A claim must outlive every copy of what it guards. Copies arise in two ways, and each has its bound:
+//!
+//! - Publishers send again, for as long as they do: the *retention*, measured from the last time the claim was
+//!   met.
+//! - The queue keeps copies, for as long as nobody takes them: no bound in time at all. So time is told by what
+//!   the queue has let through. A *mark* is an empty message with an id; it is noted in the ledger before it is
+//!   published and again when it is handed out. What had been handed out by then is counted, or recognised (which
+//!   renews its claim), within the *hold*: a worker refuses to count what it has held longer.
+//!
+//! A *watermark* is two marks, published together, one of the lowest and one of the highest priority. Once both have
+//! arrived, everything that was published before them, of whatever priority, has been handed out too. Returned messages
+//! are handed out again before any that never were, in all versions; of the others,
+//!
+//! - up to RabbitMQ 3.13 priorities mean nothing: each mark is behind all that was published before it;
+//! - from 4.0 to 4.2 there are two classes, up to 4 and above, each first in, first out, and served in turns. By what is
+//!   documented either may overtake the other; but no mark overtakes what is of its own class, and both classes have
+//!   one. (As released, a message of the lower class waits for all of the higher that are older, so that its mark alone
+//!   would do; the higher does overtake.)
+//! - from 4.3 there are thirty-two, and nothing is handed out while something of a higher class waits. When the mark of
+//!   the lowest arrives, no message of a higher class waits, whenever it was published, and what waits of its own was
+//!   published later. (So nothing is pruned for as long as the queue never runs empty.)
+//!
+//! An upgrade of the broker moves what waits into the new classes in its order, and the classes above stay above.
+//!
+//! So a claim that was last met at `t` is pruned once a watermark published after `t` + retention has arrived and
+//! the hold has passed since. While no worker works no mark arrives, however long that lasts.
+//!
+//! All times are of the primary's clock, which may be set back or ahead, also by another primary taking over. A claim is
+//! pruned only once the retention has passed by the clock of then and by the clock of now. A watermark of a time that
+//! has not come shows nothing and is dropped: it would count for claims that were made after it. A clock that is set
+//! ahead makes claims older than they are, which nothing can tell from time that has passed.
+
+use std::time::{Duration, SystemTime};
+
+use uuid::Uuid;
+
+use super::Ledger;
+use crate::store::postgres::Error;
+
+/// Claims that are pruned in one statement: some ten milliseconds, so that nobody waits for it for long.
+const STEP: i32 = 5_000;
+
+/// Watermarks per retention or hold, whichever is shorter: claims live longer by one part in so many.
+const WATERMARKS: u32 = 24;
+
+/// How much longer than the hold a claim is kept, for steps of the clock that are too small to be noticed.
+const SLACK: Duration = Duration::from_secs(5);
+
+/// How far ahead of the clock a watermark may be. Statements that run at once read it some milliseconds apart.
+const AHEAD: Duration = Duration::from_secs(10);
+
+/// How long the ledger remembers what it has counted.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+#[expect(clippy::doc_markdown, reason = "the help is plain text")]
+pub struct Config {
+    /// How long a message_id counts once, in seconds, from the last message that had it. Longer than publishers
+    /// send one message again: three days outlast a weekend. A claim takes some 100 bytes; ingest makes one for
+    /// each of its messages
+    #[arg(long, env = "CATCHALL_MESSAGE_RETENTION_SECS", value_name = "SECONDS", default_value_t = 259_200, value_parser = clap::value_parser!(u32).range(1..))]
+    message_retention_secs: u32,
+
+    /// How long an event's id or Idempotency-Key counts once, in seconds, from the last event that had it. A
+    /// claim takes some 100 bytes, one for every keyed event: shorten it before the disk fills
+    #[arg(long, env = "CATCHALL_EVENT_RETENTION_SECS", value_name = "SECONDS", default_value_t = 259_200, value_parser = clap::value_parser!(u32).range(1..))]
+    event_retention_secs: u32,
+
+    #[command(flatten)]
+    ack_deadline: AckDeadline,
+}
+
+/// How long a worker may hold a message.
+#[derive(Clone, Copy, Debug, clap::Args)]
+#[group(skip)]
+#[expect(clippy::doc_markdown, reason = "the help is plain text")]
+pub struct AckDeadline {
+    /// How long a worker may hold a message, in seconds: what it could not count by then it gives back. At least the
+    /// broker's consumer_timeout, and the same for all workers and for catchall-dead; claims are kept for so much longer
+    #[arg(long, env = "CATCHALL_ACK_DEADLINE_SECS", value_name = "SECONDS", default_value_t = 86_400, value_parser = clap::value_parser!(u32).range(1..))]
+    ack_deadline_secs: u32,
+}
+
+impl AckDeadline {
+    /// How long a worker may hold a message.
+    #[must_use]
+    pub fn ack_deadline(self) -> Duration {
+        seconds(self.ack_deadline_secs)
+    }
+}
+
+impl Config {
+    /// How long a worker may hold a message.
+    #[must_use]
+    pub fn ack_deadline(&self) -> Duration {
+        self.ack_deadline.ack_deadline()
+    }
+
+    /// How often a watermark is to be sent.
+    #[must_use]
+    pub fn watermark_interval(&self) -> Duration {
+        let shortest = self.message_retention_secs.min(self.event_retention_secs);
+        let shortest = seconds(shortest).min(self.ack_deadline());
+        (shortest / WATERMARKS).clamp(Duration::from_secs(1), Duration::from_hours(1))
+    }
+
+    fn retention(&self, kind: Kind) -> Duration {
+        match kind {
+            Kind::Message => seconds(self.message_retention_secs),
+            Kind::Event => seconds(self.event_retention_secs),
+        }
+    }
+}
+
+fn seconds(number: u32) -> Duration {
+    Duration::from_secs(number.into())
+}
+
+/// The two kinds of claims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Of messages, by `message_id`.
+    Message,
+    /// Of events, by key.
+    Event,
+}
+
+/// Claims last met before these times may have been pruned; nothing where none ever was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Horizon {
+    /// Of messages.
+    pub messages: Option<SystemTime>,
+    /// Of events.
+    pub events: Option<SystemTime>,
+}
+
+/// The ids of two marks that are published together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watermark {
+    /// Of the mark of the lowest priority.
+    pub lowest: Uuid,
+    /// Of the mark of the highest priority.
+    pub highest: Uuid,
+}
+
+impl Ledger {
+    /// Notes a watermark that is about to be published; nothing when one was within the `interval`, by whatever worker.
+    ///
+    /// # Errors
+    ///
+    /// When the database is not there.
+    pub async fn begin_watermark(&self, interval: Duration) -> Result<Option<Watermark>, Error> {
+        let watermark = Watermark { lowest: Uuid::now_v7(), highest: Uuid::now_v7() };
+        let noted: Vec<Uuid> = self
+            .database
+            .run(self.timeout, async move |pool| {
+                sqlx::query_scalar(BEGIN_WATERMARK)
+                    .bind(watermark.lowest)
+                    .bind(watermark.highest)
+                    .bind(interval.as_secs_f64())
+                    .fetch_all(&pool)
+                    .await
+            })
+            .await?;
+        Ok((!noted.is_empty()).then_some(watermark))
+    }
+
+    /// Takes back a watermark that was not published, or is not known to be, so that the next one is due at once.
+    ///
+    /// # Errors
+    ///
+    /// When the database is not there.
+    pub async fn withdraw_watermark(&self, watermark: Watermark) -> Result<(), Error> {
+        self.database
+            .run(self.timeout, async move |pool| {
+                sqlx::query(WITHDRAW_WATERMARK).bind(watermark.lowest).execute(&pool).await
+            })
+            .await
+            .map(drop)
+    }
+
+    /// Takes back what a clock that was ahead has left behind: watermarks of a time that has not come, and a horizon
+    /// there. What was pruned by that clock had last been met before now. (If it is the primary's clock of now that
+    /// is wrong, that is later than it shows: hence this process's own, which is of those that date dead letters.)
+    ///
+    /// # Errors
+    ///
+    /// When the database is not there.
+    pub async fn discard_future(&self) -> Result<(), Error> {
+        let here = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        self.database
+            .run(self.timeout, async move |pool| {
+                sqlx::query(DISCARD_FUTURE_WATERMARKS).bind(AHEAD.as_secs_f64()).execute(&pool).await?;
+                sqlx::query(DISCARD_FUTURE_HORIZON).bind(here).execute(&pool).await
+            })
+            .await
+            .map(drop)
+    }
+
+    /// Moves the horizon to where the watermarks that have arrived allow it, and returns it. Nothing is pruned
+    /// yet.
+    ///
+    /// # Errors
+    ///
+    /// When the database is not there.
+    pub async fn move_horizon(&self, config: &Config) -> Result<Horizon, Error> {
+        let kept = (config.ack_deadline() + SLACK).as_secs_f64();
+        let (messages, events) = (config.retention(Kind::Message), config.retention(Kind::Event));
+        self.database
+            .run(self.timeout, async move |pool| {
+                sqlx::query(MOVE_HORIZON)
+                    .bind(kept)
+                    .bind(messages.as_secs_f64())
+                    .bind(events.as_secs_f64())
+                    .execute(&pool)
+                    .await?;
+                sqlx::query(DROP_WATERMARKS).bind(kept).execute(&pool).await
+            })
+            .await?;
+        self.horizon().await
+    }
+
+    /// How far back claims can be relied on.
+    ///
+    /// # Errors
+    ///
+    /// When the database is not there.
+    pub async fn horizon(&self) -> Result<Horizon, Error> {
+        let rows: Vec<(String, f64)> = self
+            .database
+            .run(self.timeout, async |pool| sqlx::query_as(HORIZON).fetch_all(&pool).await)
+            .await?;
+        let of = |kind: Kind| {
+            let row = rows.iter().find(|(name, _)| name == kind.name());
+            row.map(|(_, epoch)| SystemTime::UNIX_EPOCH + Duration::from_secs_f64(epoch.max(0.0)))
+        };
+        Ok(Horizon { messages: of(Kind::Message), events: of(Kind::Event) })
+    }
+
+    /// Begins to prune the claims that may be, the oldest first.
+    #[must_use]
+    pub fn prune(&self, kind: Kind, config: &Config) -> Pruning {
+        let (kept, retention) = (config.ack_deadline() + SLACK, config.retention(kind));
+        Pruning { ledger: self.clone(), kind, kept, retention, from: f64::NEG_INFINITY }
+    }
+}
+
+/// Claims that are being pruned, step by step.
+#[derive(Debug)]
+pub struct Pruning {
+    ledger: Ledger,
+    kind: Kind,
+    /// How long after its arrival a watermark counts.
+    kept: Duration,
+    retention: Duration,
+    /// Where the next step begins, in seconds since 1970: before that are the remains of the steps so far, until they
+    /// are vacuumed, and what was left to others.
+    from: f64,
+}
+
+impl Pruning {
+    /// Prunes some claims, and returns how many; zero when none is left.
+    ///
+    /// # Errors
+    ///
+    /// When the database is not there.
+    pub async fn step(&mut self) -> Result<u64, Error> {
+        let statement = match self.kind {
+            Kind::Message => PRUNE_MESSAGES,
+            Kind::Event => PRUNE_EVENTS,
+        };
+        let (kind, kept, retention) =
+            (self.kind.name(), self.kept.as_secs_f64(), self.retention.as_secs_f64());
+        let from = self.from;
+        let pruned: Vec<f64> = self
+            .ledger
+            .database
+            .run(self.ledger.timeout, async move |pool| {
+                sqlx::query_scalar(statement)
+                    .bind(kind)
+                    .bind(STEP)
+                    .bind(kept)
+                    .bind(retention)
+                    .bind(from)
+                    .fetch_all(&pool)
+                    .await
+            })
+            .await?;
+        // Less a microsecond, which is what seconds since 1970 are exact to.
+        self.from = pruned.iter().fold(from, |from, claimed_at| from.max(claimed_at - 1e-6));
+        Ok(pruned.len() as u64)
+    }
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Message => "message",
+            Self::Event => "event",
+        }
+    }
+}
+
+/// One that is of the near future holds the next one off as one of the past does.
+const BEGIN_WATERMARK: &str = "\
+-- catchall: begin a watermark
+insert into watermarks (id, pair)
+select id, $1 from unnest(array[$1::uuid, $2]) as both_marks (id) where not exists (
+    select from watermarks
+    where published_at > now() - make_interval(secs => $3) and published_at < now() + make_interval(secs => $3))
+returning id";
+
+const WITHDRAW_WATERMARK: &str = "\
+-- catchall: withdraw a watermark
+delete from watermarks where pair = $1";
+
+const DISCARD_FUTURE_WATERMARKS: &str = "\
+-- catchall: drop watermarks of the future
+delete from watermarks where published_at > now() + make_interval(secs => $1)";
+
+const DISCARD_FUTURE_HORIZON: &str = "\
+-- catchall: move a horizon of the future to now
+update pruned_claims set used_before = greatest(now(), to_timestamp($1))
+where used_before > greatest(now(), to_timestamp($1))";
+
+/// The horizon moves back from the future only: what is pruned stays pruned, also after the retention was raised.
+const MOVE_HORIZON: &str = "\
+-- catchall: move the horizon
+insert into pruned_claims as f (kind, used_before)
+select kind, through.published_at - make_interval(secs => retention)
+from (values ('event', $3::float8), ('message', $2::float8)) as kinds (kind, retention),
+    -- The last watermark that has been through for as long as a message may be held.
+    (select max(published_at) as published_at from queue_progress
+     where published_at <= now() and arrived_at < now() - make_interval(secs => $1)) as through
+where through.published_at is not null
+on conflict (kind) do update set used_before = excluded.used_before where f.used_before < excluded.used_before";
+
+/// Older watermarks than the one that counts have nothing more to say, whether they arrived or were lost.
+const DROP_WATERMARKS: &str = "\
+-- catchall: drop old watermarks
+delete from watermarks where published_at < (
+    select max(published_at) from queue_progress
+    where published_at <= now() and arrived_at < now() - make_interval(secs => $1))";
+
+const HORIZON: &str = "\
+-- catchall: read the horizon
+select kind, extract(epoch from used_before)::float8 from pruned_claims";
+
+/// The horizon says what may be gone, and is of the clock of then; what may go now, the clock of now and the watermark
+/// that counts by it decide. (Not by `least`, which passes over what is null.)
+///
+/// What another worker prunes or renews at the same moment is left to it: nobody waits here, so nobody can
+/// wait in a circle.
+const PRUNE_MESSAGES: &str = "\
+-- catchall: prune claims of messages
+delete from message_claims where id in (
+    select id from message_claims
+    where claimed_at >= to_timestamp($5)
+        and claimed_at < (select used_before from pruned_claims where kind = $1)
+        and claimed_at < now() - make_interval(secs => $4)
+        and claimed_at < (
+            select max(published_at) - make_interval(secs => $4) from queue_progress
+            where published_at <= now() and arrived_at < now() - make_interval(secs => $3))
+    order by claimed_at limit $2 for update skip locked)
+returning extract(epoch from claimed_at)::float8";
+
+const PRUNE_EVENTS: &str = "\
+-- catchall: prune claims of events
+delete from event_claims where id in (
+    select id from event_claims
+    where claimed_at >= to_timestamp($5)
+        and claimed_at < (select used_before from pruned_claims where kind = $1)
+        and claimed_at < now() - make_interval(secs => $4)
+        and claimed_at < (
+            select max(published_at) - make_interval(secs => $4) from queue_progress
+            where published_at <= now() and arrived_at < now() - make_interval(secs => $3))
+    order by claimed_at limit $2 for update skip locked)
+returning extract(epoch from claimed_at)::float8";

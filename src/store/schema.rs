@@ -1,0 +1,106 @@
+//! The schema: the migrations this build has, and whether a database has them too.
+
+use std::sync::LazyLock;
+
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::{Connection, PgConnection, SqlSafeStr};
+
+use super::postgres::{Error, Url, describe};
+
+/// SQLSTATE of a query for a table that is not there.
+const UNDEFINED_TABLE: &str = "42P01";
+
+/// The schema this build needs: the files in `migrations/`, in order. They are listed here because the macro
+/// that would find them compiles the driver, TLS included, a second time.
+static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
+    let migration = |version, description: &'static str, sql: &'static str| {
+        Migration::new(version, description.into(), MigrationType::Simple, sql.into_sql_str(), false)
+    };
+    Migrator::with_migrations(vec![
+        migration(1, "ledger", include_str!("../../migrations/0001_ledger.sql")),
+        migration(2, "retention", include_str!("../../migrations/0002_retention.sql")),
+        migration(3, "room", include_str!("../../migrations/0003_room.sql")),
+        migration(4, "watermarks", include_str!("../../migrations/0004_watermarks.sql")),
+        migration(5, "terms", include_str!("../../migrations/0005_terms.sql")),
+    ])
+});
+
+/// Why a database is not the one this build was made for.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum SchemaError {
+    #[error("the schema is missing: run catchall-migrate")]
+    Missing,
+    #[error("the schema is at version {found} and this build needs {needed}: run catchall-migrate")]
+    Behind { found: i64, needed: i64 },
+    #[error("migration {0} is not the one this build has: the database belongs to another build")]
+    Foreign(i64),
+}
+
+/// Brings the schema up to date. It may be run twice, and at once: a lock in the database makes one run wait for the
+/// other, and it then finds nothing left to do.
+///
+/// # Errors
+///
+/// When the database is not available, or a migration that was applied is not the one this build has.
+pub async fn migrate(url: &Url) -> Result<(), Error> {
+    let failed = |reason: String| Error::new(url, reason);
+    let mut connection = url.connect("catchall-migrate").await?;
+    MIGRATIONS.run(&mut connection).await.map_err(|error| failed(error.to_string()))?;
+    connection.close().await.map_err(|error| failed(describe(&error)))
+}
+
+/// Fails unless the database has the schema this build needs.
+pub(super) async fn check(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let applied = applied_migrations(connection).await?;
+    compare(&applied).map_err(|error| sqlx::Error::Configuration(error.into()))
+}
+
+/// The version and the checksum of each migration the database has; none where nothing was ever migrated.
+async fn applied_migrations(connection: &mut PgConnection) -> Result<Vec<(i64, Vec<u8>)>, sqlx::Error> {
+    let applied =
+        sqlx::query_as("select version, checksum from _sqlx_migrations where success order by version")
+            .fetch_all(connection)
+            .await;
+    match applied {
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(UNDEFINED_TABLE) => {
+            Ok(Vec::new())
+        }
+        applied => applied,
+    }
+}
+
+/// Every migration this build has must be there and be the same. Later ones may be there too: that is how a
+/// fleet is upgraded, schema first.
+fn compare(applied: &[(i64, Vec<u8>)]) -> Result<(), SchemaError> {
+    let found = applied.last().ok_or(SchemaError::Missing)?.0;
+    let needed = MIGRATIONS.iter().last().map_or(0, |migration| migration.version);
+    for migration in MIGRATIONS.iter() {
+        match applied.iter().find(|(version, _)| *version == migration.version) {
+            None => return Err(SchemaError::Behind { found, needed }),
+            Some((version, checksum)) if **checksum != *migration.checksum => {
+                return Err(SchemaError::Foreign(*version));
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_schema_is_good_when_it_has_all_of_this_build_and_perhaps_more() {
+        let mut applied: Vec<(i64, Vec<u8>)> =
+            MIGRATIONS.iter().map(|migration| (migration.version, migration.checksum.to_vec())).collect();
+        let needed = applied.last().unwrap().0;
+        assert_eq!(compare(&applied), Ok(()));
+        applied.push((needed + 1, vec![1]));
+        assert_eq!(compare(&applied), Ok(()));
+        applied[0].1[0] ^= 1;
+        assert_eq!(compare(&applied), Err(SchemaError::Foreign(1)));
+        assert_eq!(compare(&applied[1..]), Err(SchemaError::Behind { found: needed + 1, needed }));
+        assert_eq!(compare(&[]), Err(SchemaError::Missing));
+    }
+}

@@ -1,0 +1,98 @@
+//! Counting a request, however long it takes.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::row_limit::RowLimit;
+use crate::backoff::backoff;
+use crate::health::Dependency;
+use crate::store::ledger::{Applied, ApplyError, ApplyRequest, Entry, Ledger};
+
+/// What is held may no longer be counted: see [`ApplyRequest::before`].
+#[derive(Debug, thiserror::Error)]
+#[error("{0}, giving them back")]
+pub(super) struct AckDeadlinePassed(ApplyError);
+
+/// Counts a request, trying until it is done. What the database refuses, or does not write in time, is counted in
+/// halves, down to single messages: one that is refused on its own is returned by its tag, one that is late on its own
+/// is tried again.
+pub(super) async fn count(
+    ledger: &Ledger,
+    commits: &Dependency,
+    limit: &mut RowLimit,
+    request: ApplyRequest,
+) -> Result<Vec<u64>, AckDeadlinePassed> {
+    let all = 0..request.entries.len();
+    let request = Arc::new(request);
+    let mut refused = Vec::new();
+    let mut ranges: Vec<Range<usize>> = Some(all).filter(|all| !all.is_empty()).into_iter().collect();
+    let mut delays = backoff();
+    while let Some(range) = ranges.pop() {
+        let rows = request.entries[range.clone()].iter().map(Entry::rows).sum();
+        if range.len() > 1 && limit.is_far_exceeded_by(rows) {
+            ranges.extend(halves(range));
+            continue;
+        }
+        let begun = Instant::now();
+        match ledger.apply(Arc::clone(&request), range.clone()).await {
+            Ok(applied) => {
+                commits.up();
+                delays = backoff();
+                limit.wrote(rows, begun.elapsed());
+                record(range.len(), applied, begun.elapsed());
+            }
+            Err(ApplyError::Refused(_)) if range.len() > 1 => ranges.extend(halves(range)),
+            Err(ApplyError::Refused(error)) => {
+                let Entry { tag, id, .. } = &request.entries[range.start];
+                let message_id = id.as_ref().map(ToString::to_string);
+                tracing::warn!(message_id, reason = %error, "the database refuses a message, which becomes a dead letter: {error}");
+                refused.push(*tag);
+            }
+            Err(ApplyError::Late(error)) => {
+                let messages = range.len();
+                commits.down(format_args!("{error}, holding {messages} messages"));
+                limit.timed_out(rows);
+                let limit = limit.now();
+                tracing::warn!(reason = %error, messages, rows, limit, "{rows} rows were not written in time, the next delivery batches are smaller");
+                ranges.extend(halves(range));
+                tokio::time::sleep(delays.next().unwrap_or_default()).await;
+            }
+            Err(ApplyError::Transient(error)) => {
+                commits.down(format_args!("{error}, holding {} messages", range.len()));
+                ranges.push(range);
+                tokio::time::sleep(delays.next().unwrap_or_default()).await;
+            }
+            Err(error @ ApplyError::TooLate) => return Err(AckDeadlinePassed(error)),
+        }
+    }
+    Ok(refused)
+}
+
+/// The halves of a part, the first of them last; the part itself where there is but one message.
+fn halves(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let middle = range.start + range.len() / 2;
+    [middle..range.end, range.start..middle].into_iter().filter(|half| !half.is_empty())
+}
+
+fn record(messages: usize, applied: Applied, took: Duration) {
+    metrics::counter!("catchall_worker_messages_total").increment(messages as u64);
+    metrics::counter!("catchall_worker_duplicates_total").increment(applied.duplicates as u64);
+    metrics::counter!("catchall_worker_rows_total").increment(applied.rows as u64);
+    metrics::counter!("catchall_worker_delivered_total").increment(applied.added.delivered);
+    metrics::counter!("catchall_worker_bounced_total").increment(applied.added.bounced);
+    metrics::histogram!("catchall_worker_commit_seconds").record(took);
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn halves_are_counted_in_their_order_and_one_message_has_none() {
+        let halves = |range| super::halves(range).collect::<Vec<_>>();
+        assert_eq!(halves(4..9), [6..9, 4..6]);
+        assert_eq!(halves(4..6), [5..6, 4..5]);
+        assert_eq!(halves(4..5), vec![4..5; 1]);
+    }
+}

@@ -1,0 +1,172 @@
+//! A delivery batch: what has been taken from the queue for one transaction.
+
+use std::time::Duration;
+
+use futures::FutureExt;
+use tokio::time::{Instant, timeout_at};
+
+use crate::batch::Batch;
+use crate::broker::{self, Deliveries, Delivery, Message};
+use crate::excerpt::excerpt;
+use crate::idempotency_key::IdempotencyKey;
+use crate::store::ledger::{ApplyRequest, Entry};
+
+/// Messages that are read without a pause for whatever else this thread has to do: at up to a thousand
+/// events each, some ten milliseconds.
+const READS_AT_A_STRETCH: usize = 32;
+
+/// Bytes of messages that cannot be read after which a delivery batch is full. They are in memory twice while their copies are
+/// published.
+const MAX_POISON_BYTES: usize = 8 << 20;
+
+/// What has been taken from the queue for one transaction.
+#[derive(Debug, Default)]
+pub(super) struct DeliveryBatch {
+    /// What the messages that can be read say.
+    pub(super) request: ApplyRequest,
+    /// The messages that cannot be read.
+    pub(super) poison: Vec<Poison>,
+    /// The tag of the first message of either kind.
+    pub(super) first: u64,
+    /// When that was taken.
+    begun: Option<Instant>,
+    /// The tag of the last message of either kind. Every message up to it is in this delivery batch or in one that
+    /// is settled, which is what makes one acceptance for all of them right.
+    pub(super) last: u64,
+    /// How many rows it can touch.
+    rows: usize,
+    /// How many bytes the copies of what cannot be read have.
+    poison_bytes: usize,
+}
+
+/// A message that cannot be read.
+#[derive(Debug)]
+pub(super) struct Poison {
+    pub(super) tag: u64,
+    pub(super) reason: String,
+    /// What is to be kept as a dead letter; nothing where the client library could not read all of the message, which
+    /// only the broker can keep as it is.
+    pub(super) copy: Option<Message>,
+}
+
+impl DeliveryBatch {
+    pub(super) fn is_empty(&self) -> bool {
+        self.messages() == 0
+    }
+
+    /// Whether it has all that one transaction may write.
+    pub(super) fn is_full(&self, max_rows: usize) -> bool {
+        self.rows >= max_rows || self.poison_bytes >= MAX_POISON_BYTES
+    }
+
+    fn messages(&self) -> usize {
+        self.request.entries.len() + self.poison.len()
+    }
+
+    /// Waits for a message and takes what else has arrived by then. When it is dropped while it waits, no
+    /// message goes with it.
+    pub(super) async fn gather(
+        &mut self,
+        deliveries: &mut Deliveries,
+        max_rows: usize,
+    ) -> Result<(), broker::Error> {
+        self.add(&deliveries.next().await?);
+        for _ in 1..READS_AT_A_STRETCH {
+            if self.is_full(max_rows) {
+                break;
+            }
+            match deliveries.next().now_or_never() {
+                Some(delivery) => self.add(&delivery?),
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Gathers on until there is enough for a transaction, or the first message has waited for so long.
+    pub(super) async fn grow(
+        &mut self,
+        deliveries: &mut Deliveries,
+        max_rows: usize,
+        enough_messages: usize,
+        linger: Duration,
+    ) -> Result<(), broker::Error> {
+        let Some(begun) = self.begun else { return Ok(()) };
+        let growing = async {
+            while !self.is_full(max_rows) && self.messages() < enough_messages {
+                self.gather(deliveries, max_rows).await?;
+            }
+            Ok(())
+        };
+        timeout_at(begun + linger, growing).await.unwrap_or(Ok(()))
+    }
+
+    fn add(&mut self, delivery: &Delivery) {
+        let tag = delivery.tag();
+        if self.is_empty() {
+            self.first = tag;
+            self.begun = Some(Instant::now());
+        }
+        self.last = tag;
+        if let Some(defects) = delivery.unreadable() {
+            let reason = excerpt(format_args!("it cannot be read whole: {defects}"));
+            self.poison.push(Poison { tag, reason, copy: None });
+            return;
+        }
+        match read(delivery) {
+            Ok((id, batch)) => {
+                let entry = Entry { tag, id, batch };
+                self.rows += entry.rows();
+                self.request.entries.push(entry);
+                self.request.watermarks.extend(delivery.watermark());
+            }
+            Err(reason) => {
+                let reason = excerpt(reason);
+                self.poison_bytes += delivery.body().len();
+                let copy = Some(Message::dead_letter(delivery, &reason));
+                self.poison.push(Poison { tag, reason, copy });
+            }
+        }
+    }
+}
+
+/// How long a transaction waits for company after one that took so long. Short ones wait as little as they may: to wait
+/// is worth it where rows are the cost, and those take their time.
+pub(super) fn linger(took: Duration, least: Duration, most: Duration) -> Duration {
+    (2 * took).clamp(least, most.max(least))
+}
+
+/// What a message says, or why it cannot be read now or ever.
+fn read(delivery: &Delivery) -> Result<(Option<IdempotencyKey>, Batch), String> {
+    if let Some(media_type) = delivery.content_type() {
+        let essence = media_type.split(';').next().unwrap_or_default().trim();
+        if !essence.eq_ignore_ascii_case("application/json") {
+            return Err(format!("the content type {media_type:?} is not read here: send application/json"));
+        }
+    }
+    // Some clients put the character encoding here.
+    let plain =
+        |encoding: &str| ["identity", "utf-8"].iter().any(|plain| encoding.eq_ignore_ascii_case(plain));
+    if let Some(encoding) = delivery.content_encoding().filter(|encoding| !plain(encoding)) {
+        return Err(format!("the content encoding {encoding:?} is not read here: send none"));
+    }
+    let id = delivery.message_id().map(str::parse::<IdempotencyKey>).transpose();
+    let id = id.map_err(|error| format!("message_id: {error}"))?;
+    let batch = Batch::from_json(delivery.body()).map_err(|error| error.to_string())?;
+    Ok((id, batch))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_transaction_lingers_as_long_as_the_last_one_makes_it_worth() {
+        let ms = Duration::from_millis;
+        for (took, lingers) in [(0, 10), (5, 10), (6, 12), (400, 800), (501, 1000), (90_000, 1000)] {
+            assert_eq!(linger(ms(took), ms(10), ms(1000)), ms(lingers), "after {took} ms");
+        }
+        assert_eq!(linger(ms(90_000), ms(10), ms(0)), ms(10), "the least wins");
+    }
+}

@@ -1,0 +1,218 @@
+//! The commands of the pages: all are run, or checked as far as they can be without running them.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use harness::processes::{Service, binary, run};
+use harness::servers::Servers;
+
+use super::{API, OPERATING, PAGES, README, blocks};
+
+/// How long counters may take to be at the replica.
+const MOMENT: Duration = Duration::from_mins(1);
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// The commands of console blocks, each with what it prints. A command goes on to the end of its
+/// here-document.
+fn transcript(document: &str) -> Vec<(String, String)> {
+    let mut steps: Vec<(String, String)> = Vec::new();
+    for block in blocks(document, "console") {
+        let mut here_document = false;
+        for line in block.lines() {
+            if let Some(command) = line.strip_prefix("$ ") {
+                here_document = command.ends_with("<<'END'");
+                steps.push((command.to_owned(), String::new()));
+            } else {
+                let (command, printed) = steps.last_mut().expect("a block begins with a command");
+                let text = if here_document { command } else { printed };
+                writeln!(text, "{}{line}", if here_document { "\n" } else { "" }).unwrap();
+                here_document = here_document && line != "END";
+            }
+        }
+    }
+    steps
+}
+
+/// The commands of a page that begin with one of these words.
+fn commands(document: &str, words: &[&str]) -> Vec<(String, String)> {
+    let is_one = |command: &str| words.contains(&command.split(' ').next().unwrap_or_default());
+    transcript(document).into_iter().filter(|(command, _)| is_one(command)).collect()
+}
+
+/// The services of a page that is being walked through.
+struct Stack {
+    servers: Servers,
+    ingest: Service,
+    _worker: Service,
+    query: Service,
+}
+
+impl Stack {
+    async fn ready() -> Self {
+        let servers = Servers::fresh().await;
+        let ingest = Service::ready("ingest", &servers, &[]).await;
+        let worker = Service::ready("worker", &servers, &[]).await;
+        let query = Service::ready("query", &servers, &[]).await;
+        Self { servers, ingest, _worker: worker, query }
+    }
+
+    /// A command of a shell that has done `eval "$(./dev env)"`.
+    fn shell(&self, command: &str) -> Command {
+        let mut shell = Command::new("bash");
+        shell
+            .args(["-c", command])
+            .env("CATCHALL_INGEST_URL", self.ingest.url())
+            .env("CATCHALL_QUERY_URL", self.query.url())
+            .env("CATCHALL_AMQP_URL", &self.servers.amqp_url)
+            .env("CATCHALL_DATABASE_URL", &self.servers.database_url);
+        shell
+    }
+
+    async fn prints_what_it_says(&self, steps: &[(String, String)]) {
+        for (command, printed) in steps {
+            let expected = (printed.clone(), String::new());
+            let run = || {
+                let output = self.shell(command).output().unwrap();
+                (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+            };
+            let mut output = run();
+            // The moment after which counters are at the replica is longer on a machine that does ten other
+            // things.
+            let begun = Instant::now();
+            while output != expected && command.contains("$CATCHALL_QUERY_URL") && begun.elapsed() < MOMENT {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                output = run();
+            }
+            assert_eq!(output, expected, "{command}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_three_commands_of_the_readme_print_what_it_says() {
+    let steps = commands(README, &["curl", "sleep"]);
+    assert_eq!(steps.len(), 3, "{steps:?}");
+    Stack::ready().await.prints_what_it_says(&steps).await;
+}
+
+#[tokio::test]
+async fn the_walkthrough_prints_what_it_says() {
+    let steps = commands(API, &["curl", "sleep"]);
+    assert!(steps.len() >= 10, "{steps:?}");
+    Stack::ready().await.prints_what_it_says(&steps).await;
+}
+
+#[tokio::test]
+async fn the_load_is_counted() {
+    const PROGRAM: &str = "target/release/catchall-load";
+    let steps = commands(OPERATING, &[PROGRAM]);
+    assert_eq!(steps.len(), 1, "{steps:?}");
+    let command = steps[0].0.replace(PROGRAM, &binary("load"));
+    let output = Stack::ready().await.shell(&command).output().unwrap();
+    assert!(output.status.success(), "{command}: {output:?}");
+}
+
+#[tokio::test]
+async fn the_commands_for_dead_letters_are_valid() {
+    let servers = Servers::fresh().await;
+    let (_, help, _) = run("dead", &["--help"], &[]);
+    let examples = help.lines().filter_map(|line| line.strip_prefix("  catchall-dead "));
+    // What is behind a pipe is another program's.
+    let examples = examples.map(|example| example.split(" | ").next().unwrap().to_owned());
+    let steps = commands(OPERATING, &["catchall-dead"]);
+    let steps = steps.iter().map(|(command, _)| command.strip_prefix("catchall-dead ").unwrap().to_owned());
+    let commands: Vec<String> = examples.chain(steps).collect();
+    assert!(commands.len() >= 10, "{commands:?}");
+    for command in commands {
+        let output = Command::new("bash")
+            .args(["-c", &format!("exec {} {command}", binary("dead"))])
+            .env("CATCHALL_AMQP_URL", &servers.amqp_url)
+            .env("CATCHALL_DATABASE_URL", &servers.database_url)
+            .output()
+            .unwrap();
+        let unknown = command.contains("3f2a9c1b04de");
+        assert_eq!(output.status.code(), Some(i32::from(unknown)), "{command}: {output:?}");
+    }
+}
+
+/// What a program says of itself.
+fn help_of(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).current_dir(ROOT).output().unwrap();
+    assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Checks a command that takes minutes, or the whole machine, without running it.
+fn check(command: &str, dev_help: &str) {
+    let words: Vec<&str> = command.split(' ').collect();
+    let options = |words: &[&str], help: &str| {
+        for option in words.iter().take_while(|word| **word != "--").filter(|word| word.starts_with("--")) {
+            assert!(help.contains(option), "{command}: {option} is in no help");
+        }
+    };
+    match *words {
+        ["./dev", "test", ref arguments @ ..] => {
+            options(arguments, &help_of(env!("CARGO"), &["test", "--help"]));
+            let program =
+                arguments.iter().position(|word| *word == "--test").map(|place| &arguments[place + 1..]);
+            if let Some([program, name, ..]) = program {
+                check_test(command, program, name);
+            }
+        }
+        ["./dev", name, ref arguments @ ..] => {
+            let line = dev_help.lines().find(|line| line.trim().split(' ').next() == Some(name));
+            assert!(line.is_some(), "{command}: ./dev help does not list {name}");
+            options(arguments, dev_help);
+            let fault =
+                arguments.iter().position(|word| *word == "--fault").map(|place| arguments[place + 1]);
+            if let Some(fault) = fault {
+                let faults = fs::read_to_string(Path::new(ROOT).join("tests/chaos/fault.rs")).unwrap();
+                let variant: String =
+                    fault.split('-').map(|word| word[..1].to_uppercase() + &word[1..]).collect();
+                assert!(faults.contains(&format!("    {variant},\n")), "{command}: there is no such fault");
+            }
+        }
+        ["cargo", name, ref arguments @ ..] => options(arguments, &help_of(env!("CARGO"), &[name, "--help"])),
+        ["eval", ..] => assert_eq!(command, "eval \"$(./dev env)\""),
+        _ => panic!("nothing runs or checks {command:?}"),
+    }
+}
+
+/// That a filter names a module or a function of a test program.
+fn check_test(command: &str, program: &str, name: &str) {
+    let folder = Path::new(ROOT).join("tests").join(program);
+    let modules = fs::read_to_string(folder.join("main.rs")).unwrap();
+    let is_module = name.strip_suffix("::").is_some_and(|name| modules.contains(&format!("mod {name};")));
+    let is_function = super::prose::sources(&folder)
+        .iter()
+        .any(|path| fs::read_to_string(path).unwrap().contains(&format!("fn {name}(")));
+    assert!(is_module || is_function || name.starts_with("--"), "{command}: there is no test {name}");
+}
+
+#[test]
+fn every_other_command_is_known() {
+    let dev_help = help_of("./dev", &["help"]);
+    let mut checked = 0;
+    for (page, document) in PAGES {
+        for (command, _) in transcript(document) {
+            let program = command.split(' ').next().unwrap();
+            match program {
+                "curl" | "sleep" => {
+                    assert!(["README.md", "docs/api.md"].contains(&page), "{page}: {command}");
+                }
+                "catchall-dead" | "target/release/catchall-load" => {
+                    assert_eq!(page, "docs/operating.md", "{command}");
+                }
+                _ => {
+                    check(&command, &dev_help);
+                    checked += 1;
+                }
+            }
+        }
+    }
+    assert!(checked >= 10);
+}
