@@ -8,8 +8,9 @@ COPY . .
 # goes by the times of files, and those of an older checkout must not pass for compiled.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target,sharing=locked \
-    touch src/lib.rs bin/*.rs && \
-    cargo install --locked --path . --root /out --no-track
+    touch src/lib.rs bin/*.rs crates/*/src/*.rs && \
+    cargo install --locked --profile dist --path . --root /out --no-track && \
+    cargo install --locked --profile dist --path crates/catchall-load --root /out --no-track
 
 # The same Debian, for its C library.
 FROM debian:trixie-slim

@@ -1,24 +1,25 @@
-//! The pure parts, in events per second and with what they allocate: `cargo bench --bench pure`.
+//! The parts without I/O, in events per second and with their allocations: `cargo bench --profile dist
+//! --bench pure`.
 
 use catchall::batch::Batch;
 use catchall::bulk::{self, MediaType};
 use catchall::counters::Counters;
 use catchall::domain_name::DomainName;
 use catchall::event::Event;
-use catchall::load::workload::{Draw, Names, Shape, Workload};
+use catchall_load::workload::{Draw, Names, Shape, Workload};
 use divan::counter::ItemsCount;
 use divan::{AllocProfiler, Bencher, black_box};
 
 #[global_allocator]
 static ALLOCATIONS: AllocProfiler = AllocProfiler::system();
 
-/// Events of one body: a full bulk request of `catchall-load`.
+/// Events in a body: as many as in a bulk request of `catchall-load`.
 const EVENTS: u32 = 1_000;
 
-/// Makes the events, the same in every run.
+/// The seed of the events.
 const SEED: u64 = 1;
 
-/// Few domains many times, and many domains once.
+/// A few domains many times, and many domains once.
 const SHAPES: [Shape; 2] = [Shape::Waves, Shape::Uniform];
 
 fn main() {
@@ -31,14 +32,14 @@ fn draws(shape: Shape) -> impl Iterator<Item = Vec<Draw>> {
     std::iter::repeat_with(move || (0..EVENTS).map(|_| workload.draw()).collect())
 }
 
-/// Events as a client writes them.
+/// Events as a client writes them in JSON.
 fn written(shape: Shape, draws: &[Draw]) -> Vec<String> {
     let names = Names::new(shape, SEED);
     let written = draws.iter().map(|draw| {
         let mut name = Vec::new();
         names.spell(draw.domain, &mut name);
         let name = String::from_utf8(name).expect("names are ASCII");
-        format!(r#"{{"domain":"{name}","event":"{}"}}"#, draw.outcome.as_str())
+        format!(r#"{{"domain":"{name}","event":"{}"}}"#, draw.kind.as_str())
     });
     written.collect()
 }
@@ -48,13 +49,13 @@ fn request(shape: Shape) -> Vec<String> {
     draws(shape).next().map(|draws| written(shape, &draws)).unwrap_or_default()
 }
 
-/// Events as the system has them.
+/// Events as the system reads them.
 fn read(written: &[String]) -> Vec<Event> {
     let events = written.iter().map(|event| serde_json::from_str(event));
     events.collect::<Result<_, _>>().expect("they are well-formed")
 }
 
-/// What each of the first messages carries.
+/// The batches of the first messages.
 fn batches(shape: Shape) -> impl Iterator<Item = Batch> {
     draws(shape).map(move |draws| {
         let mut batch = Batch::default();
@@ -65,7 +66,7 @@ fn batches(shape: Shape) -> impl Iterator<Item = Batch> {
     })
 }
 
-/// What the first message carries.
+/// The batch of the first message.
 fn batch(shape: Shape) -> Batch {
     batches(shape).next().unwrap_or_default()
 }
@@ -107,10 +108,10 @@ mod fold {
     use super::{Batch, Bencher, Counters, EVENTS, ItemsCount, SHAPES, Shape, batch, batches, read, request};
     use catchall::tally::Tally;
 
-    /// Messages of one transaction.
+    /// Messages per transaction.
     const MESSAGES: usize = 100;
 
-    /// Events into the group that is open.
+    /// Adds events to the open batch.
     #[divan::bench(args = SHAPES)]
     fn record(bencher: Bencher<'_, '_>, shape: Shape) {
         let events = read(&request(shape));
@@ -123,7 +124,7 @@ mod fold {
         });
     }
 
-    /// A bulk request into a group that has one already.
+    /// Merges a bulk request into an open batch.
     #[divan::bench(args = SHAPES)]
     fn merge(bencher: Bencher<'_, '_>, shape: Shape) {
         let batch = batch(shape);

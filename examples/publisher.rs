@@ -2,8 +2,8 @@
 //!
 //!     CATCHALL_AMQP_URL=amqp://... cargo run --example publisher -- report-2026-11-25
 //!
-//! The argument is the id of the message. If the program fails, run it again with the same id: the message counts once,
-//! however often it is published.
+//! The argument is the id of the message. If the program fails, run it again with the same id: the message
+//! counts once, however often it is published.
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -11,8 +11,8 @@ use std::process::ExitCode;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Confirmation, Connection, ConnectionProperties};
 
-/// Many events in one message: each costs the broker hardly anything. The second event has an id of its own, so it counts
-/// once even if another message brings it again.
+/// Many events in one message: each costs the broker hardly anything. The second event has an id of its own,
+/// so it counts once even if another message brings it again.
 const EVENTS: &str = r#"[
     {"domain": "example.com", "event": "delivered", "count": 3},
     {"domain": "example.org", "event": "bounced", "id": "message-4713"}
@@ -49,7 +49,8 @@ async fn publish(message_id: &str) -> Result<(), Box<dyn Error>> {
         .with_content_type("application/json".into())
         .with_delivery_mode(PERSISTENT)
         .with_message_id(message_id.into());
-    // Mandatory: the broker returns a message that no queue takes. Otherwise it would drop it and confirm that.
+    // Mandatory: the broker returns a message that no queue takes. Otherwise it would drop it and confirm
+    // that.
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     // The first await sends the message, the second waits for the confirm.
     let confirmation = channel

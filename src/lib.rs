@@ -27,7 +27,4 @@ pub mod worker;
 pub mod query;
 pub mod migrate;
 // Tools for the system's operators.
-pub mod progress;
 pub mod dead_letters;
-// The load generator, the only module that tests the whole system from outside.
-pub mod load;

@@ -2,13 +2,14 @@
 //!
 //! A test program of its own, because it looks at the memory of its process.
 
-use std::fs;
 use std::time::Duration;
 
 use catchall::telemetry;
 use clap::Parser;
+use harness::usage::megabytes;
 
-/// In a second. Each takes 16 bytes until it is in its bucket: 2 MB, and 48 MB where that waits for somebody to ask.
+/// In a second. Each takes 16 bytes until it is in its bucket: 2 MB, and 48 MB where that waits for somebody
+/// to ask.
 const OBSERVATIONS: u32 = 150_000;
 
 /// After the first of which everything is there that is needed once.
@@ -42,20 +43,14 @@ async fn observations_do_not_pile_up_while_nobody_reads_them() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     };
     record_for_a_second().await;
-    let before = megabytes();
+    let pid = std::process::id();
+    let before = megabytes(pid).unwrap();
     for _ in 1..SECONDS {
         record_for_a_second().await;
     }
-    let after = megabytes();
+    let after = megabytes(pid).unwrap();
     assert!(after <= before + GROWTH, "{before} MB, and {after} MB {SECONDS} seconds later");
     let told = figures.render();
     let count = format!("catchall_query_read_seconds_count {}", OBSERVATIONS / 3 * SECONDS);
     assert!(told.contains(&count), "all of them are told of: {told}");
-}
-
-/// The memory of this process.
-fn megabytes() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    resident.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() / 1024
 }

@@ -1,4 +1,4 @@
-//! What the system is compared with: two small servers on the HTTP server of ingest.
+//! The baselines: two small services on the HTTP server of ingest.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -19,12 +19,12 @@ use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 
 use crate::ALLOWED;
-use crate::stage::THREADS;
+use crate::system::THREADS;
 
-/// Connections of the naive design to the primary. On two cores more make it no faster.
+/// How many connections the naive design has to the primary. On two cores more do not make it faster.
 const CONNECTIONS: u32 = 32;
 
-/// What the naive design needs to know.
+/// The options of the naive design.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Naive {
     /// Where the primary is
@@ -32,16 +32,16 @@ pub(crate) struct Naive {
     database_url: String,
 }
 
-/// The two of them.
+/// The two baselines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Baseline {
-    /// One upsert for each PUT, and the 202 after its commit.
+    /// One upsert per PUT, and a 202 after its commit.
     Naive,
-    /// A 202 for each PUT, and nothing else.
+    /// A 202 for each PUT, without doing anything.
     Floor,
 }
 
-/// A program of this one's own, for which it is in its place.
+/// A command that starts this program again, for one of its parts.
 pub(crate) fn myself(part: &str) -> anyhow::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg(part).env_clear();
@@ -50,7 +50,7 @@ pub(crate) fn myself(part: &str) -> anyhow::Result<Command> {
     Ok(command)
 }
 
-/// Serves until SIGTERM, on a port that is printed once it is ready.
+/// Serves until SIGTERM. Prints the address once it is ready.
 pub(crate) fn serve(baseline: Baseline, naive: Option<&Naive>) -> anyhow::Result<()> {
     let config = http::Config {
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -72,7 +72,8 @@ pub(crate) fn serve(baseline: Baseline, naive: Option<&Naive>) -> anyhow::Result
     runtime.block_on(async {
         let shutdown = shutdown::requested()?;
         let announcing = async {
-            // Clients get in once every thread has said what it depends on, though perhaps before that is there.
+            // Connections are accepted once every thread has registered its dependencies, perhaps before
+            // these are available.
             while TcpStream::connect(address).is_err() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -95,9 +96,9 @@ fn naive_routes(database_url: &str, health: &Health) -> Router {
     Router::new().route("/events/{domain}/{outcome}", put(put_event)).with_state(pool)
 }
 
-/// Opens all connections before clients get in: each costs as much as dozens of events.
+/// Opens all connections before clients come: opening one costs as much as dozens of events.
 async fn open(pool: PgPool, primary: Dependency) {
-    // At once: one after the other would be the same connection.
+    // All at once, because one after the other would reuse the same connection.
     match try_join_all((0..CONNECTIONS).map(|_| pool.acquire())).await {
         Ok(_) => primary.up(),
         Err(error) => {
@@ -128,21 +129,21 @@ on conflict (domain) do update set
     bounced = c.bounced + excluded.bounced,
     padding = null";
 
-/// One of them, running. It is killed when nobody needs it any more.
-pub(crate) struct Running {
+/// A running baseline. Dropping it kills the process.
+pub(crate) struct BaselineProcess {
     child: Child,
     address: SocketAddr,
 }
 
-impl Drop for Running {
+impl Drop for BaselineProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-impl Running {
-    /// Starts one and returns once it is ready: it says where it listens only then.
+impl BaselineProcess {
+    /// Starts a baseline and returns once it is ready, which is when it prints its address.
     pub(crate) fn start(baseline: Baseline, database_url: &str) -> anyhow::Result<Self> {
         let part = if baseline == Baseline::Naive { "naive" } else { "floor" };
         let mut command = myself(part)?;

@@ -1,47 +1,49 @@
-//! What each number of clients gets: rate, latency and cost by connections, beside the server that does nothing.
+//! Rate, latency and cost by number of connections, beside the server that does nothing.
 //!
-//! A fall from one step to the next is judged within a pass, where both were measured within seconds of each other:
-//! the machine is not the same for long. Passes go up and down the steps in turn, and the median of all counts. Where a
-//! step seems to fall off, it and the one before are measured again, so that one bad moment among so many pairs is not
-//! taken for a fall.
+//! The speed of the machine varies over time. So a step is compared with the previous one within a pass,
+//! where both were measured within seconds. Passes go up and down the steps in turn, and the median counts.
+//! If the rate seems to fall from one step to the next, both are measured again, so that one bad moment is
+//! not taken for a fall.
 
 use std::collections::BTreeMap;
 
-use catchall::counters::Counters;
+use catchall_load::counts::Counts;
+use catchall_load::record::Difference;
+use harness::load::{Amount, LoadSpec};
+use harness::servers::Servers;
+use harness::sql;
+use harness::stats::median;
 use serde::Serialize;
 
 use crate::baseline::Baseline;
-use crate::figures::Figures;
-use crate::load::{Amount, Order};
-use crate::measure::{self, Beside, per_second};
+use crate::measure::{self, SideResult, per_second};
 use crate::scale::Scale;
-use crate::servers::Servers;
-use crate::sql;
-use crate::stage::{Cast, Scraping, Stage};
-use crate::verification::{Difference, Sample, compare};
+use crate::stats::RowStats;
+use crate::system::{Processes, RunningSystem, Scraping};
+use crate::verification::{Sample, between, compare};
 
-/// The numbers of connections, each with an event on its way.
+/// The numbers of connections. Each connection has one request in flight.
 const STEPS: [u32; 17] = [1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048];
 
-/// Those of the short form: where there have been falls.
+/// The numbers of connections of the short form: where the rate has fallen in the past.
 const FEW_STEPS: [u32; 9] = [1, 16, 64, 100, 128, 192, 256, 512, 1024];
 
-/// The step at which the rate is compared with the floor.
+/// The number of connections at which the rate is compared with the floor.
 pub(crate) const COMPARED: u32 = 256;
 
-/// Passes over all steps in the full form: an odd number has a median.
+/// How many passes the full form makes over all steps. It is odd, for the median.
 const PASSES: usize = 3;
 
-/// How often a pair of steps that seems to fall is measured again.
+/// How often two steps between which the rate seems to fall are measured again.
 const DOUBTS: usize = 4;
 
-/// The rate falls from a step to the next where it loses more than this share.
+/// A rate that is lower by more than this share is a fall.
 pub(crate) const FALL: f64 = 0.05;
 
-/// How much of a run is the system's; a third of that is the floor's.
+/// The time for which the floor is measured, as a share of that of the system.
 const FLOOR_SHARE: f64 = 0.5;
 
-/// A number of connections, and what it came to: medians of all runs.
+/// A number of connections with its results: medians of all runs.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Step {
     pub(crate) connections: u32,
@@ -49,20 +51,20 @@ pub(crate) struct Step {
     pub(crate) rate: f64,
     pub(crate) p50_ms: f64,
     pub(crate) p99_ms: f64,
-    /// Of the whole stack, per event.
+    /// Processor time of the whole stack per event.
     pub(crate) micros: f64,
     /// Events per second of the server that does nothing.
     pub(crate) floor: f64,
     pub(crate) floor_p50_ms: f64,
-    /// The rate as a multiple of that of the step before; nothing for the first.
+    /// The rate divided by that of the previous step; `None` for the first.
     pub(crate) times_before: Option<f64>,
-    /// How often it was measured.
+    /// How many times it was measured.
     pub(crate) runs: usize,
 }
 
-/// One run of one step.
+/// One measurement of one step.
 #[derive(Clone, Copy, Debug)]
-struct Run {
+struct StepRun {
     rate: f64,
     p50: f64,
     p99: f64,
@@ -71,54 +73,54 @@ struct Run {
     floor_p50: f64,
 }
 
-/// Everything that was measured: each pass has each step at most once.
+/// All measurements. Each pass has each step at most once.
 #[derive(Debug, Default)]
-struct Passes(Vec<BTreeMap<u32, Run>>);
+struct Passes(Vec<BTreeMap<u32, StepRun>>);
 
-/// What is running, and what came of it so far.
-struct Player<'a> {
-    system: Stage,
-    floor: Stage,
+/// The running processes, and the results so far.
+struct FrontierRun<'a> {
+    system: RunningSystem,
+    floor: RunningSystem,
     servers: &'a Servers,
-    order: Order,
+    spec: LoadSpec,
     seconds: u64,
-    all: Figures,
+    all: RowStats,
 }
 
-/// Plays all steps; `order` says what is sent, but for the connections.
-pub(crate) async fn play(order: Order, scale: &Scale, servers: &Servers) -> anyhow::Result<Figures> {
+/// Measures all steps. `spec` has the options except the number of connections.
+pub(crate) async fn run(spec: LoadSpec, scale: &Scale, servers: &Servers) -> anyhow::Result<RowStats> {
     let steps = if scale.with_larger { &STEPS[..] } else { &FEW_STEPS };
-    let mut player = Player {
-        system: Stage::set(Cast::Whole { workers: 1 }, servers).await?,
-        floor: Stage::set(Cast::Baseline(Baseline::Floor), servers).await?,
+    let mut frontier = FrontierRun {
+        system: RunningSystem::ready(Processes::Whole { workers: 1 }, servers).await?,
+        floor: RunningSystem::ready(Processes::Baseline(Baseline::Floor), servers).await?,
         servers,
-        order,
+        spec,
         seconds: scale.step_seconds,
-        all: Figures::default(),
+        all: RowStats::default(),
     };
-    let played = player.passes(steps, scale.with_larger).await;
-    let Player { system, floor, all, .. } = player;
+    let passes = frontier.passes(steps, scale.with_larger).await;
+    let FrontierRun { system, floor, all, .. } = frontier;
     let peak_megabytes = system.peaks();
     system.clear().await;
     floor.clear().await;
-    let steps = played?.steps();
-    let mut figures = Figures { peak_megabytes, ..all };
+    let steps = passes?.steps();
+    let mut stats = RowStats { peak_megabytes, ..all };
     if let Some(compared) = steps.iter().find(|step| step.connections == COMPARED) {
-        let latency = &mut figures.latency_ms;
+        let latency = &mut stats.latency_ms;
         (latency.p50, latency.p95, latency.p99) = (Some(compared.p50_ms), None, Some(compared.p99_ms));
-        figures.acknowledged_per_second = compared.rate;
-        figures.counted_per_second = None;
+        stats.acknowledged_per_second = compared.rate;
+        stats.counted_per_second = None;
         let floor = format!("{COMPARED} connections in this line, where floor makes {:.0}/s", compared.floor);
-        figures.notes.push(floor);
+        stats.notes.push(floor);
     }
-    figures.frontier = steps;
-    Ok(figures)
+    stats.frontier = steps;
+    Ok(stats)
 }
 
-impl Player<'_> {
+impl FrontierRun<'_> {
     async fn passes(&mut self, steps: &[u32], full: bool) -> anyhow::Result<Passes> {
         let mut passes = Passes::default();
-        // What a process does for the first time is not what is to be measured.
+        // A first run warms up the processes.
         self.run(COMPARED).await?;
         for number in 0..if full { PASSES } else { 1 } {
             let mut pass = BTreeMap::new();
@@ -143,43 +145,44 @@ impl Player<'_> {
     }
 
     /// Measures one step: the floor, then the system.
-    async fn run(&mut self, connections: u32) -> anyhow::Result<Run> {
-        self.order.seed += 1;
+    async fn run(&mut self, connections: u32) -> anyhow::Result<StepRun> {
+        self.spec.seed += 1;
         #[expect(clippy::cast_precision_loss, reason = "seconds are few")]
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "they are at least one")]
         let floor_seconds = (self.seconds as f64 * FLOOR_SHARE).ceil() as u64;
-        let order = Order { connections: Some(connections), ..self.order };
-        let nothing = async || Ok(Beside::default());
-        let floor_order = Order { amount: Amount::Seconds(floor_seconds), ..order };
+        let spec = LoadSpec { connections: Some(connections), ..self.spec };
+        let nothing = async || Ok(SideResult::default());
+        let floor_spec = LoadSpec { amount: Amount::Seconds(floor_seconds), ..spec };
         let (floor, _, _) =
-            measure::events(&self.floor, &floor_order, Scraping::EverySecond, nothing()).await?;
+            measure::events(&self.floor, &floor_spec, Scraping::EverySecond, nothing()).await?;
         let url = &self.servers.database_url;
-        let order = Order { amount: Amount::Seconds(self.seconds), ..order };
-        let (before, sample) = (sql::sums(url).await?, Sample::read(&order, url).await?);
-        let (figures, report, _) =
-            measure::events(&self.system, &order, Scraping::EverySecond, nothing()).await?;
-        let added = sql::between(before, sql::sums(url).await?);
-        let difference = compare(&order, &report, &sample, Counters::default(), added, url).await?;
+        let spec = LoadSpec { amount: Amount::Seconds(self.seconds), ..spec };
+        let (before, sample) = (sql::sums(url).await?, Sample::read(&spec, url).await?);
+        let (stats, report, _) =
+            measure::events(&self.system, &spec, Scraping::EverySecond, nothing()).await?;
+        let added = between(before, sql::sums(url).await?);
+        let difference = compare(&spec, &report, &sample, Counts::default(), added, url).await?;
         let rate = per_second(report.acknowledged, report.seconds);
-        let run = Run {
+        let run = StepRun {
             rate,
-            p50: figures.latency_ms.p50.unwrap_or(f64::NAN),
-            p99: figures.latency_ms.p99.unwrap_or(f64::NAN),
-            micros: figures.micros_per_event.map_or(f64::NAN, |micros| micros.stack()),
+            p50: stats.latency_ms.p50.unwrap_or(f64::NAN),
+            p99: stats.latency_ms.p99.unwrap_or(f64::NAN),
+            micros: stats.micros_per_event.map_or(f64::NAN, |micros| micros.stack()),
             floor: floor.acknowledged_per_second,
             floor_p50: floor.latency_ms.p50.unwrap_or(f64::NAN),
         };
         eprintln!(
-            "bench: {connections:5} connections: {rate:6.0}/s, p50 {:.2} and p99 {:.2} ms, {:.2} us; floor {:.0}/s",
+            "bench: {connections:5} connections: {rate:6.0}/s, p50 {:.2} and p99 {:.2} ms, \
+            {:.2} us; floor {:.0}/s",
             run.p50, run.p99, run.micros, run.floor
         );
-        self.all.add(figures, difference);
+        self.all.add(stats, difference);
         Ok(run)
     }
 }
 
-impl Figures {
-    /// Adds what a run of a step came to.
+impl RowStats {
+    /// Adds the result of a measurement.
     fn add(&mut self, run: Self, difference: Difference) {
         self.events += run.events;
         self.seconds += run.seconds;
@@ -202,17 +205,17 @@ impl Passes {
         self.0.first().into_iter().flat_map(|pass| pass.keys().copied()).collect()
     }
 
-    fn median(&self, connections: u32, of: impl Fn(&Run) -> f64) -> f64 {
+    fn median(&self, connections: u32, of: impl Fn(&StepRun) -> f64) -> f64 {
         median(self.0.iter().filter_map(|pass| pass.get(&connections)).map(of))
     }
 
-    /// The rate of a step as a multiple of that of the step before.
+    /// The rate of a step divided by that of the previous one.
     fn times_before(&self, before: u32, connections: u32) -> f64 {
         let both = self.0.iter().filter_map(|pass| Some((pass.get(&before)?, pass.get(&connections)?)));
         median(both.map(|(before, run)| run.rate / before.rate))
     }
 
-    /// Pairs of neighbours of which the second has less.
+    /// Neighbouring steps between which the rate falls.
     fn falls(&self) -> Vec<(u32, u32)> {
         let connections = self.connections();
         let pairs = connections.windows(2).map(|pair| (pair[0], pair[1]));
@@ -234,16 +237,5 @@ impl Passes {
             runs: self.0.iter().filter(|pass| pass.contains_key(&connections)).count(),
         });
         steps.collect()
-    }
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match values.len() {
-        0 => f64::NAN,
-        odd if odd % 2 == 1 => values[middle],
-        _ => f64::midpoint(values[middle - 1], values[middle]),
     }
 }

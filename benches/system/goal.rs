@@ -2,48 +2,48 @@
 
 use serde::Serialize;
 
-use crate::figures::Figures;
 use crate::frontier::{COMPARED, FALL};
 use crate::row::Row;
+use crate::stats::RowStats;
 
-/// What the naive design does on the machine the goals were set on, in events per second. On a slower machine a rate
-/// goal is as much lower.
+/// The rate of the naive design on the machine for which the goals were set, in events per second. On a
+/// slower machine the goals for rates are lowered in proportion.
 const REFERENCE_NAIVE: f64 = 6_000.0;
 
-/// A total that is this share of another one is not lower: two runs of the same differ as much.
+/// A rate of at least this share of another one counts as equal: two runs of the same thing differ as much.
 const NOT_LOWER: f64 = 0.95;
 
-/// Costs that differ by no more than this share do not depend on what differs.
+/// Costs that differ by at most this share count as equal.
 const FLAT: f64 = 0.25;
 
-/// Memory that grows by no more than this share in the second half of the time is flat: an allocator is never quite
-/// done.
+/// Memory that grows by at most this share in the second half counts as flat, because allocators never settle
+/// completely.
 const NO_GROWTH: f64 = 0.1;
 
-/// A pace was kept when this share of the events of the time was acknowledged in it.
+/// A rate is sustained if at least this share of the offered events was acknowledged.
 const KEPT: f64 = 0.99;
 
-/// What is counted at the pace it is offered at is counted this soon after it was accepted.
+/// A rate is sustained if all events are counted within this time after the last one was accepted.
 const MAX_BEHIND_SECONDS: f64 = 3.0;
 
-/// What a row should come to.
+/// A goal of a row.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Goal {
     /// At least so many events counted per second.
     Counted(f64),
     /// At least so many reads per second.
     Read(f64),
-    /// So many events per second, offered, accepted and counted, and no queue that grows.
+    /// So many events per second are offered, accepted and counted, and the queue does not grow.
     Sustained(f64),
-    /// At most so many microseconds of all processes but the load generator's, per event.
+    /// At most so many microseconds per event of all processes except the load tool.
     Stack(f64),
-    /// At most so many microseconds of query and the replica, per read: nobody else has to do with it.
+    /// At most so many microseconds per read of query and the replica.
     ReadStack(f64),
-    /// Ingest takes at most so many times the processor time of the server that does nothing.
+    /// Ingest uses at most so many times the processor time of the server that does nothing.
     TimesFloor(f64),
-    /// More connections never get less.
+    /// More connections never lower the rate.
     NoFall,
-    /// At one number of connections at least half the rate of the server that does nothing.
+    /// At [`COMPARED`] connections, at least half the rate of the server that does nothing.
     HalfOfFloor,
     /// In milliseconds.
     P50(f64),
@@ -51,83 +51,76 @@ pub(crate) enum Goal {
     P95(f64),
     /// In milliseconds.
     P99(f64),
-    /// The replica is never more seconds behind.
+    /// The replica is at most so many seconds behind.
     Lag(f64),
-    /// Counted no slower than another row.
+    /// The rate is not lower than that of another row.
     NotBelow(Row),
-    /// The stack takes at most a quarter more or less per event than in another row.
+    /// The cost per event of the stack differs by at most a quarter from another row.
     Flat(Row),
-    /// More processor time goes to the broker than to all others, and what it takes is counted at once.
+    /// The broker uses more processor time than everything else, and all it accepts is counted at once.
     BrokerLimits,
     /// The memory of the services does not grow.
     FlatMemory,
-    /// Neither ingest nor query grows by so many megabytes from the second quarter of the time to the last.
+    /// Neither ingest nor query grows by more megabytes from the second quarter of the time to the last.
     NoGrowth(f64),
-    /// No transaction was ended because it waited in a circle.
+    /// There was no deadlock.
     NoDeadlock,
 }
 
 /// A goal in words, and whether it is met.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Verdict {
+pub(crate) struct GoalResult {
     pub(crate) goal: String,
     pub(crate) met: bool,
 }
 
-/// By how much goals for rates are lower on this machine.
-pub(crate) fn slowness(naive: Option<&Figures>) -> f64 {
+/// The factor by which goals for rates are lowered on this machine.
+pub(crate) fn slowness(naive: Option<&RowStats>) -> f64 {
     naive.map_or(1.0, |naive| (naive.rate() / REFERENCE_NAIVE).min(1.0))
 }
 
 impl Goal {
-    /// Whether `figures` meet it, on a machine of this [`slowness`].
+    /// Whether the stats meet the goal, on a machine with this [`slowness`].
     pub(crate) fn judge<'a>(
         self,
-        figures: &Figures,
+        stats: &RowStats,
         slowness: f64,
-        other: impl Fn(Row) -> Option<&'a Figures>,
-    ) -> Verdict {
-        let ingest = |figures: &Figures| figures.micros_per_event.and_then(|micros| micros.ingest);
-        let stack = figures.micros_per_event.map(|micros| micros.stack());
+        other: impl Fn(Row) -> Option<&'a RowStats>,
+    ) -> GoalResult {
+        let ingest = |stats: &RowStats| stats.micros_per_event.and_then(|micros| micros.ingest);
+        let stack = stats.micros_per_event.map(|micros| micros.stack());
         let at_most = |value: Option<f64>, limit: f64| value.is_some_and(|value| value <= limit);
         let (goal, met) = match self {
-            Self::Counted(rate) => (format!("{rate}/s counted"), figures.rate() >= rate * slowness),
-            Self::Read(rate) => (format!("{rate}/s"), figures.rate() >= rate * slowness),
+            Self::Counted(rate) => (format!("{rate}/s counted"), stats.rate() >= rate * slowness),
+            Self::Read(rate) => (format!("{rate}/s"), stats.rate() >= rate * slowness),
             Self::Sustained(rate) => {
-                let offered = figures.offered_per_second.unwrap_or(rate);
-                let kept = figures.acknowledged_per_second >= KEPT * offered;
-                let counted = at_most(figures.seconds_behind, MAX_BEHIND_SECONDS);
-                (format!("{rate}/s sustained"), kept && counted && figures.backlog_grows == Some(false))
+                let offered = stats.offered_per_second.unwrap_or(rate);
+                let kept = stats.acknowledged_per_second >= KEPT * offered;
+                let counted = at_most(stats.seconds_behind, MAX_BEHIND_SECONDS);
+                (format!("{rate}/s sustained"), kept && counted && stats.backlog_grows == Some(false))
             }
             Self::Stack(limit) => (format!("{limit} us"), at_most(stack, limit)),
             Self::ReadStack(limit) => {
-                let both = figures.micros_per_event.and_then(|micros| Some(micros.query? + micros.replica));
+                let both = stats.micros_per_event.and_then(|micros| Some(micros.query? + micros.replica));
                 (format!("query and replica {limit} us"), at_most(both, limit))
             }
             Self::TimesFloor(times) => {
                 let floor = other(Row::Floor).and_then(ingest);
-                let met = ingest(figures).zip(floor).is_some_and(|(ingest, floor)| ingest <= times * floor);
+                let met = ingest(stats).zip(floor).is_some_and(|(ingest, floor)| ingest <= times * floor);
                 (format!("ingest {times} x floor"), met)
             }
-            Self::NoFall => {
-                let steps = figures.frontier.iter().filter_map(|step| Some((step.times_before?, step)));
-                let worst = steps.min_by(|(left, _), (right, _)| left.total_cmp(right));
-                let (times, at) = worst.map_or((f64::NAN, 0), |(times, step)| (times, step.connections));
-                let least = format!("at {at} connections {:+.1} %", (times - 1.0) * 100.0);
-                let goal = format!("no step {:.0} % below the one before ({least})", FALL * 100.0);
-                (goal, times >= 1.0 - FALL)
-            }
+            Self::NoFall => no_fall(stats),
             Self::HalfOfFloor => {
-                let step = figures.frontier.iter().find(|step| step.connections == COMPARED);
+                let step = stats.frontier.iter().find(|step| step.connections == COMPARED);
                 let times = step.map_or(f64::NAN, |step| step.rate / step.floor);
                 (format!("half of floor at {COMPARED} ({times:.2})"), times >= 0.5)
             }
-            Self::P50(limit) => (format!("p50 {limit} ms"), at_most(figures.latency_ms.p50, limit)),
-            Self::P95(limit) => (format!("p95 {limit} ms"), at_most(figures.latency_ms.p95, limit)),
-            Self::P99(limit) => (format!("p99 {limit} ms"), at_most(figures.latency_ms.p99, limit)),
-            Self::Lag(limit) => (format!("lag {limit} s"), at_most(figures.lag_seconds, limit)),
+            Self::P50(limit) => (format!("p50 {limit} ms"), at_most(stats.latency_ms.p50, limit)),
+            Self::P95(limit) => (format!("p95 {limit} ms"), at_most(stats.latency_ms.p95, limit)),
+            Self::P99(limit) => (format!("p99 {limit} ms"), at_most(stats.latency_ms.p99, limit)),
+            Self::Lag(limit) => (format!("lag {limit} s"), at_most(stats.lag_seconds, limit)),
             Self::NotBelow(row) => {
-                let met = other(row).is_some_and(|other| figures.rate() >= NOT_LOWER * other.rate());
+                let met = other(row).is_some_and(|other| stats.rate() >= NOT_LOWER * other.rate());
                 (format!("not below {}", row.name()), met)
             }
             Self::Flat(row) => {
@@ -137,27 +130,37 @@ impl Goal {
                 (goal, ratio.is_some_and(|ratio| (1.0 - FLAT..=1.0 + FLAT).contains(&ratio)))
             }
             Self::BrokerLimits => {
-                let share = figures.micros_per_event.map(|micros| micros.broker / micros.stack());
+                let share = stats.micros_per_event.map(|micros| micros.broker / micros.stack());
                 let share = share.unwrap_or(f64::NAN);
-                let met = share > 0.5 && at_most(figures.seconds_behind, MAX_BEHIND_SECONDS);
+                let met = share > 0.5 && at_most(stats.seconds_behind, MAX_BEHIND_SECONDS);
                 (format!("the broker the limit, with {:.0} % of the stack", share * 100.0), met)
             }
             Self::FlatMemory => {
-                let growth = figures.memory_growth.unwrap_or(f64::NAN);
+                let growth = stats.memory_growth.unwrap_or(f64::NAN);
                 (format!("memory {:+.0} % in the second half", growth * 100.0), growth <= NO_GROWTH)
             }
             Self::NoGrowth(limit) => {
-                let growth = figures.growth_megabytes;
+                let growth = stats.growth_megabytes;
                 (format!("{:+.1} MB", growth.unwrap_or(f64::NAN)), at_most(growth, limit))
             }
-            Self::NoDeadlock => ("no deadlock".into(), figures.deadlocks == 0),
+            Self::NoDeadlock => ("no deadlock".into(), stats.deadlocks == 0),
         };
-        Verdict { goal, met: met && figures.failure.is_none() }
+        GoalResult { goal, met: met && stats.failure.is_none() }
     }
 }
 
-impl Verdict {
-    /// In words for the table.
+/// The greatest fall between two steps, and whether it is small enough.
+fn no_fall(stats: &RowStats) -> (String, bool) {
+    let steps = stats.frontier.iter().filter_map(|step| Some((step.times_before?, step)));
+    let worst = steps.min_by(|(left, _), (right, _)| left.total_cmp(right));
+    let (times, at) = worst.map_or((f64::NAN, 0), |(times, step)| (times, step.connections));
+    let least = format!("at {at} connections {:+.1} %", (times - 1.0) * 100.0);
+    let goal = format!("no step {:.0} % below the one before ({least})", FALL * 100.0);
+    (goal, times >= 1.0 - FALL)
+}
+
+impl GoalResult {
+    /// The text for the table.
     pub(crate) fn words(&self) -> String {
         format!("{} {}", self.goal, if self.met { "met" } else { "MISSED" })
     }

@@ -1,37 +1,24 @@
-//! The table of figures: every way in and out of the real system, measured beside the naive design and beside a
-//! server that does nothing, all in one run on one machine.
+//! Measures every way in and out of the real system, beside the naive design and a server that does nothing,
+//! in one run on one machine.
 //!
-//! `./dev bench` starts the servers and says that the machine is free to be measured.
+//! `./dev bench` starts the servers. It sets a variable, without which nothing is measured.
 
-#[allow(dead_code, reason = "one of its two kinds of connection is enough here")]
-#[path = "../../tests/chaos/ask.rs"]
-mod ask;
 mod baseline;
-mod figures;
+mod stats;
 mod frontier;
 mod goal;
-mod ground;
-mod load;
+mod dataset;
 mod measure;
-mod meter;
 mod picture;
-mod play;
+mod scenario;
 mod prober;
-#[allow(dead_code, reason = "each test program uses a part of the rig")]
-#[path = "../../tests/rig/processes.rs"]
-mod processes;
 mod reader;
 mod row;
 mod scale;
-#[allow(dead_code, reason = "each test program uses a part of the rig")]
-#[path = "../../tests/rig/servers.rs"]
-mod servers;
-mod sql;
-mod stage;
+mod system;
 mod table;
 mod verification;
 
-use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -39,31 +26,32 @@ use std::time::Instant;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use futures::FutureExt;
+use harness::panics;
+use harness::servers::Servers;
 
 use crate::baseline::Baseline;
-use crate::figures::Figures;
-use crate::ground::Grounds;
+use crate::dataset::Datasets;
 use crate::row::Row;
 use crate::scale::Scale;
-use crate::servers::Servers;
-use crate::table::Table;
+use crate::stats::RowStats;
+use crate::table::RowTable;
 
-/// What `./dev bench` sets: the servers are this program's own.
+/// Set by `./dev bench`: the servers are used by this program only.
 const ALLOWED: &str = "CATCHALL_BENCH";
 
-/// Measures every way in and out of the system, beside the naive design.
+/// Measures every way in and out of the system, beside the naive design
 #[derive(Parser)]
 #[command(name = "./dev bench", max_term_width = 110)]
 struct Arguments {
-    /// Only this row, and those it is compared with; may be given more than once
+    /// Only this row and those it is compared with; may be given more than once
     #[arg(long = "row", value_name = "NAME", hide_possible_values = true)]
     rows: Vec<Row>,
 
-    /// A few seconds for each row, and a tenth of the domains: a few minutes instead of half an hour
+    /// A few seconds per row, and a tenth of the domains: a few minutes instead of half an hour
     #[arg(long)]
     short: bool,
 
-    /// Seconds for each row [default: 60, and 180 for uniform; 5 with --short]
+    /// Seconds per row [default: 60, and 180 for uniform; 5 with --short]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     seconds: Option<u32>,
 
@@ -75,11 +63,11 @@ struct Arguments {
     #[arg(long)]
     json: bool,
 
-    /// Draw the frontier into this file, as SVG
+    /// Draw the row frontier into this SVG file
     #[arg(long, value_name = "FILE")]
     picture: Option<PathBuf>,
 
-    /// Print the names of the rows and what each is
+    /// Print the rows and what each measures
     #[arg(long)]
     list: bool,
 
@@ -87,7 +75,7 @@ struct Arguments {
     part: Option<Part>,
 }
 
-/// What this program starts of itself, to be measured as any other process is.
+/// Parts that this program starts as separate processes, so that they are measured like all others.
 #[derive(Subcommand)]
 enum Part {
     /// The naive design
@@ -98,7 +86,7 @@ enum Part {
     Floor,
     /// Reads counters
     #[command(hide = true)]
-    Reader(reader::Config),
+    Reader(reader::ReaderConfig),
 }
 
 fn main() -> ExitCode {
@@ -106,7 +94,7 @@ fn main() -> ExitCode {
         println!("the system is measured by ./dev bench, on servers of its own");
         return ExitCode::SUCCESS;
     }
-    // What cargo says to every benchmark.
+    // Cargo passes `--bench` to every benchmark.
     let arguments = Arguments::parse_from(std::env::args_os().filter(|argument| argument != "--bench"));
     if arguments.list {
         for row in Row::value_variants() {
@@ -116,10 +104,10 @@ fn main() -> ExitCode {
     }
     if arguments.picture.is_some() && !(arguments.rows.is_empty() || arguments.rows.contains(&Row::Frontier))
     {
-        eprintln!("--picture draws the row {}, which is not among those asked for", Row::Frontier.name());
+        eprintln!("--picture draws the row {}, which is not selected", Row::Frontier.name());
         return ExitCode::FAILURE;
     }
-    let played = match &arguments.part {
+    let ended = match &arguments.part {
         Some(Part::Naive(config)) => baseline::serve(Baseline::Naive, Some(config)),
         Some(Part::Floor) => baseline::serve(Baseline::Floor, None),
         Some(Part::Reader(config)) => reader::main(config),
@@ -129,7 +117,7 @@ fn main() -> ExitCode {
             return if held { ExitCode::SUCCESS } else { ExitCode::FAILURE };
         }
     };
-    match played {
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error:#}");
@@ -138,30 +126,30 @@ fn main() -> ExitCode {
     }
 }
 
-/// Plays every row. Returns whether every event was counted once, whatever the figures are.
+/// Measures every row. Returns whether every event was counted once, whether or not goals were met.
 async fn run(arguments: &Arguments) -> bool {
     let scale = Scale::new(arguments.short, arguments.seconds, arguments.domains);
     let rows = row::with_those_they_need(&arguments.rows, &scale);
     let begun = Instant::now();
     eprintln!("bench: {} rows; {scale}", rows.len());
     let servers = Servers::fresh().await;
-    let mut table = Table::new(&servers, &scale).await;
-    let mut grounds = Grounds::default();
+    let mut table = RowTable::new(&servers, &scale).await;
+    let mut datasets = Datasets::default();
     for row in rows {
         eprintln!("bench: {:4} s  {}: {}", begun.elapsed().as_secs(), row.name(), row.what());
-        let playing = play::play(row, &scale, &servers, &mut grounds, &table);
-        let played = match AssertUnwindSafe(playing).catch_unwind().await {
-            Ok(played) => played.map_err(|error| format!("{error:#}")),
-            Err(panic) => Err(words(&*panic)),
+        let running = scenario::run(row, &scale, &servers, &mut datasets, &table);
+        let ended = match AssertUnwindSafe(running).catch_unwind().await {
+            Ok(ended) => ended.map_err(|error| format!("{error:#}")),
+            Err(panic) => Err(panics::message(&*panic)),
         };
-        let figures = played.unwrap_or_else(|reason| {
+        let stats = ended.unwrap_or_else(|reason| {
             eprintln!("bench: {}: {reason}", row.name());
-            Figures { failure: Some(reason), ..Figures::default() }
+            RowStats { failure: Some(reason), ..RowStats::default() }
         });
-        table.add(row, figures);
+        table.add(row, stats);
         eprintln!("bench: {:4} s  {}: {}", begun.elapsed().as_secs(), row.name(), table.last_in_words());
     }
-    let steps = table.figures(Row::Frontier).map(|figures| &*figures.frontier).unwrap_or_default();
+    let steps = table.stats(Row::Frontier).map(|stats| &*stats.frontier).unwrap_or_default();
     if let Some(file) = arguments.picture.as_ref().filter(|_| !steps.is_empty())
         && let Err(error) = std::fs::write(file, picture::svg(steps))
     {
@@ -173,10 +161,4 @@ async fn run(arguments: &Arguments) -> bool {
         println!("{table}");
     }
     table.all_counted_once()
-}
-
-/// What a panic says: in the parts shared with the tests, whatever goes wrong is one.
-fn words(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic").to_owned()
 }

@@ -1,62 +1,66 @@
-//! One run of events, from the first that is sent until the last is in the primary and at the replica.
+//! One run of events, until the last is counted on the primary and replayed by the replica.
 
 use std::time::{Duration, Instant};
 
-use crate::figures::{Figures, Latency, real};
-use crate::load::{Amount, Load, Order, Report};
-use crate::meter::Machine;
-use crate::sql;
-use crate::stage::{Look, Scraping, Stage};
+use catchall_load::Latency;
+use catchall_load::Report;
+use harness::load::{Amount, LoadRun, LoadSpec};
+use harness::sql;
+use harness::stats::real;
+use harness::usage::MachineTime;
 
-/// How often the processes are looked at while events are sent.
+use crate::stats::RowStats;
+use crate::system::{Observation, RunningSystem, Scraping};
+
+/// How often the processes are observed while events are sent.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How often, once all is sent, for the moment when all is counted.
+/// How often they are observed afterwards, until all events are counted.
 const SETTLE: Duration = Duration::from_millis(50);
 
-/// How long nothing may be counted before what is missing is given up.
-const PATIENCE: Duration = Duration::from_mins(2);
+/// How long to wait for missing events while none is counted.
+const TIMEOUT: Duration = Duration::from_mins(2);
 
-/// What was done beside the load.
+/// The result of what ran beside the load.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Beside {
-    /// Delivered events it has sent itself.
+pub(crate) struct SideResult {
+    /// Delivered events that it has sent itself.
     pub(crate) delivered: u64,
-    /// Processor time of its process in microseconds, where it has one.
+    /// Processor time of its process in microseconds, if it has one.
     pub(crate) micros: f64,
-    /// What the row is about, if it is this and not the load.
+    /// Its latency, if the row reports that instead of the load's.
     pub(crate) latency_ms: Option<Latency>,
-    /// Answers that were not right.
+    /// Wrong answers.
     pub(crate) wrong: u64,
     pub(crate) notes: Vec<String>,
 }
 
-/// Sends what is ordered while `beside` is done, and waits until all of it is counted. Returns the figures, but for
-/// the comparison of the counts, and what the load said of itself.
+/// Sends events while `beside` runs, and waits until all of them are counted. Returns the stats without the
+/// comparison of counts, the report of the load tool, and the result of `beside`.
 pub(crate) async fn events(
-    stage: &Stage,
-    order: &Order,
+    system: &RunningSystem,
+    spec: &LoadSpec,
     scraping: Scraping,
-    beside: impl Future<Output = anyhow::Result<Beside>>,
-) -> anyhow::Result<(Figures, Report, Beside)> {
-    let servers = &stage.servers;
+    beside: impl Future<Output = anyhow::Result<SideResult>>,
+) -> anyhow::Result<(RowStats, Report, SideResult)> {
+    let servers = &system.servers;
     let deadlocks = sql::deadlocks(&servers.database_url).await?;
-    let counted = stage.counted().await;
-    let before = stage.micros();
-    let machine = Machine::now();
-    let load = Load::start(order, &stage.ingest_url(), &servers.amqp_url)?;
+    let counted = system.counted().await;
+    let before = system.micros();
+    let machine = MachineTime::now();
+    let load = LoadRun::start(spec, &system.ingest_url(), &servers.amqp_url, &[])?;
     let mut looks = Vec::new();
-    let (report, beside) = {
+    let ((report, load_micros), beside) = {
         let looking = async {
             loop {
                 tokio::time::sleep(LOOK).await;
-                match stage.look(scraping).await {
+                match system.look(scraping).await {
                     Ok(look) => looks.push(look),
                     Err(error) => return error,
                 }
             }
         };
-        let sending = async { tokio::try_join!(load.end(order.amount), beside) };
+        let sending = async { tokio::try_join!(load.end(), beside) };
         tokio::select! {
             biased;
             sent = sending => sent?,
@@ -67,59 +71,60 @@ pub(crate) async fn events(
     let growth_megabytes = growth_megabytes(&looks);
     let events = report.acknowledged + beside.delivered;
     let mut behind = None;
-    if stage.has_workers() {
-        settle(stage, counted + events).await;
+    if system.has_workers() {
+        settle(system, counted + events).await;
         behind = Some(sent.elapsed().as_secs_f64());
     }
     let counted_seconds = report.seconds + behind.unwrap_or_default();
     sql::replayed(&servers.database_url, &servers.replica_url).await?;
-    looks.push(stage.look(Scraping::EverySecond).await?);
-    let mut micros = stage.micros().since(before, events);
-    micros.load = (report.micros + beside.micros) / real(events.max(1));
-    let figures = Figures {
+    looks.push(system.look(Scraping::EverySecond).await?);
+    let mut micros = system.micros().since(before, events);
+    micros.load = (load_micros + beside.micros) / real(events.max(1));
+    let stats = RowStats {
         events,
         seconds: report.seconds,
-        offered_per_second: order.rate,
+        offered_per_second: spec.rate,
         acknowledged_per_second: per_second(report.acknowledged, report.seconds),
         counted_per_second: Some(per_second(report.acknowledged, counted_seconds)),
         micros_per_event: Some(micros),
         latency_ms: beside.latency_ms.unwrap_or(report.latency_ms),
-        peak_megabytes: stage.peaks(),
-        queue_messages: stage.has_workers().then(|| most(&looks, |look| look.messages)),
-        backlog_grows: grows(&looks, order, &report),
+        peak_megabytes: system.peaks(),
+        queue_messages: system.has_workers().then(|| most(&looks, |look| look.messages)),
+        backlog_grows: grows(&looks, spec, &report),
         memory_growth: memory_growth(&looks),
         growth_megabytes,
         seconds_behind: behind,
         lag_seconds: looks.iter().filter_map(|look| look.lag_seconds).max_by(f64::total_cmp),
-        stolen: Machine::stolen_since(machine),
+        stolen: MachineTime::stolen_since(machine),
         deadlocks: sql::deadlocks(&servers.database_url).await? - deadlocks,
-        notes: notes(order, &report, &beside),
-        ..Figures::default()
+        notes: notes(spec, &report, &beside),
+        ..RowStats::default()
     };
-    Ok((figures, report, beside))
+    Ok((stats, report, beside))
 }
 
-/// Waits until the workers have counted so many events since they were started, or count none for a long time.
-async fn settle(stage: &Stage, events: u64) {
+/// Waits until the workers have counted so many events since their start, or have counted none for a long
+/// time.
+async fn settle(system: &RunningSystem, events: u64) {
     let (mut counted, mut last) = (0, Instant::now());
-    while counted < events && last.elapsed() < PATIENCE {
+    while counted < events && last.elapsed() < TIMEOUT {
         tokio::time::sleep(SETTLE).await;
-        let now = stage.counted().await;
+        let now = system.counted().await;
         if now > counted {
             (counted, last) = (now, Instant::now());
         }
     }
 }
 
-/// Whether more and more accepted events wait to be counted: in the last quarter of the time, than in the second,
-/// by more than is counted in a second. Nothing where the time is too short to tell, or ingest accepts nothing.
-fn grows(looks: &[Look], order: &Order, report: &Report) -> Option<bool> {
-    // The last look is at what was settled.
+/// Whether the backlog of accepted events grows: from the second quarter of the time to the last by more than
+/// is counted in a second. `None` if the time is too short to tell, or ingest accepts nothing.
+fn grows(looks: &[Observation], spec: &LoadSpec, report: &Report) -> Option<bool> {
+    // The last observation was made after all events were counted.
     let looks = &looks[..looks.len().saturating_sub(1)];
     let backlogs: Vec<u64> = looks.iter().map(|look| look.accepted.saturating_sub(look.counted)).collect();
     let quarter = backlogs.len() / 4;
     let nothing_accepted = looks.last().is_none_or(|look| look.accepted == 0);
-    if quarter == 0 || nothing_accepted || matches!(order.amount, Amount::Events(_)) {
+    if quarter == 0 || nothing_accepted || matches!(spec.amount, Amount::Events(_)) {
         return None;
     }
     let mean = |part: &[u64]| real(part.iter().sum()) / real(part.len() as u64);
@@ -127,21 +132,23 @@ fn grows(looks: &[Look], order: &Order, report: &Report) -> Option<bool> {
     Some(mean(last) - mean(second) > per_second(report.acknowledged, report.seconds))
 }
 
-/// How much more memory the services have in the last quarter of the time than in the second, as a share. Nothing
-/// where the time is too short to tell.
-fn memory_growth(looks: &[Look]) -> Option<f64> {
+/// By what share the memory of the services grows from the second quarter of the time to the last. `None` if
+/// the time is too short to tell.
+fn memory_growth(looks: &[Observation]) -> Option<f64> {
     let quarter = looks.len() / 4;
-    let mean = |part: &[Look]| real(part.iter().map(|look| look.megabytes).sum()) / real(part.len() as u64);
+    let mean =
+        |part: &[Observation]| real(part.iter().map(|look| look.megabytes).sum()) / real(part.len() as u64);
     (quarter > 0).then(|| mean(&looks[looks.len() - quarter..]) / mean(&looks[quarter..2 * quarter]) - 1.0)
 }
 
-/// By how many megabytes ingest or query, whichever it is more, has grown from the second quarter of the time to the
-/// last.
-fn growth_megabytes(looks: &[Look]) -> Option<f64> {
+/// By how many megabytes ingest or query, whichever is more, has grown from the second quarter of the time to
+/// the last.
+fn growth_megabytes(looks: &[Observation]) -> Option<f64> {
     let quarter = looks.len() / 4;
-    let services: [fn(&Look) -> Option<f64>; 2] = [|look| look.ingest_megabytes, |look| look.query_megabytes];
+    let services: [fn(&Observation) -> Option<f64>; 2] =
+        [|look| look.ingest_megabytes, |look| look.query_megabytes];
     let growth = services.into_iter().filter_map(|of| {
-        let mean = |part: &[Look]| {
+        let mean = |part: &[Observation]| {
             let megabytes: Vec<f64> = part.iter().filter_map(of).collect();
             (!megabytes.is_empty()).then(|| megabytes.iter().sum::<f64>() / real(megabytes.len() as u64))
         };
@@ -151,14 +158,14 @@ fn growth_megabytes(looks: &[Look]) -> Option<f64> {
     growth.max_by(f64::total_cmp)
 }
 
-fn notes(order: &Order, report: &Report, beside: &Beside) -> Vec<String> {
+fn notes(spec: &LoadSpec, report: &Report, beside: &SideResult) -> Vec<String> {
     let Report { refused, unknown, errors, last_error, .. } = report;
     let mut notes = beside.notes.clone();
     if refused + unknown + errors > 0 {
         let last = last_error.clone().unwrap_or_default();
         notes.push(format!("{refused} refused, {unknown} unknown, {errors} errors, the last: {last}"));
     }
-    if let Amount::Events(events) = order.amount
+    if let Amount::Events(events) = spec.amount
         && report.acknowledged < events
     {
         notes.push(format!("{events} events were to be sent"));
@@ -166,7 +173,7 @@ fn notes(order: &Order, report: &Report, beside: &Beside) -> Vec<String> {
     notes
 }
 
-fn most(looks: &[Look], of: impl Fn(&Look) -> u64) -> u64 {
+fn most(looks: &[Observation], of: impl Fn(&Observation) -> u64) -> u64 {
     looks.iter().map(of).max().unwrap_or_default()
 }
 

@@ -1,10 +1,10 @@
-//! The frontier as a picture: an SVG that needs nothing and is legible on light and on dark pages.
+//! The frontier as an SVG picture without dependencies, for light and dark pages.
 
 use std::fmt::Write;
 
 use crate::frontier::Step;
 
-/// Pixels.
+/// Sizes in pixels.
 const WIDTH: f64 = 860.0;
 const LEFT: f64 = 76.0;
 const RIGHT: f64 = 136.0;
@@ -13,12 +13,13 @@ const PANEL: f64 = 190.0;
 const GAP: f64 = 46.0;
 const BOTTOM: f64 = 56.0;
 
-/// The page decides; where it says nothing, black on white.
+/// Follows the colour scheme of the page; the default is light.
 const STYLE: &str = "\
 text { font: 13px system-ui, sans-serif; fill: #1f2328 } .page { fill: #ffffff } .small { font-size: 12px }
 .grid { stroke: #d1d9e0; stroke-width: 1 } .line { fill: none; stroke-width: 2.2 }
 .system { stroke: #0969da } .floor { stroke: #8a6d00; stroke-dasharray: 6 4 } .tail { stroke: #bc4c00 }
-circle { stroke: none } circle.system { fill: #0969da } circle.floor { fill: #8a6d00 } circle.tail { fill: #bc4c00 }
+circle { stroke: none } circle.system { fill: #0969da } circle.floor { fill: #8a6d00 }
+circle.tail { fill: #bc4c00 }
 text.system { fill: #0969da; stroke: none } text.floor { fill: #8a6d00; stroke: none }
 text.tail { fill: #bc4c00; stroke: none }
 @media (prefers-color-scheme: dark) {
@@ -28,16 +29,16 @@ circle.system, text.system { fill: #58a6ff } circle.floor, text.floor { fill: #d
 circle.tail, text.tail { fill: #ff9a4d }
 }";
 
-/// How a value becomes a height.
+/// The scale of an axis.
 #[derive(Clone, Copy)]
 enum Axis {
-    /// From nothing.
+    /// It starts at zero.
     Linear,
-    /// Tenfold is as far everywhere.
+    /// Each power of ten has the same height.
     Logarithmic,
 }
 
-/// One line: what it is called, its class, its values.
+/// A line: its label, its CSS class and its values.
 type Line<'a> = (&'a str, &'a str, Vec<f64>);
 
 /// Draws the steps.
@@ -71,7 +72,8 @@ pub(crate) fn svg(steps: &[Step]) -> String {
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\">\n\
          <title>PUT over HTTP/1.1 by number of connections</title>\n\
-         <desc>Rate, latency and cost from 1 to 2,048 connections, beside an HTTP server that does nothing</desc>\n\
+         <desc>Rate, latency and cost from 1 to 2,048 connections, \
+         beside an HTTP server that does nothing</desc>\n\
          <style>{STYLE}</style>\n<rect class=\"page\" width=\"{WIDTH}\" height=\"{height}\" rx=\"6\"/>\n"
     );
     let tops = [0.0, 1.0, 2.0].map(|above| TOP + above * (PANEL + GAP));
@@ -115,7 +117,7 @@ fn panel(svg: &mut String, steps: &[Step], top: f64, title: &str, axis: Axis, li
         }
         labels.extend(points.last().map(|(_, y)| (*y, *name, *class)));
     }
-    // From the top down, none on another.
+    // From the top down, without overlap.
     labels.sort_by(|left, right| left.0.total_cmp(&right.0));
     let mut free = top;
     for (y, name, class) in labels {
@@ -126,7 +128,7 @@ fn panel(svg: &mut String, steps: &[Step], top: f64, title: &str, axis: Axis, li
 }
 
 impl Axis {
-    /// Where lines are drawn, and the least and the most there is room for.
+    /// The grid lines, and the range of the axis.
     fn ticks(self, least: f64, most: f64) -> (Vec<f64>, f64, f64) {
         match self {
             Self::Linear => {
@@ -146,7 +148,7 @@ impl Axis {
         }
     }
 
-    /// How high a value is, of all the height.
+    /// The height of a value as a share of the panel.
     fn share(self, value: f64, low: f64, high: f64) -> f64 {
         match self {
             Self::Linear => (value - low) / (high - low),
@@ -167,7 +169,7 @@ fn text(svg: &mut String, x: f64, y: f64, anchor: &str, class: &str, words: &str
     );
 }
 
-/// A number as people write it.
+/// A number with commas between the thousands.
 fn grouped(number: f64) -> String {
     if number < 1.0 && number > 0.0 {
         return format!("{number}");

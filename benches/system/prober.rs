@@ -1,4 +1,4 @@
-//! How long it takes from the 202 to the GET that shows the event.
+//! Measures the time from the 202 to the GET that shows the event.
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
@@ -6,44 +6,44 @@ use std::time::{Duration, Instant};
 use anyhow::{anyhow, ensure};
 use bytes::Bytes;
 use futures::future::try_join_all;
+use harness::http::HttpClient;
 use http_body_util::Full;
 use hyper::{Request, StatusCode};
 use serde::Deserialize;
 
-use crate::ask::Asker;
-use crate::figures::{Latency, histogram};
-use crate::measure::Beside;
+use crate::measure::SideResult;
+use crate::stats::{histogram, latency};
 
-/// Probes at a time: few, so that they do not measure themselves.
+/// How many probes run at a time: few, so that they do not add load.
 const AT_ONCE: u32 = 2;
 
-/// Between two GETs of one probe, which is as exact as it can be.
+/// The time between two GETs of a probe, which limits the precision.
 const BETWEEN: Duration = Duration::from_millis(1);
 
-/// Between two probes.
+/// The pause between two probes.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// An event that is not to be seen after this long is missing.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// An event that is not visible after this long is missing.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Sends events of new domains, one after the other, for so many seconds.
-pub(crate) async fn probe(ingest_url: &str, query_address: &str, seconds: u64) -> anyhow::Result<Beside> {
+/// Sends events of new domains, one after another, for so many seconds.
+pub(crate) async fn probe(ingest_url: &str, query_address: &str, seconds: u64) -> anyhow::Result<SideResult> {
     let until = Instant::now() + Duration::from_secs(seconds);
     let (micros, sent) = (RefCell::new(histogram()), RefCell::new(0));
     let probing = (0..AT_ONCE).map(async |prober| {
-        let asker = Asker::over_one_connection();
+        let http = HttpClient::with_keep_alive();
         let mut number = 0;
         while Instant::now() < until {
             let domain = format!("probe{prober}-{number}.example");
             number += 1;
             let put = Request::put(format!("{ingest_url}/events/{domain}/delivered"));
-            let answer = asker.ask(put.body(Full::<Bytes>::default())?, PATIENCE).await;
+            let answer = http.send(put.body(Full::<Bytes>::default())?, TIMEOUT).await;
             let (status, body) = answer.map_err(|error| anyhow!(error))?;
             ensure!(status == StatusCode::ACCEPTED, "a probe was answered {status}: {body}");
             *sent.borrow_mut() += 1;
             let accepted = Instant::now();
-            while !is_counted(&asker, &format!("http://{query_address}/domains/{domain}")).await? {
-                ensure!(accepted.elapsed() < PATIENCE, "{domain} is not to be seen after {PATIENCE:?}");
+            while !is_counted(&http, &format!("http://{query_address}/domains/{domain}")).await? {
+                ensure!(accepted.elapsed() < TIMEOUT, "{domain} is not visible after {TIMEOUT:?}");
                 tokio::time::sleep(BETWEEN).await;
             }
             let took = u64::try_from(accepted.elapsed().as_micros())?;
@@ -54,17 +54,17 @@ pub(crate) async fn probe(ingest_url: &str, query_address: &str, seconds: u64) -
     });
     try_join_all(probing).await?;
     let delivered = *sent.borrow();
-    let latency = Latency::of(&micros.borrow());
+    let latency = latency(&micros.borrow());
     let notes = vec![format!("latency: from the 202 to the GET that shows it, {delivered} probes")];
-    Ok(Beside { delivered, latency_ms: Some(latency), notes, ..Beside::default() })
+    Ok(SideResult { delivered, latency_ms: Some(latency), notes, ..SideResult::default() })
 }
 
-async fn is_counted(asker: &Asker, url: &str) -> anyhow::Result<bool> {
+async fn is_counted(http: &HttpClient, url: &str) -> anyhow::Result<bool> {
     #[derive(Deserialize)]
     struct Served {
         delivered: u64,
     }
-    let (status, body) = asker.get(url, PATIENCE).await.map_err(|error| anyhow!(error))?;
+    let (status, body) = http.get(url, TIMEOUT).await.map_err(|error| anyhow!(error))?;
     ensure!(status == StatusCode::OK, "{url} was answered {status}: {body}");
     let served: Served = serde_json::from_str(&body)?;
     Ok(served.delivered > 0)

@@ -1,6 +1,6 @@
-//! Reads counters by HTTP/1.1 on connections that are kept: in a closed loop, or at a rate.
+//! Reads counters over HTTP/1.1 with keep-alive, in a closed loop or at a fixed rate.
 //!
-//! A program of its own, so that what it takes of the machine is measured beside what it asks for.
+//! It runs as a separate process, so that its own processor time can be measured.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, ensure};
 use bytes::Bytes;
-use catchall::load::pace::{Pace, Rate};
-use catchall::load::workload::{Names, Shape, Workload};
+use catchall_load::Latency;
+use catchall_load::pace::{Pace, Rate};
+use catchall_load::workload::{Names, Shape, Workload};
+use harness::load::JsonProcess;
 use hdrhistogram::Histogram;
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1::{SendRequest, handshake};
@@ -22,18 +24,17 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::task::JoinSet;
 
 use crate::baseline::myself;
-use crate::figures::{Latency, histogram};
-use crate::load::Printing;
+use crate::stats::{histogram, latency};
 
-/// What is read, and how.
+/// The options of the reader.
 #[derive(Clone, Debug, clap::Args)]
-pub(crate) struct Config {
+pub(crate) struct ReaderConfig {
     #[arg(long)]
     pub(crate) address: SocketAddr,
-    /// Any of so many domains of the population
+    /// Number of domains to read from
     #[arg(long)]
     pub(crate) domains: u32,
-    /// Reads per second; a closed loop without
+    /// Reads per second; without it a closed loop
     #[arg(long)]
     pub(crate) rate: Option<f64>,
     #[arg(long)]
@@ -42,22 +43,22 @@ pub(crate) struct Config {
     pub(crate) connections: usize,
 }
 
-/// What it came to.
+/// The result.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Reads {
-    /// Answered with the counters of the domain that was asked for.
+    /// Reads that were answered with the counters of the domain.
     pub(crate) answered: u64,
-    /// Answered with anything else.
+    /// Reads that were answered with anything else.
     pub(crate) wrong: u64,
-    /// What the first of those was.
+    /// The first wrong answer.
     pub(crate) example: Option<String>,
-    /// Until the last answer.
+    /// Seconds until the last answer.
     pub(crate) seconds: f64,
     pub(crate) latency_ms: Latency,
 }
 
-/// Reads by a process of its own; with what came of it, its processor time in microseconds.
-pub(crate) async fn read(config: &Config) -> anyhow::Result<(Reads, f64)> {
+/// Reads in a separate process. Returns the result and its processor time in microseconds.
+pub(crate) async fn read(config: &ReaderConfig) -> anyhow::Result<(Reads, f64)> {
     let mut command = myself("reader")?;
     command.args(["--address", &config.address.to_string(), "--domains", &config.domains.to_string()]);
     command.args(["--seconds", &config.seconds.to_string()]);
@@ -65,27 +66,27 @@ pub(crate) async fn read(config: &Config) -> anyhow::Result<(Reads, f64)> {
     if let Some(rate) = config.rate {
         command.args(["--rate", &rate.to_string()]);
     }
-    let mut reader = Printing::start(&mut command).context("cannot start a reader")?;
+    let mut reader = JsonProcess::start(&mut command).context("cannot start a reader")?;
     reader.ended().await.context("the reader")
 }
 
-/// The program.
-pub(crate) fn main(config: &Config) -> anyhow::Result<()> {
+/// The main function of the reader process.
+pub(crate) fn main(config: &ReaderConfig) -> anyhow::Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
     let reads = runtime.block_on(run(config))?;
     println!("{}", serde_json::to_string(&reads)?);
     Ok(())
 }
 
-struct Run {
+struct ReadRun {
     pace: Option<Pace>,
     until: Instant,
-    state: RefCell<State>,
+    state: RefCell<ReadState>,
 }
 
-struct State {
+struct ReadState {
     domains: Workload,
-    /// How many were begun.
+    /// How many reads were begun.
     begun: u64,
     answered: u64,
     wrong: u64,
@@ -94,21 +95,21 @@ struct State {
     micros: Histogram<u64>,
 }
 
-async fn run(config: &Config) -> anyhow::Result<Reads> {
+async fn run(config: &ReaderConfig) -> anyhow::Result<Reads> {
     let mut connections = Vec::new();
     for _ in 0..config.connections {
         connections.push(connect(config.address).await?);
     }
     let begun = Instant::now();
-    // An open loop begins no more than there is time for, however late it is.
+    // An open loop begins only the reads that are due within the time.
     #[expect(clippy::cast_precision_loss, reason = "seconds are few")]
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is not negative")]
     let requests = |rate: f64| (rate * config.seconds as f64) as u64;
     let pace = config.rate.map(|rate| Pace::begin(Rate::per_second(rate), requests(rate))).transpose()?;
-    let run = Rc::new(Run {
+    let run = Rc::new(ReadRun {
         pace,
         until: begun + Duration::from_secs(config.seconds),
-        state: RefCell::new(State {
+        state: RefCell::new(ReadState {
             domains: Workload::new(Shape::Uniform, 1, config.domains),
             begun: 0,
             answered: 0,
@@ -134,7 +135,7 @@ async fn run(config: &Config) -> anyhow::Result<Reads> {
     if let Some(pace) = &run.pace {
         pace.stop();
     }
-    // Those who wait for an answer still get it.
+    // Waits for the reads in flight.
     while let Some(ended) = readers.join_next().await {
         ended??;
     }
@@ -145,7 +146,7 @@ async fn run(config: &Config) -> anyhow::Result<Reads> {
         wrong: state.wrong,
         example: state.example.clone(),
         seconds: state.last.duration_since(begun).as_secs_f64(),
-        latency_ms: Latency::of(&state.micros),
+        latency_ms: latency(&state.micros),
     })
 }
 
@@ -153,14 +154,14 @@ async fn connect(address: SocketAddr) -> anyhow::Result<SendRequest<Empty<Bytes>
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     let (requests, connection) = handshake(TokioIo::new(stream)).await?;
-    // What goes wrong with it is told to the request that is under way.
+    // Its errors are reported to the request in flight.
     tokio::task::spawn_local(connection);
     Ok(requests)
 }
 
-/// Asks on one connection until the end.
+/// Reads over one connection until the time is over.
 async fn ask(
-    run: Rc<Run>,
+    run: Rc<ReadRun>,
     mut connection: SendRequest<Empty<Bytes>>,
     address: SocketAddr,
 ) -> anyhow::Result<()> {
@@ -193,8 +194,8 @@ async fn ask(
     }
 }
 
-impl State {
-    /// When the next request was due, and for what.
+impl ReadState {
+    /// When the next read was due, and its domain.
     fn next(&mut self, pace: Option<&Pace>) -> (Instant, u32) {
         let due = pace.map_or_else(Instant::now, |pace| pace.moment(self.begun));
         self.begun += 1;
@@ -202,7 +203,7 @@ impl State {
     }
 }
 
-/// Whether an answer is that of this domain, which is there and has been counted.
+/// Checks that an answer is about this domain and that it has been counted.
 fn is_about(body: &[u8], name: &str) -> anyhow::Result<()> {
     #[derive(Deserialize)]
     struct Served<'a> {

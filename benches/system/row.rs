@@ -1,13 +1,13 @@
-//! The rows of the table: what each is, where it is played, and what it should come to.
+//! The rows of the result: what each measures, on which dataset, and its goals.
 
 use clap::ValueEnum;
 use serde::{Serialize, Serializer};
 
+use crate::dataset::Dataset;
 use crate::goal::Goal;
-use crate::ground::Ground;
 use crate::scale::Scale;
 
-/// One row. Their order is that of the run: tables are made as seldom as can be.
+/// A row. They are run in this order, which needs the fewest changes of the dataset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Row {
     /// The naive design: an upsert for each PUT, on the same HTTP server; PUT by HTTP/1.1, waves
@@ -64,13 +64,13 @@ impl Row {
         value.map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
 
-    /// What it is, in words.
+    /// A description of what it measures.
     pub(crate) fn what(self) -> String {
         let value = self.to_possible_value();
         value.and_then(|value| value.get_help().map(ToString::to_string)).unwrap_or_default()
     }
 
-    /// Makes the events of a run: no row has another's domains.
+    /// The seed of the workload: each row has its own domains.
     pub(crate) fn seed(self) -> u64 {
         self as u64 + 1
     }
@@ -86,10 +86,10 @@ impl Row {
         }
     }
 
-    /// Where it is played.
-    pub(crate) fn ground(self, scale: &Scale) -> Ground {
+    /// The dataset it is measured on.
+    pub(crate) fn dataset(self, scale: &Scale) -> Dataset {
         match self {
-            // Waves bring their own domains, and few.
+            // Waves have their own domains, and few of them.
             Self::Naive
             | Self::Floor
             | Self::Put
@@ -99,9 +99,9 @@ impl Row {
             | Self::Bulk
             | Self::Amqp
             | Self::AmqpArrays
-            | Self::Fresh => Ground::Any,
-            Self::Growth => Ground::Empty,
-            Self::SizeSmall | Self::Unwatched => Ground::Domains(scale.fewer_domains()),
+            | Self::Fresh => Dataset::Any,
+            Self::Growth => Dataset::Empty,
+            Self::SizeSmall | Self::Unwatched => Dataset::Domains(scale.fewer_domains()),
             Self::Size
             | Self::Zipf
             | Self::Uniform
@@ -110,12 +110,12 @@ impl Row {
             | Self::Get
             | Self::GetHot
             | Self::GetHalf
-            | Self::Mixed => Ground::Domains(scale.domains),
-            Self::SizeLarge => Ground::Domains(scale.more_domains()),
+            | Self::Mixed => Dataset::Domains(scale.domains),
+            Self::SizeLarge => Dataset::Domains(scale.more_domains()),
         }
     }
 
-    /// What it should come to.
+    /// Its goals.
     pub(crate) fn goals(self) -> &'static [Goal] {
         match self {
             Self::Put => &[Goal::Counted(65_000.0), Goal::Stack(15.0), Goal::TimesFloor(1.6)],
@@ -138,7 +138,7 @@ impl Row {
         }
     }
 
-    /// Whether the whole system is at work in it, and not what it is compared with.
+    /// Whether it measures the system, and not a baseline.
     pub(crate) fn is_ours(self) -> bool {
         !matches!(self, Self::Naive | Self::Floor)
     }
@@ -150,7 +150,7 @@ impl Serialize for Row {
     }
 }
 
-/// The rows that are asked for, or all, with those they are compared with, in the order of the run.
+/// The selected rows, or all, together with those they are compared with, in the order of the run.
 pub(crate) fn with_those_they_need(asked: &[Row], scale: &Scale) -> Vec<Row> {
     if asked.is_empty() {
         let all = Row::value_variants().iter().copied();

@@ -1,22 +1,22 @@
-//! How long and how large: the full form and the short one.
+//! Durations and table sizes of the full form and of the short form.
 
 use std::fmt;
 
 use serde::Serialize;
 
-/// Seconds of one run of one number of connections: there are many.
+/// Seconds per number of connections in the row frontier.
 const STEP_SECONDS: u64 = 3;
 
-/// How long each row takes, and how large the tables are.
+/// The duration of the rows, and the sizes of the tables.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Scale {
-    /// Seconds of a row.
+    /// Seconds per row.
     pub(crate) seconds: u64,
-    /// Seconds of the row that shows what can be sustained.
+    /// Seconds of the row that shows which rate can be sustained.
     pub(crate) sustained_seconds: u64,
-    /// Seconds of one run of one number of connections.
+    /// Seconds per number of connections.
     pub(crate) step_seconds: u64,
-    /// Domains of the large table.
+    /// Domains in the large table.
     pub(crate) domains: u32,
     /// Whether a table three times as large is measured too.
     pub(crate) with_larger: bool,
@@ -34,12 +34,12 @@ impl Scale {
         }
     }
 
-    /// Domains of the small table.
+    /// Domains in the small table.
     pub(crate) fn fewer_domains(&self) -> u32 {
         self.domains / 10
     }
 
-    /// Domains of the larger table.
+    /// Domains in the table that is three times as large.
     pub(crate) fn more_domains(&self) -> u32 {
         self.domains * 3
     }
@@ -50,7 +50,8 @@ impl fmt::Display for Scale {
         let Self { seconds, sustained_seconds, domains, .. } = self;
         write!(
             f,
-            "{seconds} s a row, {sustained_seconds} s uniform; the large table has {domains} domains, loaded in key order"
+            "{seconds} s a row, {sustained_seconds} s uniform; \
+            the large table has {domains} domains, loaded in key order"
         )
     }
 }

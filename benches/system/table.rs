@@ -1,18 +1,19 @@
-//! The result: a row for each thing that was measured, with its goals.
+//! The result: a table of all rows, with their goals.
 
-use std::fmt::{self, Write};
+use std::fmt;
 
+use harness::columns::align;
+use harness::servers::Servers;
+use harness::sql;
 use hyper::Method;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::figures::{Figures, Micros, Peaks};
 use crate::frontier::Step;
-use crate::goal::{Goal, Verdict, slowness};
+use crate::goal::{Goal, GoalResult, slowness};
 use crate::row::Row;
 use crate::scale::Scale;
-use crate::servers::Servers;
-use crate::sql;
+use crate::stats::{Micros, Peaks, RowStats};
 
 const HEADINGS: [&str; 23] = [
     "row",
@@ -40,17 +41,19 @@ const HEADINGS: [&str; 23] = [
     "dup",
 ];
 
-/// What the columns are.
+/// What the columns mean.
 const LEGEND: &str = "\
-acked/s: events (of get: reads) answered per second. counted/s: until the last of them was in the primary. ingest to
-load: microseconds of processor time per event of each process, until the replica had all of it; of naive and floor
-their servers stand under ingest. stack: all but load, the load generator. p50 to p99: ms of latency; at a fixed rate
-from the moment an event was due. MB: the most memory of ingest/worker/query. x naive, x floor: the rate as a multiple
-of theirs. queue: most messages seen in it. behind: seconds from the last answer until all was counted. lag: most
-seconds the replica was behind. steal: per cent of the processor time that was wanted and that the machine's host
-gave to others; a row with much of it says little of rates and latencies. Where naive is slower than 6,000/s, a goal for a rate is as much lower.";
+acked/s: events (for get: reads) answered per second. counted/s: events per second until the last of them
+was in the primary. ingest to load: each process's processor time per event in microseconds, until the
+replica had all events; the servers of naive and floor are listed under ingest. stack: the sum of all but
+load, the load tool. p50 to p99: latency in ms; at a fixed rate it counts from the moment an event was due.
+MB: the peak memory of ingest/worker/query. x naive, x floor: the rate divided by theirs. queue: the most
+messages seen in the queue. behind: seconds from the last answer until all events were counted. lag: the
+most seconds the replica was behind. steal: the percentage of the requested processor time that the
+machine's host gave to others; where it is high, rates and latencies say little. If naive is slower than
+6,000/s, the goals for rates are lowered in proportion.";
 
-/// What a service may take.
+/// How much memory a service may use.
 struct Allowance {
     service: &'static str,
     megabytes: u64,
@@ -63,26 +66,26 @@ const MEMORY: [Allowance; 3] = [
     Allowance { service: "query", megabytes: 128, taken: |peaks| peaks.query },
 ];
 
-/// All rows so far, and where they were measured.
+/// All rows so far, and the machine they were measured on.
 #[derive(Debug)]
-pub(crate) struct Table {
-    rows: Vec<(Row, Figures)>,
+pub(crate) struct RowTable {
+    rows: Vec<(Row, RowStats)>,
     scale: Scale,
-    machine: Machine,
+    machine: MachineInfo,
 }
 
 #[derive(Clone, Debug, Serialize)]
-struct Machine {
+struct MachineInfo {
     cores: usize,
     processor: String,
     memory_gigabytes: u64,
     postgres: String,
     rabbitmq: String,
-    /// Of this program and all it measures.
+    /// How this program and all it measures were built.
     build: &'static str,
 }
 
-impl Machine {
+impl MachineInfo {
     async fn of(servers: &Servers) -> Self {
         let postgres = sql::text(&servers.database_url, "select current_setting('server_version')").await;
         let overview = servers.management(Method::GET, "/api/overview", "").await;
@@ -95,114 +98,111 @@ impl Machine {
                 .map_or(0, |kilobytes| kilobytes.div_ceil(1 << 20)),
             postgres: postgres.unwrap_or_default(),
             rabbitmq: overview["rabbitmq_version"].as_str().unwrap_or_default().to_owned(),
-            build: if cfg!(debug_assertions) { "debug: the figures say nothing" } else { "release" },
+            build: if cfg!(debug_assertions) { "debug: the stats say nothing" } else { "release" },
         }
     }
 }
 
-/// The first value of this name in a file of /proc.
+/// The first value with this name in a file of `/proc`.
 fn entry(file: &str, name: &str) -> Option<String> {
     let text = std::fs::read_to_string(file).ok()?;
     let mut entries = text.lines().filter_map(|line| line.split_once(':'));
     entries.find(|(entry, _)| entry.trim() == name).map(|(_, value)| value.trim().to_owned())
 }
 
-impl Table {
+impl RowTable {
     pub(crate) async fn new(servers: &Servers, scale: &Scale) -> Self {
-        Self { rows: Vec::new(), scale: *scale, machine: Machine::of(servers).await }
+        Self { rows: Vec::new(), scale: *scale, machine: MachineInfo::of(servers).await }
     }
 
-    pub(crate) fn add(&mut self, row: Row, figures: Figures) {
-        self.rows.push((row, figures));
+    pub(crate) fn add(&mut self, row: Row, stats: RowStats) {
+        self.rows.push((row, stats));
     }
 
-    /// What a row has come to.
-    pub(crate) fn figures(&self, row: Row) -> Option<&Figures> {
-        self.rows.iter().find(|(played, _)| *played == row).map(|(_, figures)| figures)
+    /// The stats of a row, if it has been measured.
+    pub(crate) fn stats(&self, row: Row) -> Option<&RowStats> {
+        self.rows.iter().find(|(measured, _)| *measured == row).map(|(_, stats)| stats)
     }
 
-    /// Whether every row was played to its end and nothing was lost or counted twice.
+    /// Whether every row was completed and nothing was lost or counted twice.
     pub(crate) fn all_counted_once(&self) -> bool {
-        self.rows
-            .iter()
-            .all(|(_, figures)| figures.failure.is_none() && figures.lost + figures.duplicated == 0)
+        self.rows.iter().all(|(_, stats)| stats.failure.is_none() && stats.lost + stats.duplicated == 0)
     }
 
-    /// The last row, for those who watch.
+    /// A summary of the last row.
     pub(crate) fn last_in_words(&self) -> String {
-        let Some((row, figures)) = self.rows.last() else { return String::new() };
-        if let Some(failure) = &figures.failure {
+        let Some((row, stats)) = self.rows.last() else { return String::new() };
+        if let Some(failure) = &stats.failure {
             return format!("FAILED: {failure}");
         }
-        let stack = figures.micros_per_event.map(|micros| micros.stack()).unwrap_or_default();
-        let goals = self.verdicts(*row, figures).into_iter().map(|verdict| verdict.words());
-        let Figures { lost, duplicated, .. } = figures;
-        let first = format!("{:.0}/s, {stack:.2} us, {lost} lost, {duplicated} duplicated", figures.rate());
-        std::iter::once(first)
-            .chain(goals)
-            .chain(figures.notes.iter().cloned())
-            .collect::<Vec<_>>()
-            .join(", ")
+        let stack = stats.micros_per_event.map(|micros| micros.stack()).unwrap_or_default();
+        let goals = self.goal_results(*row, stats).into_iter().map(|result| result.words());
+        let RowStats { lost, duplicated, .. } = stats;
+        let first = format!("{:.0}/s, {stack:.2} us, {lost} lost, {duplicated} duplicated", stats.rate());
+        std::iter::once(first).chain(goals).chain(stats.notes.iter().cloned()).collect::<Vec<_>>().join(", ")
     }
 
-    fn verdicts(&self, row: Row, figures: &Figures) -> Vec<Verdict> {
-        let slowness = slowness(self.figures(Row::Naive));
-        let judge = |goal: &Goal| goal.judge(figures, slowness, |row| self.figures(row));
+    fn goal_results(&self, row: Row, stats: &RowStats) -> Vec<GoalResult> {
+        let slowness = slowness(self.stats(Row::Naive));
+        let judge = |goal: &Goal| goal.judge(stats, slowness, |row| self.stats(row));
         row.goals().iter().map(judge).collect()
     }
 
-    /// The most memory a service took in any row, and whether that is as little as it should be.
-    fn memory(&self) -> Vec<Verdict> {
+    /// The peak memory of each service over all rows, and whether it is below its limit.
+    fn memory(&self) -> Vec<GoalResult> {
         let ours = self.rows.iter().filter(|(row, _)| row.is_ours());
-        let peaks: Vec<&Peaks> = ours.map(|(_, figures)| &figures.peak_megabytes).collect();
+        let peaks: Vec<&Peaks> = ours.map(|(_, stats)| &stats.peak_megabytes).collect();
         let most = MEMORY.iter().filter_map(|Allowance { service, megabytes, taken }| {
             let most = peaks.iter().filter_map(|peaks| taken(peaks)).max()?;
-            Some(Verdict { goal: format!("{service} {most} MB, below {megabytes}"), met: most < *megabytes })
+            Some(GoalResult {
+                goal: format!("{service} {most} MB, below {megabytes}"),
+                met: most < *megabytes,
+            })
         });
         most.collect()
     }
 
-    /// The rate as a multiple of another row's.
-    fn times(&self, figures: &Figures, other: Row) -> Option<f64> {
-        let rate = self.figures(other)?.rate();
-        (rate > 0.0).then(|| figures.rate() / rate)
+    /// The rate divided by that of another row.
+    fn times(&self, stats: &RowStats, other: Row) -> Option<f64> {
+        let rate = self.stats(other)?.rate();
+        (rate > 0.0).then(|| stats.rate() / rate)
     }
 
-    /// All of it for programs.
+    /// The whole table as JSON.
     pub(crate) fn json(&self) -> Value {
-        let rows = self.rows.iter().map(|(row, figures)| {
+        let rows = self.rows.iter().map(|(row, stats)| {
             json!({
                 "row": row,
                 "what": row.what(),
-                "figures": figures,
-                "stack_micros_per_event": figures.micros_per_event.map(|micros| micros.stack()),
-                "times_naive": self.times(figures, Row::Naive),
-                "times_floor": self.times(figures, Row::Floor),
-                "goals": self.verdicts(*row, figures),
+                "stats": stats,
+                "stack_micros_per_event": stats.micros_per_event.map(|micros| micros.stack()),
+                "times_naive": self.times(stats, Row::Naive),
+                "times_floor": self.times(stats, Row::Floor),
+                "goals": self.goal_results(*row, stats),
             })
         });
         let rows: Vec<Value> = rows.collect();
-        let slowness = slowness(self.figures(Row::Naive));
+        let slowness = slowness(self.stats(Row::Naive));
         json!({
             "machine": self.machine, "scale": self.scale, "rate_goals_times": slowness, "rows": rows,
             "memory": self.memory(),
         })
     }
 
-    fn cells(&self, row: Row, figures: &Figures) -> [String; 23] {
+    fn cells(&self, row: Row, stats: &RowStats) -> [String; 23] {
         let rate = |rate: f64| format!("{rate:.0}");
         let some = |value: Option<f64>, digits: usize| {
             value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
         };
-        let (micros, latency) = (figures.micros_per_event, figures.latency_ms);
-        // Bulk events take less than one, reads more than twenty.
+        let (micros, latency) = (stats.micros_per_event, stats.latency_ms);
+        // Bulk events take less than a microsecond, so two digits are needed.
         let micros = |of: fn(&Micros) -> Option<f64>| some(micros.as_ref().and_then(of), 2);
-        let Peaks { ingest, worker, query } = figures.peak_megabytes;
+        let Peaks { ingest, worker, query } = stats.peak_megabytes;
         let megabytes = [ingest, worker, query].map(|peak| peak.map_or("-".into(), |peak| peak.to_string()));
         [
             row.name(),
-            rate(figures.acknowledged_per_second),
-            figures.counted_per_second.map_or("-".into(), rate),
+            rate(stats.acknowledged_per_second),
+            stats.counted_per_second.map_or("-".into(), rate),
             micros(|micros| micros.ingest),
             micros(|micros| Some(micros.broker)),
             micros(|micros| micros.worker),
@@ -215,75 +215,67 @@ impl Table {
             some(latency.p95, 2),
             some(latency.p99, 2),
             megabytes.join("/"),
-            some(self.times(figures, Row::Naive), 1),
-            some(self.times(figures, Row::Floor), 2),
-            figures.queue_messages.map_or("-".into(), |messages| messages.to_string()),
-            some(figures.seconds_behind, 1),
-            some(figures.lag_seconds, 1),
-            some(figures.stolen.map(|share| share * 100.0), 0),
-            figures.lost.to_string(),
-            figures.duplicated.to_string(),
+            some(self.times(stats, Row::Naive), 1),
+            some(self.times(stats, Row::Floor), 2),
+            stats.queue_messages.map_or("-".into(), |messages| messages.to_string()),
+            some(stats.seconds_behind, 1),
+            some(stats.lag_seconds, 1),
+            some(stats.stolen.map(|share| share * 100.0), 0),
+            stats.lost.to_string(),
+            stats.duplicated.to_string(),
         ]
     }
 
-    /// What stands behind the numbers of a row.
-    fn remarks(&self, row: Row, figures: &Figures) -> String {
-        if figures.failure.is_some() {
+    /// The text after the numbers of a row.
+    fn remarks(&self, row: Row, stats: &RowStats) -> String {
+        if stats.failure.is_some() {
             return "FAILED".into();
         }
-        let goals = self.verdicts(row, figures).into_iter().map(|verdict| verdict.words());
-        let grows = (figures.backlog_grows == Some(true)).then(|| "the backlog grows".to_owned());
-        let remarks = goals.chain(grows).chain(figures.notes.iter().cloned());
+        let goals = self.goal_results(row, stats).into_iter().map(|result| result.words());
+        let grows = (stats.backlog_grows == Some(true)).then(|| "the backlog grows".to_owned());
+        let remarks = goals.chain(grows).chain(stats.notes.iter().cloned());
         remarks.collect::<Vec<_>>().join("; ")
     }
 }
 
-impl fmt::Display for Table {
+impl fmt::Display for RowTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Machine { cores, processor, memory_gigabytes, postgres, rabbitmq, build } = &self.machine;
+        let MachineInfo { cores, processor, memory_gigabytes, postgres, rabbitmq, build } = &self.machine;
         writeln!(
             f,
-            "{cores} cores of {processor}, {memory_gigabytes} GB; PostgreSQL {postgres}, RabbitMQ {rabbitmq}; {build}"
+            "{cores} cores of {processor}, {memory_gigabytes} GB; PostgreSQL {postgres}, \
+            RabbitMQ {rabbitmq}; {build}"
         )?;
         writeln!(f, "{}\n", self.scale)?;
-        let cells = self.rows.iter().map(|(row, figures)| self.cells(*row, figures));
-        let lines: Vec<[String; 23]> = std::iter::once(HEADINGS.map(str::to_owned)).chain(cells).collect();
-        let remarks = self.rows.iter().map(|(row, figures)| self.remarks(*row, figures));
-        let remarks: Vec<String> = std::iter::once("goals and remarks".to_owned()).chain(remarks).collect();
-        for (cells, remark) in lines.iter().zip(&remarks) {
-            let mut line = String::new();
-            for (column, cell) in cells.iter().enumerate() {
-                let width = lines.iter().map(|cells| cells[column].len()).max().unwrap_or_default();
-                // Words to the left, numbers to the right.
-                if column == 0 {
-                    write!(line, "{cell:width$}")?;
-                } else {
-                    write!(line, "  {cell:>width$}")?;
-                }
-            }
-            writeln!(f, "{}", format!("{line}  {remark}").trim_end())?;
+        let cells = self.rows.iter().map(|(row, stats)| self.cells(*row, stats));
+        let lines = align(&std::iter::once(HEADINGS.map(str::to_owned)).chain(cells).collect::<Vec<_>>());
+        let remarks = self.rows.iter().map(|(row, stats)| self.remarks(*row, stats));
+        let remarks = std::iter::once("goals and remarks".to_owned()).chain(remarks);
+        for (line, remarks) in lines.into_iter().zip(remarks) {
+            writeln!(f, "{}", format!("{line}  {remarks}").trim_end())?;
         }
         writeln!(f, "\n{LEGEND}\n")?;
-        for (row, figures) in self.rows.iter().filter(|(_, figures)| !figures.frontier.is_empty()) {
+        for (row, stats) in self.rows.iter().filter(|(_, stats)| !stats.frontier.is_empty()) {
             writeln!(f, "{}, medians; times: the rate as a multiple of that of the step before", row.name())?;
             writeln!(f, "connections       /s     p50     p99       us  floor /s  x floor  times  runs")?;
-            for step in &figures.frontier {
+            for step in &stats.frontier {
                 let Step { connections, rate, p50_ms, p99_ms, micros, floor, times_before, runs, .. } = step;
                 let times = times_before.map_or("-".into(), |times| format!("{times:.2}"));
                 writeln!(
                     f,
-                    "{connections:11}  {rate:7.0}  {p50_ms:6.2}  {p99_ms:6.2}  {micros:7.2}  {floor:8.0}  {:7.2}  {times:>5}  {runs:4}",
+                    "{connections:11}  {rate:7.0}  {p50_ms:6.2}  {p99_ms:6.2}  {micros:7.2}  \
+                    {floor:8.0}  {:7.2}  {times:>5}  {runs:4}",
                     rate / floor
                 )?;
             }
             writeln!(f)?;
         }
-        let memory: Vec<String> = self.memory().iter().map(Verdict::words).collect();
+        let memory: Vec<String> = self.memory().iter().map(GoalResult::words).collect();
         writeln!(f, "memory, the most of all rows: {}", memory.join("; "))?;
-        // On a machine that was busy with other things naive is slow too, and goals are met that should not be.
-        writeln!(f, "goals for rates were multiplied by {:.2}", slowness(self.figures(Row::Naive)))?;
-        for (row, figures) in &self.rows {
-            if let Some(failure) = &figures.failure {
+        // On a busy machine naive is slow too, and goals are met too easily. This line shows it.
+        writeln!(f, "goals for rates were multiplied by {:.2}", slowness(self.stats(Row::Naive)))?;
+        for (row, stats) in &self.rows {
+            if let Some(failure) = &stats.failure {
                 writeln!(f, "\n{} FAILED: {failure}", row.name())?;
             }
         }

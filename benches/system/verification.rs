@@ -1,75 +1,58 @@
-//! Whether every acknowledged event was counted, once.
+//! Checks that every acknowledged event was counted once.
 
-use std::collections::HashMap;
+use catchall_load::Report;
+use catchall_load::counts::Counts;
+use catchall_load::record::{Bounds, Difference};
+use catchall_load::workload::{Names, Shape, Workload};
+use harness::load::LoadSpec;
+use harness::sql;
 
-use catchall::counters::Counters;
-use catchall::load::workload::{Names, Shape, Workload};
-use sqlx::{Connection, PgConnection};
-
-use crate::load::{Order, Report};
-
-/// Domains that are read together.
+/// How many domains are read at a time.
 const TOGETHER: usize = 10_000;
 
-/// Domains of a sample from the first on, the most frequent of zipf.
+/// How many of the first domains are in a sample. They are the most frequent of zipf.
 const FREQUENT: u32 = 100_000;
 
-/// Domains of a sample, or a few more, that are spread over all others.
+/// About how many of the other domains are in a sample.
 const SPREAD: u32 = 100_000;
 
-/// Events that are missing, and those that were counted too often.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Difference {
-    pub(crate) lost: u64,
-    pub(crate) duplicated: u64,
+/// The difference between expected and actual counts.
+fn difference(expected: Counts, counted: Counts) -> Difference {
+    Bounds { least: expected, most: expected }.difference(counted)
 }
 
-impl Difference {
-    /// Adds what lies between two counters of one kind of event.
-    fn add(&mut self, expected: u64, counted: u64) {
-        self.lost += expected.saturating_sub(counted);
-        self.duplicated += counted.saturating_sub(expected);
-    }
-
-    fn between(expected: Counters, counted: Counters) -> Self {
-        let mut difference = Self::default();
-        difference.add(expected.delivered, counted.delivered);
-        difference.add(expected.bounced, counted.bounced);
-        difference
-    }
-
-    fn or_worse(self, other: Self) -> Self {
-        Self { lost: self.lost.max(other.lost), duplicated: self.duplicated.max(other.duplicated) }
-    }
+/// What was added to all counters between two readings.
+pub(crate) fn between(before: Counts, after: Counts) -> Counts {
+    Counts { delivered: after.delivered - before.delivered, bounced: after.bounced - before.bounced }
 }
 
-/// The domains that are compared one by one: of a population the most frequent of zipf and as many that are spread
-/// over all others; of waves, which no other run has, all.
+/// The domains that are compared one by one: all domains of waves; of a population the first ones, and as
+/// many that are spread over the rest.
 ///
-/// The sums of all counters alone would not tell an event that was lost beside one that was counted twice.
+/// The sums of all counters alone would not show one lost event beside one that was counted twice.
 #[derive(Debug)]
 pub(crate) struct Sample {
     shape: Shape,
     domains: u32,
-    /// Of a population, before the run.
-    before: Vec<Counters>,
+    /// The counters of a population before the run.
+    before: Vec<Counts>,
 }
 
 impl Sample {
-    /// Reads the counters of the sample before the events of `order` are sent.
-    pub(crate) async fn read(order: &Order, database_url: &str) -> anyhow::Result<Self> {
-        let Order { shape, domains, .. } = *order;
+    /// Reads the counters of the sample before the events of `spec` are sent.
+    pub(crate) async fn read(spec: &LoadSpec, database_url: &str) -> anyhow::Result<Self> {
+        let LoadSpec { shape, domains, .. } = *spec;
         let mut sample = Self { shape, domains: domains.unwrap_or(1), before: Vec::new() };
         if shape != Shape::Waves {
             let numbers: Vec<u32> =
-                (0..sample.domains).filter(|domain| sample.place(*domain).is_some()).collect();
-            sample.before = each(&numbers, Names::new(shape, order.seed), database_url).await?;
+                (0..sample.domains).filter(|domain| sample.index(*domain).is_some()).collect();
+            sample.before = each(&numbers, Names::new(shape, spec.seed), database_url).await?;
         }
         Ok(sample)
     }
 
-    /// Where in the sample a domain is, if it is there.
-    fn place(&self, domain: u32) -> Option<usize> {
+    /// The index of a domain in the sample, if it is part of it.
+    fn index(&self, domain: u32) -> Option<usize> {
         if self.shape == Shape::Waves || domain < FREQUENT {
             return Some(domain as usize);
         }
@@ -77,77 +60,61 @@ impl Sample {
         beyond.is_multiple_of(stride).then(|| (FREQUENT + beyond / stride) as usize)
     }
 
-    /// The numbers of the first so many domains.
+    /// The numbers of the first `count` domains of the sample.
     fn numbers(&self, count: usize) -> Vec<u32> {
         let all = 0..if self.shape == Shape::Waves { u32::MAX } else { self.domains };
-        all.filter(|domain| self.place(*domain).is_some()).take(count).collect()
+        all.filter(|domain| self.index(*domain).is_some()).take(count).collect()
     }
 }
 
-/// Compares what was added to all counters with what was acknowledged, `more` being what others have sent, and each
-/// domain of the sample.
+/// Compares what was added to all counters with what was acknowledged, and each domain of the sample. `more`
+/// is what was sent beside the load.
 pub(crate) async fn compare(
-    order: &Order,
+    spec: &LoadSpec,
     report: &Report,
     sample: &Sample,
-    more: Counters,
-    added: Counters,
+    more: Counts,
+    added: Counts,
     database_url: &str,
 ) -> anyhow::Result<Difference> {
     let acknowledged = report.acknowledged;
     if report.refused + report.unknown > 0 {
-        // It is not known which events these are, only how many.
-        let (expected, counted) =
-            (acknowledged + more.delivered + more.bounced, added.delivered + added.bounced);
-        let lost = expected.saturating_sub(counted);
-        return Ok(Difference { lost, duplicated: counted.saturating_sub(expected + report.unknown) });
+        // It is known how many events these are, but not which ones.
+        let expected = acknowledged + more.total();
+        let mut difference = Difference::default();
+        difference.add(expected..=expected + report.unknown, added.total());
+        return Ok(difference);
     }
-    // An event is handed out in its place, so what was acknowledged is what comes first.
-    let mut events = Workload::new(order.shape, order.seed, sample.domains);
+    // Events are handed out in order, so the acknowledged ones are the first ones.
+    let mut events = Workload::new(spec.shape, spec.seed, sample.domains);
     let mut all = more;
     let mut expected = sample.before.clone();
     for _ in 0..acknowledged {
         let draw = events.draw();
-        let event = Counters::of(draw.outcome, 1);
+        let event = Counts::of(draw.kind, 1);
         all += event;
-        if let Some(place) = sample.place(draw.domain) {
-            if expected.len() <= place {
-                expected.resize(place + 1, Counters::default());
+        if let Some(index) = sample.index(draw.domain) {
+            if expected.len() <= index {
+                expected.resize(index + 1, Counts::default());
             }
-            expected[place] += event;
+            expected[index] += event;
         }
     }
     let numbers = sample.numbers(expected.len());
-    let counted = each(&numbers, Names::new(order.shape, order.seed), database_url).await?;
-    let mut difference = Difference::default();
-    for (expected, counted) in expected.iter().zip(&counted) {
-        difference.add(expected.delivered, counted.delivered);
-        difference.add(expected.bounced, counted.bounced);
-    }
-    Ok(difference.or_worse(Difference::between(all, added)))
+    let counted = each(&numbers, Names::new(spec.shape, spec.seed), database_url).await?;
+    let domains = expected.iter().zip(&counted).map(|(expected, counted)| difference(*expected, *counted));
+    let sums = difference(all, added);
+    let (lost, duplicated) = domains.fold((0, 0), |sum, each| (sum.0 + each.lost, sum.1 + each.duplicated));
+    Ok(Difference { lost: lost.max(sums.lost), duplicated: duplicated.max(sums.duplicated) })
 }
 
 /// The counters of each of these domains.
-async fn each(numbers: &[u32], names: Names, database_url: &str) -> anyhow::Result<Vec<Counters>> {
-    let mut connection = PgConnection::connect(database_url).await?;
+async fn each(numbers: &[u32], names: Names, database_url: &str) -> anyhow::Result<Vec<Counts>> {
     let mut all = Vec::with_capacity(numbers.len());
     for part in numbers.chunks(TOGETHER) {
         let names: Vec<String> = part.iter().map(|domain| names.canonical(*domain)).collect();
-        let counted = counters(&mut connection, &names).await?;
+        let counted = sql::counts(database_url, &names).await?;
         all.extend(names.iter().map(|name| counted.get(name).copied().unwrap_or_default()));
     }
-    connection.close().await?;
     Ok(all)
-}
-
-async fn counters(
-    connection: &mut PgConnection,
-    names: &[String],
-) -> anyhow::Result<HashMap<String, Counters>> {
-    const READ: &str =
-        "select domain, delivered, bounced from domain_counters where domain = any($1::text[])";
-    let rows: Vec<(String, i64, i64)> = sqlx::query_as(READ).bind(names).fetch_all(connection).await?;
-    let count = |bigint| u64::try_from(bigint).unwrap_or_default();
-    let counters = |delivered, bounced| Counters { delivered: count(delivered), bounced: count(bounced) };
-    Ok(rows.into_iter().map(|(name, delivered, bounced)| (name, counters(delivered, bounced))).collect())
 }

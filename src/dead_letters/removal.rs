@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::mem;
 
 use anyhow::bail;
-use indicatif::HumanCount;
 use tokio::time::Instant;
 
 use super::doubts::Doubts;
@@ -13,8 +12,8 @@ use super::print::short_reference;
 use super::selection::{Prefix, Selection};
 use super::{CONFIRM_TIMEOUT, next};
 use crate::broker::{DeadLetter, DeadLetterQueue, DeadLetterTag, Message, Publisher};
-use crate::progress::{Display, Progress};
 use crate::shutdown::Shutdown;
+use catchall_progress::{Display, HumanCount, Progress};
 
 /// Dead letters that are published together: each batch costs a wait for the broker's disk.
 const BATCH_DEAD_LETTERS: usize = 100;

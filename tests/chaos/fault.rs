@@ -1,4 +1,4 @@
-//! The faults: what each breaks, who depends on it, and what may be seen of it outside.
+//! The faults: what each breaks, which services depend on it, and what clients may notice.
 
 mod alarms;
 mod clients;
@@ -14,19 +14,19 @@ mod wires;
 
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
 use clap::ValueEnum;
+use harness::expected::ExpectedCounts;
+use harness::proxy::Wire;
 
-use crate::chance::Chance;
-use crate::ledger::Ledger;
-use crate::proxy::Wire;
-use crate::round::Result;
-use crate::stage::Stage;
+use crate::cluster::Cluster;
+use crate::rng::Rng;
 
-/// How long it may take after a fault until all is well again before that counts as never. The table says how long it
-/// took; this only tells slow from stuck, on a machine that may do ten other things as well.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+/// How long the system may take to recover from a fault. The table shows how long it took; this limit only
+/// detects a system that is stuck, and allows for a busy machine.
+pub(crate) const RECOVERY_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// What can go wrong, in the order in which it does.
+/// All faults, in the order in which they are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Fault {
     /// ingest is killed and started again
@@ -43,66 +43,66 @@ pub(crate) enum Fault {
     KillPrimary,
     /// the Postgres replica is killed and started again
     KillReplica,
-    /// one of two workers is stopped for longer than its heartbeats, then goes on where it was
+    /// one of two workers is stopped for longer than its heartbeats, then continues
     StallOneWorker,
     /// the broker closes every connection
     CloseConnections,
     /// the primary ends every session of the workers
     EndSessions,
-    /// the wire of ingest and the workers to the broker is cut
+    /// the connections of ingest and the workers to the broker are cut
     BrokerWireCut,
-    /// the wire to the broker takes 300 ms longer in each direction
+    /// the connections to the broker are delayed by 300 ms in each direction
     BrokerWireSlow,
-    /// the wire to the broker is cut in the middle of a frame
+    /// the connections to the broker are cut in the middle of a frame
     BrokerWireBreaks,
-    /// the wire to the broker forwards nothing and says nothing
+    /// the connections to the broker stay open and forward nothing
     BrokerWireSilent,
-    /// the broker's confirms come a second late
+    /// the broker's confirms are one second late
     #[value(name = "late-confirms-1s")]
     LateConfirms1,
-    /// the broker's confirms come three seconds late, of five that ingest waits
+    /// the broker's confirms are three seconds late; ingest waits for five
     #[value(name = "late-confirms-3s")]
     LateConfirms3,
-    /// the broker's confirms come four and a half seconds late, of five that ingest waits
+    /// the broker's confirms are four and a half seconds late; ingest waits for five
     #[value(name = "late-confirms-4.5s")]
     LateConfirms4,
-    /// the wire of the workers to the primary is cut
+    /// the connections of the workers to the primary are cut
     DatabaseWireCut,
-    /// the wire to the primary takes 300 ms longer in each direction
+    /// the connections to the primary are delayed by 300 ms in each direction
     DatabaseWireSlow,
-    /// the wire to the primary is cut in the middle of a message
+    /// the connections to the primary are cut in the middle of a message
     DatabaseWireBreaks,
-    /// the wire to the primary forwards nothing and says nothing
+    /// the connections to the primary stay open and forward nothing
     DatabaseWireSilent,
-    /// the broker is short of memory and takes nothing
+    /// the broker is short of memory and blocks publishers
     MemoryAlarm,
-    /// the broker is short of disk and takes nothing
+    /// the broker is short of disk and blocks publishers
     DiskAlarm,
     /// the queue is at its length limit while no worker runs
     FullQueue,
-    /// a thousand connections of HTTP/1.1 whose bodies trickle in or whose answers nobody reads
+    /// a thousand HTTP/1.1 connections whose bodies trickle in or whose answers nobody reads
     SlowConnections,
-    /// a thousand streams of HTTP/2 whose bodies trickle in or whose answers nobody reads
+    /// a thousand HTTP/2 streams whose bodies trickle in or whose answers nobody reads
     SlowStreams,
-    /// small requests whose errors would repeat ten megabytes, and messages of the same kind
+    /// small requests whose error messages would repeat ten megabytes, and messages of the same kind
     Amplification,
-    /// a message a second that no client library can parse, among a thousand good ones a second
+    /// one message a second that no client library can parse, among a thousand good ones
     UnparsableMessages,
-    /// messages whose headers are nested so deep that a parser's stack may not hold them
+    /// messages with headers nested so deeply that a parser may overflow its stack
     DeepHeaders,
-    /// the primary is slow, and allows a statement a second
+    /// the primary is slow, and the statement timeout is one second
     StatementTimeout,
-    /// the clock of the primary was three days ahead and steps back
+    /// the clock of the primary was three days ahead and is set back
     ClockStepsBack,
-    /// claims are pruned after seconds, while events come again and again
+    /// claims are pruned after seconds, while the same events come again and again
     ShortRetention,
-    /// dead letters are sent back to be counted, by a program that is killed and run again
+    /// dead letters are replayed by a tool that is killed and run again
     ReplayDeadLetters,
     /// every message is delivered several times, to two workers at once
     DeliverTwice,
-    /// two workers write the same thousand domains, which came in opposite orders
+    /// two workers write the same thousand domains in opposite orders
     OppositeOrders,
-    /// the replica replays nothing
+    /// the replica pauses its replay
     PauseReplay,
     /// ingest is replaced by a new process on the same port
     ReplaceIngest,
@@ -110,43 +110,43 @@ pub(crate) enum Fault {
     ReplaceWorkers,
     /// query is replaced by a new process on the same port
     ReplaceQuery,
-    /// the primary is killed for good and the replica, which commits waited for, takes its place
+    /// the primary is killed for good, and its synchronous replica takes its place
     FailOver,
 }
 
-/// What clients may see of a fault.
+/// What clients may notice of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Visible {
-    /// Nothing: every request is answered as ever.
+    /// Nothing: every request is answered as usual.
     Nothing,
-    /// Hardly any request is answered with 503: one in a hundred at most.
+    /// At most one request in a hundred is answered with 503.
     Few,
-    /// Many requests are answered with 503, but hardly any without the word that nothing was counted.
+    /// Many requests are answered with 503, but almost all of these say that nothing was counted.
     Uncounted,
-    /// Some requests are answered with 503.
+    /// Some requests may be answered with 503.
     Refusals,
     /// Some requests must be answered with 503: the fault lasts longer than the deadline.
     CertainRefusals,
-    /// Some requests are not answered: there is nobody there.
+    /// Some requests are not answered, because no process listens.
     Silence,
 }
 
-/// A fault that is over.
+/// The end of a fault.
 #[derive(Debug)]
 pub(crate) struct Lifted {
-    /// When it was.
+    /// When it ended.
     pub(crate) at: Instant,
-    /// What there is to tell.
+    /// A remark for the table.
     pub(crate) note: Option<String>,
-    /// What was wrong while it lasted.
+    /// What went wrong while it lasted.
     pub(crate) failures: Vec<String>,
-    /// What was sent for it, besides the load.
-    pub(crate) ledger: Ledger,
+    /// The counts expected for events that were sent by the fault itself.
+    pub(crate) expected: ExpectedCounts,
 }
 
 impl Lifted {
     fn now() -> Self {
-        Self { at: Instant::now(), note: None, failures: Vec::new(), ledger: Ledger::default() }
+        Self { at: Instant::now(), note: None, failures: Vec::new(), expected: ExpectedCounts::default() }
     }
 }
 
@@ -160,7 +160,7 @@ impl Fault {
         value.and_then(|value| value.get_help().map(ToString::to_string)).unwrap_or_default()
     }
 
-    /// The services that depend on what breaks for long enough to tell: `/readyz` has to turn red and green.
+    /// The services whose `/readyz` must turn red and then green again.
     pub(crate) fn reddens(self) -> &'static [&'static str] {
         match self {
             Self::KillBroker | Self::BrokerWireCut | Self::BrokerWireBreaks | Self::BrokerWireSilent => {
@@ -178,13 +178,14 @@ impl Fault {
         }
     }
 
-    /// What who sends events may see.
+    /// What clients that send events may notice.
     pub(crate) fn visible_to_senders(self) -> Visible {
         match self {
             Self::KillIngest => Visible::Silence,
             Self::LateConfirms1 | Self::LateConfirms3 => Visible::Few,
             Self::LateConfirms4 => Visible::Uncounted,
-            // A build for debugging unpacks so slowly that the threads of ingest have time for little else.
+            // A debug build decompresses so slowly that the threads of ingest have little time for other
+            // requests.
             Self::Amplification => Visible::Refusals,
             Self::MemoryAlarm | Self::DiskAlarm | Self::FullQueue => Visible::CertainRefusals,
             Self::KillBroker | Self::BrokerWireCut | Self::BrokerWireBreaks | Self::BrokerWireSilent => {
@@ -194,7 +195,7 @@ impl Fault {
         }
     }
 
-    /// What who asks for domains may see.
+    /// What clients that read domains may notice.
     pub(crate) fn visible_to_readers(self) -> Visible {
         match self {
             Self::KillQuery => Visible::Silence,
@@ -203,12 +204,12 @@ impl Fault {
         }
     }
 
-    /// Whether no client may have to send anything again.
+    /// Whether it is a routine operation, during which no client may need to retry.
     pub(crate) fn is_routine(self) -> bool {
         matches!(self, Self::ReplaceIngest | Self::ReplaceWorkers | Self::ReplaceQuery)
     }
 
-    /// Why it takes longer than ten seconds, where it may.
+    /// Why the recovery takes longer than ten seconds, if it does.
     pub(crate) fn takes_time(self) -> Option<&'static str> {
         match self {
             Self::BrokerWireSilent => Some("an attempt to connect that nobody answers ends after 10 s"),
@@ -219,56 +220,56 @@ impl Fault {
         }
     }
 
-    /// Whether the servers are not what they were.
-    pub(crate) fn uses_up_the_stage(self) -> bool {
-        // Times and claims of the last two are not what they would be without.
+    /// Whether the next round needs a new cluster.
+    pub(crate) fn uses_up_the_cluster(self) -> bool {
+        // The last two change times and claims in the database.
         matches!(self, Self::FailOver | Self::ClockStepsBack | Self::ShortRetention)
     }
 
-    /// Breaks something, waits and mends it again.
-    pub(crate) async fn inflict(self, stage: &mut Stage, chance: &mut Chance, label: &str) -> Result<Lifted> {
+    /// Breaks something, waits, and repairs it.
+    pub(crate) async fn inflict(self, cluster: &mut Cluster, rng: &mut Rng, label: &str) -> Result<Lifted> {
         let slow = Wire::Slow(Duration::from_millis(300));
         match self {
-            Self::KillIngest => kills::ingest(stage, chance).await,
-            Self::KillOneWorker => kills::one_worker(stage, chance).await,
-            Self::KillEveryWorker => kills::every_worker(stage, chance).await,
-            Self::KillQuery => kills::query(stage, chance).await,
-            Self::KillBroker => kills::server("rabbitmq", chance).await,
-            Self::KillPrimary => kills::server("primary", chance).await,
-            Self::KillReplica => kills::server("replica", chance).await,
-            Self::StallOneWorker => sessions::stall(stage, chance).await,
-            Self::CloseConnections => sessions::close_connections(stage).await,
-            Self::EndSessions => sessions::end_sessions(stage).await,
-            Self::BrokerWireCut => wires::be(&stage.broker_wire, Wire::Cut, chance).await,
-            Self::BrokerWireSlow => wires::be(&stage.broker_wire, slow, chance).await,
-            Self::BrokerWireBreaks => wires::breaks(&stage.broker_wire, chance).await,
-            Self::BrokerWireSilent => wires::be(&stage.broker_wire, Wire::Silent, chance).await,
-            Self::LateConfirms1 => wires::late(stage, Duration::from_secs(1)).await,
-            Self::LateConfirms3 => wires::late(stage, Duration::from_secs(3)).await,
-            Self::LateConfirms4 => wires::late(stage, Duration::from_millis(4500)).await,
-            Self::DatabaseWireCut => wires::be(&stage.database_wire, Wire::Cut, chance).await,
-            Self::DatabaseWireSlow => wires::be(&stage.database_wire, slow, chance).await,
-            Self::DatabaseWireBreaks => wires::breaks(&stage.database_wire, chance).await,
-            Self::DatabaseWireSilent => wires::be(&stage.database_wire, Wire::Silent, chance).await,
-            Self::MemoryAlarm => alarms::memory(chance).await,
-            Self::DiskAlarm => alarms::disk(chance).await,
-            Self::FullQueue => alarms::full_queue(stage, chance).await,
-            Self::SlowConnections => clients::slow_connections(stage, label).await,
-            Self::SlowStreams => clients::slow_streams(stage, label).await,
-            Self::Amplification => unreadable::amplification(stage, label).await,
-            Self::UnparsableMessages => unreadable::unparsable(stage, label).await,
-            Self::DeepHeaders => unreadable::deep_headers(stage, label).await,
-            Self::StatementTimeout => database::statement_timeout(stage, label).await,
-            Self::ClockStepsBack => database::clock_steps_back(stage, label).await,
-            Self::ShortRetention => database::short_retention(stage, label).await,
-            Self::ReplayDeadLetters => letters::replay(stage, chance, label).await,
-            Self::DeliverTwice => messages::deliver_twice(stage, label).await,
-            Self::OppositeOrders => messages::opposite_orders(stage, label).await,
-            Self::PauseReplay => replication::pause_replay(stage, chance).await,
-            Self::ReplaceIngest => restarts::ingest(stage, chance).await,
-            Self::ReplaceWorkers => restarts::workers(stage, chance).await,
-            Self::ReplaceQuery => restarts::query(stage, chance).await,
-            Self::FailOver => replication::fail_over(stage, chance).await,
+            Self::KillIngest => kills::ingest(cluster, rng).await,
+            Self::KillOneWorker => kills::one_worker(cluster, rng).await,
+            Self::KillEveryWorker => kills::every_worker(cluster, rng).await,
+            Self::KillQuery => kills::query(cluster, rng).await,
+            Self::KillBroker => kills::server("rabbitmq", rng).await,
+            Self::KillPrimary => kills::server("primary", rng).await,
+            Self::KillReplica => kills::server("replica", rng).await,
+            Self::StallOneWorker => sessions::stall(cluster, rng).await,
+            Self::CloseConnections => sessions::close_connections(cluster).await,
+            Self::EndSessions => sessions::end_sessions(cluster).await,
+            Self::BrokerWireCut => wires::be(&cluster.broker_wire, Wire::Cut, rng).await,
+            Self::BrokerWireSlow => wires::be(&cluster.broker_wire, slow, rng).await,
+            Self::BrokerWireBreaks => wires::breaks(&cluster.broker_wire, rng).await,
+            Self::BrokerWireSilent => wires::be(&cluster.broker_wire, Wire::Silent, rng).await,
+            Self::LateConfirms1 => wires::late(cluster, Duration::from_secs(1)).await,
+            Self::LateConfirms3 => wires::late(cluster, Duration::from_secs(3)).await,
+            Self::LateConfirms4 => wires::late(cluster, Duration::from_millis(4500)).await,
+            Self::DatabaseWireCut => wires::be(&cluster.database_wire, Wire::Cut, rng).await,
+            Self::DatabaseWireSlow => wires::be(&cluster.database_wire, slow, rng).await,
+            Self::DatabaseWireBreaks => wires::breaks(&cluster.database_wire, rng).await,
+            Self::DatabaseWireSilent => wires::be(&cluster.database_wire, Wire::Silent, rng).await,
+            Self::MemoryAlarm => alarms::memory(rng).await,
+            Self::DiskAlarm => alarms::disk(rng).await,
+            Self::FullQueue => alarms::full_queue(cluster, rng).await,
+            Self::SlowConnections => clients::slow_connections(cluster, label).await,
+            Self::SlowStreams => clients::slow_streams(cluster, label).await,
+            Self::Amplification => unreadable::amplification(cluster, label).await,
+            Self::UnparsableMessages => unreadable::unparsable(cluster, label).await,
+            Self::DeepHeaders => unreadable::deep_headers(cluster, label).await,
+            Self::StatementTimeout => database::statement_timeout(cluster, label).await,
+            Self::ClockStepsBack => database::clock_steps_back(cluster, label).await,
+            Self::ShortRetention => database::short_retention(cluster, label).await,
+            Self::ReplayDeadLetters => letters::replay(cluster, rng, label).await,
+            Self::DeliverTwice => messages::deliver_twice(cluster, label).await,
+            Self::OppositeOrders => messages::opposite_orders(cluster, label).await,
+            Self::PauseReplay => replication::pause_replay(cluster, rng).await,
+            Self::ReplaceIngest => restarts::ingest(cluster, rng).await,
+            Self::ReplaceWorkers => restarts::workers(cluster, rng).await,
+            Self::ReplaceQuery => restarts::query(cluster, rng).await,
+            Self::FailOver => replication::fail_over(cluster, rng).await,
         }
     }
 }

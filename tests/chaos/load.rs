@@ -1,88 +1,90 @@
-//! Load, and its own comparison: the real `catchall-load`.
+//! Sends events by every way in, each with its own comparison.
 
-use std::io::Read;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use catchall::load::workload::{Names, Shape};
-use serde_json::Value;
+use anyhow::{Context, Result, bail};
+use catchall_load::workload::{Names, Shape};
+use catchall_load::{Report, Verification};
+use harness::load::{Amount, LoadRun, LoadSpec};
+use harness::sql;
 
-use crate::chance::Chance;
-use crate::ledger::counters;
-use crate::processes::command;
-use crate::round::Result;
-use crate::stage::Stage;
+use crate::cluster::Cluster;
+use crate::rng::Rng;
 
-/// The ways in: name, arguments, events per second. Published to the broker directly, an event without any id is
-/// counted at least once, so there it always has one.
-type Way = (&'static str, &'static [&'static str], u64);
-const PUT: Way = ("put", &["--via", "put", "--connections", "8"], 200);
-const PUT_KEYED: Way =
-    ("put-h2 keyed", &["--via", "put-h2", "--keyed", "--connections", "2", "--streams", "16"], 300);
-const BULK: Way = ("bulk", &["--via", "bulk", "--connections", "2", "--batch", "100"], 1500);
-const BULK_KEYED: Way =
-    ("bulk keyed", &["--via", "bulk", "--keyed", "--connections", "2", "--batch", "100"], 1500);
+/// A way to send events: its name, the options, and events per second.
+type Way = (&'static str, LoadSpec, u32);
+
+const PUT: Way = ("put", LoadSpec { connections: Some(8), ..LoadSpec::BASE }, 200);
+const PUT_KEYED: Way = (
+    "put-h2 keyed",
+    LoadSpec { via: "put-h2", keyed: true, connections: Some(2), streams: Some(16), ..LoadSpec::BASE },
+    300,
+);
+const BULK: Way =
+    ("bulk", LoadSpec { via: "bulk", connections: Some(2), batch: Some(100), ..LoadSpec::BASE }, 1500);
+const BULK_KEYED: Way = ("bulk keyed", LoadSpec { keyed: true, ..BULK.1 }, 1500);
+
+/// Always keyed: published directly, an event without an id is counted at least once, not exactly once.
 const AMQP_KEYED: Way = (
     "amqp keyed",
-    &["--via", "amqp", "--keyed", "--connections", "1", "--streams", "32", "--batch", "10"],
+    LoadSpec {
+        via: "amqp",
+        keyed: true,
+        connections: Some(1),
+        streams: Some(32),
+        batch: Some(10),
+        ..LoadSpec::BASE
+    },
     500,
 );
 
-/// Seconds for which there are events. Every run is ended long before, when its fault is over.
-const ENOUGH: u64 = 240;
+/// Seconds for which there are events. Every run is interrupted long before, when its fault is over.
+const ENOUGH: u32 = 240;
 
-/// How long it may take until all load flows: a few processes start, and read the counters before.
+/// How long it may take until all load runs are counted: each starts and reads the counters first.
 const START: Duration = Duration::from_secs(30);
 
 /// How long the comparison may take.
 const COMPARE: Duration = Duration::from_mins(2);
 
-/// Domains that are emitted at a time: the first to have been counted.
+/// The first domains of waves, of which one is counted first.
 const FIRST: u32 = 20;
 
-/// A running `catchall-load`. It is killed when nobody waits for it any more.
-pub(crate) struct Load {
+/// A running `catchall-load`.
+pub(crate) struct WayLoad {
     name: &'static str,
     seed: u64,
-    child: Child,
-    stdout: std::thread::JoinHandle<String>,
-    stderr: std::thread::JoinHandle<String>,
+    run: LoadRun,
 }
 
-/// What one of them came to.
+/// The result of a load run.
 #[derive(Debug)]
-pub(crate) struct Sent {
+pub(crate) struct LoadResult {
     pub(crate) name: &'static str,
     pub(crate) acknowledged: u64,
     pub(crate) lost: u64,
     pub(crate) duplicated: u64,
-    /// Requests without an answer or with one that says no, and events sent again.
+    /// Requests that failed, and events sent again.
     pub(crate) trouble: u64,
-    /// What is wrong, where anything is.
+    /// What is wrong, if anything is.
     pub(crate) wrong: Option<String>,
 }
 
-impl Drop for Load {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Load {
-    /// Starts one for each way in, and returns when the events of each are being counted.
-    pub(crate) async fn start_all(stage: &Stage, mut chance: Chance) -> Result<Vec<Self>> {
-        let bulk = if chance.number(0, 1) == 0 { BULK } else { BULK_KEYED };
+impl WayLoad {
+    /// Starts one load run for each way in, and returns when events of each are being counted.
+    pub(crate) async fn start_all(cluster: &Cluster, mut rng: Rng) -> Result<Vec<Self>> {
+        let bulk = if rng.number(0, 1) == 0 { BULK } else { BULK_KEYED };
         let ways = [PUT, PUT_KEYED, bulk, AMQP_KEYED];
-        let loads: Vec<Self> =
-            ways.into_iter().map(|way| Self::start(way, stage, chance.number(0, u32::MAX.into()))).collect();
+        let loads: Result<Vec<Self>> =
+            ways.into_iter().map(|way| Self::start(way, cluster, rng.number(0, u32::MAX.into()))).collect();
+        let loads = loads?;
         let begun = Instant::now();
         for load in &loads {
             let names = Names::new(Shape::Waves, load.seed);
             let domains: Vec<String> = (0..FIRST).map(|domain| names.canonical(domain)).collect();
-            while counters(&stage.primary, &domains).await?.is_empty() {
+            while sql::counts(&cluster.primary, &domains).await?.is_empty() {
                 if begun.elapsed() > START {
-                    return Err(format!("no event sent by {} was counted within {START:?}", load.name));
+                    bail!("no event sent by {} was counted within {START:?}", load.name);
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
@@ -90,85 +92,46 @@ impl Load {
         Ok(loads)
     }
 
-    fn start((name, arguments, rate): Way, stage: &Stage, seed: u64) -> Self {
-        let mut child = command("load")
-            .args([
-                "--workload",
-                "waves",
-                "--json",
-                "--verify",
-                "--retry-for",
-                "120",
-                "--settle-within",
-                "120",
-            ])
-            .args(arguments)
-            .args(["--seed", &seed.to_string(), "--rate", &rate.to_string()])
-            .args(["--events", &(rate * ENOUGH).to_string()])
-            .args(["--ingest-url", &stage.ingest_url, "--query-url", &stage.query_url])
-            .env("CATCHALL_AMQP_URL", &stage.servers.amqp_url)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("it is built");
-        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        Self { name, seed, child, stdout: read(stdout.unwrap()), stderr: read(stderr.unwrap()) }
+    fn start((name, spec, rate): Way, cluster: &Cluster, seed: u64) -> Result<Self> {
+        let amount = Amount::Events(u64::from(rate * ENOUGH));
+        let spec = LoadSpec { rate: Some(rate.into()), amount, seed, ..spec };
+        let compared = ["--verify", "--query-url", &cluster.query_url];
+        let limits = ["--retry-for", "120", "--settle-within", "120"];
+        let more = [&compared[..], &limits].concat();
+        let run = LoadRun::start(&spec, &cluster.ingest_url, &cluster.servers.amqp_url, &more)?;
+        Ok(Self { name, seed, run })
     }
 
-    /// Ends the sending and returns what the comparison came to.
-    pub(crate) async fn end_all(loads: Vec<Self>) -> Result<Vec<Sent>> {
+    /// Ends the sending and returns the results of the comparisons.
+    pub(crate) async fn end_all(loads: Vec<Self>) -> Result<Vec<LoadResult>> {
         for load in &loads {
-            let pid = load.child.id().to_string();
-            let sent = Command::new("kill").args(["-INT", &pid]).status();
-            sent.map_err(|error| format!("kill: {error}"))?;
+            load.run.interrupt()?;
         }
         let begun = Instant::now();
         let mut all = Vec::new();
-        for mut load in loads {
-            let status = loop {
-                match load.child.try_wait().map_err(|error| error.to_string())? {
-                    Some(status) => break status,
-                    None if begun.elapsed() > COMPARE => {
-                        return Err(format!("{} has not compared within {COMPARE:?}", load.name));
-                    }
-                    None => tokio::time::sleep(Duration::from_millis(20)).await,
-                }
-            };
-            // A value cannot be moved out of what has a destructor.
-            let stdout = std::mem::replace(&mut load.stdout, std::thread::spawn(String::new));
-            let stderr = std::mem::replace(&mut load.stderr, std::thread::spawn(String::new));
-            let (stdout, stderr) = (stdout.join().unwrap(), stderr.join().unwrap());
-            let report = serde_json::from_str(&stdout);
-            let report: Value = report.map_err(|_| format!("{}: {status}: {stdout}{stderr}", load.name))?;
-            all.push(Sent::new(load.name, &report)?);
+        for Self { name, run, .. } in loads {
+            let ended = tokio::time::timeout(COMPARE.saturating_sub(begun.elapsed()), run.end()).await;
+            let ended = ended.with_context(|| format!("{name} has not compared within {COMPARE:?}"))?;
+            let (report, _) = ended.with_context(|| name.to_owned())?;
+            all.push(LoadResult::new(name, &report)?);
         }
         Ok(all)
     }
 }
 
-impl Sent {
-    fn new(name: &'static str, report: &Value) -> Result<Self> {
-        let number = |value: &Value| value.as_u64().ok_or(format!("{name}: {report}"));
-        let verification = &report["verification"];
-        let (lost, duplicated) = (number(&verification["lost"])?, number(&verification["duplicated"])?);
-        let (refused, wrong_status) = (number(&report["refused"])?, number(&verification["wrong_status"])?);
-        let wrong = lost + duplicated + refused + wrong_status > 0;
+impl LoadResult {
+    fn new(name: &'static str, report: &Report) -> Result<Self> {
+        let Report { acknowledged, refused, errors, retried, verification, .. } = report;
+        let compared = verification.as_ref().with_context(|| format!("{name} has compared nothing"))?;
+        let Verification { lost, duplicated, .. } = *compared;
+        let wrong = *refused > 0 || !compared.is_clean();
         Ok(Self {
             name,
-            acknowledged: number(&report["acknowledged"])?,
+            acknowledged: *acknowledged,
             lost,
             duplicated,
-            trouble: number(&report["errors"])? + number(&report["retried"])?,
-            wrong: wrong.then(|| format!("{name}: {report}")),
+            trouble: errors + retried,
+            wrong: wrong.then(|| format!("{name}: {report:?}")),
         })
     }
-}
-
-/// Reads to the end beside everything else, so that the writer never waits.
-fn read(mut from: impl Read + Send + 'static) -> std::thread::JoinHandle<String> {
-    std::thread::spawn(move || {
-        let mut text = String::new();
-        let _ = from.read_to_string(&mut text);
-        text
-    })
 }

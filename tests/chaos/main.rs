@@ -1,60 +1,46 @@
-//! The promise, fault by fault: while events flow something is killed, cut, stopped or filled up, and every
-//! count is compared with what was acknowledged.
+//! Tests the promise under faults: while events are sent, something is killed, cut, stopped or filled up, and
+//! every count is compared with what was acknowledged.
 //!
 //! `./dev chaos` starts the servers and says that they may be killed.
 
-mod ask;
-mod chance;
+mod rng;
 mod fault;
-#[allow(dead_code, reason = "each test program uses a part of the rig")]
-#[path = "../rig/frames.rs"]
-mod frames;
-mod instance;
-mod ledger;
 mod load;
-mod memory;
-#[allow(dead_code, reason = "each test program uses a part of the rig")]
-#[path = "../rig/processes.rs"]
-mod processes;
 mod prober;
-#[allow(dead_code, reason = "each test program uses a part of the rig")]
-#[path = "../rig/proxy.rs"]
-mod proxy;
 mod round;
-#[allow(dead_code, reason = "each test program uses a part of the rig")]
-#[path = "../rig/servers.rs"]
-mod servers;
-mod stage;
+mod cluster;
 mod table;
 mod watch;
 
-use std::any::Any;
 use std::hash::{BuildHasher, RandomState};
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use anyhow::{Result, anyhow};
 use clap::{Parser, ValueEnum};
 use futures::FutureExt;
+use harness::panics;
 
+use crate::cluster::Cluster;
 use crate::fault::Fault;
-use crate::load::Load;
-use crate::round::{Act, Result, Round};
-use crate::stage::Stage;
-use crate::table::Table;
+use crate::load::WayLoad;
+use crate::round::{Round, RoundResult};
+use crate::table::FaultTable;
 
-/// What `./dev chaos` sets: the servers may be killed.
+/// Set by `./dev chaos`: the servers may be killed.
 const ALLOWED: &str = "CATCHALL_CHAOS";
 
-/// Breaks everything while events flow, and compares every count with what was acknowledged.
+/// Breaks every part of the system while events are sent, and compares every count with what was
+/// acknowledged.
 #[derive(Parser)]
 #[command(name = "./dev chaos")]
 struct Arguments {
-    /// How often each fault comes
+    /// How often each fault is run
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
 
-    /// What the moments and the events are made from. Drawn and printed unless given
+    /// The same seed gives the same moments and events. Without it a random seed is used and printed
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 
@@ -62,7 +48,7 @@ struct Arguments {
     #[arg(long = "fault", value_name = "NAME", hide_possible_values = true)]
     faults: Vec<Fault>,
 
-    /// Print the names of the faults and what each is
+    /// Print the faults and what each does
     #[arg(long)]
     list: bool,
 }
@@ -84,7 +70,7 @@ fn main() -> ExitCode {
     if all_held { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Every round of every fault. Returns whether the promise held in all of them.
+/// Runs every round of every fault. Returns whether the promise held in all of them.
 async fn run(arguments: &Arguments) -> bool {
     let seed = arguments.seed.unwrap_or_else(|| RandomState::new().hash_one(()) >> 32);
     let mut faults = arguments.faults.clone();
@@ -97,7 +83,7 @@ async fn run(arguments: &Arguments) -> bool {
         .iter()
         .flat_map(|fault| (1..=arguments.rounds).map(|number| Round { fault: *fault, number, seed }));
     let rounds: Vec<Round> = rounds.collect();
-    let mut table = Table::default();
+    let mut table = FaultTable::default();
     let mut ready = None;
     for (place, round) in rounds.iter().enumerate() {
         let (fault, name) = (round.fault, round.fault.name());
@@ -107,21 +93,21 @@ async fn run(arguments: &Arguments) -> bool {
             round.number,
             arguments.rounds
         );
-        // A round that fails may leave anything behind, so the next one gets a stage of its own.
-        let next = rounds.get(place + 1).copied().filter(|_| !fault.uses_up_the_stage());
-        let playing = AssertUnwindSafe(play(*round, ready.take(), next)).catch_unwind();
-        let played: Result<_> = playing.await.unwrap_or_else(|panic| Err(words(&*panic)));
-        match played {
-            Ok((act, left)) => {
-                for failure in &act.failures {
+        // A failed round may leave anything behind, so the next one gets a new cluster.
+        let next = rounds.get(place + 1).copied().filter(|_| !fault.uses_up_the_cluster());
+        let running = AssertUnwindSafe(run_round(*round, ready.take(), next)).catch_unwind();
+        let ended = running.await.unwrap_or_else(|panic| Err(anyhow!(panics::message(&*panic))));
+        match ended {
+            Ok((result, left)) => {
+                for failure in &result.failures {
                     println!("chaos: {name}: {failure}");
                 }
-                ready = left.filter(|_| act.failures.is_empty());
-                table.add(fault, act);
+                ready = left.filter(|_| result.failures.is_empty());
+                table.add(fault, result);
             }
             Err(reason) => {
-                println!("chaos: {name}: {reason}");
-                table.add_failure(fault, reason);
+                println!("chaos: {name}: {reason:#}");
+                table.add_failure(fault, format!("{reason:#}"));
             }
         }
     }
@@ -130,25 +116,23 @@ async fn run(arguments: &Arguments) -> bool {
     table.all_held()
 }
 
-/// A stage with the load of a round under way. The load ends first.
-type Ready = (Vec<Load>, Stage);
+/// A cluster, and the running load of the next round. The load is dropped first.
+type Ready = (Vec<WayLoad>, Cluster);
 
-async fn play(round: Round, ready: Option<Ready>, next: Option<Round>) -> Result<(Act, Option<Ready>)> {
-    let (loads, mut stage) = if let Some(ready) = ready {
+async fn run_round(
+    round: Round,
+    ready: Option<Ready>,
+    next: Option<Round>,
+) -> Result<(RoundResult, Option<Ready>)> {
+    let (loads, mut cluster) = if let Some(ready) = ready {
         ready
     } else {
-        let stage = Stage::set().await?;
-        (round.load(&stage).await?, stage)
+        let cluster = Cluster::ready().await?;
+        (round.load(&cluster).await?, cluster)
     };
-    let (act, loads) = round.play(&mut stage, loads, next).await?;
-    if !act.failures.is_empty() {
-        stage.print_logs();
+    let (result, loads) = round.run(&mut cluster, loads, next).await?;
+    if !result.failures.is_empty() {
+        cluster.print_logs();
     }
-    Ok((act, loads.map(|loads| (loads, stage))))
-}
-
-/// What a panic says: in the parts shared with the other tests, whatever goes wrong is one.
-fn words(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic").to_owned()
+    Ok((result, loads.map(|loads| (loads, cluster))))
 }

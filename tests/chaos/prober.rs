@@ -1,61 +1,61 @@
-//! One PUT and one GET at a time, again and again: when do answers stop, and when do they flow again?
+//! Sends a PUT and a GET at short intervals, to see when answers stop and when they come again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use harness::expected::ExpectedCounts;
+use harness::http::{HttpClient, HttpResult};
 use http_body_util::Full;
 use hyper::{Request, StatusCode};
 use tokio::task::JoinSet;
 
-use crate::ask::{Answered, Asker};
-use crate::ledger::Ledger;
-use crate::stage::Stage;
+use crate::cluster::Cluster;
 
-/// How often each is sent.
+/// How often each request is sent.
 const EVERY: Duration = Duration::from_millis(40);
 
-/// How long an answer is waited for: longer than every deadline of a service.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait for an answer: longer than every deadline of a service.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Answers in a row that make a flow.
+/// So many good answers in a row show that the system works again.
 const FLOW: usize = 15;
 
-/// What became of a request.
+/// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub(crate) enum ProbeOutcome {
     /// Not known yet.
     None,
-    /// 2xx, and what it should be.
+    /// The expected answer.
     Good,
-    /// 503, and what it says of the event.
-    Refused(Said),
+    /// 503, and what it says about the event.
+    Refused(RefusalKind),
     /// No answer, for this reason.
     Lost(String),
-    /// An answer that nothing explains.
+    /// An unexpected answer.
     Wrong(String),
 }
 
-/// What a 503 says.
+/// What a 503 says about the event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Said {
-    /// Nothing was counted, and will not be.
+pub(crate) enum RefusalKind {
+    /// It was not counted and will not be.
     NothingCounted,
     /// It may be counted.
     MaybeCounted,
 }
 
-/// The words by which a problem says the former.
+/// The words in a problem that say the former.
 const NOTHING_COUNTED: &str = "nothing was counted";
 
 /// A request and its answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Probe {
     pub(crate) sent: Instant,
-    /// When the answer came.
+    /// How long the answer took.
     pub(crate) took: Duration,
-    pub(crate) answer: Answer,
+    pub(crate) answer: ProbeOutcome,
 }
 
 /// The requests of one kind, in the order they were sent.
@@ -71,22 +71,22 @@ pub(crate) struct Prober {
     sending: tokio::task::JoinHandle<()>,
 }
 
-/// What a stopped prober has seen.
+/// All requests of a stopped prober.
 #[derive(Debug)]
 pub(crate) struct Probes {
     pub(crate) puts: Vec<Probe>,
     pub(crate) gets: Vec<Probe>,
-    /// A 202 is counted once, a 503 that says so not at all, anything else at most once.
-    pub(crate) ledger: Ledger,
+    /// An event is counted once after a 202, never after a 503 that says so, and at most once otherwise.
+    pub(crate) expected: ExpectedCounts,
 }
 
 impl Prober {
-    /// Begins to send; `label` tells this round's domains from those of others.
-    pub(crate) fn start(stage: &Stage, label: &str) -> Self {
+    /// Begins to send. `label` makes the domains of this round unique.
+    pub(crate) fn start(cluster: &Cluster, label: &str) -> Self {
         let domain = format!("{label}.probe.test");
         let (puts, gets, stop) = (Track::default(), Track::default(), Arc::new(AtomicBool::new(false)));
         let sending = {
-            let (ingest, query) = (stage.ingest_url.clone(), stage.query_url.clone());
+            let (ingest, query) = (cluster.ingest_url.clone(), cluster.query_url.clone());
             let (domain, puts, gets, stop) = (domain.clone(), puts.clone(), gets.clone(), Arc::clone(&stop));
             tokio::spawn(async move {
                 let mut under_way = JoinSet::new();
@@ -105,38 +105,38 @@ impl Prober {
         Self { domain, puts, gets, stop, sending }
     }
 
-    /// Whether both flow again since `lifted`, and how long it took until then.
+    /// How long after `lifted` both kinds of requests were answered as usual again, if they are.
     pub(crate) fn flow(&self, lifted: Instant) -> Option<Duration> {
         Some(self.puts.flow(lifted)?.max(self.gets.flow(lifted)?))
     }
 
-    /// Some domains whose events were sent and acknowledged after `lifted`.
+    /// Some domains with events that were sent after `lifted` and acknowledged.
     pub(crate) fn acknowledged_after(&self, lifted: Instant) -> Vec<String> {
         let puts = self.puts.0.lock().unwrap();
         let fresh =
-            puts.iter().enumerate().filter(|(_, put)| put.sent > lifted && put.answer == Answer::Good);
+            puts.iter().enumerate().filter(|(_, put)| put.sent > lifted && put.answer == ProbeOutcome::Good);
         fresh.take(FLOW).map(|(number, _)| of(number, &self.domain)).collect()
     }
 
-    /// Stops, and waits for the last answers.
+    /// Stops sending and waits for the last answers.
     pub(crate) async fn stop(self) -> Probes {
         self.stop.store(true, Ordering::Relaxed);
         self.sending.await.expect("it does not panic");
         let (puts, gets) = (self.puts.take(), self.gets.take());
-        let mut ledger = Ledger::default();
+        let mut expected = ExpectedCounts::default();
         for (number, put) in puts.iter().enumerate() {
             let (least, most) = match put.answer {
-                Answer::Good => (1, 1),
-                Answer::Refused(Said::NothingCounted) => (0, 0),
+                ProbeOutcome::Good => (1, 1),
+                ProbeOutcome::Refused(RefusalKind::NothingCounted) => (0, 0),
                 _ => (0, 1),
             };
-            ledger.expect(of(number, &self.domain), least, most);
+            expected.expect(of(number, &self.domain), least, most);
         }
-        Probes { puts, gets, ledger }
+        Probes { puts, gets, expected }
     }
 }
 
-/// Each PUT has a domain of its own, so that one lost and another counted twice do not make up for each other.
+/// The domain of a PUT. Each has its own, so that a lost event and one counted twice cannot cancel out.
 fn of(number: usize, domain: &str) -> String {
     format!("p{number}.{domain}")
 }
@@ -144,47 +144,49 @@ fn of(number: usize, domain: &str) -> String {
 async fn put(ingest: String, domain: String, track: Track, number: usize) {
     let request =
         Request::put(format!("{ingest}/events/{domain}/delivered")).header("idempotency-key", domain);
-    let answer = Asker::anew().ask(request.body(Full::<Bytes>::default()).unwrap(), PATIENCE).await;
+    let answer =
+        HttpClient::without_keep_alive().send(request.body(Full::<Bytes>::default()).unwrap(), TIMEOUT).await;
     track.end(number, judge(answer, StatusCode::ACCEPTED, ""));
 }
 
 async fn look(query: String, domain: String, track: Track, number: usize) {
-    let answer = Asker::anew().get(&format!("{query}/domains/{domain}"), PATIENCE).await;
+    let answer = HttpClient::without_keep_alive().get(&format!("{query}/domains/{domain}"), TIMEOUT).await;
     track.end(number, judge(answer, StatusCode::OK, &domain));
 }
 
-fn judge(answer: Answered, good: StatusCode, holds: &str) -> Answer {
+fn judge(answer: HttpResult, good: StatusCode, holds: &str) -> ProbeOutcome {
     match answer {
-        Ok((status, body)) if status == good && body.contains(holds) => Answer::Good,
+        Ok((status, body)) if status == good && body.contains(holds) => ProbeOutcome::Good,
         Ok((StatusCode::SERVICE_UNAVAILABLE, body)) if body.contains(NOTHING_COUNTED) => {
-            Answer::Refused(Said::NothingCounted)
+            ProbeOutcome::Refused(RefusalKind::NothingCounted)
         }
-        Ok((StatusCode::SERVICE_UNAVAILABLE, _)) => Answer::Refused(Said::MaybeCounted),
-        Ok((status, body)) => Answer::Wrong(format!("{status} {body}")),
-        Err(reason) => Answer::Lost(reason),
+        Ok((StatusCode::SERVICE_UNAVAILABLE, _)) => ProbeOutcome::Refused(RefusalKind::MaybeCounted),
+        Ok((status, body)) => ProbeOutcome::Wrong(format!("{status} {body}")),
+        Err(reason) => ProbeOutcome::Lost(reason),
     }
 }
 
 impl Track {
     fn begin(&self) -> usize {
         let mut probes = self.0.lock().unwrap();
-        probes.push(Probe { sent: Instant::now(), took: Duration::ZERO, answer: Answer::None });
+        probes.push(Probe { sent: Instant::now(), took: Duration::ZERO, answer: ProbeOutcome::None });
         probes.len() - 1
     }
 
-    fn end(&self, number: usize, answer: Answer) {
+    fn end(&self, number: usize, answer: ProbeOutcome) {
         let probe = &mut self.0.lock().unwrap()[number];
         *probe = Probe { took: probe.sent.elapsed(), answer, ..*probe };
     }
 
-    /// The flow begins with the answer to the first request after the last one that went wrong.
+    /// It works again from the first answer after the last bad one.
     fn flow(&self, lifted: Instant) -> Option<Duration> {
         let probes = self.0.lock().unwrap();
-        let good = |probe: &&Probe| probe.answer == Answer::Good;
-        let open =
-            probes.iter().rposition(|probe| probe.answer != Answer::Good && probe.answer != Answer::None);
+        let good = |probe: &&Probe| probe.answer == ProbeOutcome::Good;
+        let open = probes
+            .iter()
+            .rposition(|probe| probe.answer != ProbeOutcome::Good && probe.answer != ProbeOutcome::None);
         let since = &probes[open.map_or(0, |last| last + 1)..];
-        // Those sent before the fault was lifted may be answered, but are not what tells that it is over.
+        // Answers that came before the fault ended do not show that it is over.
         let first = since.iter().position(|probe| probe.sent + probe.took >= lifted && good(&probe))?;
         let row = since[first..].iter().take_while(good).count();
         let begins = since[first].sent + since[first].took;

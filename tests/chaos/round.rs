@@ -1,45 +1,43 @@
-//! One round: load, a fault at a random moment, the way back, and the comparison.
+//! One round: load, a fault at a random moment, recovery and comparison.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use crate::chance::Chance;
-use crate::fault::{Fault, PATIENCE, Visible};
-use crate::ledger::counters;
-use crate::load::Load;
-use crate::prober::{Answer, Probe, Prober, Probes, Said};
-use crate::stage::{PUBLISH_DEADLINE, Stage};
+use anyhow::Result;
+use harness::sql;
 
-/// What went wrong, for a person.
-pub(crate) type Result<T> = std::result::Result<T, String>;
+use crate::cluster::{Cluster, PUBLISH_DEADLINE};
+use crate::fault::{Fault, RECOVERY_TIMEOUT, Visible};
+use crate::load::WayLoad;
+use crate::prober::{Probe, ProbeOutcome, Prober, Probes, RefusalKind};
+use crate::rng::Rng;
 
-/// How long this program's own events may take to be counted when everything else has been.
+/// How long the events of the prober and the fault may take to be counted after all others.
 const SETTLE: Duration = Duration::from_secs(90);
 
-/// How much later than its deadline a 503 may come, on a machine that does ten other things.
+/// How much later than the deadline a 503 may come on a busy machine.
 const LATE: Duration = Duration::from_secs(2);
 
-/// What each process may have of memory, in megabytes, whatever is done to it.
+/// How much memory each process may use, in megabytes.
 const MEMORY: [(&str, u64); 3] = [("ingest", 400), ("worker", 512), ("query", 128)];
 
-/// Of a hundred events at least so many are accepted by a broker that is slow, but fast enough.
+/// The least percentage of events that are accepted while the broker is slow, but fast enough.
 const ACCEPTED_PERCENT: usize = 99;
 
-/// Of a hundred events at most so many are refused with the words that they may be counted, where a broker is too slow
-/// for most.
+/// The greatest percentage of events that are refused with an unknown outcome while the broker is too slow.
 const UNSURE_PERCENT: usize = 5;
 
-/// What one round came to.
+/// The result of one round.
 #[derive(Debug, Default)]
-pub(crate) struct Act {
+pub(crate) struct RoundResult {
     /// Events that were acknowledged.
     pub(crate) acknowledged: u64,
     pub(crate) lost: u64,
     pub(crate) duplicated: u64,
     /// Requests of the prober that were answered with 503.
     pub(crate) refused: usize,
-    /// From the end of the fault until 2xx flowed again, and until events sent after it were counted.
+    /// How long after the fault requests were answered as usual, and new events were counted.
     pub(crate) flowing: Duration,
     pub(crate) counting: Duration,
     /// The services of which `/readyz` turned red.
@@ -55,161 +53,165 @@ pub(crate) struct Act {
 pub(crate) struct Round {
     pub(crate) fault: Fault,
     pub(crate) number: u32,
-    /// What the seed of all rounds is.
+    /// The seed of all rounds.
     pub(crate) seed: u64,
 }
 
 impl Round {
-    /// A name for what is sent in this round.
+    /// A name for this round, used in its domains and keys.
     fn label(self) -> String {
         format!("{}-{}", self.fault.name(), self.number)
     }
 
-    /// The load of this round.
-    pub(crate) async fn load(self, stage: &Stage) -> Result<Vec<Load>> {
-        Load::start_all(stage, Chance::new(self.seed, &format!("load of {}", self.label()))).await
+    /// Starts the load of this round.
+    pub(crate) async fn load(self, cluster: &Cluster) -> Result<Vec<WayLoad>> {
+        WayLoad::start_all(cluster, Rng::new(self.seed, &format!("load of {}", self.label()))).await
     }
 
-    /// Plays it under its load. While that is compared, the load of the next round begins; nothing is broken again
-    /// before the comparison is over.
+    /// Runs the round under its load. The load of the next round starts while this one is compared, and no
+    /// fault begins before the comparison is over.
     ///
     /// # Errors
     ///
-    /// When it could not be played to its end.
-    pub(crate) async fn play(
+    /// When it could not be completed.
+    pub(crate) async fn run(
         self,
-        stage: &mut Stage,
-        loads: Vec<Load>,
+        cluster: &mut Cluster,
+        loads: Vec<WayLoad>,
         next: Option<Self>,
-    ) -> Result<(Act, Option<Vec<Load>>)> {
+    ) -> Result<(RoundResult, Option<Vec<WayLoad>>)> {
         let (fault, label) = (self.fault, self.label());
-        let mut chance = Chance::new(self.seed, &label);
-        stage.begin_anew();
-        let prober = Prober::start(stage, &label);
-        chance.pause(500, 1500).await;
+        let mut rng = Rng::new(self.seed, &label);
+        cluster.begin_anew();
+        let prober = Prober::start(cluster, &label);
+        rng.pause(500, 1500).await;
         let begun = Instant::now();
-        let lifted = fault.inflict(stage, &mut chance, &label).await?;
-        let mut act = Act { note: lifted.note, failures: lifted.failures, ..Act::default() };
-        recover(stage, &prober, lifted.at, &mut act).await;
+        let lifted = fault.inflict(cluster, &mut rng, &label).await?;
+        let mut result =
+            RoundResult { note: lifted.note, failures: lifted.failures, ..RoundResult::default() };
+        recover(cluster, &prober, lifted.at, &mut result).await;
         let probes = prober.stop().await;
-        let seen = stage.seen();
+        let seen = cluster.seen();
         let begin_next = async {
             match next {
-                Some(next) if act.failures.is_empty() => next.load(stage).await.map(Some),
+                Some(next) if result.failures.is_empty() => next.load(cluster).await.map(Some),
                 _ => Ok(None),
             }
         };
-        let (sent, next) = tokio::join!(Load::end_all(loads), begin_next);
+        let (sent, next) = tokio::join!(WayLoad::end_all(loads), begin_next);
         let sent = sent.unwrap_or_else(|reason| {
-            act.failures.push(reason);
+            result.failures.push(format!("{reason:#}"));
             Vec::new()
         });
         for sent in sent {
-            act.acknowledged += sent.acknowledged;
-            act.lost += sent.lost;
-            act.duplicated += sent.duplicated;
-            act.failures.extend(sent.wrong);
+            result.acknowledged += sent.acknowledged;
+            result.lost += sent.lost;
+            result.duplicated += sent.duplicated;
+            result.failures.extend(sent.wrong);
             if fault.is_routine() && sent.trouble > 0 {
-                act.failures.push(format!("{} had to send {} times again, or more", sent.name, sent.trouble));
+                result.failures.push(format!("{} had {} failures and retries", sent.name, sent.trouble));
             }
         }
-        judge(fault, &probes, begun..lifted.at, &mut act);
-        let mut ledger = probes.ledger;
-        ledger.merge(lifted.ledger);
-        let difference = ledger.compare(&stage.primary, SETTLE).await?;
+        judge(fault, &probes, begun..lifted.at, &mut result);
+        let mut expected = probes.expected;
+        expected.merge(lifted.expected);
+        let difference = expected.compare(&cluster.primary, SETTLE).await?;
         if difference.lost + difference.duplicated > 0 {
-            act.failures.push(format!("of this program's own events: {difference:?}"));
+            result.failures.push(format!("events of the prober and the fault: {difference:?}"));
         }
-        act.acknowledged += ledger.least().unsigned_abs();
-        act.lost += difference.lost.unsigned_abs();
-        act.duplicated += difference.duplicated.unsigned_abs();
-        act.failures.extend(seen.dead.into_iter().take(3));
+        result.acknowledged += expected.least();
+        result.lost += difference.lost;
+        result.duplicated += difference.duplicated;
+        result.failures.extend(seen.dead.into_iter().take(3));
         for service in fault.reddens() {
             if !seen.red.contains(service) {
-                act.failures.push(format!("/readyz of {service} did not turn red"));
+                result.failures.push(format!("/readyz of {service} did not turn red"));
             }
         }
-        act.red = seen.red;
-        act.peaks = seen.peaks;
+        result.red = seen.red;
+        result.peaks = seen.peaks;
         for (service, limit) in MEMORY {
-            let peak = act.peaks.get(service).copied().unwrap_or_default();
+            let peak = result.peaks.get(service).copied().unwrap_or_default();
             if peak > limit {
-                act.failures.push(format!("{service} had {peak} MB, and may have {limit}"));
+                result.failures.push(format!("{service} used {peak} MB; the limit is {limit}"));
             }
         }
-        Ok((act, next?))
+        Ok((result, next?))
     }
 }
 
-/// Waits until requests are answered, events counted and services ready.
-async fn recover(stage: &Stage, prober: &Prober, lifted: Instant, act: &mut Act) {
+/// Waits until requests are answered, events are counted and services are ready.
+async fn recover(cluster: &Cluster, prober: &Prober, lifted: Instant, result: &mut RoundResult) {
     let (mut flowing, mut counting) = (None, None);
     loop {
         flowing = flowing.or_else(|| prober.flow(lifted));
         if counting.is_none() {
             let sent = prober.acknowledged_after(lifted);
-            let counted = counters(&stage.primary, &sent).await;
+            let counted = sql::counts(&cluster.primary, &sent).await;
             counting = counted.is_ok_and(|counted| !counted.is_empty()).then(|| lifted.elapsed());
         }
-        let not_ready = stage.not_ready().await;
+        let not_ready = cluster.not_ready().await;
         if flowing.is_some() && counting.is_some() && not_ready.is_none() {
             break;
         }
-        if lifted.elapsed() > PATIENCE {
-            act.failures.push(format!(
-                "not well again after {PATIENCE:?}: 2xx after {flowing:?}, counted after {counting:?}, {not_ready:?}"
-));
+        if lifted.elapsed() > RECOVERY_TIMEOUT {
+            result.failures.push(format!(
+                "not well again after {RECOVERY_TIMEOUT:?}: 2xx after {flowing:?}, counted after {counting:?}, \
+                {not_ready:?}"
+            ));
             break;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    act.flowing = flowing.unwrap_or_else(|| lifted.elapsed());
-    act.counting = counting.unwrap_or_else(|| lifted.elapsed());
+    result.flowing = flowing.unwrap_or_else(|| lifted.elapsed());
+    result.counting = counting.unwrap_or_else(|| lifted.elapsed());
 }
 
-/// Holds the answers against what clients may see of the fault.
-fn judge(fault: Fault, probes: &Probes, lasted: Range<Instant>, act: &mut Act) {
+/// Compares the answers with what clients may notice of the fault.
+fn judge(fault: Fault, probes: &Probes, lasted: Range<Instant>, result: &mut RoundResult) {
     for (kind, probes, visible) in
         [("PUT", &probes.puts, fault.visible_to_senders()), ("GET", &probes.gets, fault.visible_to_readers())]
     {
-        let refused = probes.iter().filter(|probe| matches!(probe.answer, Answer::Refused(_))).count();
-        act.refused += refused;
+        let refused = probes.iter().filter(|probe| matches!(probe.answer, ProbeOutcome::Refused(_))).count();
+        result.refused += refused;
         if visible == Visible::CertainRefusals && refused == 0 {
-            act.failures.push(format!("no {kind} was answered with 503"));
+            result.failures.push(format!("no {kind} was answered with 503"));
         }
         let meanwhile: Vec<&Probe> = probes.iter().filter(|probe| lasted.contains(&probe.sent)).collect();
-        let share = |of: fn(&Answer) -> bool| {
+        let share = |of: fn(&ProbeOutcome) -> bool| {
             let count = meanwhile.iter().filter(|probe| of(&probe.answer)).count();
             (count, count * 100 / meanwhile.len().max(1))
         };
         match visible {
             Visible::Few => {
-                let (accepted, percent) = share(|answer| *answer == Answer::Good);
-                let accepted = format!("{accepted} of {} {kind}s were accepted meanwhile", meanwhile.len());
+                let (accepted, percent) = share(|answer| *answer == ProbeOutcome::Good);
+                let accepted =
+                    format!("{accepted} of {} {kind}s were accepted during the fault", meanwhile.len());
                 if percent < ACCEPTED_PERCENT {
-                    act.failures.push(accepted);
+                    result.failures.push(accepted);
                 } else {
-                    act.note.get_or_insert(accepted);
+                    result.note.get_or_insert(accepted);
                 }
             }
             Visible::Uncounted => {
-                let (refused, _) = share(|answer| matches!(answer, Answer::Refused(_)));
-                let (unsure, percent) = share(|answer| *answer == Answer::Refused(Said::MaybeCounted));
+                let (refused, _) = share(|answer| matches!(answer, ProbeOutcome::Refused(_)));
+                let (unsure, percent) =
+                    share(|answer| *answer == ProbeOutcome::Refused(RefusalKind::MaybeCounted));
                 let words = format!(
                     "of {} {kind}s {refused} were refused meanwhile, {unsure} of them perhaps counted",
                     meanwhile.len()
                 );
                 if percent > UNSURE_PERCENT {
-                    act.failures.push(words);
+                    result.failures.push(words);
                 } else {
-                    act.note.get_or_insert(words);
+                    result.note.get_or_insert(words);
                 }
             }
             _ => {}
         }
         let wrong: Vec<&Probe> = probes.iter().filter(|probe| !explains(visible, probe)).collect();
         if let Some(first) = wrong.first() {
-            act.failures.push(format!(
+            result.failures.push(format!(
                 "{} of {} {kind}s were answered as they should not be, the first {:?} after {:?}",
                 wrong.len(),
                 probes.len(),
@@ -222,9 +224,9 @@ fn judge(fault: Fault, probes: &Probes, lasted: Range<Instant>, act: &mut Act) {
 
 fn explains(visible: Visible, probe: &Probe) -> bool {
     match probe.answer {
-        Answer::Good => true,
-        Answer::Refused(_) => visible != Visible::Nothing && probe.took < PUBLISH_DEADLINE + LATE,
-        Answer::Lost(_) => visible == Visible::Silence,
-        Answer::Wrong(_) | Answer::None => false,
+        ProbeOutcome::Good => true,
+        ProbeOutcome::Refused(_) => visible != Visible::Nothing && probe.took < PUBLISH_DEADLINE + LATE,
+        ProbeOutcome::Lost(_) => visible == Visible::Silence,
+        ProbeOutcome::Wrong(_) | ProbeOutcome::None => false,
     }
 }

@@ -1,38 +1,34 @@
 //! The result: a row for each fault.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::{self, Write};
+use std::fmt;
 use std::time::Duration;
 
+use harness::columns::align;
+
 use crate::fault::Fault;
-use crate::round::Act;
+use crate::round::RoundResult;
 
-const HEADINGS: [&str; 10] = [
-    "fault",
-    "rounds",
-    "acknowledged",
-    "lost",
-    "duplicated",
-    "503",
-    "2xx after",
-    "counted after",
-    "MB",
-    "readyz red and green",
-];
+const HEADINGS: [&str; 9] =
+    ["fault", "rounds", "acknowledged", "lost", "duplicated", "503", "2xx after", "counted after", "MB"];
 
-/// What the times in the table are.
+/// The heading of the text after them.
+const REMARKS: &str = "readyz red and green";
+
+/// What the columns mean.
 const LEGEND: &str = "\
-503: of the prober's requests. Times: seconds from the moment the fault was lifted, a killed service was started
-again or a killed server accepted connections again, until requests were answered as ever and events sent after it
-were counted; the worst of the rounds. MB: the most memory that a process of ingest/worker/query had. A service that is
-killed is not asked for its readiness.";
+503: how many of the prober's requests were answered with it. Times: the worst of the rounds, in seconds.
+They start when the fault ends: a killed service is started again, or a killed server accepts connections
+again. They end when requests are answered as before, and when events sent after the fault are counted. MB:
+the peak memory of a process of ingest/worker/query. The readiness of a service is not checked while it is
+killed.";
 
 /// All rows so far.
 #[derive(Debug, Default)]
-pub(crate) struct Table(Vec<Row>);
+pub(crate) struct FaultTable(Vec<FaultRow>);
 
 #[derive(Debug)]
-struct Row {
+struct FaultRow {
     fault: Fault,
     rounds: u32,
     acknowledged: u64,
@@ -47,33 +43,33 @@ struct Row {
     failures: Vec<String>,
 }
 
-impl Table {
-    pub(crate) fn add(&mut self, fault: Fault, act: Act) {
+impl FaultTable {
+    pub(crate) fn add(&mut self, fault: Fault, result: RoundResult) {
         let row = self.row(fault);
         row.rounds += 1;
-        row.acknowledged += act.acknowledged;
-        row.lost += act.lost;
-        row.duplicated += act.duplicated;
-        row.refused += act.refused;
-        row.flowing = row.flowing.max(act.flowing);
-        row.counting = row.counting.max(act.counting);
-        row.red.extend(act.red);
-        for (service, megabytes) in act.peaks {
+        row.acknowledged += result.acknowledged;
+        row.lost += result.lost;
+        row.duplicated += result.duplicated;
+        row.refused += result.refused;
+        row.flowing = row.flowing.max(result.flowing);
+        row.counting = row.counting.max(result.counting);
+        row.red.extend(result.red);
+        for (service, megabytes) in result.peaks {
             let peak = row.peaks.entry(service).or_default();
             *peak = megabytes.max(*peak);
         }
-        row.note = act.note.or(row.note.take());
-        row.failures.extend(act.failures);
+        row.note = result.note.or(row.note.take());
+        row.failures.extend(result.failures);
     }
 
-    /// A round that was not played to its end.
+    /// A round that was not completed.
     pub(crate) fn add_failure(&mut self, fault: Fault, reason: String) {
         self.row(fault).failures.push(reason);
     }
 
-    fn row(&mut self, fault: Fault) -> &mut Row {
+    fn row(&mut self, fault: Fault) -> &mut FaultRow {
         if self.0.last().is_none_or(|row| row.fault != fault) {
-            self.0.push(Row {
+            self.0.push(FaultRow {
                 fault,
                 rounds: 0,
                 acknowledged: 0,
@@ -91,21 +87,17 @@ impl Table {
         self.0.last_mut().expect("it was just pushed")
     }
 
-    /// Whether there is nothing to complain about.
+    /// Whether nothing failed, and nothing was lost or counted twice.
     pub(crate) fn all_held(&self) -> bool {
         self.0.iter().all(|row| row.failures.is_empty() && row.lost + row.duplicated == 0)
     }
 }
 
-impl Row {
-    fn cells(&self) -> [String; 10] {
+impl FaultRow {
+    fn cells(&self) -> [String; 9] {
         let seconds = |time: Duration| format!("{:.1}", time.as_secs_f64());
         let megabytes = ["ingest", "worker", "query"]
             .map(|service| self.peaks.get(service).map_or("-".into(), u64::to_string));
-        let red: Vec<&str> = self.red.iter().copied().collect();
-        let failed = if self.failures.is_empty() { "" } else { "  FAILED" };
-        let notes = [self.note.as_deref(), self.fault.takes_time()];
-        let notes = notes.into_iter().flatten().fold(String::new(), |all, note| format!("{all}  ({note})"));
         [
             self.fault.name(),
             self.rounds.to_string(),
@@ -116,27 +108,25 @@ impl Row {
             seconds(self.flowing),
             seconds(self.counting),
             megabytes.join("/"),
-            format!("{}{notes}{failed}", if red.is_empty() { "-".to_owned() } else { red.join(", ") }),
         ]
+    }
+
+    fn remarks(&self) -> String {
+        let red: Vec<&str> = self.red.iter().copied().collect();
+        let red = if red.is_empty() { "-".to_owned() } else { red.join(", ") };
+        let notes = [self.note.as_deref(), self.fault.takes_time()];
+        let notes = notes.into_iter().flatten().fold(String::new(), |all, note| format!("{all}  ({note})"));
+        let failed = if self.failures.is_empty() { "" } else { "  FAILED" };
+        format!("{red}{notes}{failed}")
     }
 }
 
-impl fmt::Display for Table {
+impl fmt::Display for FaultTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rows: Vec<[String; 10]> =
-            std::iter::once(HEADINGS.map(str::to_owned)).chain(self.0.iter().map(Row::cells)).collect();
-        for row in &rows {
-            let mut line = String::new();
-            for (column, cell) in row.iter().enumerate() {
-                let width = rows.iter().map(|row| row[column].len()).max().unwrap_or_default();
-                // Words to the left, numbers to the right.
-                match column {
-                    0 => write!(line, "{cell:width$}")?,
-                    9 => write!(line, "  {cell}")?,
-                    _ => write!(line, "  {cell:>width$}")?,
-                }
-            }
-            writeln!(f, "{}", line.trim_end())?;
+        let cells = std::iter::once(HEADINGS.map(str::to_owned)).chain(self.0.iter().map(FaultRow::cells));
+        let remarks = std::iter::once(REMARKS.to_owned()).chain(self.0.iter().map(FaultRow::remarks));
+        for (line, remarks) in align(&cells.collect::<Vec<_>>()).into_iter().zip(remarks) {
+            writeln!(f, "{line}  {remarks}")?;
         }
         writeln!(f, "\n{LEGEND}")?;
         for row in &self.0 {

@@ -1,29 +1,28 @@
-//! Looks at `/livez` and `/readyz` of every service all the time.
+//! Polls `/livez` and `/readyz` of every service.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use harness::http::HttpClient;
+use harness::usage;
 use hyper::StatusCode;
 use tokio::task::AbortHandle;
 
-use crate::ask::Asker;
-use crate::memory;
-
-/// How often each service is asked.
+/// How often each service is polled.
 const LOOK: Duration = Duration::from_millis(80);
 
-/// A live process answers at once, unless the machine does ten other things.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// A live process answers at once; this allows for a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What was seen of all services since it was last taken.
+/// What was seen since the last call of [`Watch::take`].
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
-    /// Services of which `/readyz` was red.
+    /// Services whose `/readyz` was red.
     pub(crate) red: BTreeSet<&'static str>,
-    /// What was wrong with a `/livez`.
+    /// Bad answers of `/livez`.
     pub(crate) dead: Vec<String>,
-    /// The most memory that any process of a service had, in megabytes.
+    /// The peak memory of any process of a service, in megabytes.
     pub(crate) peaks: BTreeMap<&'static str, u64>,
 }
 
@@ -31,7 +30,7 @@ pub(crate) struct Seen {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Watch(Arc<Mutex<Seen>>);
 
-/// Looks at one process until it is dropped, which has to be before the process is killed or stopped.
+/// Polls one process until it is dropped. Drop it before the process is killed or stopped.
 pub(crate) struct Watcher(AbortHandle);
 
 impl Drop for Watcher {
@@ -48,19 +47,19 @@ impl Seen {
 }
 
 impl Watch {
-    /// Begins to look at a process of the service `name`.
+    /// Begins to poll a process of the service `name`.
     pub(crate) fn over(&self, name: &'static str, pid: u32, ops_url: String) -> Watcher {
         let seen = Arc::clone(&self.0);
-        let asker = Asker::over_one_connection();
+        let client = HttpClient::with_keep_alive();
         let looking = tokio::spawn(async move {
             loop {
-                // Of a process that is killed in a moment, too.
-                seen.lock().unwrap().remember(name, memory::peak_megabytes(pid));
-                let livez = asker.get(&format!("{ops_url}/livez"), PATIENCE).await;
+                // Read each time, because the process may be killed at any moment.
+                seen.lock().unwrap().remember(name, usage::peak_megabytes(pid).unwrap_or_default());
+                let livez = client.get(&format!("{ops_url}/livez"), TIMEOUT).await;
                 if !livez.as_ref().is_ok_and(|(status, _)| *status == StatusCode::OK) {
                     seen.lock().unwrap().dead.push(format!("/livez of {name}: {livez:?}"));
                 }
-                let readyz = asker.get(&format!("{ops_url}/readyz"), PATIENCE).await;
+                let readyz = client.get(&format!("{ops_url}/readyz"), TIMEOUT).await;
                 if !readyz.is_ok_and(|(status, _)| status == StatusCode::OK) {
                     seen.lock().unwrap().red.insert(name);
                 }
@@ -70,7 +69,7 @@ impl Watch {
         Watcher(looking.abort_handle())
     }
 
-    /// What was seen since this was last asked.
+    /// What was seen since the last call.
     pub(crate) fn take(&self) -> Seen {
         std::mem::take(&mut *self.0.lock().unwrap())
     }

@@ -1,4 +1,5 @@
-//! What clients can take of ingest: memory and time, by sending much, slowly or nothing, and by not listening.
+//! What clients can take of ingest: memory and time, by sending much, slowly or nothing, and by not
+//! listening.
 
 use std::fs;
 use std::io::Write;
@@ -10,14 +11,13 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use futures::FutureExt;
 use futures::future::join_all;
+use harness::processes::Service;
+use harness::proxy::{Proxy, Wire, host};
+use harness::servers::{Servers, eventually};
 use hyper::{Method, Request, StatusCode, header};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
-
-use crate::processes::Service;
-use crate::proxy::{Proxy, Wire, host};
-use crate::servers::{Servers, eventually};
 
 const NDJSON: (&str, &str) = ("content-type", "application/x-ndjson");
 const GZIP: (&str, &str) = ("content-encoding", "gzip");
@@ -272,7 +272,10 @@ async fn what_finds_no_memory_in_time_is_refused_and_not_counted() {
     broker.be(Wire::Slow(Duration::from_secs(5)));
     let label = "x".repeat(60);
     let events = (0..10_000).map(|i| {
-        format!("{{\"domain\":\"{label}.{label}.{label}.bounds.example\",\"event\":\"delivered\",\"id\":\"{i}\"}}\n")
+        format!(
+            "{{\"domain\":\"{label}.{label}.{label}.bounds.example\",\
+        \"event\":\"delivered\",\"id\":\"{i}\"}}\n"
+        )
     });
     let body: String = events.collect();
     let answers = join_all((0..20).map(|request| {

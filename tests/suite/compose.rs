@@ -1,4 +1,4 @@
-//! The compose file and the Dockerfile, compared with what they start: no container engine runs in the tests.
+//! The compose file, compared with what it starts: no container engine runs in the tests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -10,19 +10,15 @@ use std::time::Duration;
 use catchall::broker::{self, DEAD, EVENTS};
 use catchall::shutdown::GRACE;
 use catchall::store::postgres;
+use harness::processes::{Service, run};
+use harness::servers::{Servers, eventually, topology};
 use serde_json::{Value, json};
 
-use crate::processes::{Service, run};
-use crate::servers::{Servers, eventually, topology};
-
 const COMPOSE: &str = include_str!("../../docker-compose.yml");
-const DOCKERFILE: &str = include_str!("../../Dockerfile");
-const IGNORED: &str = include_str!("../../.dockerignore");
-const MANIFEST: &str = include_str!("../../Cargo.toml");
 const DEV: &str = include_str!("../../dev");
 
 /// The services that run a program of this crate, which has their name.
-const PROGRAMS: [&str; 4] = ["ingest", "migrate", "query", "worker"];
+pub(crate) const PROGRAMS: [&str; 4] = ["ingest", "migrate", "query", "worker"];
 
 /// The compose file as an engine resolves it, with `value(name, default)` for each `${name:-default}`.
 fn compose(mut value: impl FnMut(&str, &str) -> String) -> Value {
@@ -32,7 +28,7 @@ fn compose(mut value: impl FnMut(&str, &str) -> String) -> Value {
 }
 
 /// With nothing set in the environment.
-fn by_default() -> Value {
+pub(crate) fn by_default() -> Value {
     compose(|_, default| default.to_owned())
 }
 
@@ -64,12 +60,12 @@ fn interpolated(text: &str, value: &mut impl FnMut(&str, &str) -> String) -> Str
     result + rest
 }
 
-fn text(value: &Value) -> &str {
+pub(crate) fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_else(|| panic!("{value} is not a text"))
 }
 
 /// The members of an object, if there is one.
-fn members(value: &Value) -> impl Iterator<Item = (&str, &Value)> {
+pub(crate) fn members(value: &Value) -> impl Iterator<Item = (&str, &Value)> {
     value.as_object().into_iter().flatten().map(|(name, value)| (&**name, value))
 }
 
@@ -276,7 +272,7 @@ fn mounted(compose: &Value, name: &str) -> BTreeMap<String, String> {
 }
 
 /// The value in `key = value`, without quotes.
-fn setting<'a>(file: &'a str, key: &str) -> &'a str {
+pub(crate) fn setting<'a>(file: &'a str, key: &str) -> &'a str {
     let value = file.lines().find_map(|line| line.strip_prefix(key)?.trim_start().strip_prefix('='));
     value.unwrap_or_else(|| panic!("no {key}")).trim().trim_matches(['\'', '"'])
 }
@@ -400,63 +396,4 @@ fn a_secret_has_one_name_and_one_default() {
         }
     }
     assert_eq!(secrets, ["CATCHALL_AMQP_PASSWORD", "CATCHALL_SUPERUSER_PASSWORD"].into());
-}
-
-/// The stage that builds and the one that runs, without comments, each instruction on a line of its own.
-fn stages() -> (String, String) {
-    let lines = DOCKERFILE.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
-    let joined = lines.collect::<Vec<_>>().join("\n").replace("\\\n", " ");
-    let (build, image) = joined.split_once("\nFROM debian:").expect("two stages");
-    (build.split(' ').filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" "), image.to_owned())
-}
-
-#[test]
-fn the_image_holds_the_programs_of_this_crate() {
-    let (build, image) = stages();
-    let (base, _) = build.strip_prefix("FROM rust:").unwrap().split_once(" AS build\n").unwrap();
-    let (rust, debian) = base.split_once('-').unwrap();
-    let minor = |version: &str| version.split('.').nth(1).unwrap().parse::<u32>().unwrap();
-    assert!(minor(rust) >= minor(setting(MANIFEST, "rust-version")), "Rust {rust} is too old");
-    assert!(image.starts_with(&format!("{debian}-slim\n")), "the C library is that of another Debian");
-    // Every program there is: no list to forget one in.
-    let install = "touch src/lib.rs bin/*.rs && cargo install --locked --path . --root /out --no-track";
-    assert!(build.ends_with(install), "{build}");
-    assert!(image.contains("\nCOPY --from=build /out/bin/ /usr/local/bin/\n"), "{image}");
-    for program in PROGRAMS {
-        assert!(MANIFEST.contains(&format!("[[bin]]\nname = \"catchall-{program}\"\npath = \"bin/")));
-    }
-    for (label, key) in [("description", "description"), ("licenses", "license")] {
-        let label = format!("org.opencontainers.image.{label}=\"{}\"", setting(MANIFEST, key));
-        assert!(image.contains(&label), "no {label}");
-    }
-    let (_, user) = image.split_once("\nUSER ").expect("a user");
-    assert!(user.split(':').all(|id| id.parse::<u32>().unwrap() > 0), "{user} could be root");
-    for instruction in ["ENTRYPOINT", "CMD", "ARG", "ENV"] {
-        assert!(!image.contains(&format!("\n{instruction}")), "{instruction} in the image");
-    }
-}
-
-#[test]
-fn the_image_is_built_once_and_from_all_it_takes() {
-    let compose = by_default();
-    let building = members(&compose["services"]).filter(|(_, service)| service.get("build").is_some());
-    assert_eq!(
-        building.map(|(name, service)| (name, text(&service["build"]))).collect::<Vec<_>>(),
-        [("migrate", ".")]
-    );
-    for program in PROGRAMS {
-        assert_eq!(compose["services"][program]["pull_policy"], "never", "{program} may be somebody else's");
-    }
-    let ignored: BTreeSet<&str> = IGNORED.lines().filter(|line| !line.starts_with('#')).collect();
-    assert!(
-        ignored.is_superset(&["/.dev", "/.git", "/target"].into()),
-        "they would all be sent to the engine"
-    );
-    for entry in std::fs::read_dir(env!("CARGO_MANIFEST_DIR")).unwrap() {
-        let name = entry.unwrap().file_name().into_string().unwrap();
-        let unneeded =
-            name.starts_with('.') || ["target", "Dockerfile", "docker-compose.yml"].contains(&&*name);
-        assert!(unneeded || !ignored.contains(&*format!("/{name}")), "the build needs {name}");
-    }
-    assert!(ignored.iter().all(|path| path.starts_with('/') && !path.contains('*')), "{ignored:?}");
 }

@@ -4,11 +4,10 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use catchall::broker::EVENTS;
+use harness::processes::{Service, run};
+use harness::proxy::{Proxy, host};
+use harness::servers::{Servers, eventually};
 use hyper::StatusCode;
-
-use crate::processes::{Service, run};
-use crate::proxy::{Proxy, host};
-use crate::servers::{Servers, eventually};
 
 const URLS: [(&str, &str); 3] = [
     ("CATCHALL_AMQP_URL", "amqp://alice:s3cret@127.0.0.1:1/%2f"),
@@ -111,7 +110,10 @@ async fn a_worker_counts_nothing_where_commits_do_not_last() {
     // Sessions that are open stay as they are; those that come later are not.
     servers.alter_database("set synchronous_commit = off").await;
     servers
-        .execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and application_name = 'catchall-worker'")
+        .execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity \
+        where datname = current_database() and application_name = 'catchall-worker'",
+        )
         .await;
     worker.becomes_unready(OFF).await;
     publisher.publish(br#"{"domain":"a.com","event":"delivered"}"#, Some("m-2")).await;

@@ -4,11 +4,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use futures::future::join_all;
+use harness::processes::Service;
+use harness::servers::{Servers, eventually};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
-
-use crate::processes::Service;
-use crate::servers::{Servers, eventually};
 
 const PUT: &str = "PUT /events/by-hand.example/delivered HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const ACCEPTED: &str = "HTTP/1.1 202 Accepted";

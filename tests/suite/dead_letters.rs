@@ -1,106 +1,16 @@
 //! Dead letters: looked at, sent back so that each counts once, discarded, by the real program.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::process::{Child, Stdio};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use catchall::broker::{DEAD, EVENTS};
-use lapin::BasicProperties;
-use lapin::types::{AMQPValue, FieldArray, FieldTable};
+use harness::dead_letters::{delivered, mended, text};
+use harness::frames::{publish_in_latin_1, publish_nested};
+use harness::processes::{Service, run};
+use harness::servers::{Servers, eventually};
+use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Value, json};
-use sqlx::{Connection as _, PgConnection};
 
-use crate::frames::{publish_in_latin_1, publish_nested};
 use crate::poison::poisons;
-use crate::processes::{Service, command, run};
-use crate::servers::{AmqpClient, Servers, eventually};
-
-impl Servers {
-    /// Runs `catchall-dead` to its end: its exit status and what it printed.
-    pub(crate) fn dead(&self, arguments: &[&str]) -> (i32, String, String) {
-        let variables =
-            [("CATCHALL_AMQP_URL", &*self.amqp_url), ("CATCHALL_DATABASE_URL", &*self.database_url)];
-        let (status, stdout, stderr) = run("dead", arguments, &variables);
-        (status.code().expect("it ends by itself"), stdout, stderr)
-    }
-
-    /// The same for what has to succeed.
-    pub(crate) fn dead_well(&self, arguments: &[&str]) -> String {
-        let (status, stdout, stderr) = self.dead(arguments);
-        assert_eq!(status, 0, "{arguments:?}: {stdout}{stderr}");
-        stdout
-    }
-
-    /// The letters, by what `list` or `show` print as JSON.
-    pub(crate) fn letters(&self, arguments: &[&str]) -> Vec<Value> {
-        let printed = self.dead_well(arguments);
-        printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-
-    pub(crate) fn spawn_dead(&self, arguments: &[&str]) -> Child {
-        let mut command = command("dead");
-        command.env("CATCHALL_AMQP_URL", &self.amqp_url).env("CATCHALL_DATABASE_URL", &self.database_url);
-        command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-    }
-
-    /// Says that claims may have been pruned that were last met before this.
-    pub(crate) async fn prune_claims_before(&self, kind: &str, time: SystemTime) {
-        let mut connection = PgConnection::connect(&self.database_url).await.unwrap();
-        sqlx::query("insert into pruned_claims values ($1, to_timestamp($2))")
-            .bind(kind)
-            .bind(time.duration_since(UNIX_EPOCH).unwrap().as_secs_f64())
-            .execute(&mut connection)
-            .await
-            .unwrap();
-        connection.close().await.unwrap();
-    }
-}
-
-impl AmqpClient {
-    /// Puts a letter among the dead ones, as a worker does.
-    pub(crate) async fn bury(&self, body: &str, message_id: Option<&str>, headers: &[(&str, AMQPValue)]) {
-        self.publish_to(DEAD, body.as_bytes(), letter(message_id, headers)).await;
-    }
-}
-
-pub(crate) fn letter(message_id: Option<&str>, headers: &[(&str, AMQPValue)]) -> BasicProperties {
-    let mut table = FieldTable::default();
-    for (name, value) in headers {
-        table.insert((*name).into(), value.clone());
-    }
-    let properties =
-        BasicProperties::default().with_content_type("application/json".into()).with_headers(table);
-    match message_id {
-        Some(id) => properties.with_message_id(id.into()),
-        None => properties,
-    }
-}
-
-pub(crate) fn text(text: &str) -> AMQPValue {
-    AMQPValue::LongString(text.into())
-}
-
-pub(crate) fn at(time: SystemTime) -> AMQPValue {
-    AMQPValue::Timestamp(time.duration_since(UNIX_EPOCH).unwrap().as_secs())
-}
-
-/// The headers of a letter that the worker made long ago, when it could not read what it reads now.
-pub(crate) fn mended() -> [(&'static str, AMQPValue); 1] {
-    [("catchall-reason", text("the count 3 is not read here"))]
-}
-
-/// What the broker writes when it moves a message.
-pub(crate) fn moved(reason: &str, time: SystemTime) -> [(&'static str, AMQPValue); 1] {
-    let mut death = FieldTable::default();
-    death.insert("queue".into(), text(EVENTS));
-    death.insert("reason".into(), text(reason));
-    death.insert("time".into(), at(time));
-    [("x-death", AMQPValue::FieldArray(FieldArray::from(vec![AMQPValue::FieldTable(death)])))]
-}
-
-pub(crate) fn delivered(domain: &str) -> String {
-    format!(r#"{{"domain":"{domain}","event":"delivered"}}"#)
-}
 
 #[tokio::test]
 async fn letters_are_listed_and_shown_and_stay() {

@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use harness::processes::{Service, binary};
+use harness::servers::{Servers, topology};
 use serde_json::json;
-
-use crate::processes::{Service, binary};
-use crate::servers::{Servers, topology};
 
 /// The example in Rust, built where the services are. Cargo does not build it for a test program alone.
 fn rust() -> Command {
-    let folder = Path::new(binary("ingest")).parent().unwrap();
+    let ingest = binary("ingest");
+    let folder = Path::new(&ingest).parent().unwrap();
     let program = folder.join("examples/publisher");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/publisher.rs");
     let changed = |path: &PathBuf| path.metadata().and_then(|of| of.modified()).ok();

@@ -2,11 +2,10 @@
 
 use std::io::Write;
 
+use harness::processes::Service;
+use harness::servers::{Servers, eventually, topology};
 use hyper::{Method, StatusCode, header};
 use serde_json::{Value, json};
-
-use crate::processes::Service;
-use crate::servers::{Servers, eventually, topology};
 
 const NDJSON: (&str, &str) = ("content-type", "application/x-ndjson");
 const JSON: (&str, &str) = ("content-type", "application/json");
@@ -261,12 +260,18 @@ async fn what_cannot_be_taken_is_a_problem_that_names_it() {
         assert_eq!(problem["type"], format!("urn:catchall:problem:{kind}"), "{method} {path}");
         assert!(problem["detail"].as_str().unwrap().contains(detail), "{method} {path} {problem}");
     }
-    let (_, headers, _) = ingest.request(Method::GET, "/events/a.com/delivered", &[], "").await;
-    assert_eq!(headers[header::ALLOW], "PUT");
-    let (_, problem) = refused(&ingest, post, "/events", &[NDJSON], "nothing").await;
-    assert_eq!(problem["rejected"][0]["index"], 0, "{problem}");
     let _worker = Service::ready("worker", &servers, &[]).await;
     servers.settle_at("a.com", 0, 0).await;
+}
+
+#[tokio::test]
+async fn a_problem_tells_what_is_allowed_and_which_events_are_rejected() {
+    let servers = Servers::fresh().await;
+    let ingest = Service::ready("ingest", &servers, &[]).await;
+    let (_, headers, _) = ingest.request(Method::GET, "/events/a.com/delivered", &[], "").await;
+    assert_eq!(headers[header::ALLOW], "PUT");
+    let (_, problem) = refused(&ingest, Method::POST, "/events", &[NDJSON], "nothing").await;
+    assert_eq!(problem["rejected"][0]["index"], 0, "{problem}");
 }
 
 #[tokio::test]
@@ -293,7 +298,8 @@ async fn a_key_counts_once_however_and_wherever_it_is_sent() {
         assert_eq!(sent.0, StatusCode::ACCEPTED);
     }
     // Under a key of the whole request, each event counts once under its place.
-    let body = "{\"domain\":\"twice.com\",\"event\":\"delivered\"}\nnonsense\n{\"domain\":\"twice.com\",\"event\":\"delivered\"}\n";
+    let body = "{\"domain\":\"twice.com\",\"event\":\"delivered\"}\nnonsense\n\
+    {\"domain\":\"twice.com\",\"event\":\"delivered\"}\n";
     for instance in [&ingest, &another, &ingest] {
         let headers = [NDJSON, ("idempotency-key", "request-1")];
         let sent = instance.request(Method::POST, "/events", &headers, body).await;

@@ -1,4 +1,5 @@
-//! The ledger against a model: whatever happens between a delivery and its acknowledgement, the sums are right.
+//! The ledger against a model: whatever happens between a delivery and its acknowledgement, the sums are
+//! right.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -10,11 +11,10 @@ use catchall::batch::Batch;
 use catchall::counters::Counters;
 use catchall::idempotency_key::IdempotencyKey;
 use catchall::store::ledger::{Applied, ApplyError, ApplyRequest, Entry, Ledger};
+use harness::proxy::{Proxy, host};
+use harness::servers::{Servers, eventually};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-
-use crate::proxy::{Proxy, host};
-use crate::servers::{Servers, eventually};
 
 /// Messages there are, by number.
 const MESSAGES: usize = 12;
@@ -22,13 +22,14 @@ const MESSAGES: usize = 12;
 /// One step of a history. Messages are numbers; each has one content and one id for good.
 #[derive(Clone, Debug)]
 enum Step {
-    /// A worker takes messages in one window and counts them. The acknowledgement may be lost, the same may be
-    /// delivered again by any later step, by the broker, its publisher or a replay of dead letters, which keeps the
-    /// id: the ledger cannot tell.
+    /// A worker takes messages in one window and counts them. The acknowledgement may be lost, the same may
+    /// be delivered again by any later step, by the broker, its publisher or a replay of dead letters, which
+    /// keeps the id: the ledger cannot tell.
     Count(Vec<usize>),
     /// Two workers count at once, also the same messages, one window in the opposite order of the other.
     Both(Vec<usize>, Vec<usize>),
-    /// A worker is killed, or its wire is cut, so many milliseconds after it began: before or after its commit.
+    /// A worker is killed, or its wire is cut, so many milliseconds after it began: before or after its
+    /// commit.
     Killed(Vec<usize>, u64),
     /// A caller gives up after so many microseconds; its work may go on.
     Abandoned(Vec<usize>, u64),
@@ -55,8 +56,8 @@ fn contents() -> impl Strategy<Value = Vec<Vec<Drawn>>> {
     prop::collection::vec(prop::collection::vec(event, 0..6), MESSAGES)
 }
 
-/// The messages of a case. Of the events under one key all say the same, as senders that repeat one do: which of
-/// different ones counts is the first to be committed, which a model cannot know.
+/// The messages of a case. Of the events under one key all say the same, as senders that repeat one do: which
+/// of different ones counts is the first to be committed, which a model cannot know.
 fn messages(history: usize, contents: &[Vec<Drawn>]) -> Vec<Entry> {
     let event = |(domain, delivered, count, key): &Drawn| match key {
         None => format!(
@@ -162,7 +163,8 @@ fn every_message_counts_once_whatever_happens_to_its_deliveries() {
     let histories = AtomicUsize::new(0);
     let checked = TestRunner::new(config).run(&(contents(), steps()), |(contents, steps)| {
         runtime.block_on(async {
-            // What an earlier one has abandoned may still be counted: each history has domains and keys of its own.
+            // What an earlier one has abandoned may still be counted: each history has domains and keys of
+            // its own.
             let number = histories.fetch_add(1, Ordering::Relaxed);
             let history = History {
                 workers: [servers.ledger(), servers.ledger()],
@@ -181,7 +183,8 @@ fn every_message_counts_once_whatever_happens_to_its_deliveries() {
                 let mut connection =
                     <sqlx::PgConnection as sqlx::Connection>::connect(&servers.database_url).await.unwrap();
                 sqlx::query_as(
-                    "select domain, delivered, bounced from domain_counters where domain like '%.h' || $1::text || '.com'",
+                    "select domain, delivered, bounced from domain_counters \
+                    where domain like '%.h' || $1::text || '.com'",
                 )
                 .bind(number.to_string())
                 .fetch_all(&mut connection)
@@ -227,7 +230,8 @@ async fn a_caller_that_gives_up_leaves_no_open_transaction_behind() {
     let mut last = (0, 0);
     eventually("all work that was begun has ended", async || {
         let begun = servers.number(
-            "select count(*) from pg_stat_activity where datname = current_database() and xact_start is not null and pid <> pg_backend_pid()",
+            "select count(*) from pg_stat_activity where datname = current_database() \
+            and xact_start is not null and pid <> pg_backend_pid()",
         );
         (begun.await == 0).then_some(())
     })
@@ -242,8 +246,9 @@ async fn a_caller_that_gives_up_leaves_no_open_transaction_behind() {
 
 /// What makes an update cheap is that it needs neither an index entry nor another page.
 ///
-/// A version of a row is pruned only when it is dead to everybody, and a snapshot is as old as the oldest transaction
-/// that was running anywhere on the server: so each round waits for those that other tests had open in the last one.
+/// A version of a row is pruned only when it is dead to everybody, and a snapshot is as old as the oldest
+/// transaction that was running anywhere on the server: so each round waits for those that other tests had
+/// open in the last one.
 #[tokio::test]
 async fn later_versions_of_a_row_stay_on_its_page() {
     const DOMAINS: usize = 3_000;

@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
+use harness::processes::Service;
+use harness::proxy::{Proxy, Wire, host};
+use harness::servers::{Servers, topology};
 use hyper::{Method, StatusCode, header};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
-
-use crate::processes::Service;
-use crate::proxy::{Proxy, Wire, host};
-use crate::servers::{Servers, topology};
 
 #[tokio::test]
 async fn ingest_waits_for_its_broker_and_refuses_meanwhile() {
@@ -96,7 +95,8 @@ async fn a_connection_that_is_closed_at_once_is_told_by_its_likely_causes() {
     closing.abort();
 }
 
-/// Confirms take longer than half of the deadline: whoever waited for one before publishing the next would be late.
+/// Confirms take longer than half of the deadline: whoever waited for one before publishing the next would be
+/// late.
 #[tokio::test]
 async fn a_broker_that_confirms_late_but_in_time_refuses_nobody() {
     let servers = Servers::fresh().await;
@@ -203,7 +203,7 @@ async fn a_missing_schema_is_named_with_the_way_to_create_it() {
     worker.becomes_unready("the schema is missing: run catchall-migrate").await;
     query.becomes_unready("replica: ").await;
     let migrate =
-        || crate::processes::run("migrate", &[], &[("CATCHALL_DATABASE_URL", &servers.database_url)]);
+        || harness::processes::run("migrate", &[], &[("CATCHALL_DATABASE_URL", &servers.database_url)]);
     let at_once = std::thread::scope(|scope| {
         let runs: Vec<_> = (0..3).map(|_| scope.spawn(migrate)).collect();
         runs.into_iter().map(|run| run.join().unwrap()).collect::<Vec<_>>()

@@ -4,15 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use catchall::broker::{DEAD, EVENTS};
+use harness::frames::{publish_in_latin_1, publish_nested};
+use harness::processes::Service;
+use harness::servers::{Servers, eventually, topology};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Confirmation, Connection, ConnectionProperties};
 use serde_json::json;
 use sqlx::{Connection as _, PgConnection};
-
-use crate::frames::{publish_in_latin_1, publish_nested};
-use crate::processes::Service;
-use crate::servers::{Servers, eventually, topology};
 
 /// A body, how it is labelled, and what the reason says.
 pub(crate) fn poisons() -> Vec<(Vec<u8>, BasicProperties, &'static str)> {
@@ -292,9 +291,8 @@ async fn a_dead_letter_has_an_identity_and_does_not_expire() {
             Some(AMQPValue::LongString(id)) => assert!(identities.insert(id.to_string()) && !own),
             header => assert!(header.is_none() && own),
         }
-        assert!(
-            matches!(headers.inner().get("catchall-dead-lettered-at"), Some(AMQPValue::Timestamp(secs)) if *secs > 1_700_000_000)
-        );
+        assert!(matches!(headers.inner().get("catchall-dead-lettered-at"),
+                Some(AMQPValue::Timestamp(secs)) if *secs > 1_700_000_000));
         assert_eq!(headers.inner().get("catchall-user-id"), Some(&AMQPValue::LongString(user.into())));
         assert_eq!(
             (properties.expiration(), properties.user_id(), properties.priority()),

@@ -1,10 +1,9 @@
 //! What is answered of a domain.
 
+use harness::processes::Service;
+use harness::servers::{Servers, eventually};
 use hyper::{Method, StatusCode, header};
 use serde_json::{Value, json};
-
-use crate::processes::Service;
-use crate::servers::{Servers, eventually};
 
 #[tokio::test]
 async fn the_rule_is_applied_to_what_the_replica_has() {
@@ -79,8 +78,8 @@ async fn it_reads_over_connections_that_cannot_write_wherever_they_lead() {
     Service::ready("query", &on_writable, &[]).await;
 }
 
-/// Makes every session's first read fail as a replica fails one that is in the way of replay, which itself cannot be
-/// made to happen at will. A session keeps its advisory lock, whatever becomes of the transaction.
+/// Makes every session's first read fail as a replica fails one that is in the way of replay, which itself
+/// cannot be made to happen at will. A session keeps its advisory lock, whatever becomes of the transaction.
 const CANCEL_ONCE: &str = "\
 create function cancelled_before() returns bool language plpgsql as $$
 begin
@@ -92,7 +91,8 @@ begin
 end $$;
 alter table domain_counters rename to counters;
 create view domain_counters as
-    select 'a.com'::text collate \"C\" as domain, 7::bigint as delivered, 0::bigint as bounced where cancelled_before();
+    select 'a.com'::text collate \"C\" as domain, 7::bigint as delivered, 0::bigint as bounced
+    where cancelled_before();
 grant select on domain_counters to public";
 
 #[tokio::test]

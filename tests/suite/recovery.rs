@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
+use harness::processes::Service;
+use harness::proxy::{Proxy, host};
+use harness::servers::{Servers, eventually};
 use hyper::{Method, StatusCode};
 use sqlx::{Connection, PgConnection};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-
-use crate::processes::Service;
-use crate::proxy::{Proxy, host};
-use crate::servers::{Servers, eventually};
 
 fn event(domain: &str) -> Vec<u8> {
     format!(r#"{{"domain":"{domain}","event":"delivered"}}"#).into_bytes()
@@ -21,7 +20,10 @@ fn event(domain: &str) -> Vec<u8> {
 async fn a_message_the_database_refuses_is_told_from_the_good_ones_around_it() {
     let servers = Servers::fresh().await;
     servers
-        .execute("alter table domain_counters add constraint no_good check (domain not in ('bad.com', 'worse.com'))")
+        .execute(
+            "alter table domain_counters add constraint no_good \
+        check (domain not in ('bad.com', 'worse.com'))",
+        )
         .await;
     let publisher = servers.publisher().await;
     for number in 0..60 {
@@ -74,7 +76,8 @@ async fn a_deadlock_is_one_more_try() {
     servers.publisher().await.publish(body, Some("m-1")).await;
     eventually("the worker has a.com and waits for b.com", async || {
         let waiting = servers.number(
-            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'",
+            "select count(*) from pg_stat_activity where datname = current_database() \
+            and wait_event_type = 'Lock'",
         );
         (waiting.await > 0).then_some(())
     })
@@ -107,7 +110,8 @@ async fn an_acknowledgement_is_never_sent_on_another_connection_than_its_message
         }
         eventually("a window waits for the table", async || {
             let waiting = servers.number(
-                "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'",
+                "select count(*) from pg_stat_activity where datname = current_database() \
+                and wait_event_type = 'Lock'",
             );
             (waiting.await > 0).then_some(())
         })

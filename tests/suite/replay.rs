@@ -4,12 +4,11 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, SystemTime};
 
 use catchall::broker::{DEAD, EVENTS};
+use harness::dead_letters::{at, delivered, letter, mended, moved, text};
+use harness::processes::Service;
+use harness::servers::{Servers, eventually, topology};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use serde_json::json;
-
-use crate::dead_letters::{at, delivered, letter, mended, moved, text};
-use crate::processes::Service;
-use crate::servers::{Servers, eventually, topology};
 
 #[tokio::test]
 async fn what_can_be_read_now_is_counted_once() {
@@ -124,7 +123,7 @@ async fn what_was_handed_out_too_often_is_counted_once() {
     servers.settle_at("nameless.com", 1, 0).await;
 }
 
-/// Fills the dead-letter queue with letters that each count once, half of them under the dead_letter_id.
+/// Fills the dead-letter queue with letters that each count once, half of them under the `dead_letter_id`.
 async fn fill(servers: &Servers, domain: &str, letters: u32) {
     let publisher = servers.publisher().await;
     let body = delivered(domain);
@@ -260,7 +259,8 @@ async fn what_may_have_been_counted_long_ago_is_skipped_and_named() {
     servers.settle_at("doubt.com", 4, 0).await;
 }
 
-/// A worker may have met the claim of a letter for the last time as long before its death as it may hold a message.
+/// A worker may have met the claim of a letter for the last time as long before its death as it may hold a
+/// message.
 #[tokio::test]
 async fn what_is_in_doubt_follows_from_the_longest_hold() {
     let servers = Servers::fresh().await;

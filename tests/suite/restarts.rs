@@ -7,16 +7,15 @@ use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use futures::future::join_all;
+use harness::processes::Service;
+use harness::proxy::{Proxy, host};
+use harness::servers::{Servers, eventually};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper::{Request, Response, StatusCode, header};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
-
-use crate::processes::Service;
-use crate::proxy::{Proxy, host};
-use crate::servers::{Servers, eventually};
 
 /// Restarts of one service. Each has its moments at which a connection can be lost, so that one would prove
 /// little.
@@ -92,8 +91,9 @@ impl Connection {
     }
 }
 
-/// A client that does what every client does: it goes on using a connection until it is told to leave, and opens
-/// another when it finds it closed before it sends. It never sends anything twice, so what is lost is lost.
+/// A client that does what every client does: it goes on using a connection until it is told to leave, and
+/// opens another when it finds it closed before it sends. It never sends anything twice, so what is lost is
+/// lost.
 struct Client {
     way: Way,
     address: String,

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::processes::Service;
-use crate::servers::Servers;
+use harness::processes::Service;
+use harness::servers::Servers;
 
 #[tokio::test]
 async fn what_the_primary_does_not_write_in_time_is_counted_in_smaller_windows() {

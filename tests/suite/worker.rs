@@ -1,9 +1,8 @@
 //! What direct publishers send, counted once.
 
+use harness::processes::Service;
+use harness::servers::Servers;
 use serde_json::json;
-
-use crate::processes::Service;
-use crate::servers::Servers;
 
 #[tokio::test]
 async fn messages_are_single_events_or_arrays_with_counts() {
@@ -12,7 +11,8 @@ async fn messages_are_single_events_or_arrays_with_counts() {
     let publisher = servers.publisher().await;
     publisher.publish(br#"{"domain": "Single.com", "event": "delivered"}"#, None).await;
     publisher.publish(br#"{"domain": "single.com.", "event": "delivered", "count": 3}"#, None).await;
-    let array = br#"[{"domain":"single.com","event":"bounced"},{"domain":"other.com","event":"delivered","count":1000000000}]"#;
+    let array = br#"[{"domain":"single.com","event":"bounced"},
+    {"domain":"other.com","event":"delivered","count":1000000000}]"#;
     publisher.publish(array, None).await;
     publisher.publish(b"[]", None).await;
     servers.settle_at("single.com", 4, 1).await;
@@ -25,7 +25,8 @@ async fn a_message_id_counts_once_and_so_does_an_event_id() {
     let worker = Service::ready("worker", &servers, &[]).await;
     let publisher = servers.publisher().await;
     let plain = br#"{"domain": "once.com", "event": "delivered"}"#;
-    let keyed = br#"[{"domain":"once.com","event":"delivered","count":10,"id":"e-1"},{"domain":"once.com","event":"bounced","id":"e-2"}]"#;
+    let keyed = br#"[{"domain":"once.com","event":"delivered","count":10,"id":"e-1"},
+    {"domain":"once.com","event":"bounced","id":"e-2"}]"#;
     for round in 0..3 {
         publisher.publish(plain, Some("m-1")).await;
         publisher.publish(keyed, None).await;
@@ -40,7 +41,7 @@ async fn a_message_id_counts_once_and_so_does_an_event_id() {
     publisher.publish(plain, Some("")).await;
     servers.settle_at("once.com", 11 + 100 + 1, 1).await;
     // In each round but the first one message, and of the keyed events all but the two that were the first.
-    assert!((worker.figure("catchall_worker_duplicates_total").await - (2.0 + 10.0)).abs() < 0.5);
+    assert!((worker.metric("catchall_worker_duplicates_total").await - (2.0 + 10.0)).abs() < 0.5);
 }
 
 #[tokio::test]
@@ -70,7 +71,7 @@ async fn workers_share_the_queue_and_the_domains() {
     }
     for worker in &workers {
         assert!(!worker.has_logged("deadlock"));
-        assert!(worker.figure("catchall_worker_messages_total").await > 0.0, "both must have taken part");
+        assert!(worker.metric("catchall_worker_messages_total").await > 0.0, "both must have taken part");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Clients that take their time, beside honest ones that must not notice.
+//! Slow clients, which normal clients must not notice.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -8,9 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result};
 use bytes::Bytes;
 use futures::future::join_all;
 use h2::client::Builder;
+use harness::expected::ExpectedCounts;
+use harness::http::{HttpClient, HttpResult};
+use harness::stats::percentile;
 use http_body_util::Full;
 use hyper::{Request, StatusCode, header};
 use socket2::SockRef;
@@ -19,70 +23,67 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
 use super::Lifted;
-use crate::ask::{Answered, Asker};
-use crate::ledger::Ledger;
-use crate::round::Result;
-use crate::stage::Stage;
+use crate::cluster::Cluster;
 
-/// Connections of HTTP/1.1, or streams of HTTP/2.
+/// HTTP/1.1 connections, or HTTP/2 streams.
 const SLOW: usize = 1000;
 
-/// Of so many slow ones one reads no answer; the bodies of the others trickle in.
+/// One slow client in so many reads no answer; the bodies of the others trickle in.
 const READS_NOTHING: usize = 4;
 
-/// Streams of one connection.
+/// Streams per connection.
 const STREAMS: usize = 50;
 
-/// How often a few bytes of each body come.
+/// How often a few bytes of each body are sent.
 const TRICKLE: Duration = Duration::from_millis(700);
 
-/// How soon a slow client is back that was given up.
+/// How soon a slow client reconnects after it was given up.
 const BACK: Duration = Duration::from_secs(1);
 
-/// What a trickling body says it has.
+/// The content length of a trickling body.
 const BODY: usize = 1 << 20;
 
-/// Unreadable events of a request whose answer, some 20 kB, nobody reads: to name them is work, which is not what these
-/// clients are about.
+/// Invalid events in a request whose answer is not read. The answer has some 20 kB; more would cost ingest
+/// time, which is not the point.
 const REJECTED: usize = 300;
 
-/// Such requests on one connection of HTTP/1.1, sent at once.
+/// How many such requests are sent at once on an HTTP/1.1 connection.
 const UNREAD: usize = 4;
 
-/// Bytes a client that reads nothing has room for.
+/// The receive buffer of a client that reads nothing, in bytes.
 const ROOM: u32 = 4096;
 
-/// The largest segment that such a client takes. With those of the loopback, which have 64 kB, the kernel of the server
-/// would keep megabytes for it.
+/// The largest TCP segment of such a client. With the 64 kB of the loopback device the kernel would buffer
+/// megabytes for it.
 const SEGMENT: u32 = 536;
 
-/// In which time the slow clients come, one after the other: a thousand connections at once would be a matter of their
-/// being accepted, which takes milliseconds each in a build for debugging.
+/// The time over which the slow clients connect. A thousand at once would only test how fast a debug build
+/// accepts connections.
 const GATHER: Duration = Duration::from_secs(6);
 
-/// How long the honest ones are measured without slow ones, and with them.
+/// How long normal clients are measured without and with slow ones.
 const MEASURE: Duration = Duration::from_secs(5);
 
-/// Honest requests: how many at a time, and the pause of each after an answer.
+/// The number of normal clients, and the pause of each after an answer.
 const HONEST: usize = 10;
 const PAUSE: Duration = Duration::from_millis(40);
 
-/// The first request of each, for which a connection is made behind a thousand others that are being accepted. It is
-/// answered, which is all that is asked of it.
+/// The first request of each normal client. It must be answered, but its latency is not judged: its
+/// connection waits behind a thousand others.
 const FIRST: &str = "first PUT";
 
-/// How long an honest client waits.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a normal client waits for an answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The 99th percentile of honest requests may be so many times what it is without slow clients.
+/// How much longer the 99th percentile of normal requests may be with slow clients, as a factor.
 const TIMES: u32 = 2;
 
-/// Below this it may be whatever it is: on a machine that does ten other things, in a build for debugging, a quiet moment
-/// says little. Who has to wait for slow clients waits for them, and they take half a minute.
+/// A 99th percentile below this is always good enough, because a debug build on a busy machine varies. A
+/// request that has to wait for slow clients would take half a minute.
 const FLOOR: Duration = Duration::from_millis(1500);
 
-pub(super) async fn slow_connections(stage: &mut Stage, label: &str) -> Result<Lifted> {
-    let address = address(stage)?;
+pub(super) async fn slow_connections(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
+    let address = address(cluster)?;
     let present = Arc::new(AtomicUsize::new(0));
     let slow = {
         let present = Arc::clone(&present);
@@ -92,7 +93,7 @@ pub(super) async fn slow_connections(stage: &mut Stage, label: &str) -> Result<L
                 async move {
                     come(number, SLOW).await;
                     loop {
-                        // Whether it is refused, given up or answered: it comes again.
+                        // It comes again, whether it was refused, given up or answered.
                         let _ = connection(address, number, &present).await;
                         tokio::time::sleep(BACK).await;
                     }
@@ -101,11 +102,11 @@ pub(super) async fn slow_connections(stage: &mut Stage, label: &str) -> Result<L
             join_all(clients).await;
         }
     };
-    beside(stage, label, slow, &present).await
+    beside(cluster, label, slow, &present).await
 }
 
-pub(super) async fn slow_streams(stage: &mut Stage, label: &str) -> Result<Lifted> {
-    let address = address(stage)?;
+pub(super) async fn slow_streams(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
+    let address = address(cluster)?;
     let present = Arc::new(AtomicUsize::new(0));
     let slow = {
         let present = Arc::clone(&present);
@@ -120,28 +121,28 @@ pub(super) async fn slow_streams(stage: &mut Stage, label: &str) -> Result<Lifte
             join_all(connections).await;
         }
     };
-    beside(stage, label, slow, &present).await
+    beside(cluster, label, slow, &present).await
 }
 
-/// Waits for the turn of this one of all.
+/// Waits until it is the turn of client `number` of `all`.
 async fn come(number: usize, all: usize) {
     let share = |count: usize| u32::try_from(count).expect("there are a thousand");
     tokio::time::sleep(GATHER * share(number) / share(all)).await;
 }
 
-fn address(stage: &Stage) -> Result<SocketAddr> {
-    stage.ingest_url.replace("http://", "").parse().map_err(|error| format!("{}: {error}", stage.ingest_url))
+fn address(cluster: &Cluster) -> Result<SocketAddr> {
+    cluster.ingest_url.replace("http://", "").parse().with_context(|| cluster.ingest_url.clone())
 }
 
-/// Measures honest clients alone, and beside slow ones.
+/// Measures normal clients alone, and then beside slow ones.
 async fn beside(
-    stage: &Stage,
+    cluster: &Cluster,
     label: &str,
     slow: impl Future<Output = ()> + Send + 'static,
     present: &AtomicUsize,
 ) -> Result<Lifted> {
-    let mut ledger = Ledger::default();
-    let quiet = honest(stage, &format!("quiet.{label}"), &mut ledger).await;
+    let mut expected = ExpectedCounts::default();
+    let quiet = honest(cluster, &format!("quiet.{label}"), &mut expected).await;
     let mut slow_clients = JoinSet::new();
     slow_clients.spawn(slow);
     let begun = Instant::now();
@@ -149,29 +150,29 @@ async fn beside(
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let gathered = present.load(Ordering::Relaxed);
-    let beside = honest(stage, &format!("beside.{label}"), &mut ledger).await;
+    let beside = honest(cluster, &format!("beside.{label}"), &mut expected).await;
     slow_clients.shutdown().await;
-    let mut lifted = Lifted { ledger, ..Lifted::now() };
+    let mut lifted = Lifted { expected, ..Lifted::now() };
     let mut words = Vec::new();
     for (kind, latencies) in &beside.latencies {
-        let quiet = percentile(quiet.latencies.get(kind).map_or(&[], Vec::as_slice));
-        let now = percentile(latencies);
+        let quiet = percentile(quiet.latencies.get(kind).map_or(&[], Vec::as_slice), 99);
+        let now = percentile(latencies, 99);
         let line = format!("p99 of {kind} {:.0} ms, quiet {:.0}", millis(now), millis(quiet));
         if *kind != FIRST && now > FLOOR.max(quiet * TIMES) {
-            lifted.failures.push(format!("beside {gathered} slow ones: {line}"));
+            lifted.failures.push(format!("beside {gathered} slow clients: {line}"));
         }
         words.push(line);
     }
     lifted.failures.extend(quiet.wrong.into_iter().chain(beside.wrong).take(3));
-    // Some are given up and on their way back.
+    // Some may be reconnecting.
     if gathered < SLOW / 2 {
-        lifted.failures.push(format!("only {gathered} of {SLOW} slow clients came"));
+        lifted.failures.push(format!("only {gathered} of {SLOW} slow clients were connected"));
     }
-    lifted.note = Some(format!("{} beside {gathered} slow ones", words.join(", ")));
+    lifted.note = Some(format!("{} beside {gathered} slow clients", words.join(", ")));
     Ok(lifted)
 }
 
-/// Latencies by kind of request, and what was not answered as it should be.
+/// Latencies by kind of request, and wrong answers.
 #[derive(Debug, Default)]
 struct Measured {
     latencies: BTreeMap<&'static str, Vec<Duration>>,
@@ -179,25 +180,26 @@ struct Measured {
 }
 
 impl Measured {
-    /// Adds an answer and tells whether it is a good one. What is not answered took that long all the same.
-    fn add(&mut self, kind: &'static str, took: Duration, answer: &Answered) -> bool {
+    /// Adds an answer and returns whether it is a good one. A missing answer counts with the time it was
+    /// waited for.
+    fn add(&mut self, kind: &'static str, took: Duration, answer: &HttpResult) -> bool {
         let good = answer.as_ref().is_ok_and(|(status, _)| *status == StatusCode::ACCEPTED);
         self.latencies.entry(kind).or_default().push(took);
         if !good {
-            self.wrong.push(format!("an honest {kind} after {took:?}: {answer:?}"));
+            self.wrong.push(format!("a normal {kind} after {took:?}: {answer:?}"));
         }
         good
     }
 }
 
-/// PUTs and bulk requests, half of each, for some seconds.
-async fn honest(stage: &Stage, label: &str, ledger: &mut Ledger) -> Measured {
+/// Sends PUTs and bulk requests in turn for some seconds.
+async fn honest(cluster: &Cluster, label: &str, expected: &mut ExpectedCounts) -> Measured {
     let measured = RefCell::new(Measured::default());
-    let expected = RefCell::new(Vec::new());
+    let bounds = RefCell::new(Vec::new());
     let clients = (0..HONEST).map(|client| {
-        let (measured, expected) = (&measured, &expected);
+        let (measured, bounds) = (&measured, &bounds);
         async move {
-            let asker = Asker::over_one_connection();
+            let http = HttpClient::with_keep_alive();
             let mut until = Instant::now();
             for number in 0.. {
                 if number == 1 {
@@ -207,21 +209,21 @@ async fn honest(stage: &Stage, label: &str, ledger: &mut Ledger) -> Measured {
                 }
                 let domain = format!("h{client}-{number}.{label}.test");
                 let (kind, events, request) = match number {
-                    0 => (FIRST, 1, put(&stage.ingest_url, &domain)),
-                    even if even % 2 == 0 => ("PUT", 1, put(&stage.ingest_url, &domain)),
-                    _ => ("POST", 20, post(&stage.ingest_url, &domain, 20)),
+                    0 => (FIRST, 1, put(&cluster.ingest_url, &domain)),
+                    even if even % 2 == 0 => ("PUT", 1, put(&cluster.ingest_url, &domain)),
+                    _ => ("POST", 20, post(&cluster.ingest_url, &domain, 20)),
                 };
                 let sent = Instant::now();
-                let answer = asker.ask(request, PATIENCE).await;
+                let answer = http.send(request, TIMEOUT).await;
                 let good = measured.borrow_mut().add(kind, sent.elapsed(), &answer);
-                expected.borrow_mut().push((domain, if good { events } else { 0 }, events));
+                bounds.borrow_mut().push((domain, if good { events } else { 0 }, events));
                 tokio::time::sleep(PAUSE).await;
             }
         }
     });
     join_all(clients).await;
-    for (domain, least, most) in expected.into_inner() {
-        ledger.expect(domain, least, most);
+    for (domain, least, most) in bounds.into_inner() {
+        expected.expect(domain, least, most);
     }
     measured.into_inner()
 }
@@ -237,18 +239,11 @@ fn post(url: &str, domain: &str, events: usize) -> Request<Full<Bytes>> {
     request.body(Full::from(body)).expect("it is a request")
 }
 
-/// Of at least some hundred.
-fn percentile(latencies: &[Duration]) -> Duration {
-    let mut sorted = latencies.to_vec();
-    sorted.sort_unstable();
-    sorted.get((sorted.len() * 99 / 100).min(sorted.len().saturating_sub(1))).copied().unwrap_or_default()
-}
-
 fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 
-/// Counts those who are there.
+/// Counts the slow clients that are connected.
 struct Present<'a>(&'a AtomicUsize);
 
 impl<'a> Present<'a> {
@@ -275,7 +270,8 @@ async fn connection(address: SocketAddr, number: usize, present: &AtomicUsize) -
     let mut stream: TcpStream = socket.connect(address).await?;
     let head = |size: usize| {
         format!(
-            "POST /events HTTP/1.1\r\nhost: slow\r\ncontent-type: application/x-ndjson\r\ncontent-length: {size}\r\n\r\n"
+            "POST /events HTTP/1.1\r\n\
+            host: slow\r\ncontent-type: application/x-ndjson\r\ncontent-length: {size}\r\n\r\n"
         )
     };
     if reads_nothing {
@@ -283,7 +279,7 @@ async fn connection(address: SocketAddr, number: usize, present: &AtomicUsize) -
         let request = format!("{}{body}", head(body.len()));
         let _present = Present::new(present);
         stream.write_all(request.repeat(UNREAD).as_bytes()).await?;
-        // Until it is given up: what was sent is not read, an error is.
+        // Waits until ingest gives it up, which shows as an error of the socket.
         loop {
             tokio::time::sleep(TRICKLE).await;
             if let Some(error) = stream.take_error()? {
@@ -296,7 +292,7 @@ async fn connection(address: SocketAddr, number: usize, present: &AtomicUsize) -
     let mut answer = [0];
     loop {
         stream.write_all(b"{}\n").await?;
-        // An answer before the end of the body is that it is given up.
+        // An answer before the end of the body means that ingest has given it up.
         if let Ok(read) = tokio::time::timeout(TRICKLE, stream.peek(&mut answer)).await {
             read?;
             return Ok(());
@@ -326,7 +322,7 @@ async fn streams(address: SocketAddr, present: &AtomicUsize) -> anyhow::Result<(
                 if number.is_multiple_of(READS_NOTHING) {
                     body.send_data(Bytes::from("{}\n".repeat(REJECTED)), true)?;
                     let answer = answer.await?;
-                    // Without its window being opened, what remains of it stays with the server.
+                    // The flow-control window is not opened, so the rest of the answer stays with the server.
                     let _unread = answer.into_body();
                     poll_fn(|context| body.poll_reset(context)).await?;
                 } else {

@@ -1,43 +1,45 @@
-//! A primary that is slow, whose clock was wrong, or of which claims are pruned.
+//! A primary that is slow, whose clock was wrong, or whose claims are pruned early.
 
 use std::time::{Duration, Instant};
 
+use anyhow::{Result, anyhow};
 use futures::future::join_all;
+use harness::amqp::AmqpClient;
+use harness::expected::ExpectedCounts;
+use harness::sql;
 use serde_json::json;
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::Lifted;
-use crate::instance::sql_until;
-use crate::ledger::{Ledger, counters};
-use crate::round::Result;
-use crate::servers::AmqpClient;
-use crate::stage::Stage;
+use crate::cluster::Cluster;
 
-/// Makes each row of the counters take five milliseconds. Rows are written in one statement for many messages.
+/// Delays each row of the counters by five milliseconds. One statement writes the rows of many messages.
 const SLOW: &str = "\
-create function be_slow() returns trigger language plpgsql as $$ begin perform pg_sleep(0.005); return new; end $$;
+create function be_slow() returns trigger language plpgsql as $$
+    begin perform pg_sleep(0.005); return new; end $$;
 create trigger be_slow before insert on domain_counters for each row execute function be_slow()";
 
 const FAST: &str = "drop trigger be_slow on domain_counters; drop function be_slow()";
 
-/// Messages of so many domains each: one takes a twentieth of a second, a full prefetch of 100 takes five.
+/// Messages, and domains in each. A message takes a twentieth of a second, a full prefetch of 100 takes five
+/// seconds.
 const MESSAGES: usize = 120;
 const DOMAINS: usize = 10;
 
-/// How long the primary is slow. One session writes two hundred rows a second then, if nothing is done in vain.
+/// How long the primary is slow. In that time a session can write two hundred rows a second.
 const SLOWNESS: Duration = Duration::from_secs(9);
 
-/// Of a hundred messages so many are counted while it is slow: the least that tells going on from standing still.
+/// The least percentage of rows that must be written while it is slow, to show that the workers make
+/// progress.
 const COUNTED_PERCENT: usize = 8;
 
-/// A statement a second is less than a full window takes.
-const IMPATIENT: [(&str, &str); 1] = [("CATCHALL_STATEMENT_TIMEOUT_SECS", "1")];
+/// A statement timeout that is shorter than a full batch takes.
+const SHORT_TIMEOUT: [(&str, &str); 1] = [("CATCHALL_STATEMENT_TIMEOUT_SECS", "1")];
 
-pub(super) async fn statement_timeout(stage: &mut Stage, label: &str) -> Result<Lifted> {
-    stage.stop_workers().await?;
-    execute(&stage.primary, SLOW).await?;
-    let mut ledger = Ledger::default();
-    let publisher = stage.servers.publisher().await;
+pub(super) async fn statement_timeout(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
+    cluster.stop_workers().await?;
+    sql::execute(&cluster.primary, SLOW).await?;
+    let mut expected = ExpectedCounts::default();
+    let publisher = cluster.servers.publisher().await;
     let mut domains = Vec::new();
     for message in 0..MESSAGES {
         let names: Vec<String> =
@@ -47,22 +49,22 @@ pub(super) async fn statement_timeout(stage: &mut Stage, label: &str) -> Result<
         let body = serde_json::to_vec(&events).expect("it is JSON");
         publisher.publish(&body, Some(&format!("{label}-{message}"))).await;
         for domain in &names {
-            ledger.expect(domain.clone(), 1, 1);
+            expected.expect(domain.clone(), 1, 1);
         }
         domains.extend(names);
     }
-    stage.start_workers_with(&IMPATIENT).await;
+    cluster.start_workers_with(&SHORT_TIMEOUT).await;
     tokio::time::sleep(SLOWNESS).await;
-    let counted = counters(&stage.primary, &domains).await?.len();
-    execute(&stage.primary, FAST).await?;
-    let mut lifted = Lifted { ledger, ..Lifted::now() };
-    let words = format!("{counted} of {} rows were written meanwhile", domains.len());
+    let counted = sql::counts(&cluster.primary, &domains).await?.len();
+    sql::execute(&cluster.primary, FAST).await?;
+    let mut lifted = Lifted { expected, ..Lifted::now() };
+    let words = format!("{counted} of {} rows were written during the fault", domains.len());
     if counted * 100 < domains.len() * COUNTED_PERCENT {
         lifted.failures.push(words);
     } else {
         lifted.note = Some(words);
     }
-    stage.usual_workers().await?;
+    cluster.usual_workers().await?;
     Ok(lifted)
 }
 
@@ -73,10 +75,10 @@ const WATCHFUL: [(&str, &str); 3] = [
     ("CATCHALL_ACK_DEADLINE_SECS", "24"),
 ];
 
-/// Moves every time that the ledger has noted three days ahead, and the horizon to where it was then: what a clock
-/// leaves behind that was ahead.
+/// Moves every time in the ledger three days ahead, including the horizon, as if the clock had been ahead.
 const AHEAD: &str = "\
-insert into pruned_claims (kind, used_before) values ('message', now()), ('event', now()) on conflict do nothing;
+insert into pruned_claims (kind, used_before) values ('message', now()), ('event', now())
+    on conflict do nothing;
 do $$
 declare c record;
 begin
@@ -84,83 +86,85 @@ begin
         where table_schema = current_schema() and data_type = 'timestamp with time zone'
         and table_name in ('watermarks', 'pruned_claims', 'message_claims', 'event_claims')
     loop
-        execute format('update %I set %I = %I + interval ''3 days''', c.table_name, c.column_name, c.column_name);
+        execute format('update %1$I set %2$I = %2$I + interval ''3 days''', c.table_name, c.column_name);
     end loop;
 end $$";
 
-/// How long workers have to do upkeep before the same events come again.
+/// How long the workers have for upkeep before the same events are sent again.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// Messages with an id, and keyed events.
+/// How many messages are sent: half have an id, the others have events with a key.
 const KEYED: usize = 100;
 
-pub(super) async fn clock_steps_back(stage: &mut Stage, label: &str) -> Result<Lifted> {
-    stage.stop_workers().await?;
-    stage.start_workers_with(&WATCHFUL).await;
-    // A watermark that arrived is among what the clock leaves behind.
+pub(super) async fn clock_steps_back(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
+    cluster.stop_workers().await?;
+    cluster.start_workers_with(&WATCHFUL).await;
+    // One watermark must arrive before the clock is set back.
     let arrived = "select 'yes' from queue_progress";
-    sql_until(&stage.primary, arrived, Duration::from_secs(20)).await?;
-    stage.stop_workers().await?;
-    execute(&stage.primary, AHEAD).await?;
-    stage.start_workers_with(&WATCHFUL).await;
+    sql::until_row(&cluster.primary, arrived, Duration::from_secs(20)).await?;
+    cluster.stop_workers().await?;
+    sql::execute(&cluster.primary, AHEAD).await?;
+    cluster.start_workers_with(&WATCHFUL).await;
     let stepped_back = Instant::now();
-    let publisher = stage.servers.publisher().await;
-    let ledger = keyed(&publisher, label).await;
-    settled(&ledger, stage).await?;
+    let publisher = cluster.servers.publisher().await;
+    let expected = keyed(&publisher, label).await;
+    settled(&expected, cluster).await?;
     tokio::time::sleep(UPKEEP).await;
     keyed(&publisher, label).await;
-    let mut lifted = Lifted { ledger, ..Lifted::now() };
-    // The clock is right again, so a watermark of now is one that was begun after the step.
+    let mut lifted = Lifted { expected, ..Lifted::now() };
+    // The clock is right again, so a watermark with the present time was begun after it was set back.
     let begun =
         "select 'yes' from watermarks where published_at between now() - interval '1 minute' and now()";
-    if let Err(reason) = sql_until(&stage.primary, begun, Duration::from_secs(5)).await {
+    if let Err(reason) = sql::until_row(&cluster.primary, begun, Duration::from_secs(5)).await {
         let since = stepped_back.elapsed();
-        lifted.failures.push(format!("no watermark was sent within {since:?} of the step: {reason}"));
+        lifted.failures.push(format!("no watermark was sent within {since:?} of the step: {reason:#}"));
     }
-    stage.usual_workers().await?;
+    cluster.usual_workers().await?;
     Ok(lifted)
 }
 
-/// Claims are kept for five seconds, and a message is held for no more than six.
-const FORGETFUL: [(&str, &str); 4] = [
+/// Claims are kept for five seconds, and a message is held for at most six.
+const SHORT_RETENTION: [(&str, &str); 4] = [
     ("CATCHALL_MESSAGE_RETENTION_SECS", "5"),
     ("CATCHALL_EVENT_RETENTION_SECS", "5"),
     ("CATCHALL_ACK_DEADLINE_SECS", "6"),
     ("CATCHALL_STATEMENT_TIMEOUT_SECS", "2"),
 ];
 
-/// How often the same events come, for so many times: twice as long as claims are kept, and on until some are pruned.
+/// The same events are sent once a second: for twice as long as claims are kept, and on until some are
+/// pruned.
 const AGAIN: Duration = Duration::from_secs(1);
 const TIMES: usize = 11;
 const MOST_TIMES: usize = 60;
 
-pub(super) async fn short_retention(stage: &mut Stage, label: &str) -> Result<Lifted> {
-    stage.stop_workers().await?;
-    let publisher = stage.servers.publisher().await;
-    let ledger = keyed(&publisher, label).await;
-    stage.start_workers_with(&FORGETFUL).await;
+pub(super) async fn short_retention(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
+    cluster.stop_workers().await?;
+    let publisher = cluster.servers.publisher().await;
+    let expected = keyed(&publisher, label).await;
+    cluster.start_workers_with(&SHORT_RETENTION).await;
     let (mut times, mut pruned) = (0, 0.0);
     while times < TIMES || pruned == 0.0 && times < MOST_TIMES {
         tokio::time::sleep(AGAIN).await;
         keyed(&publisher, label).await;
-        pruned = pruned_claims(stage).await;
+        pruned = pruned_claims(cluster).await;
         times += 1;
     }
-    let mut lifted = Lifted { ledger, ..Lifted::now() };
+    let mut lifted = Lifted { expected, ..Lifted::now() };
     lifted.note = Some(format!("{pruned:.0} claims were pruned"));
     if pruned == 0.0 {
         lifted.failures.push("no claim was pruned".into());
     }
-    stage.usual_workers().await?;
+    cluster.usual_workers().await?;
     Ok(lifted)
 }
 
-/// Publishes the same messages, of which every other has an id, and the others an event with a key. Each counts once.
-async fn keyed(publisher: &AmqpClient, label: &str) -> Ledger {
-    let mut ledger = Ledger::default();
+/// Publishes messages of which every second one has an id, and the others an event with a key. Each counts
+/// once.
+async fn keyed(publisher: &AmqpClient, label: &str) -> ExpectedCounts {
+    let mut expected = ExpectedCounts::default();
     let messages = (0..KEYED).map(|number| {
         let domain = format!("k{number}.{label}.test");
-        ledger.expect(domain.clone(), 1, 1);
+        expected.expect(domain.clone(), 1, 1);
         let name = format!("{label}-{number}");
         async move {
             if number % 2 == 0 {
@@ -174,30 +178,20 @@ async fn keyed(publisher: &AmqpClient, label: &str) -> Ledger {
     });
     let messages: Vec<_> = messages.collect();
     join_all(messages).await;
-    ledger
+    expected
 }
 
-/// Waits until all is counted.
-async fn settled(ledger: &Ledger, stage: &Stage) -> Result<()> {
-    let difference = ledger.compare(&stage.primary, Duration::from_secs(30)).await?;
-    if difference.lost == 0 { Ok(()) } else { Err(format!("not counted within 30 s: {difference:?}")) }
+/// Waits until all events are counted.
+async fn settled(expected: &ExpectedCounts, cluster: &Cluster) -> Result<()> {
+    let difference = expected.compare(&cluster.primary, Duration::from_secs(30)).await?;
+    if difference.lost == 0 { Ok(()) } else { Err(anyhow!("not counted within 30 s: {difference:?}")) }
 }
 
 /// How many claims the workers have pruned since they were started.
-async fn pruned_claims(stage: &Stage) -> f64 {
+async fn pruned_claims(cluster: &Cluster) -> f64 {
     let mut pruned = 0.0;
-    for worker in &stage.workers {
-        pruned += worker.service.figure("catchall_worker_pruned_claims_total").await;
+    for worker in &cluster.workers {
+        pruned += worker.service.metric("catchall_worker_pruned_claims_total").await;
     }
     pruned
-}
-
-/// Runs statements of a superuser.
-async fn execute(url: &str, statements: &str) -> Result<()> {
-    let executing = async {
-        let mut connection = PgConnection::connect(url).await?;
-        sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut connection).await?;
-        connection.close().await
-    };
-    executing.await.map_err(|error: sqlx::Error| format!("{statements}: {error}"))
 }

@@ -1,60 +1,61 @@
-//! SIGKILL.
+//! Kills services and servers with SIGKILL.
 
 use std::time::Duration;
 
-use super::Lifted;
-use crate::chance::Chance;
-use crate::instance::dev;
-use crate::proxy::Wire;
-use crate::round::Result;
-use crate::stage::{Actor, Stage};
+use anyhow::Result;
+use harness::instance::dev;
+use harness::proxy::Wire;
 
-/// So slow a wire makes the worst moment the likely one: what is killed is in the middle of a publish or of a
-/// transaction, sent and not yet answered.
+use super::Lifted;
+use crate::cluster::{Cluster, ClusterProcess};
+use crate::rng::Rng;
+
+/// A slow connection makes the worst moment likely: the process is killed in the middle of a publish or a
+/// transaction.
 const SLOW: Wire = Wire::Slow(Duration::from_millis(150));
 
-/// What is killed comes back after a while, as a supervisor would have it; it is over when it is started.
-async fn kill(actors: Vec<Actor>, stage: &mut Stage, chance: &mut Chance) -> Result<Lifted> {
-    stage.broker_wire.be(SLOW);
-    stage.database_wire.be(SLOW);
-    chance.pause(300, 1000).await;
-    for actor in actors {
-        actor.kill().await;
+/// Kills processes and starts new ones after a while. The fault ends when they are started.
+async fn kill(processes: Vec<ClusterProcess>, cluster: &mut Cluster, rng: &mut Rng) -> Result<Lifted> {
+    cluster.broker_wire.be(SLOW);
+    cluster.database_wire.be(SLOW);
+    rng.pause(300, 1000).await;
+    for process in processes {
+        process.kill().await;
     }
-    stage.broker_wire.mend();
-    stage.database_wire.mend();
-    chance.pause(500, 2000).await;
+    cluster.broker_wire.mend();
+    cluster.database_wire.mend();
+    rng.pause(500, 2000).await;
     let lifted = Lifted::now();
-    stage.fill().await;
+    cluster.fill().await;
     Ok(lifted)
 }
 
-pub(super) async fn ingest(stage: &mut Stage, chance: &mut Chance) -> Result<Lifted> {
-    let doomed = stage.ingest.drain(..).collect();
-    kill(doomed, stage, chance).await
+pub(super) async fn ingest(cluster: &mut Cluster, rng: &mut Rng) -> Result<Lifted> {
+    let doomed = cluster.ingest.drain(..).collect();
+    kill(doomed, cluster, rng).await
 }
 
-pub(super) async fn one_worker(stage: &mut Stage, chance: &mut Chance) -> Result<Lifted> {
-    let doomed = stage.workers.drain(..1).collect();
-    kill(doomed, stage, chance).await
+pub(super) async fn one_worker(cluster: &mut Cluster, rng: &mut Rng) -> Result<Lifted> {
+    let doomed = cluster.workers.drain(..1).collect();
+    kill(doomed, cluster, rng).await
 }
 
-pub(super) async fn every_worker(stage: &mut Stage, chance: &mut Chance) -> Result<Lifted> {
-    // One leaves in order, and the other is on its own before it is killed.
-    stage.workers.remove(0).stop().await?;
-    let doomed = stage.workers.drain(..).collect();
-    kill(doomed, stage, chance).await
+pub(super) async fn every_worker(cluster: &mut Cluster, rng: &mut Rng) -> Result<Lifted> {
+    // One stops normally first, so that the other is the only worker.
+    cluster.workers.remove(0).stop().await?;
+    let doomed = cluster.workers.drain(..).collect();
+    kill(doomed, cluster, rng).await
 }
 
-pub(super) async fn query(stage: &mut Stage, chance: &mut Chance) -> Result<Lifted> {
-    let doomed = stage.query.drain(..).collect();
-    kill(doomed, stage, chance).await
+pub(super) async fn query(cluster: &mut Cluster, rng: &mut Rng) -> Result<Lifted> {
+    let doomed = cluster.query.drain(..).collect();
+    kill(doomed, cluster, rng).await
 }
 
-/// It is over when the server accepts connections again.
-pub(super) async fn server(name: &str, chance: &mut Chance) -> Result<Lifted> {
+/// Kills a server. The fault ends when it accepts connections again.
+pub(super) async fn server(name: &str, rng: &mut Rng) -> Result<Lifted> {
     dev(&["kill", name]).await?;
-    chance.pause(500, 2000).await;
+    rng.pause(500, 2000).await;
     dev(&["start", name]).await?;
     Ok(Lifted::now())
 }

@@ -1,39 +1,36 @@
-//! Dead letters, and the tool that sends them back.
+//! Dead letters, and the tool that replays them.
 
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use anyhow::{Result, bail};
 use catchall::broker::{DEAD, EVENTS};
 use futures::future::join_all;
+use harness::amqp::AmqpClient;
+use harness::dead_letters::{delivered, mended, text};
+use harness::expected::ExpectedCounts;
+use harness::servers::Servers;
 use hyper::Method;
-use lapin::BasicProperties;
-use lapin::types::{AMQPValue, FieldTable};
-use serde_json::json;
 
 use super::Lifted;
-use crate::chance::Chance;
-use crate::ledger::Ledger;
-use crate::processes::{command, run};
-use crate::round::Result;
-use crate::servers::{AmqpClient, Servers};
-use crate::stage::Stage;
+use crate::cluster::Cluster;
+use crate::rng::Rng;
 
-/// Letters that can be read now, each of a domain of its own: half under an id of their own, half under that of the
-/// letter.
+/// Dead letters that can be read now, each with its own domain. Half have an id of their own, half the id of
+/// the dead letter.
 const MENDED: usize = 2000;
 
-/// Messages that cannot be read now or ever, with and without an id.
+/// Messages that can never be read, with and without an id.
 const POISONS: usize = 20;
 
-/// How often the tool is killed before it may do its work to the end.
+/// How often the tool is killed before it may finish.
 const KILLS: usize = 2;
 
-/// How long messages may take to become letters, and letters to be all replayed.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// How long messages may take to become dead letters, and all dead letters to be replayed.
+const TIMEOUT: Duration = Duration::from_mins(1);
 
-pub(super) async fn replay(stage: &mut Stage, chance: &mut Chance, label: &str) -> Result<Lifted> {
-    let mut ledger = Ledger::default();
-    let servers = stage.servers.clone();
+pub(super) async fn replay(cluster: &mut Cluster, rng: &mut Rng, label: &str) -> Result<Lifted> {
+    let mut expected = ExpectedCounts::default();
+    let servers = cluster.servers.clone();
     empty(&servers).await;
     let publisher = servers.publisher().await;
     let poisons = (0..POISONS).map(|number| {
@@ -43,75 +40,62 @@ pub(super) async fn replay(stage: &mut Stage, chance: &mut Chance, label: &str) 
     join_all(poisons).await;
     await_letters(&publisher, POISONS).await?;
     for number in 0..MENDED {
-        ledger.expect(domain(number, label), 1, 1);
+        expected.expect(domain(number, label), 1, 1);
     }
     for numbers in (0..MENDED).collect::<Vec<_>>().chunks(500) {
         join_all(numbers.iter().map(|number| bury(&publisher, *number, label))).await;
     }
     let mut killed = 0;
     for _ in 0..KILLS {
-        let mut replay = command("dead");
-        replay
-            .env("CATCHALL_AMQP_URL", &servers.amqp_url)
-            .env("CATCHALL_DATABASE_URL", &servers.database_url);
-        replay.args(["replay", "--all"]).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut replay = replay.spawn().map_err(|error| format!("catchall-dead: {error}"))?;
-        // Not before it has begun.
+        let mut replay = servers.spawn_dead(&["replay", "--all"]);
+        // Waits until it has begun.
         let begun = Instant::now();
         let before = publisher.waiting(DEAD).await;
-        while publisher.waiting(DEAD).await >= before && begun.elapsed() < PATIENCE {
+        while publisher.waiting(DEAD).await >= before && begun.elapsed() < TIMEOUT {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        chance.pause(0, 150).await;
+        rng.pause(0, 150).await;
         killed += usize::from(replay.kill().is_ok() && replay.wait().is_ok_and(|status| !status.success()));
     }
     let begun = Instant::now();
     let mut lifted = loop {
-        // What cannot be read comes back, and is no reason to complain.
+        // Messages that cannot be read are dead-lettered again.
         let (_, stdout, stderr) = dead(&servers, &["replay", "--all", "--reason", "count 3"]).await;
         if stdout.contains("replayed 0, skipped 0") {
             break Lifted::now();
         }
-        if begun.elapsed() > PATIENCE {
+        if begun.elapsed() > TIMEOUT {
             break Lifted {
                 failures: vec![format!("catchall-dead replay: {stdout}{stderr}")],
                 ..Lifted::now()
             };
         }
     };
-    // A letter that was sent back and not yet taken out when the tool was killed is there twice, under one id.
+    // A dead letter that was replayed but not yet removed when the tool was killed is replayed twice, under
+    // one id.
     let left = publisher.waiting(DEAD).await as usize;
     if left < POISONS {
-        lifted.failures.push(format!("{left} letters are left of {POISONS} that nobody can read"));
+        lifted.failures.push(format!("{left} dead letters are left of {POISONS} that cannot be read"));
     }
     empty(&servers).await;
-    lifted.note = Some(format!("{MENDED} letters, the tool was killed {killed} times"));
-    Ok(Lifted { ledger, ..lifted })
+    lifted.note = Some(format!("{MENDED} dead letters; the tool was killed {killed} times"));
+    Ok(Lifted { expected, ..lifted })
 }
 
 fn domain(number: usize, label: &str) -> String {
     format!("d{number}.{label}.test")
 }
 
-/// Puts a letter among the dead ones as a worker did that could not read yet what can be read now.
+/// Publishes a dead letter that an old worker could not read, but a worker of today can.
 async fn bury(publisher: &AmqpClient, number: usize, label: &str) {
-    let text = |text: String| AMQPValue::LongString(text.into());
     let id = format!("{label}-letter-{number}");
-    let mut headers = FieldTable::default();
-    headers.insert("catchall-reason".into(), text("the count 3 is not read here".into()));
-    let properties =
-        BasicProperties::default().with_delivery_mode(2).with_content_type("application/json".into());
-    let properties = if number.is_multiple_of(2) {
-        properties.with_message_id(id.into())
-    } else {
-        headers.insert("catchall-dead-letter-id".into(), text(id));
-        properties
-    };
-    let event = json!({"domain": domain(number, label), "event": "delivered"});
-    publisher.publish_to(DEAD, event.to_string().as_bytes(), properties.with_headers(headers)).await;
+    let own = number.is_multiple_of(2);
+    let headers: Vec<_> =
+        mended().into_iter().chain((!own).then(|| ("catchall-dead-letter-id", text(&id)))).collect();
+    publisher.bury(&delivered(&domain(number, label)), own.then_some(&*id), &headers).await;
 }
 
-/// Waits until so many letters are there, and no more.
+/// Waits until there are exactly so many dead letters.
 pub(super) async fn await_letters(publisher: &AmqpClient, letters: usize) -> Result<()> {
     let begun = Instant::now();
     loop {
@@ -119,32 +103,28 @@ pub(super) async fn await_letters(publisher: &AmqpClient, letters: usize) -> Res
         if waiting == letters {
             return Ok(());
         }
-        if begun.elapsed() > PATIENCE {
+        if begun.elapsed() > TIMEOUT {
             let queued = publisher.waiting(EVENTS).await;
-            return Err(format!(
-                "there are {waiting} dead letters instead of {letters}, and {queued} messages wait"
-            ));
+            bail!("there are {waiting} dead letters instead of {letters}, and {queued} messages wait");
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// Takes out whatever an earlier fault has left.
+/// Removes all dead letters, which an earlier fault may have left.
 pub(super) async fn empty(servers: &Servers) {
     let path = format!("/api/queues/{}/{DEAD}/contents", servers.name);
     servers.management(Method::DELETE, &path, "").await;
 }
 
-/// Runs `catchall-dead` to its end: whether it succeeded, and what it printed.
+/// Runs `catchall-dead` to its end. Returns whether it succeeded, and what it printed.
 pub(super) async fn dead(servers: &Servers, arguments: &[&str]) -> (bool, String, String) {
     let servers = servers.clone();
     let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
     let running = tokio::task::spawn_blocking(move || {
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let variables =
-            [("CATCHALL_AMQP_URL", &*servers.amqp_url), ("CATCHALL_DATABASE_URL", &servers.database_url)];
-        run("dead", &arguments, &variables)
+        servers.dead(&arguments)
     });
     let (status, stdout, stderr) = running.await.expect("it does not panic");
-    (status.success(), stdout, stderr)
+    (status == 0, stdout, stderr)
 }

@@ -1,13 +1,13 @@
-//! Messages that come more than once, or in an order that could lock two workers up.
+//! Messages that are delivered several times, or in an order that could make two workers deadlock.
 
+use anyhow::Result;
 use futures::future::join_all;
+use harness::amqp::AmqpClient;
+use harness::expected::ExpectedCounts;
 use serde_json::json;
 
 use super::Lifted;
-use crate::ledger::Ledger;
-use crate::round::Result;
-use crate::servers::AmqpClient;
-use crate::stage::Stage;
+use crate::cluster::Cluster;
 
 /// Messages that are published again and again.
 const MESSAGES: usize = 60;
@@ -15,41 +15,41 @@ const MESSAGES: usize = 60;
 /// How often each is published by each of two publishers.
 const TIMES: usize = 3;
 
-/// Domains that both workers write.
+/// How many domains both workers write.
 const DOMAINS: usize = 1000;
 
-/// Messages of all these domains in each order.
+/// How many messages with all these domains are sent in each order.
 const PASSES: usize = 15;
 
-/// The broker hands messages to the workers in turn, and few ahead: copies of one are with both at once.
-pub(super) async fn deliver_twice(stage: &mut Stage, label: &str) -> Result<Lifted> {
-    let mut ledger = Ledger::default();
+/// The broker delivers messages to the workers in turn, so both have copies of a message at the same time.
+pub(super) async fn deliver_twice(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
+    let mut expected = ExpectedCounts::default();
     let messages: Vec<(String, Vec<u8>)> = (0..MESSAGES)
         .map(|number| {
             let domain = format!("d{}.{label}.twice.test", number % 7);
-            ledger.expect(domain.clone(), 3, 3);
+            expected.expect(domain.clone(), 3, 3);
             let event = json!({"domain": domain, "event": "delivered", "count": 3});
             (format!("{label}-{number}"), event.to_string().into_bytes())
         })
         .collect();
-    let (left, right) = (stage.servers.publisher().await, stage.servers.publisher().await);
+    let (left, right) = (cluster.servers.publisher().await, cluster.servers.publisher().await);
     for _ in 0..TIMES {
         tokio::join!(publish(&left, &messages), publish(&right, &messages));
     }
-    Ok(Lifted { ledger, ..Lifted::now() })
+    Ok(Lifted { expected, ..Lifted::now() })
 }
 
 async fn publish(publisher: &AmqpClient, messages: &[(String, Vec<u8>)]) {
     join_all(messages.iter().map(|(id, body)| publisher.publish(body, Some(id)))).await;
 }
 
-pub(super) async fn opposite_orders(stage: &mut Stage, label: &str) -> Result<Lifted> {
-    let mut ledger = Ledger::default();
+pub(super) async fn opposite_orders(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
+    let mut expected = ExpectedCounts::default();
     let mut events: Vec<_> = (0..DOMAINS)
         .map(|number| {
             let domain = format!("d{number}.{label}.order.test");
-            let most = i64::try_from(2 * PASSES).unwrap_or(i64::MAX);
-            ledger.expect(domain.clone(), most, most);
+            let all = 2 * PASSES as u64;
+            expected.expect(domain.clone(), all, all);
             json!({"domain": domain, "event": "delivered"})
         })
         .collect();
@@ -60,14 +60,14 @@ pub(super) async fn opposite_orders(stage: &mut Stage, label: &str) -> Result<Li
         (0..PASSES).flat_map(|pass| [(pass, "there", &there), (pass, "back", &back)]).collect();
     let messages: Vec<(String, Vec<u8>)> =
         bodies.into_iter().map(|(pass, way, body)| (format!("{label}-{way}-{pass}"), body.clone())).collect();
-    publish(&stage.servers.publisher().await, &messages).await;
-    let mut lifted = Lifted { ledger, ..Lifted::now() };
-    lifted.failures.extend(deadlocks(stage));
+    publish(&cluster.servers.publisher().await, &messages).await;
+    let mut lifted = Lifted { expected, ..Lifted::now() };
+    lifted.failures.extend(deadlocks(cluster));
     Ok(lifted)
 }
 
-/// Two workers that wait for each other are told so by the database, and say so.
-fn deadlocks(stage: &Stage) -> Option<String> {
-    let seen = stage.workers.iter().any(|worker| worker.service.has_logged("deadlock"));
+/// Whether a worker has logged a deadlock.
+fn deadlocks(cluster: &Cluster) -> Option<String> {
+    let seen = cluster.workers.iter().any(|worker| worker.service.has_logged("deadlock"));
     seen.then(|| "a worker has logged a deadlock".to_owned())
 }

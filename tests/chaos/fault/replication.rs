@@ -1,58 +1,60 @@
-//! The replica: it stands still, or takes the primary's place.
+//! The replica pauses, or takes the primary's place.
 
 use std::time::Duration;
 
-use super::Lifted;
-use crate::chance::Chance;
-use crate::instance::{dev, sql, sql_until};
-use crate::proxy::host;
-use crate::round::Result;
-use crate::stage::Stage;
+use anyhow::{Context, Result};
+use harness::instance::dev;
+use harness::proxy::host;
+use harness::sql;
 
-/// The figure of query that tells how stale its answers are.
+use super::Lifted;
+use crate::cluster::Cluster;
+use crate::rng::Rng;
+
+/// The metric of query that shows how old its answers are.
 const LAG: &str = "catchall_replica_lag_seconds";
 
-/// How long until the replica replays again.
+/// How long the replica may take to resume.
 const REPLAY: Duration = Duration::from_secs(10);
 
-/// How long until the replica is one that commits wait for.
+/// How long the replica may take to become synchronous.
 const SYNCHRONOUS: Duration = Duration::from_secs(10);
 
-/// Reads go on meanwhile, and how stale they are is told.
-pub(super) async fn pause_replay(stage: &mut Stage, chance: &mut Chance) -> Result<Lifted> {
-    let replica = &stage.servers.replica_url;
-    sql(replica, "select pg_wal_replay_pause()::text").await?;
-    // Query looks once a second.
-    chance.pause(2500, 3500).await;
-    let (_, figures) = stage.query[0].service.ops("/metrics").await;
-    // The statement can be in the way of what is then replayed, and be cancelled for it.
-    let resumed = sql(replica, "select pg_wal_replay_resume()::text").await;
+/// Reads continue, and a metric shows how old the answers are.
+pub(super) async fn pause_replay(cluster: &mut Cluster, rng: &mut Rng) -> Result<Lifted> {
+    let replica = &cluster.servers.replica_url;
+    sql::column(replica, "select pg_wal_replay_pause()::text").await?;
+    // Query updates the metric once a second.
+    rng.pause(2500, 3500).await;
+    let (_, figures) = cluster.query[0].service.ops("/metrics").await;
+    // The statement may conflict with the replay and be cancelled.
+    let resumed = sql::column(replica, "select pg_wal_replay_resume()::text").await;
     let replays = "select 'yes' where pg_get_wal_replay_pause_state() = 'not paused'";
-    sql_until(replica, replays, REPLAY).await.map_err(|error| format!("{error}, {resumed:?}"))?;
+    sql::until_row(replica, replays, REPLAY).await.with_context(|| format!("{resumed:?}"))?;
     let lag = figures.lines().find_map(|line| line.strip_prefix(LAG)?.trim().parse::<f64>().ok());
     let mut lifted = Lifted::now();
-    lifted.note = lag.map(|lag| format!("a lag of {lag:.1} s was told"));
+    lifted.note = lag.map(|lag| format!("the metric showed a lag of {lag:.1} s"));
     if lag.unwrap_or_default() < 1.0 {
-        lifted.failures.push(format!("{LAG} was {lag:?} while the replica replayed nothing"));
+        lifted.failures.push(format!("{LAG} was {lag:?} while the replica was paused"));
     }
     Ok(lifted)
 }
 
-/// Commits wait for the replica, so that it has everything that was acknowledged when it takes over.
-pub(super) async fn fail_over(stage: &mut Stage, chance: &mut Chance) -> Result<Lifted> {
-    let (primary, replica) = (&stage.servers.database_url, stage.servers.replica_url.clone());
-    sql(primary, "alter system set synchronous_standby_names = 'replica'").await?;
-    sql(primary, "select pg_reload_conf()::text").await?;
+/// The replica is synchronous, so it has everything that was acknowledged when it takes over.
+pub(super) async fn fail_over(cluster: &mut Cluster, rng: &mut Rng) -> Result<Lifted> {
+    let (primary, replica) = (&cluster.servers.database_url, cluster.servers.replica_url.clone());
+    sql::column(primary, "alter system set synchronous_standby_names = 'replica'").await?;
+    sql::column(primary, "select pg_reload_conf()::text").await?;
     let waits = "select sync_state from pg_stat_replication where sync_state = 'sync'";
-    sql_until(primary, waits, SYNCHRONOUS).await?;
-    // For as long as this primary lives, since nothing makes it read its settings again: started once more, and
-    // without its replica, it would wait for ever.
-    sql(primary, "alter system reset synchronous_standby_names").await?;
-    chance.pause(500, 1500).await;
+    sql::until_row(primary, waits, SYNCHRONOUS).await?;
+    // The running primary keeps the setting. If it is started again without a replica, it must not wait for
+    // one.
+    sql::column(primary, "alter system reset synchronous_standby_names").await?;
+    rng.pause(500, 1500).await;
     dev(&["kill", "primary"]).await?;
-    chance.pause(500, 2000).await;
-    sql(&replica, "select pg_promote()::text").await?;
-    stage.database_wire.lead_to(host(&replica));
-    stage.primary = replica;
+    rng.pause(500, 2000).await;
+    sql::column(&replica, "select pg_promote()::text").await?;
+    cluster.database_wire.lead_to(host(&replica));
+    cluster.primary = replica;
     Ok(Lifted::now())
 }

@@ -1,35 +1,36 @@
-//! A new process beside the old one, which then leaves in order: no client notices.
+//! A new process is started beside the old one, which then stops normally. No client notices.
+
+use anyhow::Result;
 
 use super::Lifted;
-use crate::chance::Chance;
-use crate::round::Result;
-use crate::stage::Stage;
+use crate::cluster::Cluster;
+use crate::rng::Rng;
 
-pub(super) async fn ingest(stage: &mut Stage, chance: &mut Chance) -> Result<Lifted> {
+pub(super) async fn ingest(cluster: &mut Cluster, rng: &mut Rng) -> Result<Lifted> {
     for _ in 0..2 {
-        stage.start_ingest().await;
-        chance.pause(100, 500).await;
-        stage.ingest.remove(0).stop().await?;
-        chance.pause(100, 500).await;
+        cluster.start_ingest().await;
+        rng.pause(100, 500).await;
+        cluster.ingest.remove(0).stop().await?;
+        rng.pause(100, 500).await;
     }
     Ok(Lifted::now())
 }
 
-pub(super) async fn workers(stage: &mut Stage, chance: &mut Chance) -> Result<Lifted> {
-    for _ in 0..stage.workers.len() {
-        stage.start_worker().await;
-        chance.pause(100, 500).await;
-        stage.workers.remove(0).stop().await?;
+pub(super) async fn workers(cluster: &mut Cluster, rng: &mut Rng) -> Result<Lifted> {
+    for _ in 0..cluster.workers.len() {
+        cluster.start_worker().await;
+        rng.pause(100, 500).await;
+        cluster.workers.remove(0).stop().await?;
     }
     Ok(Lifted::now())
 }
 
-pub(super) async fn query(stage: &mut Stage, chance: &mut Chance) -> Result<Lifted> {
+pub(super) async fn query(cluster: &mut Cluster, rng: &mut Rng) -> Result<Lifted> {
     for _ in 0..2 {
-        stage.start_query().await;
-        chance.pause(100, 500).await;
-        stage.query.remove(0).stop().await?;
-        chance.pause(100, 500).await;
+        cluster.start_query().await;
+        rng.pause(100, 500).await;
+        cluster.query.remove(0).stop().await?;
+        rng.pause(100, 500).await;
     }
     Ok(Lifted::now())
 }

@@ -1,13 +1,20 @@
-//! What strangers send: errors that would repeat all of it, messages that no library can parse, headers without end.
+//! Hostile input: values that an error message would repeat, messages that no library can parse, deeply
+//! nested headers.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
 use bytes::Bytes;
 use catchall::broker::{DEAD, EVENTS};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use futures::future::join_all;
+use harness::amqp::AmqpClient;
+use harness::expected::ExpectedCounts;
+use harness::frames::{FramePublisher, nested_headers, publish_in_latin_1};
+use harness::http::HttpClient;
+use harness::sql;
 use http_body_util::Full;
 use hyper::{Request, StatusCode, header};
 use lapin::types::AMQPValue;
@@ -15,68 +22,62 @@ use serde_json::Value;
 
 use super::Lifted;
 use super::letters::{await_letters, dead, empty};
-use crate::ask::Asker;
-use crate::frames::{FramePublisher, nested_headers, publish_in_latin_1};
-use crate::ledger::{Ledger, counters};
-use crate::round::Result;
-use crate::servers::AmqpClient;
-use crate::stage::Stage;
+use crate::cluster::Cluster;
 
-/// Requests under way at a time, and how many each client sends. Where each byte is repeated as six and copied, this many
-/// take far more than ingest may have; more of them would keep a build for debugging busy with unpacking alone.
+/// Clients, and requests of each. If each byte were repeated as six bytes, they would take far more memory
+/// than ingest may use. With more of them a debug build would do nothing but decompress.
 const AMPLIFYING: usize = 8;
 const TIMES: usize = 2;
 
-/// Bytes of the value that is not what it should be: in a request nearly as many as its body may have.
+/// Bytes of the invalid value: in a request almost as many as its body may have.
 const REQUEST_VALUE: usize = (10 << 20) - 100;
 const MESSAGE_VALUE: usize = 300 << 10;
 
-/// Messages of the kind.
+/// How many such messages are published.
 const MESSAGES: usize = 40;
 
-/// How long a request may take: unpacking ten megabytes is work, above all in a build for debugging.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// How long a request may take: decompressing ten megabytes takes time in a debug build.
+const TIMEOUT: Duration = Duration::from_mins(1);
 
-/// A reason has so many bytes at most. What it is cut to is less; this tells cut from not.
+/// A reason that is shortened has fewer bytes than this.
 const MAX_REASON: usize = 1000;
 
-/// Good messages a second, and bad ones, for so many seconds.
+/// Good messages per second, and for how many seconds they are sent beside one bad message per second.
 const GOOD: u64 = 1000;
 const SECONDS: u64 = 10;
 
-/// How long no good message may be counted while one bad one a second comes. It tells slow from stuck, on a machine that
-/// does ten other things.
+/// The longest time without a counted good message. It allows for a busy machine.
 const STANDSTILL: Duration = Duration::from_secs(5);
 
-/// After that long it is no use to wait on.
+/// After this long without progress the wait is given up.
 const FOR_GOOD: Duration = Duration::from_secs(15);
 
-/// Frames hold 128 KiB, and a level of nesting takes five bytes.
+/// The depth of nesting. A level takes five bytes, and a frame holds 128 KiB.
 const DEPTH: u32 = 18_000;
 
-/// Messages with such headers. Each takes the tool two runs.
+/// How many such messages are published. The tool is run twice for each.
 const DEEP: usize = 1;
 
-/// An event of which the count is a text of bytes that need six each where they are repeated with care.
+/// An event whose count is a text of control characters, each of which is six bytes long when it is escaped.
 fn amplifying(size: usize) -> Vec<u8> {
     let value = "\u{7f}".repeat(size);
     format!(r#"{{"domain":"a.com","event":"delivered","count":"{value}"}}"#).into_bytes()
 }
 
-pub(super) async fn amplification(stage: &mut Stage, label: &str) -> Result<Lifted> {
-    empty(&stage.servers).await;
+pub(super) async fn amplification(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
+    empty(&cluster.servers).await;
     let mut packed = GzEncoder::new(Vec::new(), Compression::best());
-    packed.write_all(&amplifying(REQUEST_VALUE)).map_err(|error| error.to_string())?;
-    let packed = Bytes::from(packed.finish().map_err(|error| error.to_string())?);
+    packed.write_all(&amplifying(REQUEST_VALUE))?;
+    let packed = Bytes::from(packed.finish()?);
     let asking = (0..AMPLIFYING).map(|_| async {
-        let asker = Asker::over_one_connection();
+        let client = HttpClient::with_keep_alive();
         let mut wrong = Vec::new();
         for _ in 0..TIMES {
-            let request = Request::post(format!("{}/events", stage.ingest_url))
+            let request = Request::post(format!("{}/events", cluster.ingest_url))
                 .header(header::CONTENT_TYPE, "application/x-ndjson")
                 .header(header::CONTENT_ENCODING, "gzip")
                 .body(Full::from(packed.clone()));
-            match asker.ask(request.expect("it is a request"), PATIENCE).await {
+            match client.send(request.expect("it is a request"), TIMEOUT).await {
                 Ok((StatusCode::BAD_REQUEST, body)) if body.len() < MAX_REASON => {}
                 Ok((StatusCode::SERVICE_UNAVAILABLE, _)) => {}
                 Ok((status, body)) => wrong.push(format!("{status} with {} bytes", body.len())),
@@ -85,7 +86,7 @@ pub(super) async fn amplification(stage: &mut Stage, label: &str) -> Result<Lift
         }
         wrong
     });
-    let publisher = stage.servers.publisher().await;
+    let publisher = cluster.servers.publisher().await;
     let publishing = async {
         let message = amplifying(MESSAGE_VALUE);
         for number in 0..MESSAGES {
@@ -97,16 +98,14 @@ pub(super) async fn amplification(stage: &mut Stage, label: &str) -> Result<Lift
     let mut lifted = Lifted::now();
     if let Some(first) = wrong.first() {
         let count = wrong.len();
-        lifted
-            .failures
-            .push(format!("{count} amplifying requests were answered wrongly, the first: {first}"));
+        lifted.failures.push(format!("{count} amplifying requests got a wrong answer, the first: {first}"));
     }
-    lifted.failures.extend(await_letters(&publisher, MESSAGES).await.err());
+    lifted.failures.extend(await_letters(&publisher, MESSAGES).await.err().map(|error| error.to_string()));
     lifted.failures.extend(reasons(&publisher).await);
     Ok(lifted)
 }
 
-/// Takes all dead letters: each has its reason, and a short one.
+/// Takes all dead letters and checks that each has a short reason.
 async fn reasons(publisher: &AmqpClient) -> Option<String> {
     let mut wrong = None;
     while let Some((_, headers, _)) = publisher.dead_letter().await {
@@ -121,15 +120,15 @@ async fn reasons(publisher: &AmqpClient) -> Option<String> {
     wrong
 }
 
-/// Good messages go on being counted, and none of them becomes a dead letter.
-pub(super) async fn unparsable(stage: &mut Stage, label: &str) -> Result<Lifted> {
-    empty(&stage.servers).await;
-    let mut ledger = Ledger::default();
-    let (publisher, domain) = (stage.servers.publisher().await, format!("good.{label}.test"));
+/// Good messages continue to be counted, and none of them becomes a dead letter.
+pub(super) async fn unparsable(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
+    empty(&cluster.servers).await;
+    let mut expected = ExpectedCounts::default();
+    let (publisher, domain) = (cluster.servers.publisher().await, format!("good.{label}.test"));
     let body = format!(r#"{{"domain":"{domain}","event":"delivered"}}"#);
     let good = async {
         let begun = tokio::time::Instant::now();
-        // Tenths of a second: as fast as a busy machine takes them, and no faster.
+        // Sent every tenth of a second, or later if the machine is busy.
         for tenth in 0..SECONDS * 10 {
             tokio::time::sleep_until(begun + Duration::from_millis(100 * tenth)).await;
             let publishing = (0..GOOD / 10).map(|number| {
@@ -143,14 +142,13 @@ pub(super) async fn unparsable(stage: &mut Stage, label: &str) -> Result<Lifted>
     let bad = async {
         for _ in 0..SECONDS {
             tokio::time::sleep(Duration::from_secs(1)).await;
-            publish_in_latin_1(&stage.servers, EVENTS, body.as_bytes()).await;
+            publish_in_latin_1(&cluster.servers, EVENTS, body.as_bytes()).await;
         }
     };
-    let standstill = longest_standstill(&stage.primary, &domain, GOOD * SECONDS);
+    let standstill = longest_standstill(&cluster.primary, &domain, GOOD * SECONDS);
     let (ended, (), standstill) = tokio::join!(good, bad, standstill);
-    let count = i64::try_from(GOOD * SECONDS).unwrap_or(i64::MAX);
-    ledger.expect(domain, count, count);
-    let mut lifted = Lifted { ledger, ..Lifted::now() };
+    expected.expect(domain, GOOD * SECONDS, GOOD * SECONDS);
+    let mut lifted = Lifted { expected, ..Lifted::now() };
     let (standstill, counted) = standstill?;
     let behind = counted.saturating_duration_since(ended);
     lifted.note = Some(format!(
@@ -161,76 +159,79 @@ pub(super) async fn unparsable(stage: &mut Stage, label: &str) -> Result<Lifted>
     if standstill > STANDSTILL {
         lifted.failures.push(format!("no good message was counted for {standstill:?}"));
     }
-    // A good one among them is missed by the comparison.
+    // The comparison finds good messages that became dead letters.
     let bad = usize::try_from(SECONDS).unwrap_or(usize::MAX);
     if lifted.failures.is_empty() {
-        lifted.failures.extend(await_letters(&stage.servers.publisher().await, bad).await.err());
+        lifted.failures.extend(
+            await_letters(&cluster.servers.publisher().await, bad).await.err().map(|error| error.to_string()),
+        );
     }
-    empty(&stage.servers).await;
+    empty(&cluster.servers).await;
     Ok(lifted)
 }
 
-/// The longest time in which a counter did not grow until it was at `most`, and when it was.
+/// The longest time in which a counter did not grow until it reached `most`, and when it did.
 async fn longest_standstill(primary: &str, domain: &str, most: u64) -> Result<(Duration, Instant)> {
     let (mut longest, mut last, mut counted) = (Duration::ZERO, Instant::now(), 0);
     loop {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        let now = counters(primary, &[domain.to_owned()]).await?.get(domain).copied().unwrap_or_default();
+        let counts = sql::counts(primary, &[domain.to_owned()]).await?;
+        let now = counts.get(domain).copied().unwrap_or_default().delivered;
         longest = longest.max(last.elapsed());
         if now > counted {
             (counted, last) = (now, Instant::now());
         }
-        if counted.unsigned_abs() >= most || last.elapsed() > FOR_GOOD {
+        if counted >= most || last.elapsed() > FOR_GOOD {
             return Ok((longest, last));
         }
     }
 }
 
-/// No process ends on them, and the tool can list, show and discard what they have become.
-pub(super) async fn deep_headers(stage: &mut Stage, label: &str) -> Result<Lifted> {
-    empty(&stage.servers).await;
+/// No process crashes, and the tool can list, show and discard the dead letters.
+pub(super) async fn deep_headers(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
+    empty(&cluster.servers).await;
     let headers = nested_headers(DEPTH);
-    let mut publisher = FramePublisher::connect(&stage.servers).await;
+    let mut publisher = FramePublisher::connect(&cluster.servers).await;
     for number in 0..DEEP {
         let key = format!("{label}-{number}");
-        // Letters without an id are told from each other by what they say.
+        // Dead letters without an id are distinguished by their bodies.
         let body = format!(r#"{{"number":{number}}}"#);
         publisher.publish(EVENTS, key.as_bytes(), Some(&headers), body.as_bytes()).await;
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    let looking = stage.servers.publisher().await;
+    let looking = cluster.servers.publisher().await;
     let mut lifted = Lifted::now();
     let begun = Instant::now();
     let (mut letters, mut ended) = (0, 0);
-    while letters < DEEP && !stage.workers.is_empty() && begun.elapsed() < PATIENCE / 2 {
+    while letters < DEEP && !cluster.workers.is_empty() && begun.elapsed() < TIMEOUT / 2 {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        let before = stage.workers.len();
-        stage.workers.retain_mut(|worker| worker.service.has_ended().is_none());
-        ended += before - stage.workers.len();
+        let before = cluster.workers.len();
+        cluster.workers.retain_mut(|worker| worker.service.has_ended().is_none());
+        ended += before - cluster.workers.len();
         letters = looking.waiting(DEAD).await as usize;
     }
     if ended > 0 {
-        lifted.failures.push(format!("{ended} workers ended on a message"));
+        lifted.failures.push(format!("{ended} workers crashed on a message"));
     }
     if letters != DEEP {
         lifted.failures.push(format!("{letters} dead letters instead of {DEEP}"));
     }
-    lifted.failures.extend(shown(stage).await);
-    empty(&stage.servers).await;
+    lifted.failures.extend(shown(cluster).await);
+    empty(&cluster.servers).await;
     if ended > 0 {
-        // What kills its readers is taken out, or there would be no worker at the end of this round.
-        let path = format!("/api/queues/{}/{EVENTS}/contents", stage.servers.name);
-        stage.servers.management(hyper::Method::DELETE, &path, "").await;
-        stage.fill().await;
+        // Messages that crash workers are removed, or no worker could run at the end of this round.
+        let path = format!("/api/queues/{}/{EVENTS}/contents", cluster.servers.name);
+        cluster.servers.management(hyper::Method::DELETE, &path, "").await;
+        cluster.fill().await;
     }
     lifted.at = Instant::now();
     Ok(lifted)
 }
 
-/// What the tool for dead letters cannot do with them.
-async fn shown(stage: &Stage) -> Vec<String> {
+/// What the tool for dead letters fails to do with them.
+async fn shown(cluster: &Cluster) -> Vec<String> {
     let mut failures = Vec::new();
-    let (listed, stdout, stderr) = dead(&stage.servers, &["list", "--json"]).await;
+    let (listed, stdout, stderr) = dead(&cluster.servers, &["list", "--json"]).await;
     let letters: Vec<Value> = stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     if !listed || letters.len() != DEEP {
         failures.push(format!("catchall-dead list: {} letters, {stderr}", letters.len()));
@@ -238,8 +239,8 @@ async fn shown(stage: &Stage) -> Vec<String> {
     }
     for letter in &letters {
         let reference = letter["ref"].as_str().unwrap_or_default();
-        let (shown, _, stderr) = dead(&stage.servers, &["show", reference]).await;
-        let (discarded, _, more) = dead(&stage.servers, &["discard", reference]).await;
+        let (shown, _, stderr) = dead(&cluster.servers, &["show", reference]).await;
+        let (discarded, _, more) = dead(&cluster.servers, &["discard", reference]).await;
         if !(shown && discarded) {
             failures.push(format!("catchall-dead show and discard: {stderr}{more}"));
         }

@@ -1,41 +1,42 @@
-//! Wires that are cut, slow, broken or silent.
+//! Connections that are cut, slow, broken or silent.
 
 use std::time::Duration;
 
-use super::Lifted;
-use crate::chance::Chance;
-use crate::proxy::{Proxy, Wire};
-use crate::round::Result;
-use crate::stage::Stage;
+use anyhow::Result;
+use harness::proxy::{Proxy, Wire};
 
-/// Longer than two heartbeats, and than the look at the primary takes: a silence is noticed in it.
+use super::Lifted;
+use crate::cluster::Cluster;
+use crate::rng::Rng;
+
+/// Long enough for two heartbeats and for the check of the primary, so that the silence is noticed.
 const SILENCE: (u64, u64) = (5000, 6500);
 
-pub(super) async fn be(proxy: &Proxy, wire: Wire, chance: &mut Chance) -> Result<Lifted> {
+pub(super) async fn be(proxy: &Proxy, wire: Wire, rng: &mut Rng) -> Result<Lifted> {
     let (least, most) = if wire == Wire::Silent { SILENCE } else { (1000, 3000) };
     proxy.be(wire);
-    chance.pause(least, most).await;
+    rng.pause(least, most).await;
     proxy.mend();
     Ok(Lifted::now())
 }
 
-/// Long enough for some hundred requests to come to their deadline.
+/// Long enough for some hundred requests to reach their deadline.
 const LATE: Duration = Duration::from_secs(10);
 
-pub(super) async fn late(stage: &Stage, delay: Duration) -> Result<Lifted> {
-    stage.broker_wire.be(Wire::LateConfirms(delay));
+pub(super) async fn late(cluster: &Cluster, delay: Duration) -> Result<Lifted> {
+    cluster.broker_wire.be(Wire::LateConfirms(delay));
     tokio::time::sleep(LATE).await;
-    stage.broker_wire.mend();
+    cluster.broker_wire.mend();
     Ok(Lifted::now())
 }
 
-/// In the middle of whatever is on the wire: a handshake of a few bytes, or a message of thousands.
-pub(super) async fn breaks(proxy: &Proxy, chance: &mut Chance) -> Result<Lifted> {
-    let more = chance.number(1, 5000);
+/// Cuts the connections after a random number of bytes, in the middle of a handshake or a message.
+pub(super) async fn breaks(proxy: &Proxy, rng: &mut Rng) -> Result<Lifted> {
+    let more = rng.number(1, 5000);
     proxy.be(Wire::Breaking(usize::try_from(more).unwrap_or(1)));
     tokio::time::sleep(Duration::from_millis(500)).await;
     proxy.cut();
-    chance.pause(500, 2000).await;
+    rng.pause(500, 2000).await;
     proxy.mend();
     Ok(Lifted { note: Some(format!("after {more} bytes")), ..Lifted::now() })
 }

@@ -6,16 +6,18 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use harness::processes::{Service, binary, run};
+use harness::servers::Servers;
+
 use super::{API, OPERATING, PAGES, README, blocks};
-use crate::processes::{Service, binary, run};
-use crate::servers::Servers;
 
 /// How long counters may take to be at the replica.
 const MOMENT: Duration = Duration::from_mins(1);
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// The commands of console blocks, each with what it prints. A command goes on to the end of its here-document.
+/// The commands of console blocks, each with what it prints. A command goes on to the end of its
+/// here-document.
 fn transcript(document: &str) -> Vec<(String, String)> {
     let mut steps: Vec<(String, String)> = Vec::new();
     for block in blocks(document, "console") {
@@ -78,7 +80,8 @@ impl Stack {
                 (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
             };
             let mut output = run();
-            // The moment after which counters are at the replica is longer on a machine that does ten other things.
+            // The moment after which counters are at the replica is longer on a machine that does ten other
+            // things.
             let begun = Instant::now();
             while output != expected && command.contains("$CATCHALL_QUERY_URL") && begun.elapsed() < MOMENT {
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -108,7 +111,7 @@ async fn the_load_is_counted() {
     const PROGRAM: &str = "target/release/catchall-load";
     let steps = commands(OPERATING, &[PROGRAM]);
     assert_eq!(steps.len(), 1, "{steps:?}");
-    let command = steps[0].0.replace(PROGRAM, binary("load"));
+    let command = steps[0].0.replace(PROGRAM, &binary("load"));
     let output = Stack::ready().await.shell(&command).output().unwrap();
     assert!(output.status.success(), "{command}: {output:?}");
 }

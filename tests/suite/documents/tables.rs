@@ -9,11 +9,11 @@ use catchall::broker::{DEAD, EVENTS};
 use catchall::event::{Event, MAX_COUNT, Outcome};
 use catchall::http::ProblemType;
 use catchall::idempotency_key::IdempotencyKey;
+use harness::processes::run;
+use harness::servers::topology;
 
 use super::prose::sources;
 use super::{API, ARCHITECTURE, CONFIGURATION, OPERATING, blocks, section};
-use crate::processes::run;
-use crate::servers::topology;
 
 #[test]
 fn the_broker_refuses_what_the_workers_would_not_read_and_nothing_of_ours() {
@@ -161,7 +161,8 @@ fn the_code_map_is_that_of_the_crate() {
     assert_eq!(listed, modules);
 }
 
-/// The file and the function that an item of a list begins with, as in "1. `src/ingest.rs` `put_event` does this".
+/// The file and the function that an item of a list begins with, as in "1. `src/ingest.rs` `put_event` does
+/// this".
 fn stop(line: &str) -> Option<(&str, &str)> {
     let (mark, item) = line.split_once(' ')?;
     let is_item = mark == "-" || mark.strip_suffix('.').is_some_and(|number| number.parse::<u32>().is_ok());

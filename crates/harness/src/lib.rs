@@ -1,0 +1,22 @@
+//! What tests and benchmarks share: servers, processes, proxies, load runs, SQL and HTTP.
+//!
+//! `./dev test`, `./dev chaos` and `./dev bench` start the servers, build the programs, and set the variables
+//! that say where the servers are.
+
+#![allow(clippy::missing_panics_doc, reason = "a test that cannot go on panics, here as in itself")]
+
+pub mod stats;
+pub mod columns;
+pub mod panics;
+pub mod http;
+pub mod sql;
+pub mod expected;
+pub mod amqp;
+pub mod frames;
+pub mod proxy;
+pub mod servers;
+pub mod usage;
+pub mod processes;
+pub mod dead_letters;
+pub mod instance;
+pub mod load;

@@ -1,0 +1,266 @@
+//! The real programs, started by a test.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{HeaderMap, Method, Request, StatusCode};
+use serde_json::Value;
+
+use crate::http::send;
+use crate::servers::{Servers, eventually};
+
+/// The program `catchall-NAME`, beside the test that runs it: `target/PROFILE/catchall-NAME`.
+///
+/// # Panics
+///
+/// When it is not there.
+#[must_use]
+pub fn binary(name: &str) -> String {
+    let test = std::env::current_exe().expect("a test has a path");
+    // The test itself is in target/PROFILE/deps.
+    let folder = test.parent().and_then(Path::parent).expect("a test is in target/PROFILE/deps");
+    let binary = folder.join(format!("catchall-{name}"));
+    let profile = folder.file_name().and_then(OsStr::to_str).filter(|profile| *profile != "debug");
+    let profile = profile.map(|profile| format!(" --profile {profile}")).unwrap_or_default();
+    let path = binary.display();
+    assert!(binary.exists(), "{path} is not built: run ./dev test, or cargo build --locked --bins{profile}");
+    path.to_string()
+}
+
+/// A command with an empty environment, except for the variable by which `./dev test` finds processes that
+/// are left running.
+#[must_use]
+pub fn command(name: &str) -> Command {
+    let mut command = Command::new(binary(name));
+    command
+        .env_clear()
+        .envs(std::env::vars().filter(|(name, _)| name == "CATCHALL_DEV"))
+        .stdin(Stdio::null());
+    command
+}
+
+/// A running service. Dropping it kills the process.
+pub struct Service {
+    name: &'static str,
+    child: Child,
+    log: Arc<Mutex<Vec<Value>>>,
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            for line in self.log.lock().unwrap().iter() {
+                eprintln!("{}: {line}", self.name);
+            }
+        }
+    }
+}
+
+impl Service {
+    /// Starts a service on free ports and returns once it listens, even if its dependencies are unavailable.
+    pub async fn start(name: &'static str, servers: &Servers, more: &[(&str, &str)]) -> Self {
+        let service = Self::launch(name, servers, more).await;
+        if service.logged("listen").is_some() {
+            service.opens().await;
+        }
+        service
+    }
+
+    /// Starts a service on free ports and returns once it has bound them.
+    pub async fn launch(name: &'static str, servers: &Servers, more: &[(&str, &str)]) -> Self {
+        let mut variables = HashMap::from([
+            ("CATCHALL_AMQP_URL", &*servers.amqp_url),
+            ("CATCHALL_DATABASE_URL", &servers.database_url),
+            ("CATCHALL_REPLICA_URL", &servers.replica_url),
+            ("CATCHALL_LISTEN", "127.0.0.1:0"),
+            ("CATCHALL_OPS_LISTEN", "127.0.0.1:0"),
+            ("CATCHALL_LOG_FORMAT", "json"),
+        ]);
+        variables.extend(more.iter().copied());
+        let mut child = command(name).envs(variables).stderr(Stdio::piped()).spawn().unwrap();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (lines, stderr) = (Arc::clone(&log), BufReader::new(child.stderr.take().unwrap()));
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                lines.lock().unwrap().push(serde_json::from_str(&line).unwrap_or(Value::String(line)));
+            }
+        });
+        let service = Self { name, child, log };
+        eventually("the service says where it listens", async || service.logged("ops_listen")).await;
+        service
+    }
+
+    /// Waits until the service accepts clients.
+    pub async fn opens(&self) {
+        let open = async || self.has_logged("open to clients").then_some(());
+        eventually("the service is open to clients", open).await;
+    }
+
+    /// Starts a service and returns once it is ready.
+    pub async fn ready(name: &'static str, servers: &Servers, more: &[(&str, &str)]) -> Self {
+        let service = Self::start(name, servers, more).await;
+        service.becomes_ready().await;
+        service
+    }
+
+    /// Waits until `/readyz` is green.
+    pub async fn becomes_ready(&self) {
+        eventually("the service is ready", async || (self.readyz().await.0 == StatusCode::OK).then_some(()))
+            .await;
+    }
+
+    /// Waits until `/readyz` is red and says `reason`.
+    pub async fn becomes_unready(&self, reason: &str) {
+        eventually(&format!("/readyz says {reason:?}"), async || {
+            let (status, body) = self.readyz().await;
+            (status == StatusCode::SERVICE_UNAVAILABLE && body.contains(reason)).then_some(())
+        })
+        .await;
+        assert_eq!(self.ops("/livez").await.0, StatusCode::OK, "a fault outside must not turn /livez red");
+    }
+
+    /// The answer of `/readyz`.
+    pub async fn readyz(&self) -> (StatusCode, String) {
+        self.ops("/readyz").await
+    }
+
+    /// The answer of a path of the operations routes.
+    pub async fn ops(&self, path: &str) -> (StatusCode, String) {
+        let uri = format!("http://{}{path}", self.ops_address());
+        let (status, _, body) = send(Request::get(uri).body(Full::default()).unwrap()).await;
+        (status, body)
+    }
+
+    /// The value of a metric; 0 for one that was never set.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let (_, metrics) = self.ops("/metrics").await;
+        metric(&metrics, name)
+    }
+
+    /// The URL of the service.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address())
+    }
+
+    /// Host and port of the service.
+    #[must_use]
+    pub fn address(&self) -> String {
+        self.logged("listen").unwrap()
+    }
+
+    /// Host and port of its operations routes.
+    #[must_use]
+    pub fn ops_address(&self) -> String {
+        self.logged("ops_listen").unwrap()
+    }
+
+    /// The process ID.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The first value that was logged under this name.
+    fn logged(&self, field: &str) -> Option<String> {
+        self.log.lock().unwrap().iter().find_map(|line| line[field].as_str().map(str::to_owned))
+    }
+
+    /// The lines of the log so far.
+    pub fn log(&self) -> Vec<String> {
+        self.log.lock().unwrap().iter().map(ToString::to_string).collect()
+    }
+
+    /// Whether any line of the log contains a text.
+    #[must_use]
+    pub fn has_logged(&self, text: &str) -> bool {
+        self.count_logged(text) > 0
+    }
+
+    /// How many lines of the log contain a text.
+    #[must_use]
+    pub fn count_logged(&self, text: &str) -> usize {
+        self.log.lock().unwrap().iter().filter(|line| line.to_string().contains(text)).count()
+    }
+
+    /// Sends a request to the service.
+    pub async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> (StatusCode, HeaderMap, String) {
+        let uri = format!("{}{path}", self.url());
+        let mut request = Request::builder().method(method).uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        send(request.body(Full::new(body.into())).unwrap()).await
+    }
+
+    /// Sends a PUT without a body.
+    pub async fn put(&self, path: &str) -> StatusCode {
+        self.request(Method::PUT, path, &[], "").await.0
+    }
+
+    /// Sends a GET and parses the JSON of the answer.
+    pub async fn get(&self, path: &str) -> (StatusCode, Value) {
+        let (status, _, body) = self.request(Method::GET, path, &[], "").await;
+        (status, serde_json::from_str(&body).unwrap())
+    }
+
+    /// Waits until the service answers with this status and these counters.
+    pub async fn answers(&self, domain: &str, status: &str, delivered: u64, bounced: u64) {
+        let expected = serde_json::json!({
+            "domain": domain, "status": status, "delivered": delivered, "bounced": bounced,
+        });
+        let mut last = Value::Null;
+        let path = format!("/domains/{domain}");
+        let begun = std::time::Instant::now();
+        while last != expected {
+            assert!(begun.elapsed().as_secs() < 60, "{domain} is {last}, not {expected}");
+            last = self.get(&path).await.1;
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Sends a signal, as in "TERM".
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status();
+        assert!(sent.unwrap().success());
+    }
+
+    /// How the process has ended, if it has.
+    pub fn has_ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// Waits until the process has ended.
+    pub async fn ended(&mut self) -> ExitStatus {
+        eventually("the process has ended", async || self.child.try_wait().unwrap()).await
+    }
+}
+
+/// Runs a program to its end. Returns its exit status, standard output and standard error.
+#[must_use]
+pub fn run(name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> (ExitStatus, String, String) {
+    let output = command(name).args(arguments).envs(variables.iter().copied()).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status, text(output.stdout), text(output.stderr))
+}
+
+/// The value of a metric as Prometheus reads it; 0 for one that was never set.
+#[must_use]
+pub fn metric(metrics: &str, name: &str) -> f64 {
+    let values = metrics.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    values.filter_map(|value| value.parse::<f64>().ok()).sum()
+}

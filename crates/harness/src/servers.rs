@@ -1,0 +1,205 @@
+//! A fresh database and a fresh vhost for each test.
+
+use std::time::{Duration, Instant};
+
+use catchall::store::ledger::{self, Ledger};
+use catchall_load::counts::Counts;
+use http_body_util::Full;
+use hyper::{Method, Request, header};
+use serde_json::Value;
+
+use crate::amqp::AmqpClient;
+use crate::http::send;
+use crate::sql;
+
+/// What a test waits for takes milliseconds; a minute is for a busy machine.
+const TIMEOUT: Duration = Duration::from_mins(1);
+
+/// Calls `probe` until it returns something.
+pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = probe().await {
+            return found;
+        }
+        assert!(begun.elapsed() < TIMEOUT, "waited {TIMEOUT:?} in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The servers of one test. Nothing is cleaned up: `./dev test` deletes the servers when it ends.
+#[derive(Clone, Debug)]
+pub struct Servers {
+    /// The vhost and the database have this name.
+    pub name: String,
+    /// Where the broker is.
+    pub amqp_url: String,
+    /// Where the primary is.
+    pub database_url: String,
+    /// Where the replica is.
+    pub replica_url: String,
+}
+
+fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run the tests by ./dev test"))
+}
+
+/// `url` with another path.
+fn at(url: &str, path: &str) -> String {
+    let (server, _) = url.rsplit_once('/').expect("a URL with a path");
+    format!("{server}/{path}")
+}
+
+impl Servers {
+    /// A migrated database and a vhost with the topology.
+    pub async fn fresh() -> Self {
+        Self::with(&topology()).await
+    }
+
+    /// A migrated database and a vhost with another topology.
+    pub async fn with(definitions: &Value) -> Self {
+        let servers = Self::bare().await;
+        catchall::store::schema::migrate(&servers.database_url.parse().unwrap()).await.unwrap();
+        servers.declare(definitions).await;
+        eventually("the schema is at the replica", async || {
+            sql::execute(&servers.replica_url, "select 1 from event_claims").await.ok()
+        })
+        .await;
+        servers
+    }
+
+    /// An empty database and an empty vhost.
+    pub async fn bare() -> Self {
+        let name = format!("test_{}", uuid::Uuid::now_v7().simple());
+        let primary = variable("CATCHALL_TEST_DATABASE_URL");
+        let servers = Self {
+            amqp_url: at(&variable("CATCHALL_TEST_AMQP_URL"), &name),
+            database_url: at(&primary, &name),
+            replica_url: at(&variable("CATCHALL_TEST_REPLICA_URL"), &name),
+            name,
+        };
+        sql::execute(&primary, &format!("create database {}", servers.name)).await.unwrap();
+        servers.management(Method::PUT, &format!("/api/vhosts/{}", servers.name), "").await;
+        let user = administrator().0;
+        let rights = r#"{"configure":".*","write":".*","read":".*"}"#;
+        servers.management(Method::PUT, &format!("/api/permissions/{}/{user}", servers.name), rights).await;
+        servers
+    }
+
+    /// Declares a topology as `rabbitmq/definitions.json` does.
+    pub async fn declare(&self, definitions: &Value) {
+        let path = format!("/api/definitions/{}", self.name);
+        self.management(Method::POST, &path, &definitions.to_string()).await;
+    }
+
+    /// Sends a request to the broker's management interface.
+    pub async fn management(&self, method: Method, path: &str, body: &str) -> String {
+        let (user, password) = administrator();
+        let (_, host) = management_url();
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("http://{host}{path}"))
+            .header(header::AUTHORIZATION, format!("Basic {}", base64(&format!("{user}:{password}"))))
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::from(body.to_owned()))
+            .unwrap();
+        let (status, _, body) = send(request).await;
+        assert!(status.is_success(), "{path}: {status} {body}");
+        body
+    }
+
+    /// Connects a plain AMQP client.
+    pub async fn publisher(&self) -> AmqpClient {
+        AmqpClient::connect(&self.amqp_url).await
+    }
+
+    /// Runs a statement on the primary.
+    pub async fn execute(&self, statement: &str) {
+        sql::execute(&self.database_url, statement).await.unwrap();
+    }
+
+    /// Changes the default settings of sessions of this database, as in `set synchronous_commit = off`.
+    pub async fn alter_database(&self, change: &str) {
+        self.execute(&format!("alter database {} {change}", self.name)).await;
+    }
+
+    /// The number that a query on the primary returns.
+    pub async fn number(&self, query: &str) -> i64 {
+        sql::number(&self.database_url, query).await.unwrap()
+    }
+
+    /// The ledger, as a worker uses it.
+    #[must_use]
+    pub fn ledger(&self) -> Ledger {
+        let config = ledger::Config {
+            primary: ledger::Primary { database_url: self.database_url.parse().unwrap() },
+            statement_timeout_secs: 60,
+        };
+        Ledger::new(&config, "catchall-tests")
+    }
+
+    /// The counters of a domain on the primary: delivered and bounced.
+    pub async fn counters(&self, domain: &str) -> (i64, i64) {
+        let counts = sql::counts(&self.database_url, &[domain.to_owned()]).await.unwrap();
+        let Counts { delivered, bounced } = counts.get(domain).copied().unwrap_or_default();
+        [delivered, bounced].map(|count| i64::try_from(count).unwrap()).into()
+    }
+
+    /// Waits until the counters of a domain on the primary have these values, then until a later message has
+    /// been counted, and checks that they have not changed.
+    pub async fn settle_at(&self, domain: &str, delivered: i64, bounced: i64) {
+        let mut last = (0, 0);
+        eventually(
+            &format!("{domain} has had {delivered} delivered and {bounced} bounced events"),
+            async || {
+                last = self.counters(domain).await;
+                (last == (delivered, bounced)).then_some(())
+            },
+        )
+        .await;
+        self.settle().await;
+        assert_eq!(self.counters(domain).await, (delivered, bounced), "{domain} afterwards");
+    }
+
+    /// Publishes a message and waits until it is counted. With one worker, everything that was queued before
+    /// it has then been counted too. (The management pages lag by seconds.)
+    pub async fn settle(&self) {
+        let marker = format!("m{}.marker.test", uuid::Uuid::now_v7().simple());
+        let body = format!(r#"{{"domain":"{marker}","event":"delivered"}}"#);
+        self.publisher().await.publish(body.as_bytes(), None).await;
+        eventually("the marker is counted", async || (self.counters(&marker).await == (1, 0)).then_some(()))
+            .await;
+    }
+}
+
+/// The contents of `rabbitmq/definitions.json`.
+#[must_use]
+pub fn topology() -> Value {
+    serde_json::from_str(include_str!("../../../rabbitmq/definitions.json")).unwrap()
+}
+
+fn management_url() -> (String, String) {
+    let url = variable("CATCHALL_TEST_MANAGEMENT_URL");
+    let rest = url.strip_prefix("http://").expect("an http URL").trim_end_matches('/').to_owned();
+    let (user, host) = rest.split_once('@').expect("a user and a password");
+    (user.to_owned(), host.to_owned())
+}
+
+fn administrator() -> (String, String) {
+    let (user, _) = management_url();
+    let (user, password) = user.split_once(':').expect("a password");
+    (user.to_owned(), password.to_owned())
+}
+
+fn base64(text: &str) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let encode = |chunk: &[u8]| {
+        let bits =
+            chunk.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        (0..4)
+            .map(move |i| if i <= chunk.len() { DIGITS[(bits >> (18 - 6 * i) & 63) as usize] } else { b'=' })
+            .map(char::from)
+            .collect::<String>()
+    };
+    text.as_bytes().chunks(3).map(encode).collect()
+}

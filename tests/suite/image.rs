@@ -1,0 +1,70 @@
+//! The Dockerfile, compared with what it packs: no container engine runs in the tests.
+
+use std::collections::BTreeSet;
+
+use crate::compose::{PROGRAMS, by_default, members, setting, text};
+
+const DOCKERFILE: &str = include_str!("../../Dockerfile");
+const IGNORED: &str = include_str!("../../.dockerignore");
+const MANIFEST: &str = include_str!("../../Cargo.toml");
+
+/// The stage that builds and the one that runs, without comments, each instruction on a line of its own.
+fn stages() -> (String, String) {
+    let lines = DOCKERFILE.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+    let joined = lines.collect::<Vec<_>>().join("\n").replace("\\\n", " ");
+    let (build, image) = joined.split_once("\nFROM debian:").expect("two stages");
+    (build.split(' ').filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" "), image.to_owned())
+}
+
+#[test]
+fn the_image_holds_the_programs_of_this_crate() {
+    let (build, image) = stages();
+    let (base, _) = build.strip_prefix("FROM rust:").unwrap().split_once(" AS build\n").unwrap();
+    let (rust, debian) = base.split_once('-').unwrap();
+    let minor = |version: &str| version.split('.').nth(1).unwrap().parse::<u32>().unwrap();
+    assert!(minor(rust) >= minor(setting(MANIFEST, "rust-version")), "Rust {rust} is too old");
+    assert!(image.starts_with(&format!("{debian}-slim\n")), "the C library is that of another Debian");
+    // Every program there is: no list to forget one in.
+    let install =
+        |path| format!(" && cargo install --locked --profile dist --path {path} --root /out --no-track");
+    let install = [".", "crates/catchall-load"].map(install).concat();
+    assert!(build.ends_with(&format!("touch src/lib.rs bin/*.rs crates/*/src/*.rs{install}")), "{build}");
+    assert!(image.contains("\nCOPY --from=build /out/bin/ /usr/local/bin/\n"), "{image}");
+    for program in PROGRAMS {
+        assert!(MANIFEST.contains(&format!("[[bin]]\nname = \"catchall-{program}\"\npath = \"bin/")));
+    }
+    for (label, key) in [("description", "description"), ("licenses", "license")] {
+        let label = format!("org.opencontainers.image.{label}=\"{}\"", setting(MANIFEST, key));
+        assert!(image.contains(&label), "no {label}");
+    }
+    let (_, user) = image.split_once("\nUSER ").expect("a user");
+    assert!(user.split(':').all(|id| id.parse::<u32>().unwrap() > 0), "{user} could be root");
+    for instruction in ["ENTRYPOINT", "CMD", "ARG", "ENV"] {
+        assert!(!image.contains(&format!("\n{instruction}")), "{instruction} in the image");
+    }
+}
+
+#[test]
+fn the_image_is_built_once_and_from_all_it_takes() {
+    let compose = by_default();
+    let building = members(&compose["services"]).filter(|(_, service)| service.get("build").is_some());
+    assert_eq!(
+        building.map(|(name, service)| (name, text(&service["build"]))).collect::<Vec<_>>(),
+        [("migrate", ".")]
+    );
+    for program in PROGRAMS {
+        assert_eq!(compose["services"][program]["pull_policy"], "never", "{program} may be somebody else's");
+    }
+    let ignored: BTreeSet<&str> = IGNORED.lines().filter(|line| !line.starts_with('#')).collect();
+    assert!(
+        ignored.is_superset(&["/.dev", "/.git", "/target"].into()),
+        "they would all be sent to the engine"
+    );
+    for entry in std::fs::read_dir(env!("CARGO_MANIFEST_DIR")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let unneeded =
+            name.starts_with('.') || ["target", "Dockerfile", "docker-compose.yml"].contains(&&*name);
+        assert!(unneeded || !ignored.contains(&*format!("/{name}")), "the build needs {name}");
+    }
+    assert!(ignored.iter().all(|path| path.starts_with('/') && !path.contains('*')), "{ignored:?}");
+}
