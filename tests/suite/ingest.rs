@@ -127,15 +127,25 @@ async fn the_good_events_of_a_request_count_and_the_bad_ones_are_named() {
     query.answers("good.com", "unknown", 2, 0).await;
 }
 
+/// Sends what has to be refused, and checks that the problem names what is wrong.
+async fn names(
+    ingest: &Service,
+    method: &Method,
+    (path, headers, body): (&str, &[(&str, &str)], &str),
+    (status, kind, detail): (u16, &str, &str),
+) {
+    let (answered, problem) = refused(ingest, method.clone(), path, headers, body.to_owned()).await;
+    assert_eq!(answered.as_u16(), status, "{method} {path} {problem}");
+    assert_eq!(problem["type"], format!("urn:catchall:problem:{kind}"), "{method} {path}");
+    assert!(problem["detail"].as_str().unwrap().contains(detail), "{method} {path} {problem}");
+}
+
 #[tokio::test]
-async fn what_cannot_be_taken_is_a_problem_that_names_it() {
+async fn an_event_that_cannot_be_taken_is_a_problem_that_names_it() {
     let servers = Servers::fresh().await;
     let ingest = Service::ready("ingest", &servers, &[]).await;
-    let too_many = "{\"domain\":\"a.com\",\"event\":\"bounced\"}\n".repeat(10_001);
-    let too_large = "x".repeat(10 * 1024 * 1024 + 1);
     let long_key = "k".repeat(256);
     let put = Method::PUT;
-    let post = Method::POST;
     for (method, path, headers, body, status, kind, detail) in [
         (
             &put,
@@ -214,10 +224,25 @@ async fn what_cannot_be_taken_is_a_problem_that_names_it() {
             "invalid-key",
             "more than once",
         ),
+    ] {
+        names(&ingest, method, (path, headers, body), (status, kind, detail)).await;
+    }
+    let _worker = Service::ready("worker", &servers, &[]).await;
+    servers.settle_at("a.com", 0, 0).await;
+}
+
+#[tokio::test]
+async fn a_body_that_cannot_be_taken_is_a_problem_that_names_it() {
+    let servers = Servers::fresh().await;
+    let ingest = Service::ready("ingest", &servers, &[]).await;
+    let too_many = "{\"domain\":\"a.com\",\"event\":\"bounced\"}\n".repeat(10_001);
+    let too_large = "x".repeat(10 * 1024 * 1024 + 1);
+    let post = Method::POST;
+    for (method, path, headers, body, status, kind, detail) in [
         (
             &post,
             "/events",
-            &[],
+            &[][..],
             "{}",
             415,
             "unsupported-media-type",
@@ -232,7 +257,7 @@ async fn what_cannot_be_taken_is_a_problem_that_names_it() {
             "unsupported-media-type",
             "\"text/csv\" is not read here",
         ),
-        (&post, "/events", &[NDJSON], "", 400, "invalid-body", "the body has no event"),
+        (&post, "/events", &[NDJSON][..], "", 400, "invalid-body", "the body has no event"),
         (&post, "/events", &[NDJSON], "nothing\nreadable", 400, "nothing-readable", "no event could be read"),
         (
             &post,
@@ -255,10 +280,7 @@ async fn what_cannot_be_taken_is_a_problem_that_names_it() {
         (&post, "/events", &[NDJSON], &too_many, 413, "too-large", "at most 10000 events"),
         (&post, "/events", &[NDJSON], &too_large, 413, "too-large", "at most 10485760 bytes"),
     ] {
-        let (answered, problem) = refused(&ingest, method.clone(), path, headers, body.to_owned()).await;
-        assert_eq!(answered.as_u16(), status, "{method} {path} {problem}");
-        assert_eq!(problem["type"], format!("urn:catchall:problem:{kind}"), "{method} {path}");
-        assert!(problem["detail"].as_str().unwrap().contains(detail), "{method} {path} {problem}");
+        names(&ingest, method, (path, headers, body), (status, kind, detail)).await;
     }
     let _worker = Service::ready("worker", &servers, &[]).await;
     servers.settle_at("a.com", 0, 0).await;
