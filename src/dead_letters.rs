@@ -202,8 +202,10 @@ async fn resolve(
         Ok(())
     };
     let progress = || Progress { done: seen.get(), ..Progress::default() };
-    Display::detect().follow("looking", "letters", total, progress, work).await?;
+    let resolved = Display::detect().follow("looking", "letters", total, progress, work).await;
+    // Also after an error: the next run would miss what the broker has not taken back yet.
     letters.close().await?;
+    resolved?;
     let whole =
         |prefix| found.get(prefix).map_or_else(|| Prefix::clone(prefix), |found| Prefix::from(*found));
     Ok(prefixes.iter().map(whole).collect())

@@ -87,8 +87,12 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         move || router(&config, &health, &budget)
     };
     tokio::select! {
-        served = http::serve_per_thread(sockets, &config.http, router, &health, process.shutdown.clone()) => served,
-        served = http::serve_ops(ops, health.clone(), process.metrics, process.shutdown) => served.context("the operations routes"),
+        served = http::serve_per_thread(sockets, &config.http, router, &health, process.shutdown.clone()) => {
+            served
+        }
+        served = http::serve_ops(ops, health.clone(), process.metrics, process.shutdown) => {
+            served.context("the operations routes")
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Migrate: the schema of the primary, brought up to date by an explicit command.
+//! Migrate: a command that brings the schema of the primary up to date.
 
 use std::process::ExitCode;
 
@@ -11,7 +11,7 @@ use crate::store::schema;
 pub fn main() -> ExitCode {
     process::main(
         "catchall-migrate",
-        "Brings the schema of the Postgres primary up to date; safe to run twice, and at once",
+        "Brings the schema of the Postgres primary up to date; safe to run repeatedly and concurrently",
         run,
     )
 }

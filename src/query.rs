@@ -60,7 +60,9 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     let (sockets, ops) = (config.http.bind()?, config.ops.bind()?);
     let health = Health::default();
     tracing::info!(
-        listen = %sockets[0].local_addr()?, ops_listen = %ops.local_addr()?, replica = %config.replica.replica_url,
+        listen = %sockets[0].local_addr()?,
+        ops_listen = %ops.local_addr()?,
+        replica = %config.replica.replica_url,
         "answering queries"
     );
     let watched = Replica::new(&config.replica, READS_AT_ONCE);
@@ -69,8 +71,12 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         move || router(&config, &health)
     };
     tokio::select! {
-        served = http::serve_per_thread(sockets, &config.http, router, &health, process.shutdown.clone()) => served,
-        served = http::serve_ops(ops, health.clone(), process.metrics, process.shutdown) => served.context("the operations routes"),
+        served = http::serve_per_thread(sockets, &config.http, router, &health, process.shutdown.clone()) => {
+            served
+        }
+        served = http::serve_ops(ops, health.clone(), process.metrics, process.shutdown) => {
+            served.context("the operations routes")
+        }
         () = watched.watch(health.dependency("replica")) => Ok(()),
     }
 }

@@ -1,8 +1,8 @@
-//! The two seams: where a batch that was accepted goes, and where counters are read.
+//! The two seams of the system: where accepted batches go, and where counters are read.
 //!
-//! Roles know only these traits. Behind them are today the broker, from which a worker counts into the [`ledger`] on the
-//! Postgres primary, and the Postgres [`replica`]. Each method is one that its callers use, and an implementation may be
-//! put in the place of another without a change of any role.
+//! Roles know only these traits. Today's implementations are the broker, from which a worker counts into the
+//! [`ledger`] on the Postgres primary, and the Postgres [`replica`]. Every method has a caller, and one
+//! implementation can replace another without a change to any role.
 
 pub mod postgres;
 pub mod schema;
@@ -18,53 +18,53 @@ use crate::batch::Batch;
 use crate::counters::Counters;
 use crate::domain_name::DomainName;
 
-/// Where a batch goes that is to be counted.
+/// Where batches go to be counted.
 pub trait BatchSink: Send + Sync + 'static {
-    /// Takes the events of a batch. Once this returns `Ok`, all of them are durable and each will be counted exactly once.
-    /// It may be dropped while it waits; the batch then may be counted or not.
+    /// Takes the events of a batch. Once this returns `Ok`, all of them are durable, and each will be counted
+    /// exactly once. The future may be dropped while it waits; the batch may then be counted or not.
     ///
     /// # Errors
     ///
-    /// Says what is known of the batch at the deadline, or sooner when waiting is no use.
+    /// Says what is known of the batch at the deadline, or sooner when waiting is useless.
     fn accept(&self, batch: Batch, deadline: Instant)
     -> impl Future<Output = Result<(), NotAccepted>> + Send;
 }
 
-/// What is known of a batch that was not accepted. The reason is for operators; whoever sent the events is told by the
-/// variant.
+/// What is known of a batch that was not accepted. The reason is for operators. The sender of the events is
+/// told only the variant.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotAccepted {
     /// Nothing of it was counted, and nothing will be.
     #[error("nothing was counted: {0}")]
     NotCounted(Arc<str>),
-    /// It may have been counted, or will be: only the same keys make it safe to send it again.
+    /// It may have been counted, or may still be: sending it again is safe only under the same keys.
     #[error("it may have been counted: {0}")]
     MaybeCounted(Arc<str>),
-    /// There is no more room at present. Of a batch of several messages some may have been counted.
-    #[error("there is no room: {0}")]
+    /// The sink is full at present. If the batch became several messages, some of them may have been counted.
+    #[error("the queue is full: {0}")]
     Full(Arc<str>),
 }
 
 /// Where counters are read.
 pub trait CounterSource: Send + Sync + 'static {
-    /// The counters of each of the names, in their order. A name that was never seen has had no events.
+    /// The counters of each name, in the order of `names`. A name that was never seen has had no events.
     ///
     /// # Errors
     ///
-    /// When they cannot be read now.
+    /// When the counters cannot be read at present.
     fn counters(
         &self,
         names: &[DomainName],
     ) -> impl Future<Output = Result<Vec<Counters>, Unreadable>> + Send;
 }
 
-/// Counters could not be read, for a reason that is for operators.
+/// Counters could not be read. The reason is for operators.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Unreadable(Arc<str>);
 
 impl Unreadable {
-    /// For this reason.
+    /// An error with this reason.
     pub(crate) fn new(reason: impl Display) -> Self {
         Self(reason.to_string().into())
     }

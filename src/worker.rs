@@ -1,4 +1,4 @@
-//! The worker: messages in, counters out, each message accepted after the commit that counted it.
+//! The worker: messages in, counters out. Each message is acknowledged after the commit that counted it.
 
 mod prefetch_throttle;
 mod row_limit;
@@ -47,27 +47,51 @@ pub struct Config {
     #[command(flatten)]
     message_limit: MessageLimit,
 
-    /// Messages the broker hands out ahead of their acceptance. Below 100 the queue runs dry while a transaction
-    /// commits; each message in hand takes memory, up to `CATCHALL_MAX_MESSAGE_BYTES`. A worker begins with one message
-    /// and doubles that with each transaction
-    #[arg(long, env = "CATCHALL_PREFETCH", value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..))]
+    /// Messages the broker hands out ahead of their acknowledgement. Below 100 the queue runs dry while a
+    /// transaction commits. Each message in hand takes memory, up to `CATCHALL_MAX_MESSAGE_BYTES`. A worker
+    /// begins with a prefetch of one and doubles it with each transaction
+    #[arg(
+        long,
+        env = "CATCHALL_PREFETCH",
+        value_name = "N",
+        default_value_t = 1000,
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
     prefetch: u16,
 
-    /// Rows one transaction may write: claims, and counters. Larger ones cost less per row, hold their locks longer and
-    /// take more memory, some 200 bytes a row; only a loaded worker fills them
-    #[arg(long, env = "CATCHALL_MAX_ROWS", value_name = "N", default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1..=5_000_000))]
+    /// Rows one transaction may write: claims and counters. Larger transactions cost less per row, but hold
+    /// their locks longer and take more memory, some 200 bytes a row. Only a loaded worker fills them
+    #[arg(
+        long,
+        env = "CATCHALL_MAX_ROWS",
+        value_name = "N",
+        default_value_t = 200_000,
+        value_parser = clap::value_parser!(u32).range(1..=5_000_000)
+    )]
     max_rows: u32,
 
-    /// How long a transaction waits for company, in milliseconds from its first message, unless half of what the broker
-    /// hands out ahead has come. Each costs worker, primary and replica about a millisecond; counters show that much
-    /// later
-    #[arg(long, env = "CATCHALL_LINGER_MS", value_name = "MS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(..=10_000))]
+    /// How long a transaction waits for more messages, in milliseconds from its first one. It starts sooner
+    /// once half of the prefetch has arrived. Each transaction costs worker, primary and replica about a
+    /// millisecond; counters show this much later
+    #[arg(
+        long,
+        env = "CATCHALL_LINGER_MS",
+        value_name = "MS",
+        default_value_t = 10,
+        value_parser = clap::value_parser!(u32).range(..=10_000)
+    )]
     linger_ms: u32,
 
-    /// The same while transactions take long, which they do when many domains come in: then each waits twice as long as
-    /// the last one took, but no longer than this. The more rows are written together, the closer they lie and the less
-    /// each costs
-    #[arg(long, env = "CATCHALL_MAX_LINGER_MS", value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(..=60_000))]
+    /// The longest wait for more messages, in milliseconds, while transactions are slow, as they are when
+    /// many domains come in. A transaction then waits twice as long as the last one took, up to this limit.
+    /// The more rows are written together, the closer they lie and the less each costs
+    #[arg(
+        long,
+        env = "CATCHALL_MAX_LINGER_MS",
+        value_name = "MS",
+        default_value_t = 1000,
+        value_parser = clap::value_parser!(u32).range(..=60_000)
+    )]
     max_linger_ms: u32,
 }
 
@@ -80,21 +104,23 @@ impl Config {
         }
     }
 
-    /// What a message may wait for before its own transaction must fit into the time it may be held, or delivery batches are too
-    /// late whatever they do: the one before, with a statement that is given up and tried again, and then company.
+    /// Fails unless a message's wait before its own transaction fits into the ack deadline: otherwise every
+    /// delivery batch is too late. A message may wait for the transaction before it, one of whose statements
+    /// times out and is tried again, and then for the linger.
     fn check(&self) -> Result<(), String> {
-        let hold = self.retention.ack_deadline();
+        let ack_deadline = self.retention.ack_deadline();
         let linger_ms = self.linger_ms.max(self.max_linger_ms);
         let statement_secs = self.ledger.statement_timeout_secs;
         let least = Duration::from_millis(linger_ms.into()) + 2 * Duration::from_secs(statement_secs.into());
-        if hold >= least {
+        if ack_deadline >= least {
             return Ok(());
         }
         Err(format!(
-            "the value {} of CATCHALL_ACK_DEADLINE_SECS (--ack-deadline-secs <SECONDS>) is not valid: it has to be at least {}, twice \
-             CATCHALL_STATEMENT_TIMEOUT_SECS ({statement_secs}) and the longer of CATCHALL_LINGER_MS and \
-             CATCHALL_MAX_LINGER_MS ({linger_ms}), or messages would be given back uncounted",
-            hold.as_secs(),
+            "the value {} of CATCHALL_ACK_DEADLINE_SECS (--ack-deadline-secs <SECONDS>) is not valid: it has \
+             to be at least {}, twice CATCHALL_STATEMENT_TIMEOUT_SECS ({statement_secs}) plus the longer of \
+             CATCHALL_LINGER_MS and CATCHALL_MAX_LINGER_MS ({linger_ms}), or messages would be given back \
+             uncounted",
+            ack_deadline.as_secs(),
             least.as_secs_f64().ceil(),
         ))
     }
@@ -105,23 +131,27 @@ impl Config {
 pub fn main() -> ExitCode {
     process::main_checked(
         "catchall-worker",
-        "Counts the delivery events that wait in RabbitMQ into Postgres, each exactly once",
+        "Counts the delivery events in RabbitMQ into Postgres, each exactly once",
         Config::check,
         run,
     )
 }
 
-/// Consumes, counts and accepts until the shutdown, then finishes what is gathered, within the grace.
+/// Consumes, counts and acknowledges until the shutdown, then settles what has gathered, within the grace
+/// period.
 ///
 /// # Errors
 ///
-/// When the operations port cannot be had or its server fails; never for a broker or a database that is away.
+/// When the operations port cannot be bound or its server fails; never because the broker or the database is
+/// unavailable.
 pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     let ops = config.ops.bind()?;
     let health = Health::default();
     let ledger = Ledger::new(&config.ledger, "catchall-worker");
     tracing::info!(
-        ops_listen = %ops.local_addr()?, broker = %config.broker.amqp_url, database = %config.ledger.primary.database_url,
+        ops_listen = %ops.local_addr()?,
+        broker = %config.broker.amqp_url,
+        database = %config.ledger.primary.database_url,
         "counting events"
     );
     let watching = ledger.clone();
@@ -147,7 +177,9 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     let worker = Worker { config, broker: health.dependency("broker"), settler };
     tokio::select! {
         () = worker.work(process.shutdown.clone()) => Ok(()),
-        served = http::serve_ops(ops, health.clone(), process.metrics, process.shutdown) => served.context("the operations routes"),
+        served = http::serve_ops(ops, health.clone(), process.metrics, process.shutdown) => {
+            served.context("the operations routes")
+        }
         () = watching.watch(health.dependency("database")) => Ok(()),
         () = pruning => Ok(()),
     }
@@ -161,8 +193,8 @@ struct Worker {
 }
 
 impl Worker {
-    /// One session after the other: whatever ends a session, everything it had not accepted is delivered
-    /// again, to the next one or to another worker.
+    /// Runs one session after the other. Whatever ends a session, everything it had not acknowledged is
+    /// delivered again, to the next one or to another worker.
     async fn work(mut self, shutdown: Shutdown) {
         let mut delays = backoff();
         let mut throttle = PrefetchThrottle::new(self.config.prefetch);
@@ -196,8 +228,8 @@ impl Worker {
         }
     }
 
-    /// Consumes only once there is a ledger to count in: what is handed out meanwhile would only wait here,
-    /// out of reach of other workers. Returns a moment before anything was handed out, too.
+    /// Starts to consume, but only once the ledger is available: messages handed out before would only wait
+    /// here, out of reach of other workers. Also returns a moment before anything was handed out.
     async fn open(&self, prefetch: u16) -> Result<(Deliveries, Moment), broker::Error> {
         self.settler.ledger.ready().await;
         self.settler.commits.up();

@@ -26,35 +26,42 @@ use durability::Settings;
 pub use clock::Moment;
 pub use retention::{AckDeadline, Config as RetentionConfig, Horizon, Kind, Pruning, Watermark};
 
-/// One transaction and one step of upkeep at a time, and one connection to spare for when the last has just died.
+/// One transaction and one step of upkeep at a time, and a spare connection for when one of them has just
+/// died.
 const CONNECTIONS: u32 = 3;
 
-/// How long a worker that is stopped inside a transaction (a paused machine) may hold the rows of others, and how
-/// long one that waits for such rows does before it gives up and tries again. On the server's side, as is the
-/// bound on statements, so that nothing here ever has to be cancelled.
+/// How long a worker that is stopped inside a transaction (a paused machine) may hold rows that others need,
+/// and how long a worker waits for such rows before it gives up and tries again. The server enforces this,
+/// like the bound on statements, so that nothing here ever has to be cancelled.
 const STANDSTILL: &str = "10s";
 
-/// Where the ledger is.
+/// The address of the ledger.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct Primary {
-    /// Where the Postgres primary is: postgres://USER:PASSWORD@HOST:PORT/DATABASE, with ?sslmode=require for TLS
+    /// Postgres primary: postgres://USER:PASSWORD@HOST:PORT/DATABASE, with ?sslmode=require for TLS
     #[arg(long, env = "CATCHALL_DATABASE_URL", value_name = "URL", hide_env_values = true)]
     pub database_url: Url,
 }
 
-/// Where the ledger is, and how long it may take.
+/// The address of the ledger, and how long it may take.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct Config {
-    /// Where it is.
+    /// The address.
     #[command(flatten)]
     pub primary: Primary,
 
-    /// How long the primary works on one statement, in seconds, before it gives it up. What was too much is then counted
-    /// in halves, and the next transactions are smaller. A primary that is gone without a word is given up after half as
-    /// long again, and until then this worker counts nothing
-    #[arg(long, env = "CATCHALL_STATEMENT_TIMEOUT_SECS", value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    /// How long the primary works on one statement, in seconds, before it cancels it. What took too long is
+    /// then counted in halves, and the next transactions are smaller. A primary that vanished without a word
+    /// is given up after one and a half times this, and until then this worker counts nothing
+    #[arg(
+        long,
+        env = "CATCHALL_STATEMENT_TIMEOUT_SECS",
+        value_name = "SECONDS",
+        default_value_t = 60,
+        value_parser = clap::value_parser!(u32).range(1..=3600)
+    )]
     pub statement_timeout_secs: u32,
 }
 
@@ -66,21 +73,21 @@ impl Config {
     }
 }
 
-/// What is to be counted, and under which conditions.
+/// Messages to count, and the conditions for counting them.
 #[derive(Debug, Default)]
 pub struct ApplyRequest {
-    /// The contents of messages, in the order in which they came.
+    /// The contents of messages, in the order of their arrival.
     pub entries: Vec<Entry>,
-    /// Watermarks that were handed out with them: see [`Ledger::begin_watermark`].
+    /// Ids of the marks that were handed out with them: see [`Ledger::begin_watermark`].
     pub watermarks: Vec<Uuid>,
-    /// Counted no later than this: after that the claims the messages rely on may be pruned.
+    /// The last moment at which they may be counted: after it, the claims they rely on may be pruned.
     pub before: Option<Moment>,
 }
 
-/// What one message says.
+/// The content of one message.
 #[derive(Clone, Debug, Default)]
 pub struct Entry {
-    /// By which the caller knows the message. It means nothing to the ledger.
+    /// Identifies the message to the caller. The ledger does not use it.
     pub tag: u64,
     /// The id under which the message counts once, if it has one.
     pub id: Option<IdempotencyKey>,
@@ -99,17 +106,17 @@ impl Entry {
 /// Why a request was not counted.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    /// The database could not do it, or its answer was lost. The same again is safe for all batches that have
-    /// an id.
+    /// The database could not do it, or its response was lost. Repeating the request is safe for all batches
+    /// that have an id.
     #[error(transparent)]
     Transient(Error),
-    /// The same, but a statement took too long: less of it may do.
+    /// Like [`Transient`](Self::Transient), but a statement took too long. A smaller range may succeed.
     #[error(transparent)]
     Late(Error),
-    /// The database refuses something in it, and would again.
+    /// The database refuses something in the request, and would refuse it again.
     #[error(transparent)]
     Refused(Error),
-    /// It was held for longer than claims are certain to be kept.
+    /// The messages were held for longer than claims are certain to be kept.
     #[error("the messages were held too long to be told from duplicates")]
     TooLate,
 }
@@ -121,7 +128,7 @@ pub struct Applied {
     pub duplicates: usize,
     /// Domains whose counters grew.
     pub rows: usize,
-    /// The sum of all that was added.
+    /// The sum of everything that was added.
     pub added: Counters,
 }
 
@@ -129,14 +136,14 @@ pub struct Applied {
 #[derive(Clone, Debug)]
 pub struct Ledger {
     database: Database,
-    /// How long a statement may take before its connection is given up: longer than the server lets it run, so that
-    /// only a peer that is gone without a word is.
+    /// How long a statement may take before its connection is given up. This is longer than the server lets
+    /// it run, so only a peer that vanished without a word is given up.
     timeout: Duration,
     clock: Arc<Clock>,
 }
 
 impl Ledger {
-    /// A ledger that connects when it is first used, under this name, which the primary shows its operators.
+    /// A ledger that connects on first use. The primary shows its operators the name `application`.
     #[must_use]
     pub fn new(config: &Config, application: &str) -> Self {
         let statement = config.statement_timeout();
@@ -149,17 +156,18 @@ impl Ledger {
         Self { database, timeout: statement * 3 / 2, clock: Arc::default() }
     }
 
-    /// Waits until the primary is there with the schema this build needs, and keeps what it commits.
+    /// Waits until the primary is available, has the schema this build needs, and keeps what it commits.
     pub async fn ready(&self) {
         loop {
             self.database.ready().await;
             let clock = Arc::clone(&self.clock);
             let look = async move |pool: PgPool| look(&mut *pool.acquire().await?, &clock).await.map(drop);
-            // What a clock that was ahead has left behind is gone before anything is claimed by the clock of now.
+            // What a clock that was ahead has left behind must go before anything is claimed by the present
+            // clock.
             if self.database.run(self.timeout, look).await.is_ok() && self.discard_future().await.is_ok() {
                 return;
             }
-            // Why, the watch tells.
+            // The watch reports the reason.
             tokio::time::sleep(WATCH_INTERVAL).await;
         }
     }
@@ -181,28 +189,28 @@ impl Ledger {
         self.database.watch(database, look).await;
     }
 
-    /// What the primary's clock showed about a second ago, or when the primary was last there; the epoch before
-    /// it first was [ready](Self::ready).
+    /// The primary's clock about a second ago, or when the primary was last available. The epoch before it
+    /// was first [ready](Self::ready).
     #[must_use]
     pub fn clock(&self) -> Moment {
         self.clock.last()
     }
 
-    /// Waits until the primary's clock is set back, or has been since this was last waited for.
+    /// Waits until the primary's clock is set back. Returns at once if it was set back since the last wait.
     pub async fn clock_set_back(&self) {
         self.clock.set_back().await;
     }
 
-    /// Counts a range of the entries of a request; with the last of them it notes the watermarks. Once this returns,
+    /// Counts a range of the request's entries. The last range also notes the watermarks. Once this returns,
     /// all of it is durable, and none of it will be counted again under the same ids and keys.
     ///
-    /// Claims come first and in the same transaction as what they guard, so a crash anywhere leaves both or
-    /// neither. Everything is written in key order, so two workers with the same ids or domains wait for
-    /// each other and never in a circle.
+    /// Claims come first and in the same transaction as what they guard, so a crash at any point leaves both
+    /// or neither. Everything is written in key order, so two workers with the same ids or domains may wait
+    /// for each other, but never in a circle.
     ///
     /// # Errors
     ///
-    /// Nothing was counted, or (of what is transient) the answer to the commit was lost.
+    /// Nothing was counted, or (`Transient` and `Late`) the response to the commit was lost.
     pub async fn apply(
         &self,
         request: Arc<ApplyRequest>,
@@ -220,7 +228,7 @@ impl Ledger {
     }
 }
 
-/// Nothing when it is too late.
+/// `None`: it is too late to count the range.
 async fn transaction(
     pool: &PgPool,
     steps: &Steps,
@@ -257,19 +265,19 @@ async fn transaction(
     Ok(Some(Applied { duplicates, rows: tally.len(), added }))
 }
 
-/// The clock shows the beginning of the transaction, which is what `claimed_at` gets. The settings are those of this
-/// session, which may be older or newer than a change of what is set for its role or its database.
+/// The clock shows the beginning of the transaction, which `claimed_at` gets too. The settings are those of
+/// this session. They may be older or newer than a change to its role or its database.
 const LOOK: &str = "\
 -- catchall: look at the clock and at what a commit means
 select extract(epoch from now())::float8,
     current_setting('synchronous_commit'), current_setting('fsync'), current_setting('full_page_writes')";
 
-/// Reads the clock and fails where a commit of this session does not last.
+/// Reads the clock, and fails where a commit of this session does not last.
 async fn look(connection: &mut PgConnection, clock: &Clock) -> Result<(Moment, Settings), sqlx::Error> {
     look_since(Instant::now(), connection, clock).await
 }
 
-/// The same in a transaction that was begun at some time after `asked`.
+/// The same in a transaction that began after `asked`.
 async fn look_since(
     asked: Instant,
     connection: &mut PgConnection,
@@ -286,8 +294,9 @@ const WATERMARKS_ARRIVED: &str = "\
 -- catchall: note watermarks that arrived
 update watermarks set arrived_at = now() where id = any($1::uuid[]) and arrived_at is null";
 
-/// One row per domain, in key order. A sum stops at the end of bigint instead of failing the transaction, and with it
-/// everybody's events. The first update of a row makes room for the next ones: see `migrations/0003_room.sql`.
+/// One row per domain, in key order. A sum stops at the end of bigint: otherwise it would fail the
+/// transaction, and everybody's events with it. The first update of a row frees bytes on its page for the
+/// next ones: see `migrations/0003_room.sql`.
 const ADD: &str = "\
 -- catchall: add to the counters
 insert into domain_counters as c (domain, delivered, bounced)

@@ -12,21 +12,22 @@ use tokio::sync::watch;
 use super::schema;
 use crate::health::Dependency;
 
-/// How long a query waits for a connection of the pool. The pool would wait 30 s; what cannot be had in two
-/// is better refused while the client still listens.
+/// How long a query waits for a connection of the pool. The pool's default is 30 s. After two seconds it is
+/// better to refuse the query, while the client still listens.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How often a database is looked at: often enough that readiness is news, seldom enough to cost nothing.
+/// How often a database is checked: often enough to report readiness promptly, rarely enough to cost nothing.
 pub(crate) const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// SQLSTATE's classes of a value that is not valid and of a broken constraint. All others are about the server,
-/// the session or the statement, and may be over the next time.
+/// SQLSTATE classes of an invalid value and of a violated constraint. All other errors concern the server,
+/// the session or the statement, and may not occur again.
 const REFUSALS: [&str; 2] = ["22", "23"];
 
-/// SQLSTATE's class of a transaction that was rolled back in favour of others.
+/// SQLSTATE class of a transaction that was rolled back in favour of others.
 const CONFLICT: &str = "40";
 
-/// SQLSTATE of a statement that took too long for the server (or was cancelled by an operator).
+/// SQLSTATE of a statement that the server cancelled because it took too long (or that an operator
+/// cancelled).
 const CANCELLED: &str = "57014";
 
 /// A Postgres URL. It prints without user and password.
@@ -41,9 +42,9 @@ impl FromStr for Url {
         if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
             return Err(EXAMPLE.into());
         }
-        // The parser's own error is not repeated: it can hold parts of the URL, and so of the password.
+        // The parser's own error is not repeated: it can contain parts of the URL, and so of the password.
         let options = url.parse::<PgConnectOptions>().map_err(|_| EXAMPLE)?;
-        // One line per failed statement is the caller's to write; slow ones show in the server's log.
+        // Callers log failed statements, and slow ones show in the server's log.
         Ok(Self(options.disable_statement_logging()))
     }
 }
@@ -69,39 +70,39 @@ impl fmt::Debug for Url {
     }
 }
 
-/// A database that could not do what was asked. Nothing of it has happened, or (a commit whose answer was
-/// lost) it is not known to have; trying again is right either way.
+/// A database that could not do what was asked. Nothing was done, or (if the response to a commit was lost)
+/// it is unknown whether it was. Trying again is right either way.
 #[derive(Debug, thiserror::Error)]
 #[error("{url}: {reason}")]
 pub struct Error {
     url: String,
     reason: String,
-    /// SQLSTATE, if the database said what is wrong.
+    /// SQLSTATE, if the database reported the error.
     code: Option<String>,
-    /// Whether it said nothing for so long that it was given up.
+    /// Whether the database was given up because it did not answer in time.
     given_up: bool,
 }
 
 impl Error {
-    /// What could not be done at `url`, where the database did not say why.
+    /// Something could not be done at `url`, and the database did not say why.
     pub(super) fn new(url: &Url, reason: String) -> Self {
         Self { url: url.to_string(), reason, code: None, given_up: false }
     }
 
-    /// Whether the database refuses the data itself: the same again would be refused again.
+    /// Whether the database refuses the data itself, and would refuse the same data again.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         REFUSALS.iter().any(|class| self.is_of(class))
     }
 
-    /// Whether the transaction was cancelled for what others do at the same time, as a replica cancels a read that is
-    /// in the way of what it has to replay. The same again has nothing to do with those.
+    /// Whether the transaction was cancelled because of concurrent work, as a replica cancels a read that
+    /// blocks its replay. A new try does not meet the same work.
     #[must_use]
     pub fn is_conflict(&self) -> bool {
         self.is_of(CONFLICT)
     }
 
-    /// Whether a statement took too long. A smaller one may not.
+    /// Whether a statement took too long. A smaller one may succeed.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
         self.given_up || self.is_of(CANCELLED)
@@ -116,18 +117,18 @@ fn pool(url: &Url, connections: u32) -> PgPool {
     PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
-        // A round trip per use would cost more than the query; a dead connection fails the query, and what
-        // failed is tried again.
+        // Testing costs a round trip per use, which is more than the query costs. A dead connection fails its
+        // query, and failed queries are tried again.
         .test_before_acquire(false)
         .connect_lazy_with(url.0.clone())
 }
 
-/// Where work tells that one of its statements is done.
+/// Where work reports that one of its statements is done.
 #[derive(Debug)]
 pub(crate) struct Steps(watch::Sender<()>);
 
 impl Steps {
-    /// One more is.
+    /// Reports that one more statement is done.
     pub(crate) fn done(&self) {
         self.0.send_replace(());
     }
@@ -142,19 +143,20 @@ pub(crate) struct Database {
 }
 
 impl Database {
-    /// `session` are settings of each connection: what bounds a statement is the server.
+    /// `session` holds settings of each connection, such as the timeouts by which the server bounds a
+    /// statement.
     pub(crate) fn new(url: &Url, name: &str, connections: u32, session: &[(&str, &str)]) -> Self {
         let url = Url(url.0.clone().application_name(name).options(session.iter().copied()));
         let pool = Arc::new(Mutex::new(pool(&url, connections)));
         Self { url, connections, pool }
     }
 
-    /// Runs `work` on the pool, in a task of its own that ends whatever becomes of the caller: work of sqlx
-    /// that is cancelled in `begin` can leave a connection inside a transaction, where what is written later
-    /// reports success and vanishes (sqlx #4393).
+    /// Runs `work` on the pool, in a task of its own that goes on to its end even when the caller is dropped.
+    /// If sqlx is cancelled inside `begin`, it can leave a connection in a transaction, where later writes
+    /// report success and vanish (sqlx #4393).
     ///
     /// Work that takes longer than `timeout` has lost its peer without a word. It is given up together with
-    /// the whole pool, so that no connection of doubtful state is used again.
+    /// the whole pool, so that no connection in a doubtful state is used again.
     pub(crate) async fn run<W, F, T>(&self, timeout: Duration, work: W) -> Result<T, Error>
     where
         W: FnOnce(PgPool) -> F,
@@ -177,7 +179,7 @@ impl Database {
         let ended = loop {
             tokio::select! {
                 ended = &mut task => break Some(ended),
-                // When the work has dropped its end, what is left of it has to end within one timeout.
+                // Once the work has dropped its `Steps`, the rest of it has to end within one timeout.
                 Ok(()) = stepped.changed() => {}
                 () = tokio::time::sleep(timeout) => break None,
             }
@@ -186,7 +188,7 @@ impl Database {
             Some(Ok(Ok(done))) => return Ok(done),
             Some(Ok(Err(error))) => {
                 if is_misconfigured(&error) {
-                    // Sessions stay as they were opened, and this one is of no use.
+                    // A session keeps the settings it was opened with, so this one is useless.
                     self.replace(&used);
                 }
                 (describe(&error), code(&error), false)
@@ -201,9 +203,9 @@ impl Database {
         Err(Error { url: self.url.to_string(), reason, code, given_up })
     }
 
-    /// Puts a new pool in the place of the one that was used, unless another has done so.
+    /// Replaces the pool that was used by a new one, unless another caller has done so.
     fn replace(&self, used: &PgPool) {
-        // Marks it closed at once: what is given back to it later is closed too.
+        // Marks the pool closed at once: connections that are returned to it later are closed too.
         drop(used.close());
         let mut current = self.current();
         if current.is_closed() {
@@ -215,9 +217,9 @@ impl Database {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps `dependency` up to date for as long as the process runs, over a connection of its own, which
-    /// can name the real reason where the pool would only say that it timed out. Each new connection checks
-    /// the schema, for the database may be another one after it was away; `look` is called once a second.
+    /// Keeps `dependency` up to date for as long as the process runs. It uses a connection of its own, which
+    /// can name the real reason where the pool would only report a timeout. Each new connection checks the
+    /// schema, because the database may be another one after an outage. `look` is called once a second.
     pub(crate) async fn watch<L>(&self, dependency: Dependency, mut look: L)
     where
         L: AsyncFnMut(&mut PgConnection) -> Result<(), sqlx::Error>,
@@ -238,7 +240,7 @@ impl Database {
         }
     }
 
-    /// Waits until the database is there with its schema.
+    /// Waits until the database is available with its schema.
     pub(crate) async fn ready(&self) {
         while self.connect().await.is_err() {
             tokio::time::sleep(WATCH_INTERVAL).await;
@@ -252,8 +254,8 @@ impl Database {
     }
 }
 
-/// A look at the database, bounded: cancelling it is safe because its connection is nobody else's and is
-/// dropped with it.
+/// A look at the database, with a time limit. Cancelling it is safe because nothing else uses its connection,
+/// which is dropped with it.
 async fn within<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, String> {
     match tokio::time::timeout(ACQUIRE_TIMEOUT, work).await {
         Ok(done) => done.map_err(|error| describe(&error)),
@@ -261,7 +263,7 @@ async fn within<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result
     }
 }
 
-/// The error of work that finds a session not to be as it has to be: later ones may be.
+/// The error of work that finds its session misconfigured. A later session may be right.
 pub(crate) fn misconfigured(reason: &'static str) -> sqlx::Error {
     sqlx::Error::Configuration(reason.into())
 }
@@ -274,14 +276,14 @@ fn code(error: &sqlx::Error) -> Option<String> {
     Some(error.as_database_error()?.code()?.into_owned())
 }
 
-/// What went wrong in words an operator can act on; the driver's own where there are no better ones.
+/// Describes an error in words an operator can act on, or in the driver's own where there are none better.
 pub(super) fn describe(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(error) => error.message().into(),
         sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
             "connection refused".into()
         }
-        sqlx::Error::PoolTimedOut => "no connection to be had in time".into(),
+        sqlx::Error::PoolTimedOut => "no connection was available in time".into(),
         sqlx::Error::Configuration(reason) => reason.to_string(),
         error => error.to_string(),
     }

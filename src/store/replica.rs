@@ -9,25 +9,25 @@ use crate::counters::Counters;
 use crate::domain_name::DomainName;
 use crate::health::Dependency;
 
-/// A connection of this session cannot write, whatever server the URL leads to, and a read that takes a
-/// second is of no more use to anyone.
+/// A session with these settings cannot write, whatever server the URL leads to. The server cancels a read
+/// after 2 s, when it is of no more use to anyone.
 const SESSION: [(&str, &str); 2] = [("default_transaction_read_only", "on"), ("statement_timeout", "2s")];
 
-/// How long a read may take before its connection is given up: longer than the server lets it run.
+/// How long a read may take before its connection is given up. This is longer than the server lets it run.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often a read is tried that the replica cancels because it is in the way of replay. What is read next begins
-/// after what was then replayed.
+/// How often to try a read that the replica cancels because it blocks replay. The next try begins after that
+/// replay.
 const TRIES: u32 = 3;
 
-/// Answers older than this are told in the log. A healthy replica is behind by milliseconds.
+/// Responses older than this are reported in the log. A healthy replica is behind by milliseconds.
 const STALE: Duration = Duration::from_secs(10);
 
-/// Where the replica is.
+/// The address of the replica.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct Config {
-    /// Where a Postgres replica is: postgres://USER:PASSWORD@HOST:PORT/DATABASE, with ?sslmode=require for TLS
+    /// Postgres replica: postgres://USER:PASSWORD@HOST:PORT/DATABASE, with ?sslmode=require for TLS
     #[arg(long, env = "CATCHALL_REPLICA_URL", value_name = "URL", hide_env_values = true)]
     pub replica_url: Url,
 }
@@ -37,7 +37,7 @@ pub struct Config {
 pub struct Replica(Database);
 
 impl Replica {
-    /// A replica that is connected to when it is first used, by at most `connections` at a time.
+    /// A replica that is connected to on first use, with at most `connections` connections.
     #[must_use]
     pub fn new(config: &Config, connections: u32) -> Self {
         Self(Database::new(&config.replica_url, "catchall-query", connections, &SESSION))
@@ -58,8 +58,9 @@ impl Replica {
         Ok(counters)
     }
 
-    /// Keeps `replica` and the metrics of its lag up to date for as long as it is polled. A replica that falls
-    /// behind stays up: an old answer is better than none, and is told by the metrics and in the log.
+    /// Keeps `replica` and the metrics of its lag up to date for as long as it is polled. A replica that
+    /// falls behind stays up: an old response is better than none, and the metrics and the log report the
+    /// lag.
     pub async fn watch(&self, replica: Dependency) {
         let lag = metrics::gauge!("catchall_replica_lag_seconds");
         let receiving = metrics::gauge!("catchall_replica_receiving");
@@ -76,15 +77,16 @@ impl Replica {
                         (false, _) => tracing::info!("the replica has caught up"),
                         (true, true) => tracing::warn!(
                             lag_seconds,
-                            "the replica is {lag_seconds:.0} s behind with what it receives: answers are that old"
+                            "the replica replays {lag_seconds:.0} s late: responses are that old"
                         ),
                         (true, false) => tracing::warn!(
                             lag_seconds,
-                            "the replica receives nothing from its primary: answers may be {lag_seconds:.0} s old"
+                            "the replica is not connected to its primary: responses may be {lag_seconds:.0} s \
+                             old"
                         ),
                     }
                 }
-                // A pooler on the way may not pass the session's settings on.
+                // A connection pooler in between may not pass on the session's settings.
                 if read_only { Ok(()) } else { Err(sqlx::Error::Protocol("the session can write".into())) }
             })
             .await;
@@ -103,15 +105,16 @@ impl CounterSource for Replica {
     }
 }
 
-/// The place of a name, from 1, says whose counters they are in a third of the bytes.
+/// Returns the place of a name, counted from 1, instead of the name: a third of the bytes.
 const READ: &str = "\
 -- catchall: read counters
 select place, delivered, bounced
 from unnest($1::text[]) with ordinality as asked (domain, place) join domain_counters using (domain)";
 
-/// How old answers may be at most, in seconds: zero on a primary, and on a replica that receives and has nothing
-/// left to replay; else the time since the last transaction that was replayed, which on an idle primary is longer
-/// than anything is missing. Whether the replica is connected to its primary. Whether the session can only read.
+/// `lag_seconds` is how old responses may be at most. It is zero on a primary, and on a replica that is
+/// connected and has replayed all it received. Otherwise it is the time since the last replayed transaction,
+/// which overstates the lag if the primary is idle. `receiving` says whether the replica is connected to its
+/// primary, `read_only` whether the session can only read.
 const LOOK: &str = "\
 -- catchall: look at the replica
 select
@@ -121,5 +124,5 @@ select
     receiving or not standby as receiving,
     current_setting('transaction_read_only')::bool as read_only
 from (select pg_is_in_recovery() as standby,
-    -- Of this view everybody may see the pid, and nothing else.
+    -- Everybody may see the pid in this view, and no other column.
     exists (select from pg_stat_wal_receiver where pid is not null) as receiving) as state";

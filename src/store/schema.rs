@@ -1,4 +1,4 @@
-//! The schema: the migrations this build has, and whether a database has them too.
+//! The schema: the migrations of this build, and the check that a database has them.
 
 use std::sync::LazyLock;
 
@@ -7,11 +7,11 @@ use sqlx::{Connection, PgConnection, SqlSafeStr};
 
 use super::postgres::{Error, Url, describe};
 
-/// SQLSTATE of a query for a table that is not there.
+/// SQLSTATE of a query for a table that does not exist.
 const UNDEFINED_TABLE: &str = "42P01";
 
 /// The schema this build needs: the files in `migrations/`, in order. They are listed here because the macro
-/// that would find them compiles the driver, TLS included, a second time.
+/// that would find them compiles the driver, including TLS, a second time.
 static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
     let migration = |version, description: &'static str, sql: &'static str| {
         Migration::new(version, description.into(), MigrationType::Simple, sql.into_sql_str(), false)
@@ -25,23 +25,23 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
     ])
 });
 
-/// Why a database is not the one this build was made for.
+/// Why a database does not fit this build.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 enum SchemaError {
     #[error("the schema is missing: run catchall-migrate")]
     Missing,
     #[error("the schema is at version {found} and this build needs {needed}: run catchall-migrate")]
     Behind { found: i64, needed: i64 },
-    #[error("migration {0} is not the one this build has: the database belongs to another build")]
+    #[error("migration {0} differs from the one in this build: the database belongs to another build")]
     Foreign(i64),
 }
 
-/// Brings the schema up to date. It may be run twice, and at once: a lock in the database makes one run wait for the
-/// other, and it then finds nothing left to do.
+/// Brings the schema up to date. It may be run repeatedly and concurrently: a lock in the database makes one
+/// run wait for the other, and the second finds nothing left to do.
 ///
 /// # Errors
 ///
-/// When the database is not available, or a migration that was applied is not the one this build has.
+/// When the database is unavailable, or an applied migration differs from the one in this build.
 pub async fn migrate(url: &Url) -> Result<(), Error> {
     let failed = |reason: String| Error::new(url, reason);
     let mut connection = url.connect("catchall-migrate").await?;
@@ -55,7 +55,7 @@ pub(super) async fn check(connection: &mut PgConnection) -> Result<(), sqlx::Err
     compare(&applied).map_err(|error| sqlx::Error::Configuration(error.into()))
 }
 
-/// The version and the checksum of each migration the database has; none where nothing was ever migrated.
+/// The version and the checksum of each migration in the database; empty if nothing was ever migrated.
 async fn applied_migrations(connection: &mut PgConnection) -> Result<Vec<(i64, Vec<u8>)>, sqlx::Error> {
     let applied =
         sqlx::query_as("select version, checksum from _sqlx_migrations where success order by version")
@@ -69,8 +69,8 @@ async fn applied_migrations(connection: &mut PgConnection) -> Result<Vec<(i64, V
     }
 }
 
-/// Every migration this build has must be there and be the same. Later ones may be there too: that is how a
-/// fleet is upgraded, schema first.
+/// The database must have every migration of this build, unchanged. It may have later ones too, because a
+/// fleet is upgraded schema first.
 fn compare(applied: &[(i64, Vec<u8>)]) -> Result<(), SchemaError> {
     let found = applied.last().ok_or(SchemaError::Missing)?.0;
     let needed = MIGRATIONS.iter().last().map_or(0, |migration| migration.version);

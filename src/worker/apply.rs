@@ -1,4 +1,4 @@
-//! Counting a request, however long it takes.
+//! Counts a request, however long it takes.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,14 +11,14 @@ use crate::backoff::backoff;
 use crate::health::Dependency;
 use crate::store::ledger::{Applied, ApplyError, ApplyRequest, Entry, Ledger};
 
-/// What is held may no longer be counted: see [`ApplyRequest::before`].
+/// The held messages may no longer be counted: see [`ApplyRequest::before`].
 #[derive(Debug, thiserror::Error)]
 #[error("{0}, giving them back")]
 pub(super) struct AckDeadlinePassed(ApplyError);
 
-/// Counts a request, trying until it is done. What the database refuses, or does not write in time, is counted in
-/// halves, down to single messages: one that is refused on its own is returned by its tag, one that is late on its own
-/// is tried again.
+/// Counts a request and tries until it is done. What the database refuses, or does not write in time, is
+/// counted in halves, down to single messages. The tags of messages that are refused on their own are
+/// returned. A message that is late on its own is tried again.
 pub(super) async fn count(
     ledger: &Ledger,
     commits: &Dependency,
@@ -48,7 +48,11 @@ pub(super) async fn count(
             Err(ApplyError::Refused(error)) => {
                 let Entry { tag, id, .. } = &request.entries[range.start];
                 let message_id = id.as_ref().map(ToString::to_string);
-                tracing::warn!(message_id, reason = %error, "the database refuses a message, which becomes a dead letter: {error}");
+                tracing::warn!(
+                    message_id,
+                    reason = %error,
+                    "the database refuses a message, which becomes a dead letter: {error}"
+                );
                 refused.push(*tag);
             }
             Err(ApplyError::Late(error)) => {
@@ -56,7 +60,13 @@ pub(super) async fn count(
                 commits.down(format_args!("{error}, holding {messages} messages"));
                 limit.timed_out(rows);
                 let limit = limit.now();
-                tracing::warn!(reason = %error, messages, rows, limit, "{rows} rows were not written in time, the next delivery batches are smaller");
+                tracing::warn!(
+                    reason = %error,
+                    messages,
+                    rows,
+                    limit,
+                    "{rows} rows were not written in time, the next delivery batches are smaller"
+                );
                 ranges.extend(halves(range));
                 tokio::time::sleep(delays.next().unwrap_or_default()).await;
             }
@@ -71,7 +81,7 @@ pub(super) async fn count(
     Ok(refused)
 }
 
-/// The halves of a part, the first of them last; the part itself where there is but one message.
+/// The halves of a range, the first one last. The range itself if it has only one message.
 fn halves(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let middle = range.start + range.len() / 2;
     [middle..range.end, range.start..middle].into_iter().filter(|half| !half.is_empty())

@@ -1,4 +1,4 @@
-//! A delivery batch: what has been taken from the queue for one transaction.
+//! A delivery batch: the messages taken from the queue for one transaction.
 
 use std::time::Duration;
 
@@ -11,31 +11,31 @@ use crate::excerpt::excerpt;
 use crate::idempotency_key::IdempotencyKey;
 use crate::store::ledger::{ApplyRequest, Entry};
 
-/// Messages that are read without a pause for whatever else this thread has to do: at up to a thousand
-/// events each, some ten milliseconds.
+/// Messages that are read before other tasks of this thread get their turn: at up to a thousand events each,
+/// they take some ten milliseconds.
 const READS_AT_A_STRETCH: usize = 32;
 
-/// Bytes of messages that cannot be read after which a delivery batch is full. They are in memory twice while their copies are
-/// published.
+/// Bytes of unreadable messages after which a delivery batch is full. They are in memory twice while their
+/// copies are published.
 const MAX_POISON_BYTES: usize = 8 << 20;
 
-/// What has been taken from the queue for one transaction.
+/// The messages taken from the queue for one transaction.
 #[derive(Debug, Default)]
 pub(super) struct DeliveryBatch {
-    /// What the messages that can be read say.
+    /// The contents of the readable messages.
     pub(super) request: ApplyRequest,
-    /// The messages that cannot be read.
+    /// The unreadable messages.
     pub(super) poison: Vec<Poison>,
     /// The tag of the first message of either kind.
     pub(super) first: u64,
-    /// When that was taken.
+    /// When the first message was taken.
     begun: Option<Instant>,
-    /// The tag of the last message of either kind. Every message up to it is in this delivery batch or in one that
-    /// is settled, which is what makes one acceptance for all of them right.
+    /// The tag of the last message of either kind. Every message up to it is in this delivery batch or in one
+    /// that is settled, so one acknowledgement may cover them all.
     pub(super) last: u64,
-    /// How many rows it can touch.
+    /// How many rows the batch can touch.
     rows: usize,
-    /// How many bytes the copies of what cannot be read have.
+    /// The bytes of the copies of unreadable messages.
     poison_bytes: usize,
 }
 
@@ -44,8 +44,8 @@ pub(super) struct DeliveryBatch {
 pub(super) struct Poison {
     pub(super) tag: u64,
     pub(super) reason: String,
-    /// What is to be kept as a dead letter; nothing where the client library could not read all of the message, which
-    /// only the broker can keep as it is.
+    /// The copy to keep as a dead letter. `None` if the client library could not read all of the message:
+    /// then only the broker can keep it as it is.
     pub(super) copy: Option<Message>,
 }
 
@@ -54,7 +54,7 @@ impl DeliveryBatch {
         self.messages() == 0
     }
 
-    /// Whether it has all that one transaction may write.
+    /// Whether it has as much as one transaction may write.
     pub(super) fn is_full(&self, max_rows: usize) -> bool {
         self.rows >= max_rows || self.poison_bytes >= MAX_POISON_BYTES
     }
@@ -63,8 +63,8 @@ impl DeliveryBatch {
         self.request.entries.len() + self.poison.len()
     }
 
-    /// Waits for a message and takes what else has arrived by then. When it is dropped while it waits, no
-    /// message goes with it.
+    /// Waits for a message, and takes the others that have arrived by then. If the future is dropped while it
+    /// waits, no message is lost.
     pub(super) async fn gather(
         &mut self,
         deliveries: &mut Deliveries,
@@ -83,7 +83,8 @@ impl DeliveryBatch {
         Ok(())
     }
 
-    /// Gathers on until there is enough for a transaction, or the first message has waited for so long.
+    /// Gathers more messages until there are enough for a transaction, or until the first one has waited for
+    /// `linger`.
     pub(super) async fn grow(
         &mut self,
         deliveries: &mut Deliveries,
@@ -130,25 +131,26 @@ impl DeliveryBatch {
     }
 }
 
-/// How long a transaction waits for company after one that took so long. Short ones wait as little as they may: to wait
-/// is worth it where rows are the cost, and those take their time.
+/// How long a transaction waits for more messages, given that the last one `took` so long. Short transactions
+/// wait as little as possible: waiting pays off where the rows are the cost, and those transactions take
+/// long.
 pub(super) fn linger(took: Duration, least: Duration, most: Duration) -> Duration {
     (2 * took).clamp(least, most.max(least))
 }
 
-/// What a message says, or why it cannot be read now or ever.
+/// The content of a message, or why it can never be read.
 fn read(delivery: &Delivery) -> Result<(Option<IdempotencyKey>, Batch), String> {
     if let Some(media_type) = delivery.content_type() {
         let essence = media_type.split(';').next().unwrap_or_default().trim();
         if !essence.eq_ignore_ascii_case("application/json") {
-            return Err(format!("the content type {media_type:?} is not read here: send application/json"));
+            return Err(format!("the content type {media_type:?} is not supported: send application/json"));
         }
     }
-    // Some clients put the character encoding here.
+    // Some clients put the character encoding into this property.
     let plain =
         |encoding: &str| ["identity", "utf-8"].iter().any(|plain| encoding.eq_ignore_ascii_case(plain));
     if let Some(encoding) = delivery.content_encoding().filter(|encoding| !plain(encoding)) {
-        return Err(format!("the content encoding {encoding:?} is not read here: send none"));
+        return Err(format!("the content encoding {encoding:?} is not supported: send none"));
     }
     let id = delivery.message_id().map(str::parse::<IdempotencyKey>).transpose();
     let id = id.map_err(|error| format!("message_id: {error}"))?;

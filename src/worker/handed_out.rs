@@ -1,33 +1,34 @@
-//! Since when messages are in this worker's hands, which is what the ack deadline counts from.
+//! When messages were handed out to this worker. The ack deadline counts from then.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::store::ledger::Moment;
 
-/// The fraction of the ack deadline by which it may be uncertain when a message was handed out.
+/// It may be uncertain by the ack deadline divided by this when a message was handed out.
 const STALE_FRACTION: u32 = 4;
 
-/// Since when messages can have been in this worker's hands. They arrive unseen, in the client library's buffer, but
-/// never more than the prefetch ahead of what is accepted, and none before its consumer was asked for.
+/// The earliest times at which messages can have been handed out to this worker. Messages arrive unseen, in
+/// the client library's buffer, but never more than the prefetch ahead of what is acknowledged, and never
+/// before their consumer was requested.
 #[derive(Debug)]
 pub(super) struct HandedOut {
     prefetch: u64,
-    /// The last message that was handed out to an earlier consumer.
+    /// The tag of the last message that was handed out to an earlier consumer.
     before: u64,
-    /// Tags behind which all messages were handed out after a moment, in their order. The first is of all that are asked
-    /// for.
+    /// Tags in ascending order, each with a moment: all messages behind the tag were handed out after the
+    /// moment. The first entry covers all tags that are still asked for.
     floors: VecDeque<(u64, Moment)>,
 }
 
 impl HandedOut {
-    /// Nothing was handed out before this moment.
+    /// Nothing was handed out before the moment `asked`.
     pub(super) fn new(prefetch: u16, asked: Moment) -> Self {
         Self { prefetch: prefetch.into(), before: 0, floors: VecDeque::from([(0, asked)]) }
     }
 
-    /// There is a new consumer, which was asked for at this moment, and the messages up to this tag were handed out to
-    /// the one before it.
+    /// A new consumer was requested at the moment `asked`. Messages up to the tag `before` were handed out to
+    /// its predecessor.
     pub(super) fn renew(&mut self, prefetch: u16, before: u64, asked: Moment) {
         self.prefetch = prefetch.into();
         self.before = before;
@@ -37,13 +38,13 @@ impl HandedOut {
         self.floors.push_back((before, asked));
     }
 
-    /// All messages up to `tag` are being accepted.
+    /// All messages up to `tag` are being acknowledged.
     pub(super) fn ack(&mut self, tag: u64, now: Moment) {
-        // What an earlier consumer was handed makes no room for this one.
+        // Messages of an earlier consumer do not count against the prefetch of this one.
         self.floors.push_back((tag.max(self.before) + self.prefetch, now));
     }
 
-    /// A moment before the message with this tag was handed out. Tags have to be asked for in their order.
+    /// A moment before the message with this tag was handed out. Tags must be asked for in ascending order.
     pub(super) fn since(&mut self, tag: u64) -> Moment {
         while self.floors.get(1).is_some_and(|(floor, _)| *floor < tag) {
             self.floors.pop_front();
@@ -51,9 +52,9 @@ impl HandedOut {
         self.floors[0].1
     }
 
-    /// Whether the message behind the last one that was seen would seem to have been handed out long ago, though it may
-    /// come only now. That is so where little comes: until a new consumer shows the contrary, it could have been here
-    /// all the time.
+    /// Whether the next message would count as handed out long ago, even if it arrives only now. That happens
+    /// where few messages arrive: until a new consumer proves otherwise, it could have been here all the
+    /// time.
     pub(super) fn is_stale(&self, seen: u64, now: Moment, ack_deadline: Duration) -> bool {
         now.since(self.will_be_since(seen + 1)) > ack_deadline / STALE_FRACTION
     }
@@ -69,14 +70,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_was_handed_out_after_the_one_a_prefetch_before_was_accepted() {
+    fn a_message_was_handed_out_after_the_one_a_prefetch_before_was_acknowledged() {
         let begin = Moment::default();
         let at = |seconds| begin.after(Duration::from_secs(seconds));
         let mut handed_out = HandedOut::new(10, begin);
         assert_eq!(handed_out.since(1), begin);
         handed_out.ack(5, at(50));
         handed_out.ack(8, at(80));
-        // While nothing is accepted, the first ten are in our hands, and nothing tells when each came.
+        // While nothing is acknowledged, up to ten messages are in our hands, and nothing shows when each
+        // arrived.
         assert_eq!(handed_out.since(10), begin);
         assert_eq!(handed_out.since(15), begin);
         assert_eq!(handed_out.since(16), at(50));
@@ -87,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_was_handed_out_after_its_consumer_was_asked_for() {
+    fn a_message_was_handed_out_after_its_consumer_was_requested() {
         let begin = Moment::default();
         let at = |seconds| begin.after(Duration::from_secs(seconds));
         let mut handed_out = HandedOut::new(10, begin);
@@ -95,12 +97,12 @@ mod tests {
         handed_out.renew(10, 0, at(5));
         assert_eq!(handed_out.since(1), at(5));
         handed_out.ack(4, at(40));
-        // Of the first consumer were the messages up to the eighth, four of which are in our hands.
+        // The messages up to the eighth went to the first consumer, and four of them are in our hands.
         handed_out.renew(20, 8, at(50));
         assert_eq!(handed_out.will_be_since(9), at(50));
-        let hold = Duration::from_secs(40);
-        assert!(!handed_out.is_stale(8, at(60), hold) && handed_out.is_stale(8, at(61), hold));
-        assert!(!handed_out.is_stale(8, at(40), hold), "a clock that stepped back");
+        let deadline = Duration::from_secs(40);
+        assert!(!handed_out.is_stale(8, at(60), deadline) && handed_out.is_stale(8, at(61), deadline));
+        assert!(!handed_out.is_stale(8, at(40), deadline), "a clock that stepped back");
         assert_eq!(handed_out.since(5), at(5));
         assert_eq!(handed_out.since(8), at(5));
         handed_out.ack(6, at(60));

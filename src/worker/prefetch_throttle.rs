@@ -1,17 +1,17 @@
-//! The prefetch throttle: how many messages are taken ahead, by what was achieved so far.
+//! The prefetch throttle: how many messages to take ahead, depending on what was settled so far.
 
-/// Begins with one message at a time and doubles with each delivery batch that is settled, so that full speed is reached within
-/// a fraction of a second.
+/// Begins with one message at a time and doubles with each settled delivery batch, so that full speed is
+/// reached within a fraction of a second.
 ///
-/// It is for the message that ends whoever takes it, in a way that nobody has thought of: the session, or the whole
-/// process, which is why a fresh process trusts nobody either. Whatever was handed out with such a message comes back
-/// with it, each time nearer to the delivery limit, behind which it would be a dead letter too. But whoever has so many
-/// messages in hand has settled as many before, but for one: if the bad message was the hundredth in the queue, it is
-/// the fiftieth or so for the next process, and so on, until it is taken alone. So a good message meets it some ten
-/// times, of the hundred that the limit allows, and the bad one reaches the limit alone.
+/// It guards against a message that ends every session or process that takes it, for a reason nobody foresaw.
+/// (So a fresh process begins with one, too.) Messages handed out together with such a message come back with
+/// it, each time nearer to the delivery limit, beyond which they would be dead letters too. But a worker that
+/// holds `n` messages has settled `n` - 1 before. So if the bad message was the hundredth in the queue, it is
+/// about the fiftieth for the next process, and so on, until it is taken alone. A good message meets it some
+/// ten times, of the hundred that the limit allows, and the bad one reaches the limit alone.
 ///
-/// A session that ends for other reasons, as a restart of the broker does, has settled something; the next goes on where
-/// it was.
+/// A session that ends for another reason, such as a restart of the broker, has settled something. The next
+/// one goes on with the same prefetch.
 #[derive(Debug)]
 pub(super) struct PrefetchThrottle {
     most: u16,
@@ -21,7 +21,7 @@ pub(super) struct PrefetchThrottle {
 }
 
 impl PrefetchThrottle {
-    /// Begins with one message, and takes no more than so many.
+    /// Begins with one message, and never takes more than `most`.
     pub(super) fn new(most: u16) -> Self {
         Self { most, now: 1, settled: false }
     }
@@ -36,7 +36,7 @@ impl PrefetchThrottle {
         self.settled = false;
     }
 
-    /// A delivery batch was settled, which was taken under the present prefetch.
+    /// A delivery batch that was taken under the present prefetch was settled.
     pub(super) fn settled(&mut self) {
         self.settled = true;
         self.now = self.now.saturating_mul(2).min(self.most);
@@ -73,7 +73,8 @@ mod tests {
         assert_eq!(most.prefetch(), u16::MAX);
     }
 
-    /// A queue of good messages with one that ends every process that takes it: how often each is handed out.
+    /// How often the good and the bad messages of a queue are handed out, where one bad message ends every
+    /// process that takes it.
     fn handed_out(before: usize, behind: usize, prefetch: u16) -> (usize, usize) {
         const LIMIT: usize = 100;
         let mut queue: VecDeque<Option<usize>> = vec![Some(0); before].into();

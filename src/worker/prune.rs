@@ -1,4 +1,5 @@
-//! Upkeep of the claims: watermarks through the queue, and pruning what they show to be safe.
+//! Upkeep of the claims: sends watermarks through the queue, and prunes the claims that they show to be safe
+//! to prune.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
@@ -9,29 +10,31 @@ use crate::broker::{Message, Priority, PublishError, Publisher};
 use crate::store::ledger::{Kind, Ledger, RetentionConfig, Watermark};
 use crate::store::postgres::Error;
 
-/// How long a watermark waits for the broker. The next one will do as well.
+/// How long a watermark waits for the broker. If it is not confirmed, the next one will do.
 pub(super) const WATERMARK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// When the first pass comes, at least, and at most twice that: soon, for there are workers that do not live for an
-/// hour, but after they have begun to count, and not for a whole fleet at once. A pass that finds nothing to prune is
-/// a few statements that cost about a millisecond. One that failed is tried again as soon.
+/// The first pass comes between once and twice this time after the start: soon, because some workers live for
+/// less than an hour, but after they have begun to count, and not in the whole fleet at once. A pass that
+/// finds nothing to prune takes a few statements, about a millisecond. A failed pass is repeated after the
+/// same time.
 const SOON: Duration = Duration::from_secs(3);
 
-/// Sends watermarks and prunes claims, for ever. Every worker does, and none depends on another: watermarks are sent by
-/// whoever finds one due, and what one is pruning the others pass over.
+/// Sends watermarks and prunes claims, forever. Every worker does both, independently of the others: a
+/// watermark is sent by the first worker that finds one due, and claims that one worker is pruning are
+/// skipped by the others.
 pub(super) async fn prune(ledger: Ledger, watermarks: Publisher, config: RetentionConfig) {
     let mut rest = soon();
     loop {
         tokio::select! {
             () = tokio::time::sleep(rest) => {}
-            // What was noted by the clock as it was is dealt with before much is claimed by the clock as it is.
+            // Times noted by the old clock are dealt with before many claims are made by the new one.
             () = ledger.clock_set_back() => {}
         }
         rest = match pass(&ledger, &watermarks, &config).await {
             Ok(()) => config.watermark_interval(),
-            // Whether database and broker are there is told elsewhere.
+            // The availability of database and broker is reported elsewhere.
             Err(error) => {
-                tracing::debug!(reason = %error, "cannot look after the claims: {error}");
+                tracing::debug!(reason = %error, "upkeep of the claims failed: {error}");
                 soon().min(config.watermark_interval())
             }
         };
@@ -44,7 +47,7 @@ fn soon() -> Duration {
     SOON + SOON.mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 
-/// Why a pass is to be repeated.
+/// Why a pass has to be repeated.
 #[derive(Debug, thiserror::Error)]
 enum Incomplete {
     #[error(transparent)]
@@ -65,7 +68,7 @@ async fn pass(ledger: &Ledger, watermarks: &Publisher, config: &RetentionConfig)
         }
         None => Ok(()),
     };
-    // Whether it went or not, those before it may have shown something.
+    // Whether it was published or not, earlier watermarks may allow claims to be pruned.
     prune_claims(ledger, config).await?;
     Ok(published?)
 }
@@ -79,8 +82,8 @@ async fn publish(
     watermarks.publish(both, Instant::now() + WATERMARK_TIMEOUT).await
 }
 
-/// Prunes all that may be, in small steps. After each it rests as long as the step took, so that pruning
-/// never takes more than half of what one connection can do.
+/// Prunes all claims that may go, in small steps. After each step it rests for as long as the step took, so
+/// pruning never takes more than half of what one connection can do.
 async fn prune_claims(ledger: &Ledger, config: &RetentionConfig) -> Result<(), Error> {
     ledger.move_horizon(config).await?;
     for kind in [Kind::Message, Kind::Event] {

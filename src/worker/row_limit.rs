@@ -1,13 +1,14 @@
-//! How many rows a transaction may write, by how long the last ones took.
+//! How many rows a transaction may write, depending on how long the last ones took.
 
 use std::time::Duration;
 
-/// A transaction that takes a larger part of the timeout than this says nothing about one of twice its size.
+/// A transaction is quick if it takes at most the timeout divided by this. A slower one tells nothing about a
+/// transaction of twice its size.
 const QUICK: u32 = 4;
 
-/// The most rows of the next transactions: as many as configured while the primary writes them in time, half of what it
-/// did not write in time after that, twice as many again whenever a full one was quick. The next ones are never expected
-/// to take more than half of the timeout, so it does not swing.
+/// The most rows the next transactions may write: as configured while the primary writes them in time; after
+/// a timeout, half of what was not written in time; doubled again whenever a full transaction was quick. No
+/// transaction is expected to take more than half of the timeout, so the limit does not swing.
 #[derive(Debug)]
 pub(super) struct RowLimit {
     most: usize,
@@ -16,7 +17,7 @@ pub(super) struct RowLimit {
 }
 
 impl RowLimit {
-    /// The primary works no longer than `timeout` on a statement.
+    /// The primary works on a statement for at most `timeout`.
     pub(super) fn new(most: usize, timeout: Duration) -> Self {
         metrics::gauge!("catchall_worker_row_limit").set(rows(most));
         Self { most, now: most, timeout }
@@ -26,18 +27,18 @@ impl RowLimit {
         self.now
     }
 
-    /// Whether so many rows are clearly more than one transaction may write: a delivery batch ends with the message that fills
-    /// it, and halves are not equal.
+    /// Whether `rows` is clearly more than one transaction may write. Clearly, because a delivery batch ends
+    /// with the message that fills it, and halves are not equal.
     pub(super) fn is_far_exceeded_by(&self, rows: usize) -> bool {
         rows > self.now.saturating_add(self.now / 2)
     }
 
-    /// So many rows were not written in time.
+    /// `rows` rows were not written in time.
     pub(super) fn timed_out(&mut self, rows: usize) {
         self.set(self.now.min(rows / 2).max(1));
     }
 
-    /// So many rows were written in this time.
+    /// `rows` rows were written in the time `took`.
     pub(super) fn wrote(&mut self, rows: usize, took: Duration) {
         if self.now < self.most && rows >= self.now / 2 && took * QUICK <= self.timeout {
             self.set(self.now.saturating_mul(2).min(self.most));

@@ -1,4 +1,5 @@
-//! A session: from the first message a connection hands out to the loss of that connection, or to the shutdown.
+//! A session: from the first message that a connection hands out until that connection is lost, or until the
+//! shutdown.
 
 use std::mem;
 use std::pin::pin;
@@ -15,10 +16,11 @@ use crate::broker::{self, Deliveries};
 use crate::shutdown::{GRACE, Shutdown};
 use crate::store::ledger::Moment;
 
-/// How often a worker without messages looks whether it should consume anew. The primary's clock is not read more often.
+/// How often a worker without messages checks whether to renew its consumer. The primary's clock is read no
+/// more often.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
 
-/// How long transactions wait for company, and how long messages may be held.
+/// How long transactions wait for more messages, and how long messages may be held.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Times {
     pub(super) least_linger: Duration,
@@ -26,15 +28,15 @@ pub(super) struct Times {
     pub(super) ack_deadline: Duration,
 }
 
-/// One connection that consumes, and what of its messages is not acknowledged yet.
+/// One connection that consumes, and its messages that are not acknowledged yet.
 pub(super) struct Session<'a> {
     deliveries: Deliveries,
     handed_out: HandedOut,
-    /// What is taken from the queue while the delivery batch before is being settled.
+    /// The delivery batch that gathers while the one before is being settled.
     gathering: DeliveryBatch,
     /// How many messages the broker hands out ahead.
     prefetch: u16,
-    /// How long it took to settle the last delivery batch.
+    /// How long the last delivery batch took to settle.
     took: Duration,
     stopping: bool,
     times: Times,
@@ -67,8 +69,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The loop: while one delivery batch is being settled the next one gathers. It returns when the shutdown is done, the
-    /// connection to the broker is lost, or what is held must be given back.
+    /// The loop: while one delivery batch is being settled, the next one gathers. It returns when the
+    /// shutdown is done, the connection to the broker is lost, or the held messages must be given back.
     pub(super) async fn run(mut self) -> Result<(), Ended> {
         let shutdown = self.shutdown.clone();
         let mut grace = pin!(async {
@@ -85,7 +87,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The next delivery batch; nothing when the shutdown has come and none has begun.
+    /// The next delivery batch; `None` when the shutdown has begun and no batch has.
     async fn gather(&mut self) -> Result<Option<DeliveryBatch>, Ended> {
         let Times { least_linger, most_linger, ack_deadline } = self.times;
         let max_rows = self.settler.max_rows();
@@ -109,7 +111,7 @@ impl<'a> Session<'a> {
         Ok(Some(batch))
     }
 
-    /// Consumes anew where it has become uncertain since when the next message is in this worker's hands.
+    /// Renews the consumer if it has become uncertain when the next message was handed out.
     async fn renew_if_stale(&mut self) -> Result<(), broker::Error> {
         let now = self.settler.now();
         if self.handed_out.is_stale(self.deliveries.seen(), now, self.times.ack_deadline) {
@@ -147,7 +149,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Acknowledges what is settled, and consumes anew where that is due.
+    /// Acknowledges what is settled, and renews the consumer if that is due.
     async fn acknowledge(&mut self, settled: Settled) -> Result<(), broker::Error> {
         let now = self.settler.now();
         let stale = self.handed_out.is_stale(self.deliveries.seen(), now, self.times.ack_deadline);
@@ -172,22 +174,24 @@ pub(super) enum Ended {
     GaveBack(#[from] AckDeadlinePassed),
 }
 
-/// Accepts what is settled, and consumes anew: with another prefetch, or to know that what comes is new. Returns the
-/// tag of the last message that came before.
+/// Acknowledges what is settled and renews the consumer: with another prefetch, or to be certain that the
+/// next messages are new. Returns the tag of the last message that arrived before.
 async fn renew(
     deliveries: &mut Deliveries,
     settled: Option<Settled>,
     prefetch: u16,
 ) -> Result<u64, broker::Error> {
     deliveries.pause().await?;
-    // Before more is handed out: otherwise a message that ends the process would bring these back with it.
+    // Acknowledge before more is handed out: a message that ends the process would otherwise bring these back
+    // with it.
     if let Some(settled) = settled {
         ack(deliveries, settled).await?;
     }
     deliveries.resume(prefetch).await
 }
 
-/// Accepts what is settled. The rejections go first: an acceptance of all up to a tag would drop them.
+/// Acknowledges what is settled. The rejections go first: an acknowledgement of everything up to a tag would
+/// drop these messages.
 async fn ack(deliveries: &Deliveries, settled: Settled) -> Result<(), broker::Error> {
     for tag in settled.rejected {
         deliveries.reject(tag).await?;

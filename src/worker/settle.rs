@@ -1,4 +1,4 @@
-//! Settling: a delivery batch is counted, and what cannot be counted is kept as dead letters.
+//! Settling: counts a delivery batch, and keeps what cannot be counted as dead letters.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,29 +12,31 @@ use crate::broker::{Message, Publisher};
 use crate::health::Dependency;
 use crate::store::ledger::{Ledger, Moment};
 
-/// How long a dead letter waits for the broker's confirm before the message is left to the queue's own
+/// How long a dead letter waits for the broker's confirm. After that the message is left to the queue's own
 /// dead-lettering, which keeps it as safely but without the reason.
 pub(super) const DEAD_LETTER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Unreadable messages of one delivery batch that have a line each in the log: whoever sends a flood of them must not fill it.
+/// Unreadable messages of one delivery batch that are logged one by one: a flood of them must not fill the
+/// log.
 const MOST_LOGGED: usize = 10;
 
-/// Messages that are counted or kept as dead letters, all but the rejected ones.
+/// A settled delivery batch: every message was counted or kept as a dead letter, except those that must be
+/// rejected.
 #[derive(Debug)]
 pub(super) struct Settled {
     /// The tag of the last message.
     pub(super) through: u64,
-    /// The last of those that are not rejected, if there is one: the broker breaks the channel of whoever accepts
-    /// what they have rejected.
+    /// The tag of the last message that is not rejected, if there is one. The broker closes the channel of a
+    /// client that acknowledges a message it has rejected.
     pub(super) acked: Option<u64>,
     pub(super) rejected: BTreeSet<u64>,
 }
 
-/// What it takes to settle.
+/// What settling needs.
 pub(super) struct Settler {
     pub(super) ledger: Ledger,
     pub(super) dead_letters: Publisher,
-    /// The primary as seen by the commits, which can fail where a look at it succeeds.
+    /// The primary as the commits see it. They can fail where a look at it succeeds.
     pub(super) commits: Dependency,
     pub(super) row_limit: RowLimit,
 }
@@ -50,9 +52,9 @@ impl Settler {
         self.ledger.clock()
     }
 
-    /// Counts what can be read and keeps what cannot, however long it takes: a failure of the database holds the delivery
-    /// batch, without giving anything back that would only come again. It may be dropped: what the ledger has begun it
-    /// ends by itself, and what is delivered again is known by its id.
+    /// Counts what can be read and keeps what cannot, however long that takes. If the database fails, the
+    /// delivery batch is held: messages given back would only come again. The future may be dropped: the
+    /// ledger finishes what it has begun, and messages that are delivered again are recognised by their ids.
     pub(super) async fn settle(&mut self, batch: DeliveryBatch) -> Result<Settled, AckDeadlinePassed> {
         let Self { ledger, dead_letters, commits, row_limit } = self;
         let DeliveryBatch { request, poison, last, .. } = batch;
@@ -66,8 +68,8 @@ impl Settler {
     }
 }
 
-/// Publishes the poison as dead letters with their reasons. Returns the tags of those that are for the queue's own
-/// dead-lettering: what cannot be copied, and what is not known to be kept so.
+/// Publishes poison as dead letters with their reasons. Returns the tags of messages that are left to the
+/// queue's own dead-lettering: those that cannot be copied, and those whose copy is not known to be kept.
 async fn keep(dead_letters: &Publisher, poison: Vec<Poison>) -> BTreeSet<u64> {
     if poison.is_empty() {
         return BTreeSet::new();
@@ -76,7 +78,10 @@ async fn keep(dead_letters: &Publisher, poison: Vec<Poison>) -> BTreeSet<u64> {
         tracing::warn!(reason, "a message cannot be read and is kept as a dead letter: {reason}");
     }
     if let Some(count) = poison.len().checked_sub(MOST_LOGGED).filter(|more| *more > 0) {
-        tracing::warn!(count, "so are {count} more messages, each with its reason");
+        tracing::warn!(
+            count,
+            "{count} more messages cannot be read and are kept as dead letters, each with its reason"
+        );
     }
     metrics::counter!("catchall_worker_dead_letters_total").increment(poison.len() as u64);
     let mut rejected = BTreeSet::new();
@@ -92,9 +97,9 @@ async fn keep(dead_letters: &Publisher, poison: Vec<Poison>) -> BTreeSet<u64> {
     if messages.is_empty() {
         return rejected;
     }
-    let fates = dead_letters.publish_each(messages, Instant::now() + DEAD_LETTER_TIMEOUT).await;
+    let outcomes = dead_letters.publish_each(messages, Instant::now() + DEAD_LETTER_TIMEOUT).await;
     let failed: Vec<_> =
-        tags.into_iter().zip(fates).filter_map(|(tag, fate)| Some((tag, fate.err()?))).collect();
+        tags.into_iter().zip(outcomes).filter_map(|(tag, outcome)| Some((tag, outcome.err()?))).collect();
     if let Some((_, error)) = failed.first() {
         let count = failed.len();
         tracing::warn!(reason = %error, count, "cannot keep {count} dead letters with their reasons: {error}");

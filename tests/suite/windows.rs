@@ -33,7 +33,7 @@ async fn what_the_primary_does_not_write_in_time_is_counted_in_smaller_windows()
     );
     let sum = "select sum(delivered)::int8 from domain_counters where domain like 'd%.com'";
     assert_eq!(servers.number(sum).await, MESSAGES);
-    assert!(worker.has_logged("rows were not written in time"));
+    assert!(worker.has_logged("rows were not written in time, the next delivery batches are smaller"));
     let (_, figures) = worker.ops("/metrics").await;
     let limit = figures.lines().find_map(|line| line.strip_prefix("catchall_worker_row_limit "));
     let limit: f64 = limit.expect("the limit is a metric").parse().unwrap();

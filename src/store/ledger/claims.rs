@@ -11,7 +11,8 @@ use crate::batch::Batch;
 use crate::event::Event;
 use crate::idempotency_key::IdempotencyKey;
 
-/// The batches that have not been counted before. Of two deliveries of one message the first is.
+/// Returns the batches that have not been counted before. If a message was delivered twice, only the first
+/// counts.
 pub(super) async fn claim_messages<'a>(
     connection: &mut PgConnection,
     steps: &Steps,
@@ -23,7 +24,8 @@ pub(super) async fn claim_messages<'a>(
     Ok(entries.iter().filter(counts).map(|entry| &entry.batch).collect())
 }
 
-/// The events that have not been counted before. Of several with one key the first is.
+/// Returns the events that have not been counted before. If several events have one key, only the first
+/// counts.
 pub(super) async fn claim_events<'a>(
     connection: &mut PgConnection,
     steps: &Steps,
@@ -48,7 +50,7 @@ select id from unnest($1::uuid[]) as claimed (id)
 on conflict do nothing
 returning id";
 
-/// A duplicate shows that copies are still about, so its claim is kept as if it were new.
+/// A duplicate shows that copies are still in circulation, so its claim is renewed as if it were new.
 const RENEW_MESSAGES: &str = "\
 -- catchall: renew claims of messages
 insert into message_claims (id)
@@ -61,9 +63,9 @@ insert into event_claims (id)
 select id from unnest($1::uuid[]) as met (id)
 on conflict (id) do update set claimed_at = excluded.claimed_at";
 
-/// Claims the ids in key order, so that two workers that claim the same ones cannot deadlock: the second
-/// waits for the first to commit, and then gets only what is left. Returns the ids that were fresh; the
-/// number of inserted rows is not to be trusted everywhere, what is returned is.
+/// Claims the ids in key order, so that two workers that claim the same ids cannot deadlock: the second waits
+/// for the first to commit, and then gets only the remaining ids. Returns the ids that were fresh. They come
+/// from `returning`, because the number of inserted rows is not reliable everywhere.
 async fn claim(
     connection: &mut PgConnection,
     steps: &Steps,

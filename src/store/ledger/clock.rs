@@ -5,44 +5,46 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-/// A reading that is less than this behind the one before is late, or of a clock that is being slowed down.
+/// A reading that is behind the last one by less than this is late, or comes from a clock that is being
+/// slowed down.
 const TOLERANCE_SECS: f64 = 1.0;
 
-/// A moment on the clock of the primary, which all workers share, that does not go back when the clock does. The
-/// default is the epoch.
+/// A moment on the primary's clock, which all workers share. Unlike the clock it never goes back. The default
+/// is the epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd)]
 pub struct Moment {
     epoch_seconds: f64,
 }
 
 impl Moment {
-    /// The moment so much later.
+    /// The moment that is `duration` later.
     #[must_use]
     pub fn after(self, duration: Duration) -> Self {
         Self { epoch_seconds: self.epoch_seconds + duration.as_secs_f64() }
     }
 
-    /// How much later this is; nothing where it is not.
+    /// How much later than `earlier` this is; zero if it is not later.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         Duration::try_from_secs_f64(self.epoch_seconds - earlier.epoch_seconds).unwrap_or_default()
     }
 }
 
-/// Makes moments of readings. Where the clock is set back, or another primary's is behind, later moments are still
-/// later: what is held becomes too old as if nothing had happened, while other workers tell by the new time how long
-/// ago a watermark has arrived. Where it is set ahead, the moments go with it.
+/// Turns readings into moments. If the clock is set back, or another primary's clock is behind, later
+/// readings still become later moments. So a held message becomes too old as if nothing had happened, while
+/// other workers tell by the new time how long ago a watermark arrived. If the clock is set ahead, the
+/// moments follow it.
 #[derive(Debug, Default)]
 pub(super) struct Clock {
     state: Mutex<State>,
-    /// Told when the clock was set back.
+    /// Notified when the clock is set back.
     set_back: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
     last: Option<Reading>,
-    /// How much later moments are than readings, in seconds: what the clock was set back so far.
+    /// How far moments are ahead of readings, in seconds: by how much the clock has been set back so far.
     set_back_by: f64,
 }
 
@@ -53,7 +55,7 @@ struct Reading {
 }
 
 impl Clock {
-    /// The moment of a reading that was asked for at `asked` and is here now.
+    /// The moment of a reading that was requested at `asked` and has just been received.
     pub(super) fn observe(&self, epoch_seconds: f64, asked: Instant) -> Moment {
         let mut state = self.state();
         let (moment, set_back) = state.observe(epoch_seconds, asked, Instant::now());
@@ -71,7 +73,7 @@ impl Clock {
         state.last.map(|last| state.moment(last.epoch_seconds)).unwrap_or_default()
     }
 
-    /// Waits until the clock is set back, or has been since this was last waited for.
+    /// Waits until the clock is set back. Returns at once if it was set back since the last wait.
     pub(super) async fn set_back(&self) {
         self.set_back.notified().await;
     }
@@ -86,11 +88,13 @@ impl State {
         Moment { epoch_seconds: epoch_seconds + self.set_back_by }
     }
 
-    /// The moment of a reading, and how many seconds the clock has gone back since the one before, if it has.
+    /// The moment of a reading, and by how many seconds the clock has gone back since the last one, if it
+    /// has.
     fn observe(&mut self, epoch_seconds: f64, asked: Instant, received: Instant) -> (Moment, Option<f64>) {
         let mut set_back = None;
         if let Some(last) = self.last {
-            // The least it can be: the last was read before it was received, this after it was asked for.
+            // The least it can be: the last reading was taken before it was received, this one after it was
+            // requested.
             let passed = signed_seconds(last.received, asked);
             let behind = last.epoch_seconds + passed - epoch_seconds;
             if behind > TOLERANCE_SECS {
@@ -103,7 +107,7 @@ impl State {
     }
 }
 
-/// How long after `from` it was at `to`: less than zero where it was before.
+/// Seconds from `from` to `to`, negative if `to` is earlier.
 fn signed_seconds(from: Instant, to: Instant) -> f64 {
     match to.checked_duration_since(from) {
         Some(passed) => passed.as_secs_f64(),
@@ -115,7 +119,8 @@ fn signed_seconds(from: Instant, to: Instant) -> f64 {
 mod tests {
     use super::*;
 
-    /// Readings of a clock, each with when it was asked for and when it came, in seconds of real time.
+    /// Readings of a clock, each with the time it was requested and the time it was received, in seconds of
+    /// real time.
     fn moments(readings: &[(f64, f64, f64)]) -> Vec<(f64, Option<f64>)> {
         let begin = Instant::now();
         let at = |seconds| begin + Duration::from_secs_f64(seconds);
@@ -145,7 +150,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_went_back_is_found_out_also_where_it_shows_more_than_before() {
-        // Nobody could ask for a minute, and the other primary is half a minute behind.
+        // The primary was away for a minute, and the clock of the one that took over is half a minute behind.
         assert_eq!(
             moments(&[(1000.0, 0.0, 0.0), (1030.0, 60.0, 60.0)]),
             [(1000.0, None), (1060.0, Some(30.0))]
@@ -159,7 +164,8 @@ mod tests {
 
     #[test]
     fn an_answer_that_is_late_or_overtaken_is_no_clock_that_went_back() {
-        // Read when it was asked for, and under way for half a minute, while others were faster.
+        // The third was read when it was requested, and its response took half a minute while others were
+        // faster.
         let late = [(1000.0, 0.0, 0.0), (1020.0, 20.0, 20.0), (1001.0, 1.0, 31.0), (1032.0, 32.0, 32.0)];
         assert!(moments(&late).iter().all(|(_, set_back)| set_back.is_none()), "{:?}", moments(&late));
     }

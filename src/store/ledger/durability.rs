@@ -1,7 +1,8 @@
-//! Whether a commit of the primary is on its disk when it returns: what an acknowledgement to the broker relies on.
+//! Whether a commit of the primary is on its disk when it returns. Every acknowledgement to the broker relies
+//! on that.
 
-/// Settings of a session, by its own account: the server, the role, the database and the URL can set them, and which
-/// of them counts only the session knows.
+/// Settings of a session, as the session reports them. The server, the role, the database and the URL can
+/// each set them, and only the session knows which one applies.
 #[derive(Debug)]
 pub(super) struct Settings {
     pub(super) synchronous_commit: String,
@@ -10,13 +11,13 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// Nothing can be acknowledged after a commit that a crash may take back.
+    /// Fails where a crash may take back a commit: nothing may be acknowledged after such a commit.
     pub(super) fn check(&self) -> Result<(), &'static str> {
-        // Each other value waits at least for the primary's own disk.
+        // Every other value waits at least for the primary's own disk.
         if self.synchronous_commit == "off" {
             return Err(
                 "a commit is not on disk when it returns: synchronous_commit is off for the server, this role, \
-                        this database or this URL; set it to on",
+                 this database or this URL; set it to on",
             );
         }
         if self.fsync == "off" {
@@ -25,11 +26,11 @@ impl Settings {
         Ok(())
     }
 
-    /// What is right on some file systems only, and cannot be told from here.
+    /// A warning about a setting that is right on some file systems only, which cannot be checked from here.
     pub(super) fn warning(&self) -> Option<&'static str> {
         (self.full_page_writes == "off").then_some(
-            "full_page_writes is off: unless the primary's file system never writes half a page, a power cut can destroy \
-             what is committed",
+            "full_page_writes is off: unless the primary's file system never writes half a page, a power cut \
+             can destroy what is committed",
         )
     }
 }

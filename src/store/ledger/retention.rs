@@ -1,36 +1,43 @@
 //! Retention: which claims are pruned, and when that is safe.
 //!
-//! A claim must outlive every copy of what it guards. Copies arise in two ways, and each has its bound:
+//! A claim must outlive every copy of what it guards. Copies have two sources:
 //!
-//! - Publishers send again, for as long as they do: the *retention*, measured from the last time the claim was
-//!   met.
-//! - The queue keeps copies, for as long as nobody takes them: no bound in time at all. So time is told by what
-//!   the queue has let through. A *mark* is an empty message with an id; it is noted in the ledger before it is
-//!   published and again when it is handed out. What had been handed out by then is counted, or recognised (which
-//!   renews its claim), within the *hold*: a worker refuses to count what it has held longer.
+//! - Publishers send a message again. The *retention* bounds how long they may do so. It is measured from the
+//!   last time the claim was met.
+//! - The queue keeps copies until somebody takes them, which has no bound in time. So time is told by what
+//!   the queue has handed out. A *mark* is an empty message with an id. The ledger notes it before it is
+//!   published, and again when it has been handed out. Everything handed out before the mark is counted, or
+//!   recognised (which renews its claim), within the *ack deadline*: a worker refuses to count a message that
+//!   it has held for longer.
 //!
-//! A *watermark* is two marks, published together, one of the lowest and one of the highest priority. Once both have
-//! arrived, everything that was published before them, of whatever priority, has been handed out too. Returned messages
-//! are handed out again before any that never were, in all versions; of the others,
+//! A *watermark* is two marks that are published together, one with the lowest and one with the highest
+//! priority. Once both have arrived, everything published before them, with any priority, has been handed out
+//! too. All versions of RabbitMQ hand out returned messages before all others. The order of the others
+//! depends on the version:
 //!
-//! - up to RabbitMQ 3.13 priorities mean nothing: each mark is behind all that was published before it;
-//! - from 4.0 to 4.2 there are two classes, up to 4 and above, each first in, first out, and served in turns. By what is
-//!   documented either may overtake the other; but no mark overtakes what is of its own class, and both classes have
-//!   one. (As released, a message of the lower class waits for all of the higher that are older, so that its mark alone
-//!   would do; the higher does overtake.)
-//! - from 4.3 there are thirty-two, and nothing is handed out while something of a higher class waits. When the mark of
-//!   the lowest arrives, no message of a higher class waits, whenever it was published, and what waits of its own was
-//!   published later. (So nothing is pruned for as long as the queue never runs empty.)
+//! - Up to 3.13 priorities mean nothing: each mark is behind everything published before it.
+//! - From 4.0 to 4.2 there are two classes, priorities up to 4 and those above. Each is first in, first out,
+//!   and they are served in turns. According to the documentation either class may overtake the other. But no
+//!   mark overtakes a message of its own class, and each class has a mark. (As released, a message of the
+//!   lower class waits for all older ones of the higher class, so the mark of the lower class would be
+//!   enough. The higher class does overtake.)
+//! - From 4.3 there are thirty-two classes, and nothing is handed out while a message of a higher class
+//!   waits. So when the mark of the lowest class arrives, no message of a higher class waits, whenever it was
+//!   published, and everything that waits in the lowest class was published later. (While the queue never
+//!   runs empty, nothing is pruned.)
 //!
-//! An upgrade of the broker moves what waits into the new classes in its order, and the classes above stay above.
+//! An upgrade of the broker moves waiting messages into the new classes in their order, and higher classes
+//! stay higher.
 //!
-//! So a claim that was last met at `t` is pruned once a watermark published after `t` + retention has arrived and
-//! the hold has passed since. While no worker works no mark arrives, however long that lasts.
+//! So a claim that was last met at `t` is pruned once a watermark published after `t` + retention has arrived
+//! and the ack deadline has passed since. While no worker runs, no mark arrives and nothing is pruned,
+//! however long that lasts.
 //!
-//! All times are of the primary's clock, which may be set back or ahead, also by another primary taking over. A claim is
-//! pruned only once the retention has passed by the clock of then and by the clock of now. A watermark of a time that
-//! has not come shows nothing and is dropped: it would count for claims that were made after it. A clock that is set
-//! ahead makes claims older than they are, which nothing can tell from time that has passed.
+//! All times are those of the primary's clock, which may be set back or ahead, also when another primary
+//! takes over. A claim is pruned only once the retention has passed both by the clock that dated the
+//! watermark and by the present clock. A watermark dated in the future proves nothing and is dropped: it
+//! would count for claims that were made after it. A clock that is set ahead makes claims look older than
+//! they are. Nothing can tell that from time that has passed.
 
 use std::time::{Duration, SystemTime};
 
@@ -39,16 +46,18 @@ use uuid::Uuid;
 use super::Ledger;
 use crate::store::postgres::Error;
 
-/// Claims that are pruned in one statement: some ten milliseconds, so that nobody waits for it for long.
+/// Claims that one statement prunes. It takes some ten milliseconds, so nobody waits for it for long.
 const STEP: i32 = 5_000;
 
-/// Watermarks per retention or hold, whichever is shorter: claims live longer by one part in so many.
+/// Watermarks per retention or ack deadline, whichever is shorter. Claims live longer by one such interval.
 const WATERMARKS: u32 = 24;
 
-/// How much longer than the hold a claim is kept, for steps of the clock that are too small to be noticed.
+/// How much longer than the ack deadline a claim is kept, for steps of the clock that are too small to be
+/// noticed.
 const SLACK: Duration = Duration::from_secs(5);
 
-/// How far ahead of the clock a watermark may be. Statements that run at once read it some milliseconds apart.
+/// How far ahead of the clock a watermark may be dated. Statements that run at once read the clock some
+/// milliseconds apart.
 const AHEAD: Duration = Duration::from_secs(10);
 
 /// How long the ledger remembers what it has counted.
@@ -56,15 +65,27 @@ const AHEAD: Duration = Duration::from_secs(10);
 #[group(skip)]
 #[expect(clippy::doc_markdown, reason = "the help is plain text")]
 pub struct Config {
-    /// How long a message_id counts once, in seconds, from the last message that had it. Longer than publishers
-    /// send one message again: three days outlast a weekend. A claim takes some 100 bytes; ingest makes one for
-    /// each of its messages
-    #[arg(long, env = "CATCHALL_MESSAGE_RETENTION_SECS", value_name = "SECONDS", default_value_t = 259_200, value_parser = clap::value_parser!(u32).range(1..))]
+    /// How long a message_id counts only once, in seconds, from the last message that had it. Must be longer
+    /// than publishers repeat a message: three days outlast a weekend. A claim takes some 100 bytes; ingest
+    /// makes one for each of its messages
+    #[arg(
+        long,
+        env = "CATCHALL_MESSAGE_RETENTION_SECS",
+        value_name = "SECONDS",
+        default_value_t = 259_200,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
     message_retention_secs: u32,
 
-    /// How long an event's id or Idempotency-Key counts once, in seconds, from the last event that had it. A
-    /// claim takes some 100 bytes, one for every keyed event: shorten it before the disk fills
-    #[arg(long, env = "CATCHALL_EVENT_RETENTION_SECS", value_name = "SECONDS", default_value_t = 259_200, value_parser = clap::value_parser!(u32).range(1..))]
+    /// How long an event's id or Idempotency-Key counts only once, in seconds, from the last event that had
+    /// it. Every keyed event has a claim of some 100 bytes: shorten this before the disk fills
+    #[arg(
+        long,
+        env = "CATCHALL_EVENT_RETENTION_SECS",
+        value_name = "SECONDS",
+        default_value_t = 259_200,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
     event_retention_secs: u32,
 
     #[command(flatten)]
@@ -76,9 +97,16 @@ pub struct Config {
 #[group(skip)]
 #[expect(clippy::doc_markdown, reason = "the help is plain text")]
 pub struct AckDeadline {
-    /// How long a worker may hold a message, in seconds: what it could not count by then it gives back. At least the
-    /// broker's consumer_timeout, and the same for all workers and for catchall-dead; claims are kept for so much longer
-    #[arg(long, env = "CATCHALL_ACK_DEADLINE_SECS", value_name = "SECONDS", default_value_t = 86_400, value_parser = clap::value_parser!(u32).range(1..))]
+    /// How long a worker may hold a message, in seconds. It gives back what it could not count by then. Must
+    /// be at least the broker's consumer_timeout, and the same for all workers and for catchall-dead. Claims
+    /// are kept for this much longer
+    #[arg(
+        long,
+        env = "CATCHALL_ACK_DEADLINE_SECS",
+        value_name = "SECONDS",
+        default_value_t = 86_400,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
     ack_deadline_secs: u32,
 }
 
@@ -120,36 +148,37 @@ fn seconds(number: u32) -> Duration {
 /// The two kinds of claims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Of messages, by `message_id`.
+    /// Claims of messages, by `message_id`.
     Message,
-    /// Of events, by key.
+    /// Claims of events, by key.
     Event,
 }
 
-/// Claims last met before these times may have been pruned; nothing where none ever was.
+/// Claims last met before these times may have been pruned. `None`: no claim of that kind ever was.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Horizon {
-    /// Of messages.
+    /// For claims of messages.
     pub messages: Option<SystemTime>,
-    /// Of events.
+    /// For claims of events.
     pub events: Option<SystemTime>,
 }
 
 /// The ids of two marks that are published together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Watermark {
-    /// Of the mark of the lowest priority.
+    /// The mark with the lowest priority.
     pub lowest: Uuid,
-    /// Of the mark of the highest priority.
+    /// The mark with the highest priority.
     pub highest: Uuid,
 }
 
 impl Ledger {
-    /// Notes a watermark that is about to be published; nothing when one was within the `interval`, by whatever worker.
+    /// Notes a watermark that is about to be published. Returns `None` if any worker noted one within the
+    /// `interval`.
     ///
     /// # Errors
     ///
-    /// When the database is not there.
+    /// When the database is unavailable.
     pub async fn begin_watermark(&self, interval: Duration) -> Result<Option<Watermark>, Error> {
         let watermark = Watermark { lowest: Uuid::now_v7(), highest: Uuid::now_v7() };
         let noted: Vec<Uuid> = self
@@ -166,11 +195,12 @@ impl Ledger {
         Ok((!noted.is_empty()).then_some(watermark))
     }
 
-    /// Takes back a watermark that was not published, or is not known to be, so that the next one is due at once.
+    /// Removes a watermark that was not published, or is not known to be, so that the next one is due at
+    /// once.
     ///
     /// # Errors
     ///
-    /// When the database is not there.
+    /// When the database is unavailable.
     pub async fn withdraw_watermark(&self, watermark: Watermark) -> Result<(), Error> {
         self.database
             .run(self.timeout, async move |pool| {
@@ -180,13 +210,14 @@ impl Ledger {
             .map(drop)
     }
 
-    /// Takes back what a clock that was ahead has left behind: watermarks of a time that has not come, and a horizon
-    /// there. What was pruned by that clock had last been met before now. (If it is the primary's clock of now that
-    /// is wrong, that is later than it shows: hence this process's own, which is of those that date dead letters.)
+    /// Removes what a clock that was ahead has left behind: deletes watermarks dated in the future, and moves
+    /// a horizon in the future back to now. The claims pruned by that clock were last met before now. (If the
+    /// primary's present clock is the wrong one, they were met later than it shows. So "now" is the later of
+    /// the primary's clock and this process's own, which is one of those that date dead letters.)
     ///
     /// # Errors
     ///
-    /// When the database is not there.
+    /// When the database is unavailable.
     pub async fn discard_future(&self) -> Result<(), Error> {
         let here = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         self.database
@@ -198,12 +229,12 @@ impl Ledger {
             .map(drop)
     }
 
-    /// Moves the horizon to where the watermarks that have arrived allow it, and returns it. Nothing is pruned
-    /// yet.
+    /// Moves the horizon as far as the watermarks that have arrived allow, and returns it. This prunes
+    /// nothing yet.
     ///
     /// # Errors
     ///
-    /// When the database is not there.
+    /// When the database is unavailable.
     pub async fn move_horizon(&self, config: &Config) -> Result<Horizon, Error> {
         let kept = (config.ack_deadline() + SLACK).as_secs_f64();
         let (messages, events) = (config.retention(Kind::Message), config.retention(Kind::Event));
@@ -221,11 +252,11 @@ impl Ledger {
         self.horizon().await
     }
 
-    /// How far back claims can be relied on.
+    /// Reads the horizon: how far back claims can be relied on.
     ///
     /// # Errors
     ///
-    /// When the database is not there.
+    /// When the database is unavailable.
     pub async fn horizon(&self) -> Result<Horizon, Error> {
         let rows: Vec<(String, f64)> = self
             .database
@@ -238,7 +269,7 @@ impl Ledger {
         Ok(Horizon { messages: of(Kind::Message), events: of(Kind::Event) })
     }
 
-    /// Begins to prune the claims that may be, the oldest first.
+    /// Begins to prune the claims that may go, the oldest first.
     #[must_use]
     pub fn prune(&self, kind: Kind, config: &Config) -> Pruning {
         let (kept, retention) = (config.ack_deadline() + SLACK, config.retention(kind));
@@ -251,20 +282,20 @@ impl Ledger {
 pub struct Pruning {
     ledger: Ledger,
     kind: Kind,
-    /// How long after its arrival a watermark counts.
+    /// How long after its arrival a watermark counts: the ack deadline and the slack.
     kept: Duration,
     retention: Duration,
-    /// Where the next step begins, in seconds since 1970: before that are the remains of the steps so far, until they
-    /// are vacuumed, and what was left to others.
+    /// Where the next step begins, in seconds since 1970. Before it lie only the rows that earlier steps
+    /// deleted, until they are vacuumed, and claims that were left to other workers.
     from: f64,
 }
 
 impl Pruning {
-    /// Prunes some claims, and returns how many; zero when none is left.
+    /// Prunes some claims and returns how many; zero when none is left.
     ///
     /// # Errors
     ///
-    /// When the database is not there.
+    /// When the database is unavailable.
     pub async fn step(&mut self) -> Result<u64, Error> {
         let statement = match self.kind {
             Kind::Message => PRUNE_MESSAGES,
@@ -287,7 +318,7 @@ impl Pruning {
                     .await
             })
             .await?;
-        // Less a microsecond, which is what seconds since 1970 are exact to.
+        // Minus a microsecond, which is the precision of seconds since 1970.
         self.from = pruned.iter().fold(from, |from, claimed_at| from.max(claimed_at - 1e-6));
         Ok(pruned.len() as u64)
     }
@@ -302,7 +333,7 @@ impl Kind {
     }
 }
 
-/// One that is of the near future holds the next one off as one of the past does.
+/// A watermark dated in the near future delays the next one just as one from the recent past does.
 const BEGIN_WATERMARK: &str = "\
 -- catchall: begin a watermark
 insert into watermarks (id, pair)
@@ -324,19 +355,20 @@ const DISCARD_FUTURE_HORIZON: &str = "\
 update pruned_claims set used_before = greatest(now(), to_timestamp($1))
 where used_before > greatest(now(), to_timestamp($1))";
 
-/// The horizon moves back from the future only: what is pruned stays pruned, also after the retention was raised.
+/// The horizon does not move back here: what is pruned stays pruned, also after the retention is raised. Only
+/// [`DISCARD_FUTURE_HORIZON`] moves it back.
 const MOVE_HORIZON: &str = "\
 -- catchall: move the horizon
 insert into pruned_claims as f (kind, used_before)
 select kind, through.published_at - make_interval(secs => retention)
 from (values ('event', $3::float8), ('message', $2::float8)) as kinds (kind, retention),
-    -- The last watermark that has been through for as long as a message may be held.
+    -- The last watermark that arrived longer ago than a message may be held.
     (select max(published_at) as published_at from queue_progress
      where published_at <= now() and arrived_at < now() - make_interval(secs => $1)) as through
 where through.published_at is not null
 on conflict (kind) do update set used_before = excluded.used_before where f.used_before < excluded.used_before";
 
-/// Older watermarks than the one that counts have nothing more to say, whether they arrived or were lost.
+/// Watermarks older than the one that counts have no further use, whether they arrived or were lost.
 const DROP_WATERMARKS: &str = "\
 -- catchall: drop old watermarks
 delete from watermarks where published_at < (
@@ -347,11 +379,12 @@ const HORIZON: &str = "\
 -- catchall: read the horizon
 select kind, extract(epoch from used_before)::float8 from pruned_claims";
 
-/// The horizon says what may be gone, and is of the clock of then; what may go now, the clock of now and the watermark
-/// that counts by it decide. (Not by `least`, which passes over what is null.)
+/// The horizon, which an earlier clock may have dated, says which claims may be gone. Which ones may go now
+/// is decided by the present clock and by the watermark that counts by it. (Not by `least`, which ignores
+/// nulls.)
 ///
-/// What another worker prunes or renews at the same moment is left to it: nobody waits here, so nobody can
-/// wait in a circle.
+/// A claim that another worker is pruning or renewing at the same moment is left to it: nobody waits here, so
+/// nobody can wait in a circle.
 const PRUNE_MESSAGES: &str = "\
 -- catchall: prune claims of messages
 delete from message_claims where id in (
