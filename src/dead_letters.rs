@@ -1,8 +1,9 @@
-//! Dead letters: what waits in `catchall.dead`, looked at, sent back or discarded by a person.
+//! Dead letters: a person looks at the messages in `catchall.dead`, sends them back or discards them.
 //!
-//! The queue may be in use meanwhile, by workers and by other operators: what one looks at the others do not
-//! see until the look is over. Nothing is lost wherever this is killed. A dead letter leaves the queue only after
-//! what was to become of it is certain, so the worst is that it is there a second time, under the same id.
+//! Workers and other operators may use the queue meanwhile. The dead letters that one operator looks at are
+//! invisible to the others until the look is over. Nothing is lost wherever this is killed: a dead letter
+//! leaves the queue only once its new place, or its end, is certain. The worst case is that it exists twice,
+//! under the same id.
 
 mod command;
 mod doubts;
@@ -32,10 +33,10 @@ use selection::{Prefix, Selection};
 
 pub use command::Config;
 
-/// The name of the connections.
+/// The name of the connections to the broker and of the program.
 const NAME: &str = "catchall-dead";
 
-/// How long the broker may take to confirm what is replayed: longer than any that works does.
+/// How long the broker may take to confirm a replayed message: longer than any working broker takes.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The program: see [`process::main`].
@@ -44,12 +45,12 @@ pub fn main() -> ExitCode {
     process::main(NAME, "Looks at the dead letters of catchall, sends them back or discards them", run)
 }
 
-/// Does what it is told and ends early, between two dead letters, on the shutdown.
+/// Runs the command. On the shutdown it ends early, between two dead letters.
 ///
 /// # Errors
 ///
-/// When the broker or the database is away, or not everything was done: a dead letter was skipped, a reference is not
-/// known or means several dead letters, or it was interrupted.
+/// When the broker or the database is unavailable, or when not everything was done: a dead letter was
+/// skipped, a reference is unknown or ambiguous, or the command was interrupted.
 pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     let shutdown = process.shutdown;
     match config.command {
@@ -77,7 +78,7 @@ async fn list(
 ) -> anyhow::Result<()> {
     let selection = Selection::All { reason: reason.clone() };
     let letters = DeadLetterQueue::open(broker, *message, NAME).await?;
-    // Without a filter no more are asked for than are printed.
+    // Without a filter, fetch no more than are printed.
     let letters = if reason.is_none() { letters.limited_to(*limit) } else { letters };
     print(
         letters,
@@ -105,7 +106,7 @@ async fn show(Show { broker, message, reference, json }: &Show, shutdown: Shutdo
     Ok(())
 }
 
-/// Prints the dead letters that match as they are found, at most so many, and returns how many there were.
+/// Prints matching dead letters as they are found, at most `most`, and returns how many were printed.
 async fn print(
     mut letters: DeadLetterQueue,
     shutdown: Shutdown,
@@ -123,7 +124,7 @@ async fn print(
             if matches(&letter) {
                 match write(&letter, &mut io::stdout().lock()) {
                     Ok(()) => printed.set(printed.get() + 1),
-                    // Whoever reads has seen enough, as `head` does.
+                    // The reader has seen enough, as `head` does.
                     Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
                     Err(error) => return Err(error).context("cannot print"),
                 }
@@ -132,15 +133,17 @@ async fn print(
         Ok(())
     };
     let progress = || Progress { done: seen.get(), ..Progress::default() };
-    // A bar would be drawn across what is printed.
-    Display::Lines.follow("looking", "letters", total, progress, work).await?;
+    // A progress bar would be drawn across the printed lines.
+    let looked = Display::Lines.follow("looking", "letters", total, progress, work).await;
+    // Also after an error: the next run would miss what the broker has not taken back yet.
     letters.close().await?;
+    looked?;
     Ok(printed.get())
 }
 
 async fn replay(command: Replay, shutdown: Shutdown) -> anyhow::Result<()> {
     let Replay { broker, message, ledger, ack_deadline, chosen, even_if_counted } = command;
-    // First, so that nothing has been touched where there is no database.
+    // Read first, so that nothing is touched if the database is unavailable.
     let horizon = Ledger::new(&ledger, "catchall-dead")
         .horizon()
         .await
@@ -177,8 +180,8 @@ async fn act(
     remove(letters, selection, removal, &shutdown).await
 }
 
-/// Completes references, so that nothing is done where one of them means dead letters that differ. What no dead letter has
-/// stays as it is.
+/// Completes references. If one of them matches different dead letters, nothing is done. A reference that
+/// matches none stays as it is.
 async fn resolve(
     prefixes: &BTreeSet<Prefix>,
     mut letters: DeadLetterQueue,
@@ -203,7 +206,6 @@ async fn resolve(
     };
     let progress = || Progress { done: seen.get(), ..Progress::default() };
     let resolved = Display::detect().follow("looking", "letters", total, progress, work).await;
-    // Also after an error: the next run would miss what the broker has not taken back yet.
     letters.close().await?;
     resolved?;
     let whole =
@@ -211,7 +213,7 @@ async fn resolve(
     Ok(prefixes.iter().map(whole).collect())
 }
 
-/// The next dead letter, unless it is time to stop.
+/// The next dead letter. Fails on the shutdown.
 async fn next(letters: &mut DeadLetterQueue, shutdown: &Shutdown) -> anyhow::Result<Option<DeadLetter>> {
     tokio::select! {
         biased;

@@ -23,7 +23,7 @@ use crate::process::{self, Process};
 use accept::{Intake, flush};
 use put::put_event;
 
-/// How often the metric of the budget is brought up to date.
+/// How often the metric of the body budget is updated.
 const SHOW_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What ingest needs to know.
@@ -41,19 +41,37 @@ pub struct Config {
     #[command(flatten)]
     ops: http::OpsConfig,
 
-    /// How long an event waits for the broker's confirm, in milliseconds, before its client gets a 503. Shorter
-    /// than the clients' own timeout, or they never see the answer
-    #[arg(long, env = "CATCHALL_PUBLISH_DEADLINE_MS", value_name = "MS", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
+    /// How long an event waits for the broker's confirm, in milliseconds, before its client gets a 503. Must
+    /// be shorter than the clients' own timeout, or they never see the response
+    #[arg(
+        long,
+        env = "CATCHALL_PUBLISH_DEADLINE_MS",
+        value_name = "MS",
+        default_value_t = 5_000,
+        value_parser = clap::value_parser!(u64).range(1..=600_000)
+    )]
     publish_deadline_ms: u64,
 
-    /// Events that may wait for the broker's confirm, on each thread, before further ones get a 503 at once. Each
+    /// Events that may wait for the broker's confirm, on each thread. Further events get a 503 at once. Each
     /// takes 100 to 400 bytes
-    #[arg(long, env = "CATCHALL_MAX_WAITING_EVENTS", value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(
+        long,
+        env = "CATCHALL_MAX_WAITING_EVENTS",
+        value_name = "N",
+        default_value_t = 100_000,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
     max_waiting_events: u32,
 
-    /// Memory, in MiB, that the bodies of bulk requests and what is made of them may take in all. What finds no room
-    /// waits 3 s, then gets a 503; slow clients lose theirs to quick ones
-    #[arg(long, env = "CATCHALL_BODY_BUDGET_MIB", value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(32..=1_048_576))]
+    /// Memory, in MiB, that the bodies of all bulk requests and what is made of them may take. A body that
+    /// finds none left waits 3 s, then gets a 503; slow clients lose their memory to quick ones
+    #[arg(
+        long,
+        env = "CATCHALL_BODY_BUDGET_MIB",
+        value_name = "MIB",
+        default_value_t = 256,
+        value_parser = clap::value_parser!(u32).range(32..=1_048_576)
+    )]
     body_budget_mib: u32,
 }
 
@@ -67,11 +85,11 @@ pub fn main() -> ExitCode {
     )
 }
 
-/// Binds, serves, publishes, until the shutdown and the grace after it.
+/// Binds, serves and publishes until the shutdown and the grace period after it.
 ///
 /// # Errors
 ///
-/// When a port cannot be had or a server fails; never for a broker that is away.
+/// When a port cannot be bound or a server fails; never because the broker is unavailable.
 pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     let (sockets, ops) = (config.http.bind()?, config.ops.bind()?);
     let health = Health::default();
@@ -79,7 +97,8 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
         listen = %sockets[0].local_addr()?, ops_listen = %ops.local_addr()?, broker = %config.broker.amqp_url,
         "taking events"
     );
-    // One for all threads: their clients are not spread evenly, and its size is a limit of the process.
+    // One budget for all threads: their clients are not spread evenly, and its size is a limit of the
+    // process.
     let budget = Budget::new(config.body_budget_mib as usize * 1024 * 1024);
     tokio::spawn(show(budget.clone()));
     let router = {
@@ -96,7 +115,7 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     }
 }
 
-/// Shows what is held of the budget, for ever.
+/// Reports how much of the budget is held, forever.
 async fn show(budget: Budget) {
     let body_bytes = metrics::gauge!("catchall_ingest_body_bytes");
     loop {
@@ -106,7 +125,7 @@ async fn show(budget: Budget) {
     }
 }
 
-/// The routes of one thread, with the sink behind them. To be called on the thread's event loop.
+/// The routes of one thread, with the sink behind them. Must be called on the thread's event loop.
 fn router(config: &Config, health: &Health, budget: &Budget) -> Router {
     let intake = Arc::new(Intake::new(config.max_waiting_events as usize));
     let timeout = Duration::from_millis(config.publish_deadline_ms);
@@ -116,7 +135,7 @@ fn router(config: &Config, health: &Health, budget: &Budget) -> Router {
     routes(intake, budget.clone())
 }
 
-/// The routes, whose events go to the intake, and whose bodies take memory of the budget.
+/// The routes. Their events go to the intake, and their bodies take memory from the budget.
 fn routes(intake: Arc<Intake>, budget: Budget) -> Router {
     let routes = Router::new()
         .route("/events/{domain}/{outcome}", put(put_event))

@@ -1,4 +1,4 @@
-//! Query: what is known of a domain, from a replica.
+//! Query: tells what is known of a domain, from a replica.
 
 mod lookup;
 mod domain;
@@ -32,12 +32,18 @@ pub struct Config {
     #[command(flatten)]
     ops: http::OpsConfig,
 
-    /// Delivered events, without a bounce, that a domain must exceed to be a catch-all
+    /// Delivered events that a domain without a bounce must exceed to be a catch-all
     #[arg(long, env = "CATCHALL_THRESHOLD", value_name = "N", default_value_t = 1000)]
     threshold: u64,
 
-    /// Requests that may wait for the replica, on each thread, before further ones get a 503 at once
-    #[arg(long, env = "CATCHALL_MAX_WAITING_READS", value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Requests that may wait for the replica, on each thread. Further requests get a 503 at once
+    #[arg(
+        long,
+        env = "CATCHALL_MAX_WAITING_READS",
+        value_name = "N",
+        default_value_t = 10_000,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
     max_waiting_reads: u32,
 }
 
@@ -51,11 +57,11 @@ pub fn main() -> ExitCode {
     )
 }
 
-/// Binds and serves until the shutdown and the grace after it.
+/// Binds and serves until the shutdown and the grace period after it.
 ///
 /// # Errors
 ///
-/// When a port cannot be had or a server fails; never for a replica that is away.
+/// When a port cannot be bound or a server fails; never because the replica is unavailable.
 pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     let (sockets, ops) = (config.http.bind()?, config.ops.bind()?);
     let health = Health::default();
@@ -81,7 +87,7 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
     }
 }
 
-/// The routes of one thread, with the readers behind them. To be called on the thread's event loop.
+/// The routes of one thread, with the readers behind them. Must be called on the thread's event loop.
 fn router(config: &Config, health: &Health) -> Router {
     let lookups = Arc::new(Lookups::new(config.max_waiting_reads as usize));
     let replica = Arc::new(Replica::new(&config.replica, READS_AT_ONCE));

@@ -1,4 +1,4 @@
-//! What can be asked for.
+//! The commands and their options.
 
 use clap::{Args, Subcommand};
 
@@ -9,36 +9,36 @@ use crate::store::ledger;
 const AFTER_HELP: &str = "\
 Examples:
   catchall-dead list
-          a line for each letter: reference, when it died, size, message_id, reason, beginning of the body
+          a line for each: reference, time of dead-lettering, size, message_id, reason, beginning of the body
   catchall-dead list --limit 1000000 --json | jq -r .reason | sort | uniq -c
           what is wrong with them?
   catchall-dead show 3f2a9c1b04de
-          all there is to know of one
+          everything about one
   catchall-dead replay --all --reason 'content type'
-          send back what can be read now that the worker is mended
+          send back what a repaired worker can now read
   catchall-dead discard 3f2a9c1b04de 77ab03c9e1f2
           take two out for good
 
-A reference stays the same however often it is looked at. Its beginning is enough where no other dead letter has the
-same. Letters without a message_id whose bodies are equal may share one, which then means all of them.
+The reference of a dead letter never changes. Its beginning is enough if no other reference begins like that. Dead
+letters with equal bodies and without a message_id may share a reference, which then means all of them.
 
-A replayed dead letter counts once: it keeps its message_id, or gets an id that was made when it died. Only dead letters
-that neither the publisher nor the worker gave an id (moved by the broker, or kept by an old worker) count at
-least once: again, if a replay is killed at the wrong moment. A replay that was killed is best run again soon,
-before the workers prune what they have counted. What still cannot be read comes back as a dead letter.
+A replayed dead letter counts once: it keeps its message_id, or gets the id it was given when it was dead-lettered.
+Only dead letters without an id from the publisher or the worker (moved by the broker, or kept by an old worker)
+count at least once: twice, if a replay is killed at the wrong moment. Run a killed replay again soon, before the
+workers prune what they have counted. A message that still cannot be read comes back as a dead letter.
 
-Of a dead letter that no client library could read whole (a routing key that is not UTF-8, headers that nest too deep)
-the rest is shown and replayed. One whose body is larger than CATCHALL_MAX_MESSAGE_BYTES is not replayed.
+If no client library can read all of a dead letter (a routing key that is not UTF-8, headers nested too deep), the
+rest is shown and replayed. A dead letter whose body is larger than CATCHALL_MAX_MESSAGE_BYTES is not replayed.
 
-Every command gives back what it did not take, also when it is killed. Ctrl-C ends it between two dead letters. What
-somebody else is looking at at the same time is not seen.
+Every command gives back what it did not remove, also when it is killed. Ctrl-C ends it between two dead letters.
+Dead letters that somebody else is looking at are not visible meanwhile.
 
 Exit status:
-  0    all is done
-  1    something failed, was skipped or is not known, and the rest is done
+  0    everything was done
+  1    something failed, was skipped or is unknown; the rest was done
   2    the arguments are not valid";
 
-/// What to do.
+/// The command to run.
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 #[command(after_help = AFTER_HELP)]
@@ -50,19 +50,21 @@ pub struct Config {
 #[derive(Clone, Debug, Subcommand)]
 #[expect(clippy::large_enum_variant, reason = "there is but one of it")]
 pub(super) enum Command {
-    /// Print how many dead letters wait
+    /// Print the number of waiting dead letters
     Count(Count),
     /// Print a line for each dead letter, about the oldest first
     List(List),
-    /// Print all there is to know of a dead letter, or of each that shares the reference
+    /// Print everything about a dead letter, or about each one that shares the reference
     Show(Show),
     /// Send dead letters back to be counted, and take each out once the broker has it
     ///
-    /// A dead letter is skipped, and named, if it may have been counted before it died, and died before the workers
-    /// began to prune what they have counted, or so little after that that a worker may have held it since, and an hour
-    /// for clocks that differ: with a `message_id` if the broker moved it, or with events that have ids. How long they
-    /// remember is their `CATCHALL_MESSAGE_RETENTION_SECS` and `CATCHALL_EVENT_RETENTION_SECS`, and how long they hold a
-    /// message `CATCHALL_ACK_DEADLINE_SECS`, which has to be theirs.
+    /// A dead letter is skipped and named if its claim may be pruned: that is, if it may have been counted
+    /// before, and it became a dead letter before the workers began to prune claims or shortly after.
+    /// "Shortly" is the time for which a worker may hold a message, plus an hour for clocks that differ. A
+    /// dead letter may have been counted if it has a `message_id` and was moved by the broker, or if it has
+    /// events with ids. Claims last for the workers' `CATCHALL_MESSAGE_RETENTION_SECS` and
+    /// `CATCHALL_EVENT_RETENTION_SECS`. The workers hold a message for at most `CATCHALL_ACK_DEADLINE_SECS`,
+    /// which must have the same value here.
     Replay(Replay),
     /// Take dead letters out for good
     Discard(Discard),
@@ -86,7 +88,7 @@ pub(super) struct List {
     #[command(flatten)]
     pub(super) message: broker::MessageLimit,
 
-    /// Most dead letters to print
+    /// The most dead letters to print
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub(super) limit: u64,
 
@@ -133,7 +135,7 @@ pub(super) struct Replay {
     #[command(flatten)]
     pub(super) chosen: Chosen,
 
-    /// Replay also dead letters that may have been counted and would not be recognised any more
+    /// Also replay dead letters that may have been counted and would not be recognised any more
     #[arg(long)]
     pub(super) even_if_counted: bool,
 }
@@ -150,7 +152,7 @@ pub(super) struct Discard {
     #[command(flatten)]
     pub(super) chosen: Chosen,
 
-    /// With --all: yes, for good
+    /// Confirm --all: discard for good
     #[arg(long)]
     pub(super) yes: bool,
 }

@@ -6,20 +6,20 @@ use crate::batch::Batch;
 use crate::broker::{DeadLetter, Timestamp};
 use crate::store::ledger::Horizon;
 
-/// How far the clocks may be apart that a dead letter's death and the horizon are told by: the worker's or the broker's, and
-/// the primary's.
+/// How far apart two clocks may be: the worker's or the broker's, which dates a dead letter, and the
+/// primary's, which dates the horizon.
 const CLOCKS_APART: Duration = Duration::from_hours(1);
 
 /// Tells which dead letters are in doubt.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Doubts {
     horizon: Horizon,
-    /// How long before its death a dead letter may have met its claim for the last time: it may have been in the hands of a
-    /// worker.
+    /// How long before it was dead-lettered a message may have met its claim for the last time: a worker may
+    /// have held it.
     margin: Duration,
 }
 
-/// What makes a dead letter doubtful.
+/// What a pruned claim may have guarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Guard {
     /// Its message may have been counted under its `message_id`.
@@ -29,12 +29,13 @@ enum Guard {
 }
 
 impl Doubts {
-    /// There are none.
+    /// No dead letter is in doubt.
     pub(super) fn none() -> Self {
         Self { horizon: Horizon::default(), margin: Duration::ZERO }
     }
 
-    /// What died before the horizon, or a hold after it, is in doubt if it may have been counted.
+    /// A message that may have been counted is in doubt if it was dead-lettered before the horizon, or at
+    /// most an ack deadline and an hour (for clocks that differ) after it.
     pub(super) fn beyond(horizon: Horizon, ack_deadline: Duration) -> Self {
         Self { horizon, margin: ack_deadline + CLOCKS_APART }
     }
@@ -42,18 +43,19 @@ impl Doubts {
     /// Why this dead letter is in doubt, if it is.
     pub(super) fn about(&self, letter: &DeadLetter) -> Option<String> {
         let died = letter.dead_lettered_at();
-        // What the worker could not read it has not counted; what the broker moved it may have.
+        // A worker has not counted what it could not read. A message that the broker moved may have been
+        // counted.
         let moved = letter.is_moved_by_broker() && letter.message_id().is_some();
         if moved && self.is_beyond(died, self.horizon.messages) {
             return Some(sentence(Guard::Message, died));
         }
-        // An event is counted under its id whatever message brings it.
+        // An event is counted under its id, whichever message brings it.
         let keyed = self.horizon.events.is_some()
             && Batch::from_json(letter.body()).is_ok_and(|batch| !batch.keyed.is_empty());
         (keyed && self.is_beyond(died, self.horizon.events)).then(|| sentence(Guard::Event, died))
     }
 
-    /// Whether claims that were last met before the dead letter died may have been pruned.
+    /// Whether claims that were last met before the message was dead-lettered may have been pruned.
     fn is_beyond(&self, died: Option<Timestamp>, horizon: Option<SystemTime>) -> bool {
         horizon.is_some_and(|horizon| {
             let certain = horizon.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default() + self.margin;
@@ -68,10 +70,10 @@ fn sentence(guard: Guard, died: Option<Timestamp>) -> String {
         Guard::Event => "events in it",
     };
     let when = match died {
-        Some(died) => format!("it died at {died}"),
-        None => "nobody knows when it died".into(),
+        Some(died) => format!("it was dead-lettered at {died}"),
+        None => "the time of its dead-lettering is unknown".into(),
     };
-    format!("{what} may have been counted, and {when}, too long ago to tell; --even-if-counted replays it")
+    format!("{what} may have been counted: {when}, and claims may be pruned; --even-if-counted replays it")
 }
 
 #[cfg(test)]

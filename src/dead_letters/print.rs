@@ -1,4 +1,4 @@
-//! Dead letters as lines and as JSON. Whatever a publisher put into one, it cannot command the terminal.
+//! Dead letters as lines and as JSON. Nothing that a publisher wrote can control the terminal.
 
 use std::io::{self, Write};
 
@@ -6,7 +6,8 @@ use serde_json::{Map, Value};
 
 use crate::broker::DeadLetter;
 
-/// Digits of a reference in a list. Of a million dead letters hardly two begin with the same.
+/// Digits of a reference in a list. Among a million dead letters hardly two references begin with the same
+/// 12.
 const DIGITS: usize = 12;
 
 /// Characters of a body in a list.
@@ -15,7 +16,7 @@ const BEGINNING: usize = 60;
 /// Bytes of a body in one line of hexadecimal digits.
 const HEX_LINE: usize = 32;
 
-/// The beginning of the reference that is long enough to tell dead letters apart.
+/// The beginning of the reference, long enough to tell dead letters apart.
 pub(super) fn short_reference(letter: &DeadLetter) -> String {
     let mut reference = letter.reference().simple().to_string();
     reference.truncate(DIGITS);
@@ -112,7 +113,7 @@ fn summary(letter: &DeadLetter) -> Map<String, Value> {
     .collect()
 }
 
-/// A body that is meant to be read.
+/// A body that is readable text.
 fn text(body: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(body).ok()?;
     text.chars().all(|char| !char.is_control() || matches!(char, '\t' | '\n' | '\r')).then_some(text)
@@ -132,8 +133,8 @@ fn beginning(body: &[u8]) -> String {
     }
 }
 
-/// On one line, and with an escape for everything that is not to be seen, such as what moves the cursor or turns
-/// the direction of writing.
+/// On one line, with an escape for every character that does not print, such as those that move the cursor or
+/// change the direction of writing.
 fn printable(bytes: &[u8]) -> String {
     let mut printable = String::new();
     for chunk in bytes.utf8_chunks() {

@@ -1,4 +1,4 @@
-//! Dead letters that leave the queue: sent back, or discarded.
+//! Removes dead letters from the queue: replays or discards them.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -15,19 +15,19 @@ use crate::broker::{DeadLetter, DeadLetterQueue, DeadLetterTag, Message, Publish
 use crate::shutdown::Shutdown;
 use catchall_progress::{Display, HumanCount, Progress};
 
-/// Dead letters that are published together: each batch costs a wait for the broker's disk.
+/// Dead letters that are published together: each batch waits once for the broker's disk.
 const BATCH_DEAD_LETTERS: usize = 100;
 
-/// Bytes after which a batch is full, whatever its number: they are in memory.
+/// Bytes after which a batch is full, however few dead letters it has: they are in memory.
 const BATCH_BYTES: usize = 8 << 20;
 
-/// What becomes of a dead letter.
+/// How a dead letter is removed.
 pub(super) enum Removal {
     /// It is published again.
     Replay {
         /// Where.
         publisher: Publisher,
-        /// But not these.
+        /// Which dead letters to skip.
         doubts: Doubts,
     },
     /// Nothing.
@@ -40,11 +40,11 @@ struct Done {
     seen: Cell<u64>,
     removed: Cell<u64>,
     skipped: Cell<u64>,
-    /// What is to be said about single dead letters.
+    /// Lines to print about single dead letters.
     lines: RefCell<Vec<String>>,
 }
 
-/// Removes the dead letters that are meant, says how it went, and fails unless all of them are.
+/// Removes the selected dead letters and prints the result. Fails unless all of them were removed.
 pub(super) async fn remove(
     mut letters: DeadLetterQueue,
     selection: Selection,
@@ -69,7 +69,7 @@ pub(super) async fn remove(
     };
     let work = async {
         let ended = remove_all(&mut letters, &selection, &mut removal, &mut found, &done, shutdown).await;
-        // Only when the channel is closed is what was taken certain to be gone.
+        // Removals are certain only once the channel is closed.
         ended.and(letters.close().await.map_err(Into::into))
     };
     let ended = Display::detect().follow(phase, "letters", total, progress, work).await;
@@ -95,8 +95,8 @@ pub(super) async fn remove(
     match (skipped, unknown) {
         (0, 0) => Ok(()),
         (_, 0) => bail!("skipped {skipped} of the dead letters"),
-        (0, _) => bail!("{unknown} of the references are of no dead letter"),
-        (_, _) => bail!("skipped {skipped} of the dead letters, and {unknown} of the references are of none"),
+        (0, _) => bail!("{unknown} of the references match no dead letter"),
+        (_, _) => bail!("skipped {skipped} of the dead letters, and {unknown} of the references match none"),
     }
 }
 
@@ -134,7 +134,7 @@ async fn remove_all(
     remove_batch(letters, removal, batch, done).await
 }
 
-/// Why there is nothing to be replayed.
+/// Why a dead letter cannot be replayed: its body was not read.
 fn unread(letter: &DeadLetter) -> Option<String> {
     let size = letter.unread()?;
     Some(format!(
@@ -149,7 +149,7 @@ async fn remove_batch(
     done: &Done,
 ) -> anyhow::Result<()> {
     let tags: Vec<DeadLetterTag> = batch.iter().map(DeadLetter::tag).collect();
-    let fates = match removal {
+    let outcomes = match removal {
         Removal::Replay { publisher, .. } => {
             let messages: Vec<Message> = batch.into_iter().map(DeadLetter::into_original).collect();
             publisher.publish_each(messages, Instant::now() + CONFIRM_TIMEOUT).await
@@ -157,8 +157,8 @@ async fn remove_batch(
         Removal::Discard => vec![Ok(()); tags.len()],
     };
     let mut failed = None;
-    for (tag, fate) in tags.into_iter().zip(fates) {
-        match fate {
+    for (tag, outcome) in tags.into_iter().zip(outcomes) {
+        match outcome {
             Ok(()) => {
                 letters.take(tag).await?;
                 done.removed.set(done.removed.get() + 1);
@@ -166,6 +166,7 @@ async fn remove_batch(
             Err(error) => _ = failed.get_or_insert(error),
         }
     }
-    // What was not published is given back, and so is everything behind it: the broker will not take it either.
+    // Unpublished dead letters are given back, and so are all behind them: the broker would not take those
+    // either.
     failed.map_or(Ok(()), |error| Err(error.into()))
 }

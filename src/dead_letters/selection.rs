@@ -1,4 +1,4 @@
-//! Which dead letters are meant.
+//! Which dead letters are selected.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -16,12 +16,12 @@ const WHOLE: usize = 32;
 pub(super) struct Prefix(String);
 
 impl Prefix {
-    /// Whether it is the beginning of this reference.
+    /// Whether `reference` begins with this prefix.
     pub(super) fn is_of(&self, reference: Uuid) -> bool {
         reference.simple().encode_lower(&mut Uuid::encode_buffer()).starts_with(&self.0)
     }
 
-    /// Whether there can be but one reference that it means.
+    /// Whether this prefix is a whole reference, which can match only one.
     pub(super) fn is_whole(&self) -> bool {
         self.0.len() == WHOLE
     }
@@ -52,10 +52,10 @@ impl fmt::Display for Prefix {
     }
 }
 
-/// The dead letters that are meant.
+/// The selected dead letters.
 #[derive(Clone, Debug)]
 pub(super) enum Selection {
-    /// Those with these references. What is only the beginning of one means nothing yet.
+    /// Those with these whole references. A prefix that is not whole matches nothing yet.
     Named(BTreeSet<Prefix>),
     /// All, or all whose reason contains a text.
     All {

@@ -1,4 +1,5 @@
-//! Acceptance: events of many requests become one batch, and each request is answered when its batch is durable.
+//! Acceptance: events of many requests become one batch. Each request gets its response once its batch is
+//! durable.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,10 +18,10 @@ use crate::store::{BatchSink, NotAccepted};
 /// What became of a batch.
 pub(super) type Accepted = Result<(), NotAccepted>;
 
-/// Where the handlers of one thread leave events, and its sink takes them.
+/// Handlers of one thread submit events here, and the sink takes them.
 pub(super) type Intake = Batcher<Batch, Accepted>;
 
-/// Leaves `events` events, which `add` adds to the open batch, and returns once they are durable.
+/// Submits `events` events, which `add` adds to the open batch. Returns once they are durable.
 pub(super) async fn submit(
     intake: &Intake,
     events: usize,
@@ -41,11 +42,11 @@ pub(super) fn not_counted(detail: &str) -> Problem {
 }
 
 impl From<&NotAccepted> for Problem {
-    /// Where the broker is and what is wrong with it is for the operators, who find it at `/readyz`.
+    /// The broker's address and error are for operators, who find them at `/readyz`.
     fn from(error: &NotAccepted) -> Self {
         let (kind, detail) = match error {
             NotAccepted::NotCounted(_) => {
-                (ProblemType::NotCounted, "events cannot be taken now, nothing was counted")
+                (ProblemType::NotCounted, "events cannot be accepted now, nothing was counted")
             }
             NotAccepted::MaybeCounted(_) => (
                 ProblemType::MaybeCounted,
@@ -59,7 +60,7 @@ impl From<&NotAccepted> for Problem {
     }
 }
 
-/// Flushes what has gathered whenever the next message is worth sending, for ever.
+/// Flushes the open batch whenever the next message is worth sending, forever.
 pub(super) async fn flush<S: BatchSink>(intake: Arc<Intake>, sink: S, timeout: Duration) {
     let metrics = Metrics::register();
     let mut spacing = Spacing::default();
@@ -83,7 +84,8 @@ pub(super) async fn flush<S: BatchSink>(intake: Arc<Intake>, sink: S, timeout: D
     }
 }
 
-/// Hands a flush to the sink and answers everyone in it. Returns how many events that were, and how long it took.
+/// Hands a flush to the sink and answers every request in it. Returns the number of its events and the time
+/// it took.
 async fn accept<S: BatchSink>(
     flush: Flush<'_, Batch, Accepted>,
     sink: &S,

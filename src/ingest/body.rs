@@ -1,4 +1,4 @@
-//! The body of a bulk request: as much memory as has arrived, and no longer than it may take.
+//! The body of a bulk request: it takes only as much memory as has arrived, and only a limited time.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -22,29 +22,30 @@ use crate::http::{Exhausted, Problem, ProblemType, Share, transfer_deadline};
 /// Largest body of a bulk request in bytes, unpacked: 10,000 events of a kilobyte each.
 pub(super) const MAX_BODY: usize = 10 * 1024 * 1024;
 
-/// How long the body of a bulk request may take to arrive, not counted what it waits for memory.
+/// How long the body of a bulk request may take to arrive, without the time it waits for memory.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a body that was refused may go on to arrive, and how long a pause in it may be.
+/// How long a refused body may go on arriving, and how long a pause in it may be.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 const DISCARD_GAP: Duration = Duration::from_millis(100);
 
-/// What the request itself takes while its body is read: its head, its task, and, over HTTP/2, its stream.
+/// Memory of the request itself while its body is read: its head, its task and, over HTTP/2, its stream.
 pub(super) const REQUEST: usize = 8 * 1024;
 
-/// The least memory a body takes, once any of it is there.
+/// The least memory that a body takes once any of it has arrived.
 const FIRST_STEP: usize = 16 * 1024;
 
-/// Bytes that are unpacked before others on the thread have their turn: some 100 µs.
+/// Bytes that are unpacked before other tasks of the thread get their turn: some 100 µs.
 const BYTES_AT_A_STRETCH: usize = 128 * 1024;
 
-/// What it takes to unpack a body.
+/// How a body is packed, and the memory that unpacking needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Packing {
     None,
-    /// 32 KiB of what was unpacked last, and tables.
+    /// Needs 32 KiB for what was unpacked last, and tables.
     Gzip,
-    /// A window of what was unpacked last, as large as the sender likes: in the worst case all of it. And tables.
+    /// Needs tables, and a window for what was unpacked last. The sender chooses its size: in the worst case
+    /// it is as large as the whole body.
     Zstd,
 }
 
@@ -57,7 +58,7 @@ impl Packing {
         }
     }
 
-    /// What a request takes whose body takes so many bytes.
+    /// The memory of a request whose body takes `bytes` bytes.
     fn takes(self, bytes: usize) -> usize {
         REQUEST
             + match self {
@@ -76,8 +77,8 @@ struct Wire {
     arrived: Arc<AtomicU64>,
 }
 
-/// To be done with a request before its body is unpacked: notes how it is packed, and counts what arrives, for what a
-/// client packs well comes as quickly as what he does not.
+/// Must run before the body is unpacked: notes how it is packed, and counts the bytes that arrive. Only those
+/// show the client's speed, however well it packs.
 pub(super) async fn observe(mut request: Request) -> Request {
     let wire = Wire { packing: Packing::of(request.headers()), arrived: Arc::default() };
     request.extensions_mut().insert(wire.clone());
@@ -113,20 +114,20 @@ impl hyper::body::Body for Observed {
     }
 }
 
-/// Reads the body of an [observed](observe) request that has been unpacked since. An encoding that is still named is
-/// one that was not.
+/// Reads the body of an [observed](observe) request that has since been unpacked. An encoding that is still
+/// named was not unpacked.
 pub(super) async fn read(request: Request, share: &mut Share) -> Result<Vec<u8>, Problem> {
     let wire = request.extensions().get::<Wire>().cloned().expect("every request is observed");
     let encoding = request.headers().get(header::CONTENT_ENCODING);
     let encoding = encoding.map(|encoding| excerpt(format_args!("{encoding:?}")));
     let waits_to_send = request.headers().contains_key(header::EXPECT);
-    // The rest of the head, which may be as large as a small body, goes before the body comes.
+    // The rest of the head may be as large as a small body, so it is freed before the body arrives.
     let mut body = request.into_body();
     let read = match encoding {
         None => read_unpacked(&mut body, &wire, share).await,
         Some(encoding) => Err(Problem::new(
             ProblemType::UnsupportedMediaType,
-            format!("the content encoding {encoding} is not read here: send gzip, zstd or none"),
+            format!("the content encoding {encoding} is not supported: send gzip, zstd or none"),
         )),
     };
     let is_slow = |problem: &Problem| problem.kind == ProblemType::Timeout;
@@ -140,8 +141,8 @@ pub(super) async fn read(request: Request, share: &mut Share) -> Result<Vec<u8>,
     read
 }
 
-/// Lets a client send what it is about to send anyway, to nowhere. Most clients listen only when they have sent
-/// all; one that is cut off while it sends sees that, and not its answer.
+/// Lets a client send the rest of its body, and discards it. Most clients listen only after they have sent
+/// everything; a client that is cut off while it sends sees that, and not its response.
 async fn discard(mut body: Body) {
     let mut left = MAX_BODY;
     let discarding = async {
@@ -161,7 +162,7 @@ async fn read_unpacked(body: &mut Body, wire: &Wire, share: &mut Share) -> Resul
     let bytes = tokio::select! {
         bytes = collect(body, wire, share) => bytes,
         () = give_up.notified() => Err(not_counted(
-            "the body comes slowly, and its memory is needed for others: nothing was counted",
+            "the body arrives slowly, and others need its memory: nothing was counted",
         )),
     };
     share.end_transfer();
@@ -185,7 +186,7 @@ async fn collect(body: &mut Body, wire: &Wire, share: &mut Share) -> Result<Vec<
         share.moved(wire.arrived.load(Ordering::Relaxed));
         let needed = bytes.len() + data.len();
         if needed > bytes.capacity() {
-            // Twice as much each time, up to what can be needed; a length that was declared only makes it less.
+            // Doubles each time, up to what can be needed. A declared length can only lower that.
             let step = (2 * bytes.capacity()).clamp(FIRST_STEP, expected.unwrap_or(MAX_BODY).max(FIRST_STEP));
             let capacity = step.max(needed);
             let waits = Instant::now();
@@ -202,17 +203,17 @@ async fn collect(body: &mut Body, wire: &Wire, share: &mut Share) -> Result<Vec<
     Ok(bytes)
 }
 
-/// The next bytes of a body, as long as it comes fast enough.
+/// The next bytes of a body, while it arrives fast enough.
 async fn next(body: &mut Body, wire: &Wire, begun: Instant) -> Result<Option<Bytes>, Problem> {
     loop {
         let arrived = wire.arrived.load(Ordering::Relaxed);
         let deadline = transfer_deadline(begun, arrived).min(begun + BODY_TIMEOUT);
         tokio::select! {
-            // What is there is never late, however long this side took to come to it.
+            // Bytes that have arrived are never late, however long this side took to read them.
             biased;
             frame = body.frame() => match frame {
                 None => return Ok(None),
-                // What is not data is a trailer, which says nothing here.
+                // A frame without data is a trailer, which is ignored.
                 Some(Ok(frame)) => if let Ok(data) = frame.into_data() {
                     return Ok(Some(data));
                 },
@@ -225,11 +226,13 @@ async fn next(body: &mut Body, wire: &Wire, begun: Instant) -> Result<Option<Byt
                 }
             },
             () = sleep_until(deadline) => {
-                // More can have arrived that does not make a whole packet.
+                // More bytes may have arrived that do not make up a whole packet.
                 if wire.arrived.load(Ordering::Relaxed) == arrived || deadline >= begun + BODY_TIMEOUT {
                     return Err(Problem::new(
                         ProblemType::Timeout,
-                        format!("the body came too slowly, or not within {BODY_TIMEOUT:?}: nothing was counted"),
+                        format!(
+                            "the body arrived too slowly, or not within {BODY_TIMEOUT:?}: nothing was counted"
+                        ),
                     ));
                 }
             }
@@ -237,7 +240,7 @@ async fn next(body: &mut Body, wire: &Wire, begun: Instant) -> Result<Option<Byt
     }
 }
 
-/// What a request is answered that found no memory.
+/// The problem of a request that found no memory.
 pub(super) fn exhausted(_: Exhausted) -> Problem {
     not_counted("too many bodies are being read, nothing was counted")
 }
@@ -246,7 +249,7 @@ fn too_large() -> Problem {
     Problem::new(ProblemType::TooLarge, format!("a body has at most {MAX_BODY} bytes, unpacked"))
 }
 
-/// The innermost reason: the outer ones only say that something failed.
+/// The innermost error: the outer ones only say that something failed.
 fn root_cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
     let mut cause = error;
     while let Some(inner) = cause.source() {

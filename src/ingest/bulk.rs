@@ -21,12 +21,12 @@ use crate::excerpt::excerpt;
 use crate::http::{self, Budget, Problem, ProblemType, Rejected, Share};
 use crate::idempotency_key::IdempotencyKey;
 
-/// What memory is taken from the budget in while a body is parsed: often enough to be near the truth, and seldom enough
-/// to cost nothing.
+/// Memory is taken from the budget in steps of this many bytes while a body is parsed: small enough to stay
+/// near the truth, large enough to cost nothing.
 const STEP: usize = 64 * 1024;
 
-/// Events that are parsed before others on the thread have their turn: some 100 µs. A crowd of large bodies then slows
-/// every request down a little, and keeps none waiting until all of them are read.
+/// Events that are parsed before other tasks of the thread get their turn: some 100 µs. So many large bodies
+/// slow every request down a little, and none has to wait until all of them are read.
 const EVENTS_AT_A_STRETCH: usize = 256;
 
 #[derive(Clone, Debug)]
@@ -35,21 +35,22 @@ struct Bulk {
     budget: Budget,
 }
 
-/// The route, whose events go to the intake, and whose memory is that of the budget.
+/// The route. Its events go to the intake, and its memory is taken from the budget.
 pub(super) fn route(intake: Arc<Intake>, budget: Budget) -> MethodRouter {
     post(post_events)
         .layer((map_request(body::observe), RequestDecompressionLayer::new().pass_through_unaccepted(true)))
         .with_state(Bulk { intake, budget })
 }
 
-/// The answer to a bulk request that was accepted at least in part.
+/// The response to a bulk request that was accepted at least in part.
 #[derive(Serialize)]
 struct BulkAnswer {
     accepted: usize,
     rejected: Vec<Rejected>,
 }
 
-/// `POST /events`. Whatever the answer, what the request holds is given back only when that is written.
+/// `POST /events`. The memory that the request holds is given back only when the response, whatever it is,
+/// has been written.
 async fn post_events(State(bulk): State<Bulk>, request: Request) -> Result<Response, Problem> {
     let mut share = bulk.budget.share();
     let media_type = media_type(request.headers())?;
@@ -69,7 +70,7 @@ async fn post_events(State(bulk): State<Bulk>, request: Request) -> Result<Respo
     Ok(http::hold(answer, share))
 }
 
-/// What a body says.
+/// The contents of a body.
 #[derive(Default)]
 struct Read {
     batch: Batch,
@@ -78,10 +79,11 @@ struct Read {
     rejected: Vec<Rejected>,
 }
 
-/// Reads the events of a body. Under the key of the request each event without one of its own gets that of its place,
-/// so that the same request sent again counts nothing.
+/// Reads the events of a body. If the request has a key, each event without a key of its own gets one derived
+/// from it and from the event's place, so that the same request sent again counts nothing.
 ///
-/// Only one event a thread is parsed at a time, so what that needs and does not leave is no part of the share.
+/// Each thread parses only one event at a time, so the memory that parsing needs only temporarily is not part
+/// of the share.
 async fn read(
     body: Vec<u8>,
     media_type: MediaType,
@@ -129,14 +131,14 @@ async fn read(
     Ok(read)
 }
 
-/// What an event takes in a batch, at most: in its list under its key, or in the tally.
+/// The most memory that an event takes in a batch, whether in the list of keyed events or in the tally.
 fn takes(event: &Event) -> usize {
-    /// A node of the tally, of which half may be empty; a list that has grown to twice its length is less.
+    /// A node of the tally, half of which may be empty. A list that has doubled its length takes less.
     const ENTRY: usize = 2 * size_of::<(IdempotencyKey, Event)>();
     ENTRY + event.domain.as_str().len()
 }
 
-/// What an event takes that is rejected: its detail first, then the JSON of it, in which each character may be escaped.
+/// The memory of a rejected event: its detail, then its JSON, in which every character may be escaped.
 fn takes_rejected(detail: &str) -> usize {
     /// The name of its type.
     const TYPE: usize = 64;

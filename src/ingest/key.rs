@@ -7,10 +7,10 @@ use axum::http::request::Parts;
 use crate::http::{Problem, ProblemType};
 use crate::idempotency_key::{IdempotencyKey, IdempotencyKeyError};
 
-/// The clients' name for the key under which a request counts once (draft-ietf-httpapi-idempotency-key-header).
+/// The header with the key under which a request counts once (draft-ietf-httpapi-idempotency-key-header).
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
-/// The key of a request, if it has one. (To extract all headers would copy them.)
+/// The key of a request, if it has one. (Extracting all headers would copy them.)
 pub(super) struct RequestKey(pub(super) Option<IdempotencyKey>);
 
 impl<S: Sync> FromRequestParts<S> for RequestKey {

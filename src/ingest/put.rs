@@ -23,7 +23,8 @@ pub(super) async fn put_event(
     Ok(StatusCode::ACCEPTED)
 }
 
-/// The event of a path. What it was read from goes with this call: a request waits for its answer with nothing but that.
+/// The event of a path. This call consumes what the event is parsed from, so a waiting request holds nothing
+/// else in memory.
 fn event(
     path: Result<Path<(String, String)>, PathRejection>,
     key: Result<RequestKey, Problem>,

@@ -6,38 +6,39 @@ use tokio::time::Instant;
 
 use crate::batch::MESSAGE_EVENTS;
 
-/// Longest time from one message to the next while events wait. A broker that takes longer to confirm than this has
-/// several messages under way. Fifty messages a second cost it 4 % of a core, whatever is in them.
+/// Longest time from one message to the next while events wait. A broker that takes longer to confirm than
+/// this has several messages under way. Fifty messages a second cost it 4 % of a core, whatever they contain.
 const MAX_SPACING: Duration = Duration::from_millis(20);
 
-/// Time from one message to the next, in confirms. A message costs the broker nearly a millisecond of processor time
-/// however many events are in it, and its confirm shows how long that takes at present: with one thread publishing, the
-/// broker is left alone for as long as it took for the last message. The busier it is, the fewer and larger messages get.
+/// Time from one message to the next, in confirms. A message costs the broker nearly a millisecond of
+/// processor time however many events it has, and its confirm shows how long that takes at present. With one
+/// thread publishing, the broker is left alone for as long as the last message took. The busier it is, the
+/// fewer and larger the messages become.
 const SPACING_CONFIRMS: u32 = 2;
 
-/// A message is sent at once when so many eighths of the largest crowd of late wait for it: then hardly anybody is left
-/// to wait for. Clients that send their next event when the last one is answered are all back soon after a confirm, and
-/// the rest of the spacing would be lost for them.
+/// A message is sent at once when this many eighths of the largest recent crowd wait for it: then hardly any
+/// client is left to wait for. Clients that send their next event after each response are all back soon after
+/// a confirm, and the rest of the spacing would be lost for them.
 const NEARLY_ALL: usize = 7;
 
-/// Confirms whose mean tells what the next will take.
+/// The time of the next confirm is estimated by the mean of about this many.
 const MEAN_OF: u32 = 8;
 
-/// When the next message is worth sending, told from how the last ones went.
+/// Decides when the next message is worth sending, from how the last ones went.
 #[derive(Debug, Default)]
 pub(super) struct Spacing {
     /// When the last message was sent, if there was one.
     last: Option<Instant>,
-    /// How long a confirm takes, over the last few.
+    /// How long a confirm takes: the mean of the last few.
     confirm: Duration,
-    /// Events under way.
+    /// Events that were sent and are not confirmed yet.
     under_way: usize,
-    /// The most events that waited at a time lately, gathered or under way.
+    /// The most events that waited at the same time recently, gathered or under way.
     crowd: usize,
 }
 
 impl Spacing {
-    /// When the next message may be sent, if [enough](Self::enough) has not gathered before.
+    /// When the next message may be sent, unless [enough](Self::enough) events have gathered before.
     pub(super) fn due(&self) -> Instant {
         let Some(last) = self.last else { return Instant::now() };
         let apart =
@@ -45,8 +46,8 @@ impl Spacing {
         last + apart
     }
 
-    /// How many events are worth a message at once: a full message gains nothing by waiting, and neither does one when
-    /// nobody is left to wait for. While another is under way, none are.
+    /// How many events are worth a message at once. A full message gains nothing by waiting, and neither does
+    /// a message when no client is left to wait for. While another message is under way, no number is enough.
     pub(super) fn enough(&self) -> usize {
         if self.under_way > 0 {
             return usize::MAX;
@@ -54,14 +55,14 @@ impl Spacing {
         (self.crowd * NEARLY_ALL).div_ceil(8).clamp(1, MESSAGE_EVENTS)
     }
 
-    /// So many events were sent.
+    /// `events` events were sent at `now`.
     pub(super) fn sent(&mut self, events: usize, now: Instant) {
         self.last = Some(now);
         self.under_way += events;
         self.crowd = self.under_way.max(self.crowd - self.crowd.div_ceil(8));
     }
 
-    /// So many events have their answer, so long after they were sent.
+    /// `events` events got their response, `took` after they were sent.
     pub(super) fn confirmed(&mut self, events: usize, took: Duration) {
         self.under_way -= events;
         self.confirm = (self.confirm * (MEAN_OF - 1) + took) / MEAN_OF;
@@ -74,7 +75,7 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// The spacing after many messages of so many events, each confirmed in so long.
+    /// The spacing after many messages of `events` events, each confirmed within `confirm`.
     fn after_many(events: usize, confirm: Duration) -> (Spacing, Instant) {
         let (mut spacing, now) = (Spacing::default(), Instant::now());
         for _ in 0..100 {

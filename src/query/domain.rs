@@ -17,7 +17,7 @@ use crate::http::{self, Problem, ProblemType};
 #[derive(Clone, Debug)]
 pub(super) struct Domains {
     pub(super) lookups: Arc<Lookups>,
-    /// Delivered events, without a bounce, that a domain must exceed to be a catch-all.
+    /// Delivered events that a domain without a bounce must exceed to be a catch-all.
     pub(super) threshold: u64,
 }
 
@@ -30,7 +30,7 @@ pub(super) struct DomainReport {
     bounced: u64,
 }
 
-/// `GET /domains/{domain}`. A domain that was never seen has had no events, which is an answer like any other.
+/// `GET /domains/{domain}`. A domain that was never seen has had no events, which is a normal response.
 pub(super) async fn get_domain(
     State(Domains { lookups, threshold }): State<Domains>,
     path: Result<Path<String>, PathRejection>,
@@ -41,7 +41,8 @@ pub(super) async fn get_domain(
     Ok(Json(DomainReport { domain, status: counters.status(threshold), delivered, bounced }))
 }
 
-/// The domain of a path. What it was read from goes with this call, so that nothing else is held while the request waits.
+/// The domain of a path. This call consumes what the domain is parsed from, so a waiting request holds
+/// nothing else in memory.
 fn domain(path: Result<Path<String>, PathRejection>) -> Result<DomainName, Problem> {
     let Path(domain) =
         path.map_err(|error| Problem::new(ProblemType::InvalidDomain, excerpt(error.body_text())))?;

@@ -1,4 +1,4 @@
-//! Look-ups: the names that many requests ask for become one read.
+//! Look-ups: the names of many requests become one read.
 
 use std::mem;
 use std::sync::Arc;
@@ -13,17 +13,18 @@ use crate::health::Dependency;
 use crate::http::{Problem, ProblemType};
 use crate::store::CounterSource;
 
-/// Reads each thread has under way at a time. One would leave the source idle while rows are decoded; more make the
-/// batches smaller and the cost of a name higher.
+/// Reads that each thread has under way at a time. One would leave the source idle while rows are decoded.
+/// More would make the batches smaller and the cost per name higher.
 pub(super) const READS_AT_ONCE: u32 = 2;
 
 /// How long after a failure a thread tries again to open its connections.
 const WARM_UP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What one read found, in the order of the names, for all who wait for it; nothing when the source did not answer.
+/// What one read found, in the order of the names, for every request in it; `None` when the source did not
+/// answer.
 pub(super) type Found = Option<Arc<[Counters]>>;
 
-/// Where the handlers of one thread leave names, and its readers take them.
+/// Handlers of one thread submit names here, and its readers take them.
 pub(super) type Lookups = Batcher<Vec<DomainName>, Found>;
 
 /// The counters of a name.
@@ -41,18 +42,18 @@ pub(super) async fn look_up(lookups: &Lookups, name: &DomainName) -> Result<Coun
     }
 }
 
-/// Opens the connections of a thread before the process is ready. Otherwise whoever asks first would wait for them, and
-/// in vain when they take too long.
+/// Opens the connections of a thread before the process is ready. Otherwise the first requests would wait for
+/// them, and in vain if they took too long.
 pub(super) async fn warm_up<S: CounterSource>(source: Arc<S>, dependency: Dependency) {
-    // At once: one after the other would use one connection.
+    // All at once: reads one after the other would share one connection.
     while try_join_all((0..READS_AT_ONCE).map(|_| source.counters(&[]))).await.is_err() {
-        // The watch over the source finds and tells what is wrong.
+        // The watch over the source finds and reports the reason.
         tokio::time::sleep(WARM_UP_INTERVAL).await;
     }
     dependency.up();
 }
 
-/// Takes the names that have gathered, reads them at once and answers everyone, for ever.
+/// Takes the names that have gathered, reads them in one query and answers every request, forever.
 pub(super) async fn read<S: CounterSource>(lookups: Arc<Lookups>, source: Arc<S>) {
     let reads = metrics::counter!("catchall_query_reads_total");
     let failed = metrics::counter!("catchall_query_failed_reads_total");
@@ -70,7 +71,7 @@ pub(super) async fn read<S: CounterSource>(lookups: Arc<Lookups>, source: Arc<S>
             }
             Err(error) => {
                 failed.increment(flush.answer.weight() as u64);
-                // Once per outage: the next thousand reads have nothing new to say.
+                // Logged once per outage: the next thousand failed reads have nothing new to say.
                 if !mem::replace(&mut away, true) {
                     tracing::warn!(reason = %error, "cannot read: {error}");
                 }

@@ -116,7 +116,7 @@ async fn only_what_is_meant_is_discarded() {
     assert!(stderr.contains("is the beginning of") && stderr.contains("nothing was done"), "{stderr}");
     let (status, stdout, stderr) = servers.dead(&["discard", &before[""]]);
     assert_eq!((status, &*stdout), (0, "discarded 3, skipped 0, left 297\n"));
-    assert!(stderr.contains("3 letters are alike"), "{stderr}");
+    assert!(stderr.contains("3 dead letters are alike"), "{stderr}");
 
     let (status, _, stderr) = servers.dead(&["discard", "--all", "--reason", "rare"]);
     assert!(status == 2 && stderr.contains("--yes is required"), "{stderr}");
