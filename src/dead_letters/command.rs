@@ -19,19 +19,22 @@ Examples:
   catchall-dead discard 3f2a9c1b04de 77ab03c9e1f2
           take two out for good
 
-The reference of a dead letter never changes. Its beginning is enough if no other reference begins like that. Dead
-letters with equal bodies and without a message_id may share a reference, which then means all of them.
+The reference of a dead letter never changes. Its beginning is enough if no other reference begins like
+that. Dead letters with equal bodies and without a message_id may share a reference, which then means all of
+them.
 
-A replayed dead letter counts once: it keeps its message_id, or gets the id it was given when it was dead-lettered.
-Only dead letters without an id from the publisher or the worker (moved by the broker, or kept by an old worker)
-count at least once: twice, if a replay is killed at the wrong moment. Run a killed replay again soon, before the
-workers prune what they have counted. A message that still cannot be read comes back as a dead letter.
+A replayed dead letter counts once: it keeps its message_id, or gets the id it was given when it was dead-
+lettered. Only dead letters without an id from the publisher or the worker (moved by the broker, or kept by
+an old worker) count at least once: twice, if a replay is killed at the wrong moment. Run a killed replay
+again soon, before the workers prune what they have counted. A message that still cannot be read comes back
+as a dead letter.
 
-If no client library can read all of a dead letter (a routing key that is not UTF-8, headers nested too deep), the
-rest is shown and replayed. A dead letter whose body is larger than CATCHALL_MAX_MESSAGE_BYTES is not replayed.
+If no client library can read all of a dead letter (a routing key that is not UTF-8, headers nested too
+deep), the rest is shown and replayed. A dead letter whose body is larger than CATCHALL_MAX_MESSAGE_BYTES is
+not replayed.
 
-Every command gives back what it did not remove, also when it is killed. Ctrl-C ends it between two dead letters.
-Dead letters that somebody else is looking at are not visible meanwhile.
+Every command gives back what it did not remove, also when it is killed. Ctrl-C ends it between two dead
+letters. Dead letters that somebody else is looking at are not visible meanwhile.
 
 Exit status:
   0    everything was done

@@ -75,7 +75,9 @@ pub(super) async fn flush<S: BatchSink>(intake: Arc<Intake>, sink: S, timeout: D
         };
         tokio::select! {
             biased;
-            Some((events, took)) = under_way.next(), if !under_way.is_empty() => spacing.confirmed(events, took),
+            Some((events, took)) = under_way.next(), if !under_way.is_empty() => {
+                spacing.confirmed(events, took);
+            }
             flush = next => {
                 spacing.sent(flush.answer.weight(), Instant::now());
                 under_way.push(accept(flush, &sink, timeout, &metrics));

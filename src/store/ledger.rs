@@ -1,5 +1,6 @@
 //! The ledger on the Postgres primary: every message and every keyed event counted once.
 
+mod ack_deadline;
 mod claims;
 mod clock;
 mod durability;
@@ -23,8 +24,9 @@ use crate::tally::Tally;
 use clock::Clock;
 use durability::Settings;
 
+pub use ack_deadline::AckDeadline;
 pub use clock::Moment;
-pub use retention::{AckDeadline, Config as RetentionConfig, Horizon, Kind, Pruning, Watermark};
+pub use retention::{Config as RetentionConfig, Horizon, Kind, Pruning, Watermark};
 
 /// One transaction and one step of upkeep at a time, and a spare connection for when one of them has just
 /// died.

@@ -1,120 +1,248 @@
 //! Rules of the house that no compiler checks.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-fn sources(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
-        let path = entry.path();
-        if path.is_dir() {
-            found.extend(sources(&path));
+use syn::spanned::Spanned;
+use syn::visit::{self, Visit};
+use syn::{Attribute, Item, UseTree};
+
+const MAX_COLUMNS: usize = 112;
+const MAX_FILE_LINES: usize = 400;
+const MAX_FUNCTION_LINES: usize = 70;
+
+/// Who may name a vendor's crate: one folder for each.
+const DOORS: [(&str, &str); 4] =
+    [("lapin", "src/broker"), ("async_rs", "src/broker"), ("sqlx", "src/store"), ("hyper_util", "src/http")];
+
+/// A file of Rust.
+struct Source {
+    /// Its path from the top of the repository.
+    path: String,
+    text: String,
+    syntax: syn::File,
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn find(folder: &Path, found: &mut Vec<PathBuf>) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for path in entries.map(|entry| entry.unwrap().path()) {
+        if path.is_dir() && !path.ends_with("target") {
+            find(&path, found);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             found.push(path);
         }
     }
-    found
 }
 
-/// The code of a file without its comments and its tests.
-fn code(path: &Path) -> String {
-    if path.ends_with("tests.rs") {
-        return String::new();
+/// All files under these folders.
+fn sources(folders: &[&str]) -> Vec<Source> {
+    let mut paths = Vec::new();
+    for folder in folders {
+        find(&root().join(folder), &mut paths);
     }
-    let text = fs::read_to_string(path).unwrap();
-    let code = text.split("#[cfg(test)]").next().unwrap();
-    code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+    paths.sort();
+    assert!(!paths.is_empty(), "{folders:?}");
+    let read = |path: PathBuf| {
+        let text = fs::read_to_string(&path).unwrap();
+        let syntax = syn::parse_file(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        Source { path: path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned(), text, syntax }
+    };
+    paths.into_iter().map(read).collect()
+}
+
+/// Everything that is written in Rust here.
+const EVERYTHING: [&str; 6] = ["src", "bin", "tests", "benches", "crates", "examples"];
+
+fn complain(rule: &str, complaints: &[String]) {
+    assert!(complaints.is_empty(), "{rule}:\n{}", complaints.join("\n"));
+}
+
+fn is_test(attributes: &[Attribute]) -> bool {
+    attributes.iter().any(|attribute| {
+        attribute.path().is_ident("cfg")
+            && matches!(&attribute.meta, syn::Meta::List(list) if list.tokens.to_string() == "test")
+    })
+}
+
+/// Each path that a file names outside its tests, as its segments.
+#[derive(Default)]
+struct Paths(Vec<Vec<String>>);
+
+impl Paths {
+    fn of(syntax: &syn::File) -> Vec<Vec<String>> {
+        let mut paths = Self::default();
+        paths.visit_file(syntax);
+        paths.0
+    }
+
+    fn add(&mut self, tree: &UseTree, before: &[String]) {
+        let with = |name: &syn::Ident| [before, &[name.to_string()]].concat();
+        match tree {
+            UseTree::Path(path) => self.add(&path.tree, &with(&path.ident)),
+            UseTree::Name(name) if name.ident == "self" => self.0.push(before.to_vec()),
+            UseTree::Name(name) => self.0.push(with(&name.ident)),
+            UseTree::Rename(rename) => self.0.push(with(&rename.ident)),
+            UseTree::Glob(_) => self.0.push(before.to_vec()),
+            UseTree::Group(group) => group.items.iter().for_each(|tree| self.add(tree, before)),
+        }
+    }
+}
+
+impl<'ast> Visit<'ast> for Paths {
+    fn visit_item_mod(&mut self, module: &'ast syn::ItemMod) {
+        if !is_test(&module.attrs) {
+            visit::visit_item_mod(self, module);
+        }
+    }
+
+    fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
+        self.add(&item.tree, &[]);
+    }
+
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        self.0.push(path.segments.iter().map(|segment| segment.ident.to_string()).collect());
+        visit::visit_path(self, path);
+    }
+}
+
+#[test]
+fn imports_are_seen_in_every_form() {
+    let code = "use crate::{broker, ledger::{self, Ledger as L}, http::*};
+        mod inner { use super::x; fn f() { crate::deep::call::<crate::Argument>() } }
+        #[cfg(test)] mod tests { use crate::only_in_tests; }";
+    let paths = Paths::of(&syn::parse_file(code).unwrap());
+    let mut joined: Vec<String> = paths.iter().map(|path| path.join("::")).collect();
+    joined.retain(|path| path.contains("::"));
+    joined.sort();
+    let expected = [
+        "crate::Argument",
+        "crate::broker",
+        "crate::deep::call",
+        "crate::http",
+        "crate::ledger",
+        "crate::ledger::Ledger",
+        "super::x",
+    ];
+    assert_eq!(joined, expected);
 }
 
 #[test]
 fn each_vendor_has_one_door() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for path in sources(&root.join("src")).into_iter().chain(sources(&root.join("bin"))) {
-        let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
-        let code = code(&path);
-        for (vendor, doors) in [
-            ("lapin::", &["src/broker"][..]),
-            ("async_rs::", &["src/broker"]),
-            ("sqlx::", &["src/store"]),
-            ("hyper_util::server", &["src/http"]),
-        ] {
-            let is_door = doors.iter().any(|door| name.starts_with(door));
-            assert!(is_door || !code.contains(vendor), "{name} names {vendor}, which is behind {doors:?}");
+    let mut complaints = Vec::new();
+    for Source { path, syntax, .. } in sources(&["src", "bin"]) {
+        for (vendor, door) in DOORS {
+            let names = Paths::of(&syntax).iter().any(|path| path[0] == vendor);
+            if names && !path.starts_with(door) {
+                complaints.push(format!("{path} names {vendor}, which only {door} may"));
+            }
         }
     }
+    complain("each vendor's crate has one door", &complaints);
 }
 
-/// The modules that a file imports together, as in `use crate::{broker, ledger::Ledger};`.
-fn grouped(code: &str) -> BTreeSet<&str> {
-    let groups = code.split("crate::{").skip(1).map(|group| {
-        let mut depth = 1;
-        let end = group.find(|letter| {
-            depth += i32::from(letter == '{') - i32::from(letter == '}');
-            depth == 0
-        });
-        &group[..end.expect("a group ends")]
+/// The modules of `lib.rs`, in their order.
+fn modules() -> Vec<String> {
+    let library = sources(&["src"]).into_iter().find(|source| source.path == "src/lib.rs").unwrap();
+    let modules = library.syntax.items.iter().filter_map(|item| match item {
+        Item::Mod(module) => Some(module.ident.to_string()),
+        _ => None,
     });
-    let words = groups.flat_map(|group| {
-        let mut depth = 0;
-        // Not within a group of the group, which is of another module.
-        let parts = group.split(move |letter| {
-            depth += i32::from(letter == '{') - i32::from(letter == '}');
-            letter == ',' && depth == 0
-        });
-        parts.map(|part| part.split("::").next().unwrap_or_default().trim())
-    });
-    words.filter(|word| !word.is_empty()).collect()
-}
-
-#[test]
-fn imports_in_a_group_are_seen() {
-    let code = "use crate::{broker, ledger::{self, Ledger}, http};\nuse crate::{\n    figures::Figures,\n};";
-    assert_eq!(grouped(code), ["broker", "ledger", "http", "figures"].into());
+    modules.collect()
 }
 
 #[test]
 fn a_module_uses_only_those_above_it() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let list = fs::read_to_string(root.join("lib.rs")).unwrap();
-    let modules: Vec<&str> =
-        list.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
-    assert!(modules.len() > 10);
-    for (position, module) in modules.iter().enumerate() {
-        let mut files = vec![root.join(format!("{module}.rs"))];
-        if root.join(module).is_dir() {
-            files.extend(sources(&root.join(module)));
-        }
-        for file in files {
-            let code = code(&file);
-            let together = grouped(&code);
-            for below in &modules[position + 1..] {
-                let uses = code.contains(&format!("crate::{below}::"))
-                    || code.contains(&format!("crate::{below};"))
-                    || together.contains(below);
-                assert!(!uses, "{} uses {below}, which is below it in lib.rs", file.display());
+    let modules = modules();
+    let position = |name: &str| modules.iter().position(|module| module == name);
+    assert!(modules.len() > 10, "{modules:?}");
+    let mut complaints = Vec::new();
+    for Source { path, syntax, .. } in sources(&["src"]) {
+        let own = path.trim_start_matches("src/").split(['/', '.']).next().unwrap().to_owned();
+        let Some(own) = position(&own) else { continue };
+        for used in Paths::of(&syntax).iter().filter(|path| path[0] == "crate") {
+            if used.get(1).and_then(|name| position(name)).is_some_and(|used| used > own) {
+                complaints.push(format!("{path} uses {}, which is below it in lib.rs", used[1]));
             }
         }
     }
+    complain("a module uses only those above it", &complaints);
+}
+
+/// Functions that are longer than they may be.
+struct Functions<'a> {
+    path: &'a str,
+    complaints: &'a mut Vec<String>,
+}
+
+impl Functions<'_> {
+    fn look(&mut self, signature: &syn::Signature, body: &syn::Block) {
+        let lines = body.span().end().line - signature.span().start().line + 1;
+        if lines > MAX_FUNCTION_LINES {
+            self.complaints.push(format!("{}: {} has {lines} lines", self.path, signature.ident));
+        }
+    }
+}
+
+impl<'ast> Visit<'ast> for Functions<'_> {
+    fn visit_item_fn(&mut self, function: &'ast syn::ItemFn) {
+        self.look(&function.sig, &function.block);
+        visit::visit_item_fn(self, function);
+    }
+
+    fn visit_impl_item_fn(&mut self, function: &'ast syn::ImplItemFn) {
+        self.look(&function.sig, &function.block);
+        visit::visit_impl_item_fn(self, function);
+    }
+}
+
+#[test]
+fn files_functions_and_lines_have_a_length_that_can_be_read() {
+    let mut complaints = Vec::new();
+    for Source { path, text, syntax } in sources(&EVERYTHING) {
+        let lines = text.lines().count();
+        if lines > MAX_FILE_LINES {
+            complaints.push(format!("{path} has {lines} lines"));
+        }
+        for (number, line) in text.lines().enumerate() {
+            let columns = line.chars().count();
+            if columns > MAX_COLUMNS {
+                complaints.push(format!("{path}:{} has {columns} columns", number + 1));
+            }
+        }
+        Functions { path: &path, complaints: &mut complaints }.visit_file(&syntax);
+    }
+    complain("files, functions and lines are short", &complaints);
 }
 
 #[test]
 fn nothing_unfinished_is_left_in_the_code() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for path in sources(&root.join("src")).into_iter().chain(sources(&root.join("bin"))) {
-        let code = code(&path);
-        for word in [".unwrap()", "todo!(", "unimplemented!(", "dbg!("] {
-            assert!(!code.contains(word), "{} has {word}", path.display());
+    let mut complaints = Vec::new();
+    for Source { path, text, .. } in sources(&["src", "bin", "crates/catchall-load/src"]) {
+        if path.ends_with("tests.rs") {
+            continue;
+        }
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        let code = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+        for (number, line) in code.enumerate() {
+            for word in [".unwrap()", "todo!(", "unimplemented!(", "dbg!("] {
+                if line.contains(word) {
+                    complaints.push(format!("{path}, line {} of code: {word}", number + 1));
+                }
+            }
         }
     }
+    complain("nothing is unfinished, and nothing is unwrapped", &complaints);
 }
 
 #[test]
 fn every_migration_is_part_of_the_build() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let listed = fs::read_to_string(root.join("src/store/schema.rs")).unwrap();
-    for entry in fs::read_dir(root.join("migrations")).unwrap().map(Result::unwrap) {
+    let schema = fs::read_to_string(root().join("src/store/schema.rs")).unwrap();
+    for entry in fs::read_dir(root().join("migrations")).unwrap().map(Result::unwrap) {
         let name = entry.file_name().into_string().unwrap();
-        assert!(listed.contains(&format!("include_str!(\"../../migrations/{name}\")")), "{name}");
+        assert!(schema.contains(&format!("include_str!(\"../../migrations/{name}\")")), "{name}");
     }
 }

@@ -44,6 +44,7 @@ use std::time::{Duration, SystemTime};
 use uuid::Uuid;
 
 use super::Ledger;
+use super::ack_deadline::AckDeadline;
 use crate::store::postgres::Error;
 
 /// Claims that one statement prunes. It takes some ten milliseconds, so nobody waits for it for long.
@@ -90,32 +91,6 @@ pub struct Config {
 
     #[command(flatten)]
     ack_deadline: AckDeadline,
-}
-
-/// How long a worker may hold a message.
-#[derive(Clone, Copy, Debug, clap::Args)]
-#[group(skip)]
-#[expect(clippy::doc_markdown, reason = "the help is plain text")]
-pub struct AckDeadline {
-    /// How long a worker may hold a message, in seconds. It gives back what it could not count by then. Must
-    /// be at least the broker's consumer_timeout, and the same for all workers and for catchall-dead. Claims
-    /// are kept for this much longer
-    #[arg(
-        long,
-        env = "CATCHALL_ACK_DEADLINE_SECS",
-        value_name = "SECONDS",
-        default_value_t = 86_400,
-        value_parser = clap::value_parser!(u32).range(1..)
-    )]
-    ack_deadline_secs: u32,
-}
-
-impl AckDeadline {
-    /// How long a worker may hold a message.
-    #[must_use]
-    pub fn ack_deadline(self) -> Duration {
-        seconds(self.ack_deadline_secs)
-    }
 }
 
 impl Config {
