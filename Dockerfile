@@ -1,18 +1,18 @@
-# One image for every process of catchall; the command says which. docker-compose.yml shows how they belong
-# together, tests/suite/compose.rs holds both files against the code.
+# One image for every process of catchall; the command selects the process. docker-compose.yml shows how they
+# belong together, and tests/suite/compose.rs compares both files with the code.
 
 FROM rust:1.95-trixie AS build
 WORKDIR /src
 COPY . .
-# What cargo downloads and compiles stays in the two mounts, so only what changed is compiled again. touch: cargo
-# goes by the times of files, and those of an older checkout must not pass for compiled.
+# Cargo's downloads and build results stay in the two mounts, so only changed code is compiled again. Cargo
+# compares the times of files: without touch, an older checkout would pass for already compiled.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target,sharing=locked \
     touch src/lib.rs bin/*.rs crates/*/src/*.rs && \
     cargo install --locked --profile dist --path . --root /out --no-track && \
     cargo install --locked --profile dist --path crates/catchall-load --root /out --no-track
 
-# The same Debian, for its C library.
+# The same Debian release as above, because the binaries need its C library.
 FROM debian:trixie-slim
 LABEL org.opencontainers.image.title="catchall" \
       org.opencontainers.image.description="Tells from delivery events which e-mail domains are catch-alls: exactly once, through RabbitMQ and Postgres" \
@@ -20,5 +20,5 @@ LABEL org.opencontainers.image.title="catchall" \
 # For amqps:// and sslmode=verify-full.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=build /out/bin/ /usr/local/bin/
-# A number, by which an orchestrator can tell that it is not root. It owns nothing and writes nothing.
+# A numeric user, so that an orchestrator can tell that it is not root. It owns nothing and writes nothing.
 USER 10001:10001
