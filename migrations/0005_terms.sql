@@ -1,11 +1,11 @@
 -- The field's terms: "padding" for the bytes that keep room on a page, "prune" for the deletion of claims.
 --
--- Nothing else changes, and no row is touched. Workers of earlier versions ask for the old names: end them before this
--- runs. What they hold goes back to the queue and is counted by the new ones.
+-- Nothing else changes, and no row is touched. Workers of earlier versions use the old names: stop them
+-- before this runs. The messages they hold go back to the queue, and the new workers count them.
 alter table domain_counters rename column room to padding;
 
 comment on column domain_counters.padding is
-    'Says nothing. Keeps 16 bytes of the page free for later versions of the row: set when it is inserted, null once it is updated.';
+    'Carries no information. Keeps 16 bytes of the page free for later versions of the row: set on insert, null after the first update.';
 
 alter table forgotten_claims rename to pruned_claims;
 
