@@ -27,9 +27,9 @@ struct Arguments {
 #[tokio::test(start_paused = true)]
 async fn observations_do_not_pile_up_while_nobody_reads_them() {
     let arguments = Arguments::parse_from(["-"]);
-    let figures = telemetry::start(&arguments.telemetry).unwrap();
+    let metrics = telemetry::start(&arguments.telemetry).unwrap();
     // As every process has it.
-    tokio::spawn(telemetry::upkeep(figures.clone()));
+    tokio::spawn(telemetry::upkeep(metrics.clone()));
     let record_for_a_second = async || {
         // As the services do: those of ingest and query keep theirs, the worker asks for it each time.
         let [read, confirm] = ["catchall_query_read_seconds", "catchall_ingest_confirm_seconds"]
@@ -50,7 +50,7 @@ async fn observations_do_not_pile_up_while_nobody_reads_them() {
     }
     let after = megabytes(pid).unwrap();
     assert!(after <= before + GROWTH, "{before} MB, and {after} MB {SECONDS} seconds later");
-    let told = figures.render();
+    let told = metrics.render();
     let count = format!("catchall_query_read_seconds_count {}", OBSERVATIONS / 3 * SECONDS);
     assert!(told.contains(&count), "all of them are told of: {told}");
 }

@@ -18,10 +18,10 @@ use super::topology::{DEAD, check_topology};
 use super::url::{Config, MessageLimit};
 
 /// Most dead letters that the broker hands out ahead: enough to keep it busy.
-const MAX_WINDOW: u64 = 256;
+const MAX_PREFETCH: u64 = 256;
 
 /// Most bytes of the dead letters handed out ahead: the larger a message may be, the fewer are handed out.
-const WINDOW_BYTES: u64 = 256 << 20;
+const PREFETCH_BYTES: u64 = 256 << 20;
 
 /// Dead letters left on one channel before another is opened: the broker searches all that a channel holds
 /// for each one taken. It allows some two thousand channels per connection.
@@ -49,9 +49,9 @@ pub struct DeadLetterQueue {
     connection: Connection,
     /// The last channel consumes; the others hold dead letters until the end.
     channels: Vec<Holder>,
-    round: Option<Round>,
+    pass: Option<Pass>,
     /// How many dead letters are handed out ahead.
-    window: u64,
+    prefetch: u64,
     /// How many dead letters waited at the beginning.
     count: u64,
     /// How many of them have not been read. This ends the loop even if replayed dead letters come back.
@@ -91,15 +91,15 @@ impl Holder {
     }
 }
 
-/// One consumer. Dead letters that are not taken fill its window, whose size is fixed; then the next round
+/// One consumer. Dead letters that are not taken use up its prefetch, which is fixed; then the next pass
 /// begins.
 #[derive(Debug)]
-struct Round {
+struct Pass {
     consumer: Consumer,
-    window: u64,
-    /// The position of the last dead letter before this round, on the same channel.
+    prefetch: u64,
+    /// The position of the last dead letter before this pass, on the same channel.
     after: DeadLetterTag,
-    /// Dead letters of this round that were read and not taken.
+    /// Dead letters of this pass that were read and not taken.
     left: u64,
 }
 
@@ -118,8 +118,8 @@ impl DeadLetterQueue {
             config: config.clone(),
             connection,
             channels: vec![Holder { channel, last: 0, left: 0, taken: false }],
-            round: None,
-            window: (WINDOW_BYTES / u64::from(limit.max_message_bytes)).clamp(1, MAX_WINDOW),
+            pass: None,
+            prefetch: (PREFETCH_BYTES / u64::from(limit.max_message_bytes)).clamp(1, MAX_PREFETCH),
             count,
             unseen: count,
             taken: 0,
@@ -165,18 +165,18 @@ impl DeadLetterQueue {
     /// When the connection or the queue is gone. Dead letters that were not taken stay in the queue.
     pub async fn next(&mut self) -> Result<Option<DeadLetter>, Error> {
         while self.unseen > 0 {
-            if self.round.as_ref().is_none_or(|round| round.left == round.window) {
-                self.begin_round().await.map_err(|error| failed(&self.config, &error))?;
+            if self.pass.as_ref().is_none_or(|pass| pass.left == pass.prefetch) {
+                self.begin_pass().await.map_err(|error| failed(&self.config, &error))?;
             }
             let channel = self.channels.len() - 1;
-            let (Some(round), Some(holder)) = (&mut self.round, self.channels.last_mut()) else { continue };
-            let arrived = tokio::time::timeout(SILENCE, round.consumer.next()).await;
+            let (Some(pass), Some(holder)) = (&mut self.pass, self.channels.last_mut()) else { continue };
+            let arrived = tokio::time::timeout(SILENCE, pass.consumer.next()).await;
             let delivery = if let Ok(delivery) = arrived {
                 delivery
             } else {
                 // The answer arrives after the dead letters that are on their way here.
                 let waiting = waiting(&holder.channel).await.map_err(|error| failed(&self.config, &error))?;
-                match round.consumer.next().now_or_never() {
+                match pass.consumer.next().now_or_never() {
                     Some(delivery) => delivery,
                     None if waiting == 0 => return Ok(None),
                     None => continue,
@@ -190,7 +190,7 @@ impl DeadLetterQueue {
                     return Err(Error::connection(&self.config.amqp_url, reason));
                 }
             };
-            round.left += 1;
+            pass.left += 1;
             holder.left += 1;
             holder.last = delivery.delivery_tag;
             self.unseen -= 1;
@@ -211,9 +211,9 @@ impl DeadLetterQueue {
         holder.left -= 1;
         holder.taken = true;
         self.taken += 1;
-        let of_round = |round: &&mut Round| tag.channel == round.after.channel && tag.tag > round.after.tag;
-        if let Some(round) = self.round.as_mut().filter(of_round) {
-            round.left -= 1;
+        let of_pass = |pass: &&mut Pass| tag.channel == pass.after.channel && tag.tag > pass.after.tag;
+        if let Some(pass) = self.pass.as_mut().filter(of_pass) {
+            pass.left -= 1;
         }
         Ok(())
     }
@@ -240,8 +240,8 @@ impl DeadLetterQueue {
         closed.await.map_err(|error| failed(&self.config, &error))
     }
 
-    async fn begin_round(&mut self) -> lapin::Result<()> {
-        if let (Some(Round { consumer, .. }), Some(holder)) = (&self.round, self.channels.last()) {
+    async fn begin_pass(&mut self) -> lapin::Result<()> {
+        if let (Some(Pass { consumer, .. }), Some(holder)) = (&self.pass, self.channels.last()) {
             // Dead letters already handed out stay with us until the channel closes.
             holder.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
             if holder.left >= CHANNEL_DEAD_LETTERS {
@@ -250,13 +250,13 @@ impl DeadLetterQueue {
             }
         }
         let Some(Holder { channel, last, .. }) = self.channels.last() else { return Ok(()) };
-        let window = self.unseen.min(self.window);
-        let prefetch = u16::try_from(window).unwrap_or(u16::MAX);
-        channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+        let prefetch = self.unseen.min(self.prefetch);
+        let qos = u16::try_from(prefetch).unwrap_or(u16::MAX);
+        channel.basic_qos(qos, BasicQosOptions::default()).await?;
         let options = BasicConsumeOptions::default();
         let consumer = channel.basic_consume(DEAD.into(), "".into(), options, FieldTable::default()).await?;
         let after = DeadLetterTag { channel: self.channels.len() - 1, tag: *last };
-        self.round = Some(Round { consumer, window, after, left: 0 });
+        self.pass = Some(Pass { consumer, prefetch, after, left: 0 });
         Ok(())
     }
 }

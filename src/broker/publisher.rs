@@ -61,6 +61,7 @@ impl BatchSink for Publisher {
     async fn accept(&self, batch: Batch, deadline: Instant) -> Result<(), NotAccepted> {
         let message = |body| Message::events(body, Some(IdempotencyKey::fresh()));
         let messages = batch.to_json().into_iter().map(message).collect();
+        // Its memory is not needed while the confirm is awaited.
         drop(batch);
         Ok(self.publish(messages, deadline).await?)
     }

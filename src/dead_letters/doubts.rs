@@ -42,35 +42,36 @@ impl Doubts {
 
     /// Why this dead letter is in doubt, if it is.
     pub(super) fn about(&self, letter: &DeadLetter) -> Option<String> {
-        let died = letter.dead_lettered_at();
+        let dead_lettered_at = letter.dead_lettered_at();
         // A worker has not counted what it could not read. A message that the broker moved may have been
         // counted.
         let moved = letter.is_moved_by_broker() && letter.message_id().is_some();
-        if moved && self.is_beyond(died, self.horizon.messages) {
-            return Some(sentence(Guard::Message, died));
+        if moved && self.is_beyond(dead_lettered_at, self.horizon.messages) {
+            return Some(sentence(Guard::Message, dead_lettered_at));
         }
         // An event is counted under its id, whichever message brings it.
         let keyed = self.horizon.events.is_some()
             && Batch::from_json(letter.body()).is_ok_and(|batch| !batch.keyed.is_empty());
-        (keyed && self.is_beyond(died, self.horizon.events)).then(|| sentence(Guard::Event, died))
+        (keyed && self.is_beyond(dead_lettered_at, self.horizon.events))
+            .then(|| sentence(Guard::Event, dead_lettered_at))
     }
 
     /// Whether claims that were last met before the message was dead-lettered may have been pruned.
-    fn is_beyond(&self, died: Option<Timestamp>, horizon: Option<SystemTime>) -> bool {
+    fn is_beyond(&self, dead_lettered_at: Option<Timestamp>, horizon: Option<SystemTime>) -> bool {
         horizon.is_some_and(|horizon| {
             let certain = horizon.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default() + self.margin;
-            died.is_none_or(|died| died.since_epoch() < certain)
+            dead_lettered_at.is_none_or(|dead_lettered_at| dead_lettered_at.since_epoch() < certain)
         })
     }
 }
 
-fn sentence(guard: Guard, died: Option<Timestamp>) -> String {
+fn sentence(guard: Guard, dead_lettered_at: Option<Timestamp>) -> String {
     let what = match guard {
         Guard::Message => "it",
         Guard::Event => "events in it",
     };
-    let when = match died {
-        Some(died) => format!("it was dead-lettered at {died}"),
+    let when = match dead_lettered_at {
+        Some(dead_lettered_at) => format!("it was dead-lettered at {dead_lettered_at}"),
         None => "the time of its dead-lettering is unknown".into(),
     };
     format!("{what} may have been counted: {when}, and claims may be pruned; --even-if-counted replays it")
@@ -83,15 +84,15 @@ mod tests {
     #[test]
     fn only_what_died_a_hold_and_an_hour_after_the_horizon_is_certain() {
         let at = |secs| SystemTime::UNIX_EPOCH + Duration::from_secs(secs);
-        let died = |secs| Some(Timestamp::from(at(secs)));
+        let dead_lettered_at = |secs| Some(Timestamp::from(at(secs)));
         for hold in [60, 86_400, 1_000_000] {
             let doubts = Doubts::beyond(Horizon::default(), Duration::from_secs(hold));
             assert!(!doubts.is_beyond(None, None));
-            assert!(!doubts.is_beyond(died(0), None));
+            assert!(!doubts.is_beyond(dead_lettered_at(0), None));
             assert!(doubts.is_beyond(None, Some(at(0))));
-            assert!(doubts.is_beyond(died(1_000_000), Some(at(1_000_000))));
-            assert!(doubts.is_beyond(died(1_003_599 + hold), Some(at(1_000_000))));
-            assert!(!doubts.is_beyond(died(1_003_600 + hold), Some(at(1_000_000))));
+            assert!(doubts.is_beyond(dead_lettered_at(1_000_000), Some(at(1_000_000))));
+            assert!(doubts.is_beyond(dead_lettered_at(1_003_599 + hold), Some(at(1_000_000))));
+            assert!(!doubts.is_beyond(dead_lettered_at(1_003_600 + hold), Some(at(1_000_000))));
         }
     }
 }

@@ -25,10 +25,11 @@ pub(super) fn short_reference(letter: &DeadLetter) -> String {
 
 /// One line.
 pub(super) fn line(letter: &DeadLetter, out: &mut impl Write) -> io::Result<()> {
-    let died = letter.dead_lettered_at().map_or_else(|| "-".into(), |died| died.to_string());
+    let dead_lettered_at =
+        letter.dead_lettered_at().map_or_else(|| "-".into(), |dead_lettered_at| dead_lettered_at.to_string());
     writeln!(
         out,
-        "{}  {died:20}  {:>8} B  {}  {}  {}",
+        "{}  {dead_lettered_at:20}  {:>8} B  {}  {}  {}",
         short_reference(letter),
         letter.size(),
         printable(letter.message_id().unwrap_or("-").as_bytes()),
@@ -48,7 +49,7 @@ pub(super) fn line_as_json(letter: &DeadLetter, out: &mut impl Write) -> io::Res
 pub(super) fn whole(letter: &DeadLetter, out: &mut impl Write) -> io::Result<()> {
     let mut rows: Vec<(String, Value)> = [
         ("reference", Some(letter.reference().simple().to_string())),
-        ("dead_lettered_at", letter.dead_lettered_at().map(|died| died.to_string())),
+        ("dead_lettered_at", letter.dead_lettered_at().map(|dead_lettered_at| dead_lettered_at.to_string())),
         ("reason", Some(letter.reason())),
         ("dead_letter_id", letter.dead_letter_id().map(str::to_owned)),
         ("routing_key", Some(letter.routing_key().to_owned())),
@@ -103,7 +104,10 @@ pub(super) fn whole_as_json(letter: &DeadLetter, out: &mut impl Write) -> io::Re
 fn summary(letter: &DeadLetter) -> Map<String, Value> {
     [
         ("ref", letter.reference().simple().to_string().into()),
-        ("dead_lettered_at", letter.dead_lettered_at().map(|died| died.to_string()).into()),
+        (
+            "dead_lettered_at",
+            letter.dead_lettered_at().map(|dead_lettered_at| dead_lettered_at.to_string()).into(),
+        ),
         ("message_id", letter.message_id().into()),
         ("size", letter.size().into()),
         ("reason", letter.reason().into()),

@@ -80,8 +80,8 @@ impl Config {
 pub struct ApplyRequest {
     /// The contents of messages, in the order of their arrival.
     pub entries: Vec<Entry>,
-    /// Ids of the marks that were handed out with them: see [`Ledger::begin_watermark`].
-    pub watermarks: Vec<Uuid>,
+    /// Ids of watermark messages that were handed out with them: see [`Ledger::begin_watermark`].
+    pub watermark_ids: Vec<Uuid>,
     /// The last moment at which they may be counted: after it, the claims they rely on may be pruned.
     pub before: Option<Moment>,
 }
@@ -246,8 +246,8 @@ async fn transaction(
         transaction.rollback().await?;
         return Ok(None);
     }
-    if range.end == request.entries.len() && !request.watermarks.is_empty() {
-        sqlx::query(WATERMARKS_ARRIVED).bind(&request.watermarks).execute(&mut *transaction).await?;
+    if range.end == request.entries.len() && !request.watermark_ids.is_empty() {
+        sqlx::query(WATERMARKS_ARRIVED).bind(&request.watermark_ids).execute(&mut *transaction).await?;
         steps.done();
     }
     let entries = &request.entries[range];

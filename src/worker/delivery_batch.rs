@@ -119,7 +119,7 @@ impl DeliveryBatch {
                 let entry = Entry { tag, id, batch };
                 self.rows += entry.rows();
                 self.request.entries.push(entry);
-                self.request.watermarks.extend(delivery.watermark());
+                self.request.watermark_ids.extend(delivery.watermark());
             }
             Err(reason) => {
                 let reason = excerpt(reason);

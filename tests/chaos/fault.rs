@@ -4,7 +4,7 @@ mod alarms;
 mod clients;
 mod database;
 mod kills;
-mod letters;
+mod dead_letters;
 mod messages;
 mod replication;
 mod restarts;
@@ -262,7 +262,7 @@ impl Fault {
             Self::StatementTimeout => database::statement_timeout(cluster, label).await,
             Self::ClockStepsBack => database::clock_steps_back(cluster, label).await,
             Self::ShortRetention => database::short_retention(cluster, label).await,
-            Self::ReplayDeadLetters => letters::replay(cluster, rng, label).await,
+            Self::ReplayDeadLetters => dead_letters::replay(cluster, rng, label).await,
             Self::DeliverTwice => messages::deliver_twice(cluster, label).await,
             Self::OppositeOrders => messages::opposite_orders(cluster, label).await,
             Self::PauseReplay => replication::pause_replay(cluster, rng).await,

@@ -46,8 +46,8 @@ pub(crate) enum RefusalKind {
     MaybeCounted,
 }
 
-/// The words in a problem that say the former.
-const NOTHING_COUNTED: &str = "nothing was counted";
+/// The type of the problem that says so, in quotes as in the document.
+const NOT_COUNTED: &str = "\"urn:catchall:problem:not-counted\"";
 
 /// A request and its answer.
 #[derive(Clone, Debug)]
@@ -157,7 +157,7 @@ async fn look(query: String, domain: String, track: Track, number: usize) {
 fn judge(answer: HttpResult, good: StatusCode, holds: &str) -> ProbeOutcome {
     match answer {
         Ok((status, body)) if status == good && body.contains(holds) => ProbeOutcome::Good,
-        Ok((StatusCode::SERVICE_UNAVAILABLE, body)) if body.contains(NOTHING_COUNTED) => {
+        Ok((StatusCode::SERVICE_UNAVAILABLE, body)) if body.contains(NOT_COUNTED) => {
             ProbeOutcome::Refused(RefusalKind::NothingCounted)
         }
         Ok((StatusCode::SERVICE_UNAVAILABLE, _)) => ProbeOutcome::Refused(RefusalKind::MaybeCounted),

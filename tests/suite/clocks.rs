@@ -150,7 +150,7 @@ async fn what_is_held_becomes_too_old_also_while_the_clock_is_set_back() {
             id: Some(IdempotencyKey::fresh()),
             batch: Batch::from_json(EVENT).unwrap(),
         }];
-        Arc::new(ApplyRequest { entries, watermarks: Vec::new(), before: Some(before) })
+        Arc::new(ApplyRequest { entries, watermark_ids: Vec::new(), before: Some(before) })
     };
     let before = ledger.clock().after(Duration::from_secs(30));
     ledger.apply(request(before), 0..1).await.unwrap();

@@ -23,5 +23,5 @@ mod restarts;
 mod retention;
 mod tidy;
 mod watermarks;
-mod windows;
+mod delivery_batches;
 mod worker;

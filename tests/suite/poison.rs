@@ -119,8 +119,8 @@ async fn what_no_client_library_reads_becomes_a_dead_letter_and_stops_nobody() {
     assert_eq!(worker.count_logged("its routing key is not UTF-8 (m\\\\xfcller.de)"), 10);
     assert_eq!(worker.count_logged("its header deep lies too deep"), 1);
     assert_eq!(worker.count_logged("its body of 600040 bytes is larger than 524288 and was not read"), 1);
-    let (_, figures) = worker.ops("/metrics").await;
-    assert!(figures.contains("catchall_worker_duplicates_total 0"), "nothing came back: {figures}");
+    let (_, metrics) = worker.ops("/metrics").await;
+    assert!(metrics.contains("catchall_worker_duplicates_total 0"), "nothing came back: {metrics}");
 
     // The broker has kept them as they were.
     let mut reasons: Vec<String> = servers

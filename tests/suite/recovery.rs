@@ -220,8 +220,8 @@ async fn clients_that_leave_before_the_confirm_disturb_nobody() {
     servers.settle_at("stayed.com", 20, 0).await;
     let (gone, _) = servers.counters("gone.com").await;
     assert!((0..=400).contains(&gone), "each counts once or not at all: {gone}");
-    let (_, figures) = ingest.ops("/metrics").await;
+    let (_, metrics) = ingest.ops("/metrics").await;
     let accepted =
-        figures.lines().find_map(|line| line.strip_prefix("catchall_ingest_accepted_events_total "));
-    assert_eq!(accepted.unwrap().parse::<i64>().unwrap(), 20 + gone, "{figures}");
+        metrics.lines().find_map(|line| line.strip_prefix("catchall_ingest_accepted_events_total "));
+    assert_eq!(accepted.unwrap().parse::<i64>().unwrap(), 20 + gone, "{metrics}");
 }

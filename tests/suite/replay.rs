@@ -23,7 +23,7 @@ async fn what_can_be_read_now_is_counted_once() {
     for round in 0..3 {
         publisher.bury(&delivered("before.com"), Some("m-before"), &mended()).await;
         publisher.bury(&delivered("named.com"), Some("m-1"), &mended()).await;
-        // Two letters with one body: each counts, and each once.
+        // Two dead letters with one body: each counts, and each once.
         publisher.bury(&delivered("nameless.com"), None, &once).await;
         publisher.bury(&delivered("nameless.com"), None, &twice).await;
         publisher.bury("{}", Some("m-2"), &[("catchall-reason", text("another"))]).await;
@@ -259,7 +259,7 @@ async fn what_may_have_been_counted_long_ago_is_skipped_and_named() {
     servers.settle_at("doubt.com", 4, 0).await;
 }
 
-/// A worker may have met the claim of a letter for the last time as long before its death as it may hold a
+/// A worker may have met the claim of a dead letter for the last time as long before its death as it may hold a
 /// message.
 #[tokio::test]
 async fn what_is_in_doubt_follows_from_the_longest_hold() {

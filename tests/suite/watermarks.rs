@@ -25,7 +25,7 @@ use crate::retention::{EVENT, retention};
 /// Counts nothing but the mark.
 async fn arrive(ledger: &Ledger, mark: Uuid) {
     let empty = Entry { tag: 0, id: Some(IdempotencyKey::fresh()), batch: Batch::default() };
-    let request = ApplyRequest { entries: vec![empty], watermarks: vec![mark], before: None };
+    let request = ApplyRequest { entries: vec![empty], watermark_ids: vec![mark], before: None };
     ledger.apply(Arc::new(request), 0..1).await.unwrap();
 }
 

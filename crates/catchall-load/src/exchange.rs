@@ -12,6 +12,9 @@ use tokio::time::{Instant, Sleep, sleep};
 /// The header with the key under which a request counts once.
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
+/// The type of the problem which says that nothing was counted.
+const NOT_COUNTED: &str = "urn:catchall:problem:not-counted";
+
 /// An HTTP request.
 #[derive(Clone, Debug)]
 pub(crate) struct HttpRequest {
@@ -59,6 +62,16 @@ pub(crate) struct HttpResponse {
 }
 
 impl HttpResponse {
+    /// Whether it is the problem document which says that nothing was counted.
+    pub(crate) fn says_not_counted(&self) -> bool {
+        #[derive(serde::Deserialize)]
+        struct Problem<'a> {
+            #[serde(rename = "type", borrow)]
+            kind: std::borrow::Cow<'a, str>,
+        }
+        serde_json::from_slice(&self.body).is_ok_and(|Problem { kind }| kind == NOT_COUNTED)
+    }
+
     /// The status and the server's reason, on one line.
     #[must_use]
     pub(crate) fn reason(&self) -> String {

@@ -83,6 +83,7 @@ fn outcome(
     match answer {
         Ok(answer) if answer.status.is_success() => accepted(&answer),
         Ok(answer) if answer.status.is_client_error() => RequestOutcome::Refused(answer.reason()),
+        Ok(answer) if answer.says_not_counted() => RequestOutcome::Unsent(answer.reason()),
         Ok(answer) => RequestOutcome::Unknown(answer.reason()),
         Err(Failure::Unanswered(reason)) => RequestOutcome::Unknown(reason),
         Err(Failure::Unsent(reason)) => RequestOutcome::Unsent(reason),
@@ -130,13 +131,21 @@ mod tests {
     }
 
     #[test]
-    fn only_a_2xx_accepts_and_only_a_4xx_refuses() {
+    fn the_status_and_the_type_of_a_problem_tell_what_became_of_it() {
         let of = |answer| outcome(answer, |_| RequestOutcome::Acknowledged);
         let of_answer = |answer| of(Ok(answer));
         assert_eq!(of_answer(answer(202, "")), RequestOutcome::Acknowledged);
         assert_eq!(of_answer(answer(200, "")), RequestOutcome::Acknowledged);
         assert_eq!(of_answer(answer(400, "no")), RequestOutcome::Refused("400 Bad Request: no".into()));
         assert_eq!(of_answer(answer(503, "")), RequestOutcome::Unknown("503 Service Unavailable".into()));
+        let problem = |name| {
+            let body = format!(r#"{{"type":"urn:catchall:problem:{name}","detail":"wait"}}"#);
+            of_answer(answer(503, &body))
+        };
+        let reason = || "503 Service Unavailable: wait".to_owned();
+        assert_eq!(problem("not-counted"), RequestOutcome::Unsent(reason()));
+        assert_eq!(problem("maybe-counted"), RequestOutcome::Unknown(reason()));
+        assert_eq!(problem("queue-full"), RequestOutcome::Unknown(reason()));
         assert_eq!(of_answer(answer(302, "")), RequestOutcome::Unknown("302 Found".into()));
         assert_eq!(of(Err(Failure::Unsent("a".into()))), RequestOutcome::Unsent("a".into()));
         assert_eq!(of(Err(Failure::Unanswered("a".into()))), RequestOutcome::Unknown("a".into()));

@@ -43,7 +43,7 @@ pub(crate) enum RequestOutcome {
     Refused(String),
     /// The events may be accepted or not.
     Unknown(String),
-    /// The events reached no server.
+    /// Nothing was counted: the events reached no server, or it said so.
     Unsent(String),
 }
 
@@ -52,7 +52,7 @@ pub(crate) enum RequestOutcome {
 pub(crate) struct Run {
     /// What gets a key.
     pub(crate) keys: Keys,
-    /// How long to retry events that reached no server or, with a key, were not answered.
+    /// How long to retry events that were certainly not counted or, with a key, may have been.
     pub(crate) retry_for: Duration,
     /// The outcomes so far, in total.
     pub(crate) stats: RefCell<LoadStats>,

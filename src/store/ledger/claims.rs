@@ -11,6 +11,40 @@ use crate::batch::Batch;
 use crate::event::Event;
 use crate::idempotency_key::IdempotencyKey;
 
+/// The statement that claims in this table.
+macro_rules! claim {
+    ($table:literal) => {
+        concat!(
+            "-- catchall: claim in ",
+            $table,
+            "
+insert into ",
+            $table,
+            " (id)
+select id from unnest($1::uuid[]) as claimed (id)
+on conflict do nothing
+returning id"
+        )
+    };
+}
+
+/// The statement that renews claims in this table. A duplicate shows that copies are still in circulation, so
+/// its claim becomes as good as new.
+macro_rules! renew {
+    ($table:literal) => {
+        concat!(
+            "-- catchall: renew claims in ",
+            $table,
+            "
+insert into ",
+            $table,
+            " (id)
+select id from unnest($1::uuid[]) as met (id)
+on conflict (id) do update set claimed_at = excluded.claimed_at"
+        )
+    };
+}
+
 /// Returns the batches that have not been counted before. If a message was delivered twice, only the first
 /// counts.
 pub(super) async fn claim_messages<'a>(
@@ -19,7 +53,7 @@ pub(super) async fn claim_messages<'a>(
     entries: &'a [Entry],
 ) -> Result<Vec<&'a Batch>, sqlx::Error> {
     let ids = entries.iter().filter_map(|entry| entry.id.map(IdempotencyKey::as_uuid)).collect();
-    let mut fresh = claim(connection, steps, ids, CLAIM_MESSAGES, RENEW_MESSAGES).await?;
+    let mut fresh = claim(connection, steps, ids, claim!("message_claims"), renew!("message_claims")).await?;
     let counts = |entry: &&Entry| entry.id.is_none_or(|id| fresh.remove(&id.as_uuid()));
     Ok(entries.iter().filter(counts).map(|entry| &entry.batch).collect())
 }
@@ -32,36 +66,9 @@ pub(super) async fn claim_events<'a>(
     keyed: &[&'a (IdempotencyKey, Event)],
 ) -> Result<Vec<&'a Event>, sqlx::Error> {
     let ids = keyed.iter().map(|(key, _)| key.as_uuid()).collect();
-    let mut fresh = claim(connection, steps, ids, CLAIM_EVENTS, RENEW_EVENTS).await?;
+    let mut fresh = claim(connection, steps, ids, claim!("event_claims"), renew!("event_claims")).await?;
     Ok(keyed.iter().filter(|(key, _)| fresh.remove(&key.as_uuid())).map(|(_, event)| event).collect())
 }
-
-const CLAIM_MESSAGES: &str = "\
--- catchall: claim messages
-insert into message_claims (id)
-select id from unnest($1::uuid[]) as claimed (id)
-on conflict do nothing
-returning id";
-
-const CLAIM_EVENTS: &str = "\
--- catchall: claim events
-insert into event_claims (id)
-select id from unnest($1::uuid[]) as claimed (id)
-on conflict do nothing
-returning id";
-
-/// A duplicate shows that copies are still in circulation, so its claim is renewed as if it were new.
-const RENEW_MESSAGES: &str = "\
--- catchall: renew claims of messages
-insert into message_claims (id)
-select id from unnest($1::uuid[]) as met (id)
-on conflict (id) do update set claimed_at = excluded.claimed_at";
-
-const RENEW_EVENTS: &str = "\
--- catchall: renew claims of events
-insert into event_claims (id)
-select id from unnest($1::uuid[]) as met (id)
-on conflict (id) do update set claimed_at = excluded.claimed_at";
 
 /// Claims the ids in key order, so that two workers that claim the same ids cannot deadlock: the second waits
 /// for the first to commit, and then gets only the remaining ids. Returns the ids that were fresh. They come

@@ -5,32 +5,31 @@
 //! - Publishers send a message again. The *retention* bounds how long they may do so. It is measured from the
 //!   last time the claim was met.
 //! - The queue keeps copies until somebody takes them, which has no bound in time. So time is told by what
-//!   the queue has handed out. A *mark* is an empty message with an id. The ledger notes it before it is
-//!   published, and again when it has been handed out. Everything handed out before the mark is counted, or
-//!   recognised (which renews its claim), within the *ack deadline*: a worker refuses to count a message that
-//!   it has held for longer.
+//!   the queue has handed out. A *watermark* is a pair of empty messages, one with the lowest and one with the
+//!   highest priority. The ledger notes the pair before it is published, and each of the two when it has been
+//!   handed out. Everything handed out before is counted, or recognised (which renews its claim), within the
+//!   *ack deadline*: a worker refuses to count a message that it has held for longer.
 //!
-//! A *watermark* is two marks that are published together, one with the lowest and one with the highest
-//! priority. Once both have arrived, everything published before them, with any priority, has been handed out
-//! too. All versions of RabbitMQ hand out returned messages before all others. The order of the others
-//! depends on the version:
+//! Once both messages of a watermark have arrived, everything published before them, with any priority, has
+//! been handed out too. All versions of RabbitMQ hand out returned messages before all others. The order of
+//! the others depends on the version:
 //!
-//! - Up to 3.13 priorities mean nothing: each mark is behind everything published before it.
+//! - Up to 3.13 priorities mean nothing: each of the two is behind everything published before it.
 //! - From 4.0 to 4.2 there are two classes, priorities up to 4 and those above. Each is first in, first out,
-//!   and they are served in turns. According to the documentation either class may overtake the other. But no
-//!   mark overtakes a message of its own class, and each class has a mark. (As released, a message of the
-//!   lower class waits for all older ones of the higher class, so the mark of the lower class would be
+//!   and they are served in turns. According to the documentation either class may overtake the other. But
+//!   neither of the two overtakes a message of its own class, and each class has one of them. (As released, a
+//!   message of the lower class waits for all older ones of the higher class, so the lower of the two would be
 //!   enough. The higher class does overtake.)
 //! - From 4.3 there are thirty-two classes, and nothing is handed out while a message of a higher class
-//!   waits. So when the mark of the lowest class arrives, no message of a higher class waits, whenever it was
-//!   published, and everything that waits in the lowest class was published later. (While the queue never
-//!   runs empty, nothing is pruned.)
+//!   waits. So when the message with the lowest priority arrives, no message of a higher class waits, whenever
+//!   it was published, and everything that waits in the lowest class was published later. (While the queue
+//!   never runs empty, nothing is pruned.)
 //!
 //! An upgrade of the broker moves waiting messages into the new classes in their order, and higher classes
 //! stay higher.
 //!
 //! So a claim that was last met at `t` is pruned once a watermark published after `t` + retention has arrived
-//! and the ack deadline has passed since. While no worker runs, no mark arrives and nothing is pruned,
+//! and the ack deadline has passed since. While no worker runs, no watermark arrives and nothing is pruned,
 //! however long that lasts.
 //!
 //! All times are those of the primary's clock, which may be set back or ahead, also when another primary
@@ -46,6 +45,38 @@ use uuid::Uuid;
 use super::Ledger;
 use super::ack_deadline::AckDeadline;
 use crate::store::postgres::Error;
+
+/// The statement that prunes claims in this table.
+///
+/// The horizon, which an earlier clock may have dated, says which claims may be gone. Which ones may go now
+/// is decided by the present clock and by the watermark that counts by it. (Not by `least`, which ignores
+/// nulls.)
+///
+/// A claim that another worker is pruning or renewing at the same moment is left to it: nobody waits here, so
+/// nobody can wait in a circle.
+macro_rules! prune {
+    ($table:literal) => {
+        concat!(
+            "-- catchall: prune claims in ",
+            $table,
+            "
+delete from ",
+            $table,
+            " where id in (
+    select id from ",
+            $table,
+            "
+    where claimed_at >= to_timestamp($5)
+        and claimed_at < (select used_before from pruned_claims where kind = $1)
+        and claimed_at < now() - make_interval(secs => $4)
+        and claimed_at < (
+            select max(published_at) - make_interval(secs => $4) from queue_progress
+            where published_at <= now() and arrived_at < now() - make_interval(secs => $3))
+    order by claimed_at limit $2 for update skip locked)
+returning extract(epoch from claimed_at)::float8"
+        )
+    };
+}
 
 /// Claims that one statement prunes. It takes some ten milliseconds, so nobody waits for it for long.
 const STEP: i32 = 5_000;
@@ -138,12 +169,12 @@ pub struct Horizon {
     pub events: Option<SystemTime>,
 }
 
-/// The ids of two marks that are published together.
+/// The ids of the two messages that are published together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Watermark {
-    /// The mark with the lowest priority.
+    /// That with the lowest priority.
     pub lowest: Uuid,
-    /// The mark with the highest priority.
+    /// That with the highest priority.
     pub highest: Uuid,
 }
 
@@ -273,8 +304,8 @@ impl Pruning {
     /// When the database is unavailable.
     pub async fn step(&mut self) -> Result<u64, Error> {
         let statement = match self.kind {
-            Kind::Message => PRUNE_MESSAGES,
-            Kind::Event => PRUNE_EVENTS,
+            Kind::Message => prune!("message_claims"),
+            Kind::Event => prune!("event_claims"),
         };
         let (kind, kept, retention) =
             (self.kind.name(), self.kept.as_secs_f64(), self.retention.as_secs_f64());
@@ -312,7 +343,7 @@ impl Kind {
 const BEGIN_WATERMARK: &str = "\
 -- catchall: begin a watermark
 insert into watermarks (id, pair)
-select id, $1 from unnest(array[$1::uuid, $2]) as both_marks (id) where not exists (
+select id, $1 from unnest(array[$1::uuid, $2]) as pair_of (id) where not exists (
     select from watermarks
     where published_at > now() - make_interval(secs => $3) and published_at < now() + make_interval(secs => $3))
 returning id";
@@ -353,35 +384,3 @@ delete from watermarks where published_at < (
 const HORIZON: &str = "\
 -- catchall: read the horizon
 select kind, extract(epoch from used_before)::float8 from pruned_claims";
-
-/// The horizon, which an earlier clock may have dated, says which claims may be gone. Which ones may go now
-/// is decided by the present clock and by the watermark that counts by it. (Not by `least`, which ignores
-/// nulls.)
-///
-/// A claim that another worker is pruning or renewing at the same moment is left to it: nobody waits here, so
-/// nobody can wait in a circle.
-const PRUNE_MESSAGES: &str = "\
--- catchall: prune claims of messages
-delete from message_claims where id in (
-    select id from message_claims
-    where claimed_at >= to_timestamp($5)
-        and claimed_at < (select used_before from pruned_claims where kind = $1)
-        and claimed_at < now() - make_interval(secs => $4)
-        and claimed_at < (
-            select max(published_at) - make_interval(secs => $4) from queue_progress
-            where published_at <= now() and arrived_at < now() - make_interval(secs => $3))
-    order by claimed_at limit $2 for update skip locked)
-returning extract(epoch from claimed_at)::float8";
-
-const PRUNE_EVENTS: &str = "\
--- catchall: prune claims of events
-delete from event_claims where id in (
-    select id from event_claims
-    where claimed_at >= to_timestamp($5)
-        and claimed_at < (select used_before from pruned_claims where kind = $1)
-        and claimed_at < now() - make_interval(secs => $4)
-        and claimed_at < (
-            select max(published_at) - make_interval(secs => $4) from queue_progress
-            where published_at <= now() and arrived_at < now() - make_interval(secs => $3))
-    order by claimed_at limit $2 for update skip locked)
-returning extract(epoch from claimed_at)::float8";

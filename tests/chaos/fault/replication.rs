@@ -26,12 +26,12 @@ pub(super) async fn pause_replay(cluster: &mut Cluster, rng: &mut Rng) -> Result
     sql::column(replica, "select pg_wal_replay_pause()::text").await?;
     // Query updates the metric once a second.
     rng.pause(2500, 3500).await;
-    let (_, figures) = cluster.query[0].service.ops("/metrics").await;
+    let (_, metrics) = cluster.query[0].service.ops("/metrics").await;
     // The statement may conflict with the replay and be cancelled.
     let resumed = sql::column(replica, "select pg_wal_replay_resume()::text").await;
     let replays = "select 'yes' where pg_get_wal_replay_pause_state() = 'not paused'";
     sql::until_row(replica, replays, REPLAY).await.with_context(|| format!("{resumed:?}"))?;
-    let lag = figures.lines().find_map(|line| line.strip_prefix(LAG)?.trim().parse::<f64>().ok());
+    let lag = metrics.lines().find_map(|line| line.strip_prefix(LAG)?.trim().parse::<f64>().ok());
     let mut lifted = Lifted::now();
     lifted.note = lag.map(|lag| format!("the metric showed a lag of {lag:.1} s"));
     if lag.unwrap_or_default() < 1.0 {

@@ -21,7 +21,7 @@ use lapin::types::AMQPValue;
 use serde_json::Value;
 
 use super::Lifted;
-use super::letters::{await_letters, dead, empty};
+use super::dead_letters::{await_dead_letters, dead, empty};
 use crate::cluster::Cluster;
 
 /// Clients, and requests of each. If each byte were repeated as six bytes, they would take far more memory
@@ -100,7 +100,9 @@ pub(super) async fn amplification(cluster: &mut Cluster, label: &str) -> Result<
         let count = wrong.len();
         lifted.failures.push(format!("{count} amplifying requests got a wrong answer, the first: {first}"));
     }
-    lifted.failures.extend(await_letters(&publisher, MESSAGES).await.err().map(|error| error.to_string()));
+    lifted
+        .failures
+        .extend(await_dead_letters(&publisher, MESSAGES).await.err().map(|error| error.to_string()));
     lifted.failures.extend(reasons(&publisher).await);
     Ok(lifted)
 }
@@ -163,7 +165,10 @@ pub(super) async fn unparsable(cluster: &mut Cluster, label: &str) -> Result<Lif
     let bad = usize::try_from(SECONDS).unwrap_or(usize::MAX);
     if lifted.failures.is_empty() {
         lifted.failures.extend(
-            await_letters(&cluster.servers.publisher().await, bad).await.err().map(|error| error.to_string()),
+            await_dead_letters(&cluster.servers.publisher().await, bad)
+                .await
+                .err()
+                .map(|error| error.to_string()),
         );
     }
     empty(&cluster.servers).await;

@@ -38,7 +38,7 @@ pub(super) async fn replay(cluster: &mut Cluster, rng: &mut Rng, label: &str) ->
         async move { publisher.publish(b"{}", (number % 2 == 0).then_some(&*id)).await }
     });
     join_all(poisons).await;
-    await_letters(&publisher, POISONS).await?;
+    await_dead_letters(&publisher, POISONS).await?;
     for number in 0..MENDED {
         expected.expect(domain(number, label), 1, 1);
     }
@@ -96,7 +96,7 @@ async fn bury(publisher: &AmqpClient, number: usize, label: &str) {
 }
 
 /// Waits until there are exactly so many dead letters.
-pub(super) async fn await_letters(publisher: &AmqpClient, letters: usize) -> Result<()> {
+pub(super) async fn await_dead_letters(publisher: &AmqpClient, letters: usize) -> Result<()> {
     let begun = Instant::now();
     loop {
         let waiting = publisher.waiting(DEAD).await as usize;

@@ -6,7 +6,7 @@ use harness::processes::Service;
 use harness::servers::Servers;
 
 #[tokio::test]
-async fn what_the_primary_does_not_write_in_time_is_counted_in_smaller_windows() {
+async fn what_the_primary_does_not_write_in_time_is_counted_in_smaller_delivery_batches() {
     const MESSAGES: i64 = 300;
     let servers = Servers::fresh().await;
     // Fifty rows a second, of which a statement may take one.
@@ -34,8 +34,8 @@ async fn what_the_primary_does_not_write_in_time_is_counted_in_smaller_windows()
     let sum = "select sum(delivered)::int8 from domain_counters where domain like 'd%.com'";
     assert_eq!(servers.number(sum).await, MESSAGES);
     assert!(worker.has_logged("rows were not written in time, the next delivery batches are smaller"));
-    let (_, figures) = worker.ops("/metrics").await;
-    let limit = figures.lines().find_map(|line| line.strip_prefix("catchall_worker_row_limit "));
+    let (_, metrics) = worker.ops("/metrics").await;
+    let limit = metrics.lines().find_map(|line| line.strip_prefix("catchall_worker_row_limit "));
     let limit: f64 = limit.expect("the limit is a metric").parse().unwrap();
     assert!((1.0..200_000.0).contains(&limit), "{limit}");
     // A smaller window each time, not the same one again and again.
@@ -84,6 +84,6 @@ async fn a_queue_with_few_messages_gives_nothing_back() {
     }
     servers.settle_at("trickle.com", sent, 0).await;
     assert!(!worker.has_logged("giving them back"));
-    let (_, figures) = worker.ops("/metrics").await;
-    assert!(figures.contains("catchall_worker_duplicates_total 0"), "{figures}");
+    let (_, metrics) = worker.ops("/metrics").await;
+    assert!(metrics.contains("catchall_worker_duplicates_total 0"), "{metrics}");
 }
