@@ -7,37 +7,30 @@
 
 mod command;
 mod doubts;
-mod print;
-mod removal;
 mod selection;
+mod print;
+mod look;
+mod removal;
 
-use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
-use uuid::Uuid;
 
 use crate::broker::{self, DeadLetter, DeadLetterQueue, MessageLimit, Publisher};
 use crate::health::Health;
 use crate::process::{self, Process};
 use crate::shutdown::Shutdown;
 use crate::store::ledger::Ledger;
-use catchall_progress::{Display, Progress};
 use command::{Command, Count, Discard, List, Replay, Show};
 use doubts::Doubts;
-use removal::{Removal, remove};
+use look::{print, resolve};
+use removal::{CONFIRM_TIMEOUT, Removal, remove};
 use selection::{Prefix, Selection};
 
 pub use command::Config;
 
 /// The name of the connections to the broker and of the program.
 const NAME: &str = "catchall-dead";
-
-/// How long the broker may take to confirm a replayed message: longer than any working broker takes.
-const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The program: see [`process::main`].
 #[must_use]
@@ -106,41 +99,6 @@ async fn show(Show { broker, message, reference, json }: &Show, shutdown: Shutdo
     Ok(())
 }
 
-/// Prints matching dead letters as they are found, at most `most`, and returns how many were printed.
-async fn print(
-    mut letters: DeadLetterQueue,
-    shutdown: Shutdown,
-    matches: impl Fn(&DeadLetter) -> bool,
-    most: u64,
-    write: impl Fn(&DeadLetter, &mut io::StdoutLock<'_>) -> io::Result<()>,
-) -> anyhow::Result<u64> {
-    let (seen, printed) = (Cell::new(0), Cell::new(0));
-    let total = letters.count();
-    let work = async {
-        while printed.get() < most
-            && let Some(letter) = next(&mut letters, &shutdown).await?
-        {
-            seen.set(seen.get() + 1);
-            if matches(&letter) {
-                match write(&letter, &mut io::stdout().lock()) {
-                    Ok(()) => printed.set(printed.get() + 1),
-                    // The reader has seen enough, as `head` does.
-                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
-                    Err(error) => return Err(error).context("cannot print"),
-                }
-            }
-        }
-        Ok(())
-    };
-    let progress = || Progress { done: seen.get(), ..Progress::default() };
-    // A progress bar would be drawn across the printed lines.
-    let looked = Display::Lines.follow("looking", "letters", total, progress, work).await;
-    // Also after an error: the next run would miss what the broker has not taken back yet.
-    letters.close().await?;
-    looked?;
-    Ok(printed.get())
-}
-
 async fn replay(command: Replay, shutdown: Shutdown) -> anyhow::Result<()> {
     let Replay { broker, message, ledger, ack_deadline, chosen, even_if_counted } = command;
     // Read first, so that nothing is touched if the database is unavailable.
@@ -178,46 +136,4 @@ async fn act(
     }
     let letters = DeadLetterQueue::open(broker, message, NAME).await?;
     remove(letters, selection, removal, &shutdown).await
-}
-
-/// Completes references. If one of them matches different dead letters, nothing is done. A reference that
-/// matches none stays as it is.
-async fn resolve(
-    prefixes: &BTreeSet<Prefix>,
-    mut letters: DeadLetterQueue,
-    shutdown: &Shutdown,
-) -> anyhow::Result<BTreeSet<Prefix>> {
-    let mut found: BTreeMap<&Prefix, Uuid> = BTreeMap::new();
-    let seen = Cell::new(0);
-    let total = letters.count();
-    let work = async {
-        while let Some(letter) = next(&mut letters, shutdown).await? {
-            seen.set(seen.get() + 1);
-            let reference = letter.reference();
-            for prefix in prefixes.iter().filter(|prefix| prefix.is_of(reference)) {
-                let first = *found.entry(prefix).or_insert(reference);
-                if first != reference {
-                    let (first, second) = (first.simple(), reference.simple());
-                    bail!("{prefix} is the beginning of {first} and of {second}: nothing was done");
-                }
-            }
-        }
-        Ok(())
-    };
-    let progress = || Progress { done: seen.get(), ..Progress::default() };
-    let resolved = Display::detect().follow("looking", "letters", total, progress, work).await;
-    letters.close().await?;
-    resolved?;
-    let whole =
-        |prefix| found.get(prefix).map_or_else(|| Prefix::clone(prefix), |found| Prefix::from(*found));
-    Ok(prefixes.iter().map(whole).collect())
-}
-
-/// The next dead letter. Fails on the shutdown.
-async fn next(letters: &mut DeadLetterQueue, shutdown: &Shutdown) -> anyhow::Result<Option<DeadLetter>> {
-    tokio::select! {
-        biased;
-        () = shutdown.clone() => bail!("interrupted"),
-        letter = letters.next() => Ok(letter?),
-    }
 }

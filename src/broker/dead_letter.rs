@@ -8,10 +8,9 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::message::{
-    BODY_SIZE_HEADER, DEAD_LETTER_ID_HEADER, DEAD_LETTERED_AT_HEADER, DEATHS_HEADER, Message, REASON_HEADER,
-    Timestamp, UNREADABLE_HEADER,
+    BODY_SIZE_HEADER, DEAD_LETTER_ID_HEADER, DEAD_LETTERED_AT_HEADER, DEATHS_HEADER, EVENTS, Message,
+    REASON_HEADER, Timestamp, UNREADABLE_HEADER,
 };
-use super::topology::EVENTS;
 use crate::excerpt::excerpt;
 use crate::idempotency_key::IdempotencyKey;
 

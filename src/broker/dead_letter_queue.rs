@@ -14,7 +14,8 @@ use tokio::time::Instant;
 use super::connect::{connect, connect_limited, describe};
 use super::dead_letter::{DeadLetter, DeadLetterTag};
 use super::error::Error;
-use super::topology::{DEAD, check_topology};
+use super::message::DEAD;
+use super::topology::check_topology;
 use super::url::{Config, MessageLimit};
 
 /// Most dead letters that the broker hands out ahead: enough to keep it busy.

@@ -12,8 +12,8 @@ use lapin::{Channel, Connection, Consumer, Event};
 
 use super::connect::{connect_limited, describe, next_event};
 use super::error::Error;
-use super::message::Delivery;
-use super::topology::{EVENTS, check_topology};
+use super::message::{Delivery, EVENTS};
+use super::topology::check_topology;
 use super::url::{Config, MessageLimit};
 
 /// A consumer of the events queue on a connection of its own.

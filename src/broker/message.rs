@@ -14,7 +14,6 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
-use super::topology::{DEAD, EVENTS};
 use crate::domain_name::DomainName;
 use crate::excerpt::excerpt;
 use crate::idempotency_key::IdempotencyKey;
@@ -61,6 +60,12 @@ impl fmt::Display for Timestamp {
         }
     }
 }
+
+/// The name of the exchange for events, and of its queue.
+pub const EVENTS: &str = "catchall.events";
+
+/// The name of the exchange for dead letters, and of its queue.
+pub const DEAD: &str = "catchall.dead";
 
 /// The delivery mode of a message that has to survive a restart of the broker.
 const PERSISTENT: u8 = 2;

@@ -7,13 +7,8 @@ use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
 
 use super::connect::describe;
 use super::error::Error;
+use super::message::{DEAD, EVENTS};
 use super::url::Url;
-
-/// The name of the exchange for events, and of its queue.
-pub const EVENTS: &str = "catchall.events";
-
-/// The name of the exchange for dead letters, and of its queue.
-pub const DEAD: &str = "catchall.dead";
 
 /// Checks that these exchanges and queues exist, by passive declarations, which need no configure permission.
 /// A missing object makes the broker close the channel, so this opens its own.

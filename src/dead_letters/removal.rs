@@ -3,17 +3,21 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::mem;
+use std::time::Duration;
 
 use anyhow::bail;
 use tokio::time::Instant;
 
 use super::doubts::Doubts;
+use super::look::next;
 use super::print::short_reference;
 use super::selection::{Prefix, Selection};
-use super::{CONFIRM_TIMEOUT, next};
 use crate::broker::{DeadLetter, DeadLetterQueue, DeadLetterTag, Message, Publisher};
 use crate::shutdown::Shutdown;
 use catchall_progress::{Display, HumanCount, Progress};
+
+/// How long the broker may take to confirm a replayed message: longer than any working broker takes.
+pub(super) const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Dead letters that are published together: each batch waits once for the broker's disk.
 const BATCH_DEAD_LETTERS: usize = 100;

@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::super::postgres::Steps;
-use super::Entry;
+use super::apply_request::Entry;
 use crate::batch::Batch;
 use crate::event::Event;
 use crate::idempotency_key::IdempotencyKey;

@@ -42,8 +42,8 @@ use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
-use super::Ledger;
 use super::ack_deadline::AckDeadline;
+use super::apply::Ledger;
 use crate::store::postgres::Error;
 
 /// The statement that prunes claims in this table.

@@ -1,0 +1,252 @@
+//! Counting: claims and counters in one transaction.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sqlx::{PgConnection, PgPool};
+
+use super::apply_request::{Applied, ApplyError, ApplyRequest};
+use super::claims;
+use super::clock::{Clock, Moment};
+use super::durability::Settings;
+use crate::counters::Counters;
+use crate::domain_name::DomainName;
+use crate::event::Event;
+use crate::health::Dependency;
+use crate::idempotency_key::IdempotencyKey;
+use crate::store::postgres::{Database, Steps, Url, WATCH_INTERVAL, misconfigured};
+use crate::tally::Tally;
+
+/// One transaction and one step of upkeep at a time, and a spare connection for when one of them has just
+/// died.
+const CONNECTIONS: u32 = 3;
+
+/// How long a worker that is stopped inside a transaction (a paused machine) may hold rows that others need,
+/// and how long a worker waits for such rows before it gives up and tries again. The server enforces this,
+/// like the bound on statements, so that nothing here ever has to be cancelled.
+const STANDSTILL: &str = "10s";
+
+/// The address of the ledger.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+pub struct Primary {
+    /// Postgres primary: postgres://USER:PASSWORD@HOST:PORT/DATABASE, with ?sslmode=require for TLS
+    #[arg(long, env = "CATCHALL_DATABASE_URL", value_name = "URL", hide_env_values = true)]
+    pub database_url: Url,
+}
+
+/// The address of the ledger, and how long it may take.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+pub struct Config {
+    /// The address.
+    #[command(flatten)]
+    pub primary: Primary,
+
+    /// How long the primary works on one statement, in seconds, before it cancels it. What took too long is
+    /// then counted in halves, and the next transactions are smaller. A primary that vanished without a word
+    /// is given up after one and a half times this, and until then this worker counts nothing
+    #[arg(
+        long,
+        env = "CATCHALL_STATEMENT_TIMEOUT_SECS",
+        value_name = "SECONDS",
+        default_value_t = 60,
+        value_parser = clap::value_parser!(u32).range(1..=3600)
+    )]
+    pub statement_timeout_secs: u32,
+}
+
+impl Config {
+    /// How long the primary works on one statement.
+    #[must_use]
+    pub fn statement_timeout(&self) -> Duration {
+        Duration::from_secs(self.statement_timeout_secs.into())
+    }
+}
+
+/// The ledger on the primary. Clones share its connections.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    pub(super) database: Database,
+    /// How long a statement may take before its connection is given up. This is longer than the server lets
+    /// it run, so only a peer that vanished without a word is given up.
+    pub(super) timeout: Duration,
+    clock: Arc<Clock>,
+}
+
+impl Ledger {
+    /// A ledger that connects on first use. The primary shows its operators the name `application`.
+    #[must_use]
+    pub fn new(config: &Config, application: &str) -> Self {
+        let statement = config.statement_timeout();
+        let session = [
+            ("statement_timeout", &*format!("{}s", statement.as_secs())),
+            ("lock_timeout", STANDSTILL),
+            ("idle_in_transaction_session_timeout", STANDSTILL),
+        ];
+        let database = Database::new(&config.primary.database_url, application, CONNECTIONS, &session);
+        Self { database, timeout: statement * 3 / 2, clock: Arc::default() }
+    }
+
+    /// Waits until the primary is available, has the schema this build needs, and keeps what it commits.
+    pub async fn ready(&self) {
+        loop {
+            self.database.ready().await;
+            let clock = Arc::clone(&self.clock);
+            let look = async move |pool: PgPool| look(&mut *pool.acquire().await?, &clock).await.map(drop);
+            // What a clock that was ahead has left behind must go before anything is claimed by the present
+            // clock.
+            if self.database.run(self.timeout, look).await.is_ok() && self.discard_future().await.is_ok() {
+                return;
+            }
+            // The watch reports the reason.
+            tokio::time::sleep(WATCH_INTERVAL).await;
+        }
+    }
+
+    /// Keeps `database` and the [clock](Self::clock) up to date for as long as it is polled.
+    pub async fn watch(&self, database: Dependency) {
+        let mut warned = None;
+        let look = async |connection: &mut PgConnection| {
+            let settings = look(connection, &self.clock).await?.1;
+            let warning = settings.warning();
+            if warning != warned
+                && let Some(warning) = warning
+            {
+                tracing::warn!("{warning}");
+            }
+            warned = warning;
+            Ok(())
+        };
+        self.database.watch(database, look).await;
+    }
+
+    /// The primary's clock about a second ago, or when the primary was last available. The epoch before it
+    /// was first [ready](Self::ready).
+    #[must_use]
+    pub fn clock(&self) -> Moment {
+        self.clock.last()
+    }
+
+    /// Waits until the primary's clock is set back. Returns at once if it was set back since the last wait.
+    pub async fn clock_set_back(&self) {
+        self.clock.set_back().await;
+    }
+
+    /// Counts a range of the request's entries. The last range also notes the watermarks. Once this returns,
+    /// all of it is durable, and none of it will be counted again under the same ids and keys.
+    ///
+    /// Claims come first and in the same transaction as what they guard, so a crash at any point leaves both
+    /// or neither. Everything is written in key order, so two workers with the same ids or domains may wait
+    /// for each other, but never in a circle.
+    ///
+    /// # Errors
+    ///
+    /// Nothing was counted, or (`Transient` and `Late`) the response to the commit was lost.
+    pub async fn apply(
+        &self,
+        request: Arc<ApplyRequest>,
+        range: Range<usize>,
+    ) -> Result<Applied, ApplyError> {
+        let clock = Arc::clone(&self.clock);
+        let work = async move |pool, steps| transaction(&pool, &steps, &clock, &request, range).await;
+        match self.database.run_steps(self.timeout, work).await {
+            Ok(Some(applied)) => Ok(applied),
+            Ok(None) => Err(ApplyError::TooLate),
+            Err(error) if error.is_refusal() => Err(ApplyError::Refused(error)),
+            Err(error) if error.is_timeout() => Err(ApplyError::Late(error)),
+            Err(error) => Err(ApplyError::Transient(error)),
+        }
+    }
+}
+
+/// `None`: it is too late to count the range.
+async fn transaction(
+    pool: &PgPool,
+    steps: &Steps,
+    clock: &Clock,
+    request: &ApplyRequest,
+    range: Range<usize>,
+) -> Result<Option<Applied>, sqlx::Error> {
+    let begun = Instant::now();
+    let mut transaction = pool.begin().await?;
+    let (now, _) = look_since(begun, &mut transaction, clock).await?;
+    steps.done();
+    if request.before.is_some_and(|before| now > before) {
+        transaction.rollback().await?;
+        return Ok(None);
+    }
+    if range.end == request.entries.len() && !request.watermark_ids.is_empty() {
+        sqlx::query(WATERMARKS_ARRIVED).bind(&request.watermark_ids).execute(&mut *transaction).await?;
+        steps.done();
+    }
+    let entries = &request.entries[range];
+    let fresh = claims::claim_messages(&mut transaction, steps, entries).await?;
+    let keyed: Vec<&(IdempotencyKey, Event)> = fresh.iter().flat_map(|batch| &batch.keyed).collect();
+    let fresh_events = claims::claim_events(&mut transaction, steps, &keyed).await?;
+    let duplicates = entries.len() - fresh.len() + keyed.len() - fresh_events.len();
+    let plain = fresh.iter().flat_map(|batch| batch.plain.iter()).map(|(domain, sum)| (domain, *sum));
+    let fresh_events = fresh_events.into_iter();
+    let keyed = fresh_events.map(|event| (&event.domain, Counters::of(event.outcome, event.count)));
+    let tally: Tally<_> = plain.chain(keyed).collect();
+    add(&mut transaction, &tally).await?;
+    steps.done();
+    transaction.commit().await?;
+    let mut added = Counters::default();
+    tally.iter().for_each(|(_, counters)| added += *counters);
+    Ok(Some(Applied { duplicates, rows: tally.len(), added }))
+}
+
+/// The clock shows the beginning of the transaction, which `claimed_at` gets too. The settings are those of
+/// this session. They may be older or newer than a change to its role or its database.
+const LOOK: &str = "\
+-- catchall: look at the clock and at what a commit means
+select extract(epoch from now())::float8,
+    current_setting('synchronous_commit'), current_setting('fsync'), current_setting('full_page_writes')";
+
+/// Reads the clock, and fails where a commit of this session does not last.
+async fn look(connection: &mut PgConnection, clock: &Clock) -> Result<(Moment, Settings), sqlx::Error> {
+    look_since(Instant::now(), connection, clock).await
+}
+
+/// The same in a transaction that began after `asked`.
+async fn look_since(
+    asked: Instant,
+    connection: &mut PgConnection,
+    clock: &Clock,
+) -> Result<(Moment, Settings), sqlx::Error> {
+    let (epoch_seconds, synchronous_commit, fsync, full_page_writes) =
+        sqlx::query_as(LOOK).fetch_one(connection).await?;
+    let settings = Settings { synchronous_commit, fsync, full_page_writes };
+    settings.check().map_err(misconfigured)?;
+    Ok((clock.observe(epoch_seconds, asked), settings))
+}
+
+const WATERMARKS_ARRIVED: &str = "\
+-- catchall: note watermarks that arrived
+update watermarks set arrived_at = now() where id = any($1::uuid[]) and arrived_at is null";
+
+/// One row per domain, in key order. A sum stops at the end of bigint: otherwise it would fail the
+/// transaction, and everybody's events with it. The first update of a row frees bytes on its page for the
+/// next ones: see `migrations/0003_room.sql`.
+const ADD: &str = "\
+-- catchall: add to the counters
+insert into domain_counters as c (domain, delivered, bounced)
+select * from unnest($1::text[], $2::bigint[], $3::bigint[])
+on conflict (domain) do update set
+    delivered = c.delivered + least(excluded.delivered, 9223372036854775807 - c.delivered),
+    bounced = c.bounced + least(excluded.bounced, 9223372036854775807 - c.bounced),
+    padding = null";
+
+async fn add(connection: &mut PgConnection, tally: &Tally<&DomainName>) -> Result<(), sqlx::Error> {
+    if tally.is_empty() {
+        return Ok(());
+    }
+    let bigint = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    let domains: Vec<&str> = tally.iter().map(|(domain, _)| domain.as_str()).collect();
+    let delivered: Vec<i64> = tally.iter().map(|(_, counters)| bigint(counters.delivered)).collect();
+    let bounced: Vec<i64> = tally.iter().map(|(_, counters)| bigint(counters.bounced)).collect();
+    sqlx::query(ADD).bind(domains).bind(delivered).bind(bounced).execute(connection).await?;
+    Ok(())
+}

@@ -1,0 +1,68 @@
+//! What the ledger is asked to count, and what it answers.
+
+use uuid::Uuid;
+
+use super::super::postgres::Error;
+use super::clock::Moment;
+use crate::batch::Batch;
+use crate::counters::Counters;
+use crate::idempotency_key::IdempotencyKey;
+
+/// Messages to count, and the conditions for counting them.
+#[derive(Debug, Default)]
+pub struct ApplyRequest {
+    /// The contents of messages, in the order of their arrival.
+    pub entries: Vec<Entry>,
+    /// Ids of watermark messages that were handed out with them: see [`Ledger::begin_watermark`].
+    pub watermark_ids: Vec<Uuid>,
+    /// The last moment at which they may be counted: after it, the claims they rely on may be pruned.
+    pub before: Option<Moment>,
+}
+
+/// The content of one message.
+#[derive(Clone, Debug, Default)]
+pub struct Entry {
+    /// Identifies the message to the caller. The ledger does not use it.
+    pub tag: u64,
+    /// The id under which the message counts once, if it has one.
+    pub id: Option<IdempotencyKey>,
+    /// Its events.
+    pub batch: Batch,
+}
+
+impl Entry {
+    /// How many rows the message can touch: its own claim, and those of its events.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        1 + self.batch.rows()
+    }
+}
+
+/// Why a request was not counted.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The database could not do it, or its response was lost. Repeating the request is safe for all batches
+    /// that have an id.
+    #[error(transparent)]
+    Transient(Error),
+    /// Like [`Transient`](Self::Transient), but a statement took too long. A smaller range may succeed.
+    #[error(transparent)]
+    Late(Error),
+    /// The database refuses something in the request, and would refuse it again.
+    #[error(transparent)]
+    Refused(Error),
+    /// The messages were held for longer than claims are certain to be kept.
+    #[error("the messages were held too long to be told from duplicates")]
+    TooLate,
+}
+
+/// What one transaction did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Messages and keyed events that had been counted before and were not counted again.
+    pub duplicates: usize,
+    /// Domains whose counters grew.
+    pub rows: usize,
+    /// The sum of everything that was added.
+    pub added: Counters,
+}
