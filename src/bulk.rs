@@ -46,7 +46,7 @@ impl FromStr for MediaType {
 
 /// Why a whole body is refused.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum BodyError {
     /// It is not an array.
     #[error("the body is not a JSON array of events: {0}")]
     Unreadable(serde_json::Error),
@@ -69,25 +69,25 @@ pub enum Error {
 pub fn events(
     body: &[u8],
     media_type: MediaType,
-) -> Result<impl ExactSizeIterator<Item = Result<Event, EventError>>, Error> {
+) -> Result<impl ExactSizeIterator<Item = Result<Event, EventError>>, BodyError> {
     let events: Vec<&[u8]> = match media_type {
         MediaType::NdJson => {
             let lines: Vec<&[u8]> = lines(body).take(MAX_EVENTS + 1).collect();
             if lines.is_empty() {
-                return Err(Error::Empty);
+                return Err(BodyError::Empty);
             }
             lines
         }
         MediaType::JsonArray => elements(body)?,
     };
     if events.len() > MAX_EVENTS {
-        return Err(Error::TooMany);
+        return Err(BodyError::TooMany);
     }
     Ok(events.into_iter().map(Event::from_json))
 }
 
 /// The elements of a JSON array. Reading stops at the first element beyond [`MAX_EVENTS`].
-fn elements(body: &[u8]) -> Result<Vec<&[u8]>, Error> {
+fn elements(body: &[u8]) -> Result<Vec<&[u8]>, BodyError> {
     struct Elements<'a, 'de>(&'a mut Vec<&'de [u8]>);
 
     impl<'de> Visitor<'de> for Elements<'_, 'de> {
@@ -105,7 +105,7 @@ fn elements(body: &[u8]) -> Result<Vec<&[u8]>, Error> {
             while let Some(element) = array.next_element::<&RawValue>()? {
                 self.0.push(element.get().as_bytes());
                 if self.0.len() > MAX_EVENTS {
-                    return Err(de::Error::custom(Error::TooMany));
+                    return Err(de::Error::custom(BodyError::TooMany));
                 }
             }
             Ok(())
@@ -116,8 +116,8 @@ fn elements(body: &[u8]) -> Result<Vec<&[u8]>, Error> {
     let mut json = serde_json::Deserializer::from_slice(body);
     match json.deserialize_any(Elements(&mut found)).and_then(|()| json.end()) {
         Ok(()) => Ok(found),
-        Err(_) if found.len() > MAX_EVENTS => Err(Error::TooMany),
-        Err(error) => Err(Error::Unreadable(error)),
+        Err(_) if found.len() > MAX_EVENTS => Err(BodyError::TooMany),
+        Err(error) => Err(BodyError::Unreadable(error)),
     }
 }
 

@@ -27,7 +27,7 @@ use look::{print, resolve};
 use removal::{CONFIRM_TIMEOUT, Removal, remove};
 use selection::{Prefix, Selection};
 
-pub use command::Config;
+pub use command::DeadLettersConfig;
 
 /// The name of the connections to the broker and of the program.
 const NAME: &str = "catchall-dead";
@@ -44,7 +44,7 @@ pub fn main() -> ExitCode {
 ///
 /// When the broker or the database is unavailable, or when not everything was done: a dead letter was
 /// skipped, a reference is unknown or ambiguous, or the command was interrupted.
-pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
+pub async fn run(config: DeadLettersConfig, process: Process) -> anyhow::Result<()> {
     let shutdown = process.shutdown;
     match config.command {
         Command::Count(command) => count(&command).await,
@@ -122,7 +122,7 @@ async fn discard(
 }
 
 async fn act(
-    broker: &broker::Config,
+    broker: &broker::BrokerConfig,
     message: MessageLimit,
     mut selection: Selection,
     removal: Removal,

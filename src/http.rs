@@ -13,7 +13,7 @@ mod ops;
 
 pub use answer::hold;
 pub use budget::{Budget, Exhausted, Share};
-pub use listen::{Config, serve_per_thread};
+pub use listen::{HttpConfig, serve_per_thread};
 pub use ops::{OpsConfig, serve_ops};
 pub use problem::{Problem, ProblemType, Rejected, domain, json, with_problems};
 pub use transfer::deadline as transfer_deadline;

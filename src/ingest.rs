@@ -31,12 +31,12 @@ const SHOW_INTERVAL: Duration = Duration::from_secs(1);
 #[group(skip)]
 #[command(mut_arg("listen", |listen| listen.required(false).default_value("127.0.0.1:8080")))]
 #[command(mut_arg("ops_listen", |listen| listen.required(false).default_value("127.0.0.1:9080")))]
-pub struct Config {
+pub struct IngestConfig {
     #[command(flatten)]
-    broker: broker::Config,
+    broker: broker::BrokerConfig,
 
     #[command(flatten)]
-    http: http::Config,
+    http: http::HttpConfig,
 
     #[command(flatten)]
     ops: http::OpsConfig,
@@ -90,7 +90,7 @@ pub fn main() -> ExitCode {
 /// # Errors
 ///
 /// When a port cannot be bound or a server fails; never because the broker is unavailable.
-pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
+pub async fn run(config: IngestConfig, process: Process) -> anyhow::Result<()> {
     let (sockets, ops) = (config.http.bind()?, config.ops.bind()?);
     let health = Health::default();
     tracing::info!(
@@ -126,7 +126,7 @@ async fn show(budget: Budget) {
 }
 
 /// The routes of one thread, with the sink behind them. Must be called on the thread's event loop.
-fn router(config: &Config, health: &Health, budget: &Budget) -> Router {
+fn router(config: &IngestConfig, health: &Health, budget: &Budget) -> Router {
     let intake = Arc::new(Intake::new(config.max_waiting_events as usize));
     let timeout = Duration::from_millis(config.publish_deadline_ms);
     let broker = health.dependency("broker");

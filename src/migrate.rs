@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use crate::process::{self, Process};
 use crate::store::ledger::Primary;
-use crate::store::schema;
+use crate::store::postgres;
 
 /// The program: see [`process::main`].
 #[must_use]
@@ -17,7 +17,7 @@ pub fn main() -> ExitCode {
 }
 
 async fn run(primary: Primary, _: Process) -> anyhow::Result<()> {
-    schema::migrate(&primary.database_url).await?;
+    postgres::migrate(&primary.database_url).await?;
     println!("the schema of {} is up to date", primary.database_url);
     Ok(())
 }

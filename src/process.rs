@@ -25,7 +25,7 @@ struct Arguments<C: Args> {
     #[command(flatten)]
     config: C,
     #[command(flatten, next_help_heading = "Logs")]
-    telemetry: telemetry::Config,
+    telemetry: telemetry::TelemetryConfig,
 }
 
 /// Runs a program: reads its configuration from arguments and environment, starts its logs and an event loop,

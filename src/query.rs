@@ -22,12 +22,12 @@ use lookup::{Lookups, READS_AT_ONCE, read, warm_up};
 #[group(skip)]
 #[command(mut_arg("listen", |listen| listen.required(false).default_value("127.0.0.1:8081")))]
 #[command(mut_arg("ops_listen", |listen| listen.required(false).default_value("127.0.0.1:9081")))]
-pub struct Config {
+pub struct QueryConfig {
     #[command(flatten)]
-    replica: replica::Config,
+    replica: replica::ReplicaConfig,
 
     #[command(flatten)]
-    http: http::Config,
+    http: http::HttpConfig,
 
     #[command(flatten)]
     ops: http::OpsConfig,
@@ -62,7 +62,7 @@ pub fn main() -> ExitCode {
 /// # Errors
 ///
 /// When a port cannot be bound or a server fails; never because the replica is unavailable.
-pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
+pub async fn run(config: QueryConfig, process: Process) -> anyhow::Result<()> {
     let (sockets, ops) = (config.http.bind()?, config.ops.bind()?);
     let health = Health::default();
     tracing::info!(
@@ -88,7 +88,7 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
 }
 
 /// The routes of one thread, with the readers behind them. Must be called on the thread's event loop.
-fn router(config: &Config, health: &Health) -> Router {
+fn router(config: &QueryConfig, health: &Health) -> Router {
     let lookups = Arc::new(Lookups::new(config.max_waiting_reads as usize));
     let replica = Arc::new(Replica::new(&config.replica, READS_AT_ONCE));
     for _ in 0..READS_AT_ONCE {

@@ -4,8 +4,8 @@
 //! [`ledger`] on the Postgres primary, and the Postgres [`replica`]. Every method has a caller, and one
 //! implementation can replace another without a change to any role.
 
+mod schema;
 pub mod postgres;
-pub mod schema;
 pub mod ledger;
 pub mod replica;
 

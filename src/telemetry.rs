@@ -36,7 +36,7 @@ const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// What the process logs, and in which format.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
-pub struct Config {
+pub struct TelemetryConfig {
     /// What is logged: a level (error, warn, info, debug, trace) or a tracing-subscriber filter
     #[arg(
         long,
@@ -49,12 +49,12 @@ pub struct Config {
 
     /// How it is logged: text for people, json for machines
     #[arg(long, env = "CATCHALL_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
-    pub log_format: Format,
+    pub log_format: LogFormat,
 }
 
 /// The form of a log line.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-pub enum Format {
+pub enum LogFormat {
     /// A line for people.
     Text,
     /// One JSON object per line.
@@ -70,14 +70,14 @@ fn filter(text: &str) -> Result<String, String> {
 /// # Errors
 ///
 /// When it was started before, or the filter is invalid.
-pub fn start(config: &Config) -> anyhow::Result<PrometheusHandle> {
+pub fn start(config: &TelemetryConfig) -> anyhow::Result<PrometheusHandle> {
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_new(&config.log)?)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
     let started = match config.log_format {
-        Format::Text => subscriber.try_init(),
-        Format::Json => subscriber.json().flatten_event(true).try_init(),
+        LogFormat::Text => subscriber.try_init(),
+        LogFormat::Json => subscriber.json().flatten_event(true).try_init(),
     };
     started.map_err(|error| anyhow::anyhow!("cannot start logging: {error}"))?;
     Ok(recorder()?.install_recorder()?)

@@ -31,12 +31,12 @@ use settle::{DEAD_LETTER_TIMEOUT, Settler};
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 #[command(mut_arg("ops_listen", |listen| listen.required(false).default_value("127.0.0.1:9082")))]
-pub struct Config {
+pub struct WorkerConfig {
     #[command(flatten)]
-    broker: broker::Config,
+    broker: broker::BrokerConfig,
 
     #[command(flatten)]
-    ledger: ledger::Config,
+    ledger: ledger::LedgerConfig,
 
     #[command(flatten)]
     retention: RetentionConfig,
@@ -95,7 +95,7 @@ pub struct Config {
     max_linger_ms: u32,
 }
 
-impl Config {
+impl WorkerConfig {
     fn times(&self) -> Times {
         Times {
             least_linger: Duration::from_millis(self.linger_ms.into()),
@@ -132,7 +132,7 @@ pub fn main() -> ExitCode {
     process::main_checked(
         "catchall-worker",
         "Counts the delivery events in RabbitMQ into Postgres, each exactly once",
-        Config::check,
+        WorkerConfig::check,
         run,
     )
 }
@@ -144,7 +144,7 @@ pub fn main() -> ExitCode {
 ///
 /// When the operations port cannot be bound or its server fails; never because the broker or the database is
 /// unavailable.
-pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
+pub async fn run(config: WorkerConfig, process: Process) -> anyhow::Result<()> {
     let ops = config.ops.bind()?;
     let health = Health::default();
     let ledger = Ledger::new(&config.ledger, "catchall-worker");
@@ -186,7 +186,7 @@ pub async fn run(config: Config, process: Process) -> anyhow::Result<()> {
 }
 
 struct Worker {
-    config: Config,
+    config: WorkerConfig,
     /// The connection that consumes.
     broker: Dependency,
     settler: Settler,
@@ -230,11 +230,11 @@ impl Worker {
 
     /// Starts to consume, but only once the ledger is available: messages handed out before would only wait
     /// here, out of reach of other workers. Also returns a moment before anything was handed out.
-    async fn open(&self, prefetch: u16) -> Result<(Deliveries, Moment), broker::Error> {
+    async fn open(&self, prefetch: u16) -> Result<(Deliveries, Moment), broker::BrokerError> {
         self.settler.ledger.ready().await;
         self.settler.commits.up();
         let asked = self.settler.now();
-        let Config { broker, message_limit, .. } = &self.config;
+        let WorkerConfig { broker, message_limit, .. } = &self.config;
         let deliveries = Deliveries::open(broker, *message_limit, "catchall-worker", prefetch).await?;
         self.broker.up();
         Ok((deliveries, asked))

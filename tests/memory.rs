@@ -21,7 +21,7 @@ const GROWTH: u64 = 16;
 #[derive(Parser)]
 struct Arguments {
     #[command(flatten)]
-    telemetry: telemetry::Config,
+    telemetry: telemetry::TelemetryConfig,
 }
 
 #[tokio::test(start_paused = true)]

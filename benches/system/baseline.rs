@@ -52,7 +52,7 @@ pub(crate) fn myself(part: &str) -> anyhow::Result<Command> {
 
 /// Serves until SIGTERM. Prints the address once it is ready.
 pub(crate) fn serve(baseline: Baseline, naive: Option<&Naive>) -> anyhow::Result<()> {
-    let config = http::Config {
+    let config = http::HttpConfig {
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         threads: THREADS,
         max_connections: 10_000,

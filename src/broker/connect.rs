@@ -10,12 +10,12 @@ use lapin::{AsyncTcpStream, Connection, ConnectionProperties, ErrorKind, Event};
 use socket2::SockRef;
 use tokio::time::timeout;
 
-use super::error::Error;
+use super::error::BrokerError;
 use super::filter::{Filtered, FrameFilter, Wire, reactor, runtime};
-use super::url::{Config, FRAME_MAX, Url};
+use super::url::{AmqpUrl, BrokerConfig, FRAME_MAX};
 
 /// Opens a connection under `name`, which the broker's management pages show.
-pub(super) async fn connect(config: &Config, name: &str) -> Result<Connection, Error> {
+pub(super) async fn connect(config: &BrokerConfig, name: &str) -> Result<Connection, BrokerError> {
     // Publishers do not read the bodies of returned messages.
     connect_limited(config, name, 0).await
 }
@@ -26,10 +26,10 @@ pub(super) async fn connect(config: &Config, name: &str) -> Result<Connection, E
 /// connections and never answers would pile up threads. So a handle of the socket is kept, to shut it down at
 /// the timeout.
 pub(super) async fn connect_limited(
-    config: &Config,
+    config: &BrokerConfig,
     name: &str,
     largest_body: u32,
-) -> Result<Connection, Error> {
+) -> Result<Connection, BrokerError> {
     let url = &config.amqp_url;
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let socket = Arc::new(OnceLock::new());
@@ -59,19 +59,19 @@ pub(super) async fn connect_limited(
     let limit = url.connect_timeout();
     match timeout(limit, attempt).await {
         Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(error)) => Err(Error::connection(url, describe(&error, url))),
+        Ok(Err(error)) => Err(BrokerError::connection(url, describe(&error, url))),
         Err(_) => {
             if let Some(socket) = socket.get() {
                 // The socket may already be shut down.
                 let _ = socket.shutdown(Shutdown::Both);
             }
-            Err(Error::connection(url, format!("no answer within {limit:?}")))
+            Err(BrokerError::connection(url, format!("no answer within {limit:?}")))
         }
     }
 }
 
 /// What went wrong, in words an operator can act on; lapin's own words where there are no better ones.
-pub(super) fn describe(error: &lapin::Error, url: &Url) -> String {
+pub(super) fn describe(error: &lapin::Error, url: &AmqpUrl) -> String {
     match error.kind() {
         ErrorKind::IOError(io) => match io.kind() {
             std::io::ErrorKind::ConnectionRefused => "connection refused".into(),

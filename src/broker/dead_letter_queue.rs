@@ -13,10 +13,10 @@ use tokio::time::Instant;
 
 use super::connect::{connect, connect_limited, describe};
 use super::dead_letter::{DeadLetter, DeadLetterTag};
-use super::error::Error;
+use super::error::BrokerError;
 use super::message::DEAD;
 use super::topology::check_topology;
-use super::url::{Config, MessageLimit};
+use super::url::{BrokerConfig, MessageLimit};
 
 /// Most dead letters that the broker hands out ahead: enough to keep it busy.
 const MAX_PREFETCH: u64 = 256;
@@ -46,7 +46,7 @@ const RETURN_INTERVAL: Duration = Duration::from_millis(10);
 /// with `basic.get`, because a quorum queue writes each get to its disk; a consumer receives many at once.
 #[derive(Debug)]
 pub struct DeadLetterQueue {
-    config: Config,
+    config: BrokerConfig,
     connection: Connection,
     /// The last channel consumes; the others hold dead letters until the end.
     channels: Vec<Holder>,
@@ -110,7 +110,7 @@ impl DeadLetterQueue {
     /// # Errors
     ///
     /// When the broker is not available, or an exchange or a queue is missing.
-    pub async fn open(config: &Config, limit: MessageLimit, name: &str) -> Result<Self, Error> {
+    pub async fn open(config: &BrokerConfig, limit: MessageLimit, name: &str) -> Result<Self, BrokerError> {
         let connection = connect_limited(config, name, limit.max_message_bytes).await?;
         check_topology(&connection, &config.amqp_url).await?;
         let channel = connection.create_channel().await.map_err(|error| failed(config, &error))?;
@@ -132,7 +132,7 @@ impl DeadLetterQueue {
     /// # Errors
     ///
     /// As [`open`](Self::open).
-    pub async fn waiting(config: &Config, name: &str) -> Result<u64, Error> {
+    pub async fn waiting(config: &BrokerConfig, name: &str) -> Result<u64, BrokerError> {
         let connection = connect(config, name).await?;
         check_topology(&connection, &config.amqp_url).await?;
         let counted = async {
@@ -164,7 +164,7 @@ impl DeadLetterQueue {
     /// # Errors
     ///
     /// When the connection or the queue is gone. Dead letters that were not taken stay in the queue.
-    pub async fn next(&mut self) -> Result<Option<DeadLetter>, Error> {
+    pub async fn next(&mut self) -> Result<Option<DeadLetter>, BrokerError> {
         while self.unseen > 0 {
             if self.pass.as_ref().is_none_or(|pass| pass.left == pass.prefetch) {
                 self.begin_pass().await.map_err(|error| failed(&self.config, &error))?;
@@ -188,7 +188,7 @@ impl DeadLetterQueue {
                 Some(Err(error)) => return Err(failed(&self.config, &error)),
                 None => {
                     let reason = "the broker ended the delivery of dead letters";
-                    return Err(Error::connection(&self.config.amqp_url, reason));
+                    return Err(BrokerError::connection(&self.config.amqp_url, reason));
                 }
             };
             pass.left += 1;
@@ -205,7 +205,7 @@ impl DeadLetterQueue {
     /// # Errors
     ///
     /// When the connection is gone: the dead letter may or may not be removed.
-    pub async fn take(&mut self, tag: DeadLetterTag) -> Result<(), Error> {
+    pub async fn take(&mut self, tag: DeadLetterTag) -> Result<(), BrokerError> {
         let Some(holder) = self.channels.get_mut(tag.channel) else { return Ok(()) };
         let taken = holder.channel.basic_ack(tag.tag, BasicAckOptions { multiple: false }).await;
         taken.map_err(|error| failed(&self.config, &error))?;
@@ -224,7 +224,7 @@ impl DeadLetterQueue {
     /// # Errors
     ///
     /// When the connection is gone: the last ones taken may still be in the queue.
-    pub async fn close(self) -> Result<(), Error> {
+    pub async fn close(self) -> Result<(), BrokerError> {
         let closed = async {
             try_join_all(self.channels.iter().map(Holder::flush)).await?;
             // The broker answers after everything sent over the channel before.
@@ -268,6 +268,6 @@ async fn waiting(channel: &Channel) -> lapin::Result<u64> {
     Ok(queue.message_count().into())
 }
 
-fn failed(config: &Config, error: &lapin::Error) -> Error {
-    Error::connection(&config.amqp_url, describe(error, &config.amqp_url))
+fn failed(config: &BrokerConfig, error: &lapin::Error) -> BrokerError {
+    BrokerError::connection(&config.amqp_url, describe(error, &config.amqp_url))
 }

@@ -11,10 +11,10 @@ use lapin::types::FieldTable;
 use lapin::{Channel, Connection, Consumer, Event};
 
 use super::connect::{connect_limited, describe, next_event};
-use super::error::Error;
+use super::error::BrokerError;
 use super::message::{Delivery, EVENTS};
 use super::topology::check_topology;
-use super::url::{Config, MessageLimit};
+use super::url::{BrokerConfig, MessageLimit};
 
 /// A consumer of the events queue on a connection of its own.
 ///
@@ -22,7 +22,7 @@ use super::url::{Config, MessageLimit};
 /// `Deliveries`: a tag means nothing on another connection, and dropping this connection returns every
 /// unacknowledged message.
 pub struct Deliveries {
-    config: Config,
+    config: BrokerConfig,
     channel: Channel,
     consumer: Consumer,
     /// Deliveries to the earlier consumer, which come first.
@@ -41,11 +41,11 @@ impl Deliveries {
     ///
     /// When the broker is not available, or the topology is incomplete.
     pub async fn open(
-        config: &Config,
+        config: &BrokerConfig,
         limit: MessageLimit,
         name: &str,
         prefetch: u16,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, BrokerError> {
         let url = &config.amqp_url;
         let connection = connect_limited(config, name, limit.max_message_bytes).await?;
         let events = connection.events_listener().boxed();
@@ -68,7 +68,7 @@ impl Deliveries {
     ///
     /// When the connection, the channel or the queue is gone. Drop the `Deliveries` too if this future was
     /// dropped.
-    pub async fn pause(&mut self) -> Result<(), Error> {
+    pub async fn pause(&mut self) -> Result<(), BrokerError> {
         let Self { config, channel, consumer, earlier, .. } = self;
         let pausing = async {
             channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
@@ -87,7 +87,7 @@ impl Deliveries {
     /// # Errors
     ///
     /// As [`pause`](Self::pause).
-    pub async fn resume(&mut self, prefetch: u16) -> Result<u64, Error> {
+    pub async fn resume(&mut self, prefetch: u16) -> Result<u64, BrokerError> {
         self.consumer =
             consume(&self.channel, prefetch).await.map_err(|error| failed(&self.config, &error))?;
         Ok(self.seen())
@@ -105,7 +105,7 @@ impl Deliveries {
     ///
     /// When the connection, the channel or the queue is gone. Every unacknowledged message is delivered
     /// again.
-    pub async fn next(&mut self) -> Result<Delivery, Error> {
+    pub async fn next(&mut self) -> Result<Delivery, BrokerError> {
         let delivery = match self.earlier.pop_front() {
             Some(delivery) => delivery,
             None => match self.consumer.next().await {
@@ -113,14 +113,14 @@ impl Deliveries {
                 Some(Err(error)) => return Err(failed(&self.config, &error)),
                 None => {
                     let reason = "the broker ended the delivery of messages";
-                    return Err(Error::connection(&self.config.amqp_url, reason));
+                    return Err(BrokerError::connection(&self.config.amqp_url, reason));
                 }
             },
         };
         // Acknowledging all up to a tag would include a message that never arrived here.
         if delivery.tag() != self.last + 1 {
             let reason = "a message was lost on its way from the broker";
-            return Err(Error::connection(&self.config.amqp_url, reason));
+            return Err(BrokerError::connection(&self.config.amqp_url, reason));
         }
         self.last = delivery.tag();
         Ok(delivery)
@@ -128,7 +128,7 @@ impl Deliveries {
 
     /// Waits until the connection is lost. Use it while [`next`](Self::next), which would return the error,
     /// is not polled.
-    pub async fn lost(&mut self) -> Error {
+    pub async fn lost(&mut self) -> BrokerError {
         loop {
             if let Event::Error(error) = next_event(&mut self.events).await {
                 return failed(&self.config, &error);
@@ -141,7 +141,7 @@ impl Deliveries {
     /// # Errors
     ///
     /// When the connection is gone. The messages are delivered again.
-    pub async fn ack_through(&self, tag: u64) -> Result<(), Error> {
+    pub async fn ack_through(&self, tag: u64) -> Result<(), BrokerError> {
         let options = BasicAckOptions { multiple: true };
         self.channel.basic_ack(tag, options).await.map_err(|error| failed(&self.config, &error))
     }
@@ -152,7 +152,7 @@ impl Deliveries {
     /// # Errors
     ///
     /// When the connection is gone. The message is delivered again.
-    pub async fn reject(&self, tag: u64) -> Result<(), Error> {
+    pub async fn reject(&self, tag: u64) -> Result<(), BrokerError> {
         let options = BasicRejectOptions { requeue: false };
         self.channel.basic_reject(tag, options).await.map_err(|error| failed(&self.config, &error))
     }
@@ -166,6 +166,6 @@ async fn consume(channel: &Channel, prefetch: u16) -> lapin::Result<Consumer> {
         .await
 }
 
-fn failed(config: &Config, error: &lapin::Error) -> Error {
-    Error::connection(&config.amqp_url, describe(error, &config.amqp_url))
+fn failed(config: &BrokerConfig, error: &lapin::Error) -> BrokerError {
+    BrokerError::connection(&config.amqp_url, describe(error, &config.amqp_url))
 }

@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-use super::url::Url;
+use super::url::AmqpUrl;
 
 /// Why the broker cannot be used.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum Error {
+pub enum BrokerError {
     /// The connection failed or was lost.
     #[error("{url}: {reason}")]
     Connection {
@@ -30,8 +30,8 @@ pub enum Error {
     },
 }
 
-impl Error {
-    pub(super) fn connection(url: &Url, reason: impl fmt::Display) -> Self {
+impl BrokerError {
+    pub(super) fn connection(url: &AmqpUrl, reason: impl fmt::Display) -> Self {
         Self::Connection { url: url.to_string(), reason: reason.to_string() }
     }
 }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::message::Message;
 use super::publish_request::{PublishError, Request};
 use super::supervisor::Supervisor;
-use super::url::Config;
+use super::url::BrokerConfig;
 use crate::batch::Batch;
 use crate::health::Dependency;
 use crate::idempotency_key::IdempotencyKey;
@@ -26,7 +26,7 @@ impl Publisher {
     /// whenever the broker starts or stops accepting messages. A connection that owes confirms and has sent
     /// none for `silence` is dropped.
     #[must_use]
-    pub fn connect(config: Config, name: String, broker: Dependency, silence: Duration) -> Self {
+    pub fn connect(config: BrokerConfig, name: String, broker: Dependency, silence: Duration) -> Self {
         // Each caller awaits its request, which bounds the channel.
         let (requests, queue) = mpsc::unbounded_channel();
         tokio::spawn(Supervisor::new(config, name, broker, silence, queue).run());

@@ -11,11 +11,11 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::connect::{connect, describe, next_event};
-use super::error::Error;
+use super::error::BrokerError;
 use super::pending::{Broken, Confirm, Pending, Publish};
 use super::publish_request::Request;
 use super::topology::check_topology;
-use super::url::Config;
+use super::url::BrokerConfig;
 use crate::backoff::backoff;
 use crate::health::Dependency;
 
@@ -26,7 +26,7 @@ use crate::health::Dependency;
 /// unconfirmed messages are published again over the next one, under the same ids.
 #[derive(Debug)]
 pub(super) struct Supervisor {
-    config: Config,
+    config: BrokerConfig,
     name: String,
     broker: Dependency,
     /// How long a connection may owe confirms without sending any.
@@ -40,7 +40,7 @@ struct Gone;
 
 impl Supervisor {
     pub(super) fn new(
-        config: Config,
+        config: BrokerConfig,
         name: String,
         broker: Dependency,
         silence: Duration,
@@ -168,9 +168,9 @@ async fn at(moment: Option<Instant>) {
     }
 }
 
-async fn open(config: Config, name: String) -> Result<(Connection, Channel), Error> {
+async fn open(config: BrokerConfig, name: String) -> Result<(Connection, Channel), BrokerError> {
     let url = &config.amqp_url;
-    let failed = |error: lapin::Error| Error::connection(url, describe(&error, url));
+    let failed = |error: lapin::Error| BrokerError::connection(url, describe(&error, url));
     let connection = connect(&config, &name).await?;
     check_topology(&connection, url).await?;
     let channel = connection.create_channel().await.map_err(failed)?;

@@ -6,14 +6,14 @@ use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
 
 use super::connect::describe;
-use super::error::Error;
+use super::error::BrokerError;
 use super::message::{DEAD, EVENTS};
-use super::url::Url;
+use super::url::AmqpUrl;
 
 /// Checks that these exchanges and queues exist, by passive declarations, which need no configure permission.
 /// A missing object makes the broker close the channel, so this opens its own.
-pub(super) async fn check_topology(connection: &Connection, url: &Url) -> Result<(), Error> {
-    let failed = |error: &lapin::Error| Error::connection(url, describe(error, url));
+pub(super) async fn check_topology(connection: &Connection, url: &AmqpUrl) -> Result<(), BrokerError> {
+    let failed = |error: &lapin::Error| BrokerError::connection(url, describe(error, url));
     let channel = connection.create_channel().await.map_err(|error| failed(&error))?;
     for name in [EVENTS, DEAD] {
         for (kind, answer) in
@@ -22,7 +22,7 @@ pub(super) async fn check_topology(connection: &Connection, url: &Url) -> Result
             match answer {
                 Ok(()) => {}
                 Err(error) if is_not_found(&error) => {
-                    return Err(Error::Missing { url: url.to_string(), kind, name });
+                    return Err(BrokerError::Missing { url: url.to_string(), kind, name });
                 }
                 Err(error) => return Err(failed(&error)),
             }

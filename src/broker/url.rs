@@ -21,17 +21,17 @@ pub(super) const FRAME_MAX: u32 = 128 << 10;
 /// The settings of the connection to the broker.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
-pub struct Config {
+pub struct BrokerConfig {
     /// URL of RabbitMQ: amqp://USER:PASSWORD@HOST:PORT/VHOST, or amqps:// for TLS; the vhost / is written %2f
     #[arg(long, env = "CATCHALL_AMQP_URL", value_name = "URL", hide_env_values = true)]
-    pub amqp_url: Url,
+    pub amqp_url: AmqpUrl,
 }
 
 /// An AMQP URL. It is printed without user and password.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Url(pub(super) AMQPUri);
+pub struct AmqpUrl(pub(super) AMQPUri);
 
-impl FromStr for Url {
+impl FromStr for AmqpUrl {
     type Err = String;
 
     fn from_str(url: &str) -> Result<Self, Self::Err> {
@@ -45,21 +45,21 @@ impl FromStr for Url {
     }
 }
 
-impl Url {
+impl AmqpUrl {
     /// How long an attempt to connect may take.
     pub(super) fn connect_timeout(&self) -> Duration {
         Duration::from_millis(self.0.query.connection_timeout.unwrap_or(CONNECT_TIMEOUT_MS))
     }
 }
 
-impl fmt::Display for Url {
+impl fmt::Display for AmqpUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let AMQPUri { scheme, authority, vhost, .. } = &self.0;
         write!(f, "{scheme}://{}:{}/{}", authority.host, authority.port, vhost.replace('/', "%2f"))
     }
 }
 
-impl fmt::Debug for Url {
+impl fmt::Debug for AmqpUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
@@ -88,11 +88,11 @@ mod tests {
 
     #[test]
     fn a_url_prints_without_user_and_password() {
-        let url: Url = "amqps://alice:s3cret@broker:5671/%2f?heartbeat=30".parse().unwrap();
+        let url: AmqpUrl = "amqps://alice:s3cret@broker:5671/%2f?heartbeat=30".parse().unwrap();
         assert_eq!(url.to_string(), "amqps://broker:5671/%2f");
         assert_eq!(format!("{url:?}"), "amqps://broker:5671/%2f");
         assert_eq!(url.0.query.heartbeat, Some(30));
-        let error = "http://alice:s3cret@broker".parse::<Url>().unwrap_err();
+        let error = "http://alice:s3cret@broker".parse::<AmqpUrl>().unwrap_err();
         assert!(!error.contains("s3cret"), "{error}");
     }
 }

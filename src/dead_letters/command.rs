@@ -45,7 +45,7 @@ Exit status:
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 #[command(after_help = AFTER_HELP)]
-pub struct Config {
+pub struct DeadLettersConfig {
     #[command(subcommand)]
     pub(super) command: Command,
 }
@@ -76,7 +76,7 @@ pub(super) enum Command {
 #[derive(Clone, Debug, Args)]
 pub(super) struct Count {
     #[command(flatten)]
-    pub(super) broker: broker::Config,
+    pub(super) broker: broker::BrokerConfig,
 
     /// Print a JSON object
     #[arg(long)]
@@ -86,7 +86,7 @@ pub(super) struct Count {
 #[derive(Clone, Debug, Args)]
 pub(super) struct List {
     #[command(flatten)]
-    pub(super) broker: broker::Config,
+    pub(super) broker: broker::BrokerConfig,
 
     #[command(flatten)]
     pub(super) message: broker::MessageLimit,
@@ -107,7 +107,7 @@ pub(super) struct List {
 #[derive(Clone, Debug, Args)]
 pub(super) struct Show {
     #[command(flatten)]
-    pub(super) broker: broker::Config,
+    pub(super) broker: broker::BrokerConfig,
 
     #[command(flatten)]
     pub(super) message: broker::MessageLimit,
@@ -124,13 +124,13 @@ pub(super) struct Show {
 #[derive(Clone, Debug, Args)]
 pub(super) struct Replay {
     #[command(flatten)]
-    pub(super) broker: broker::Config,
+    pub(super) broker: broker::BrokerConfig,
 
     #[command(flatten)]
     pub(super) message: broker::MessageLimit,
 
     #[command(flatten)]
-    pub(super) ledger: ledger::Config,
+    pub(super) ledger: ledger::LedgerConfig,
 
     #[command(flatten)]
     pub(super) ack_deadline: ledger::AckDeadline,
@@ -147,7 +147,7 @@ pub(super) struct Replay {
 #[command(mut_arg("all", |all| all.requires("yes")))]
 pub(super) struct Discard {
     #[command(flatten)]
-    pub(super) broker: broker::Config,
+    pub(super) broker: broker::BrokerConfig,
 
     #[command(flatten)]
     pub(super) message: broker::MessageLimit,

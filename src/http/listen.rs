@@ -27,7 +27,7 @@ const OTHERS_INTERVAL: Duration = Duration::from_secs(1);
 /// Where a service listens, and with how many threads and connections.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
-pub struct Config {
+pub struct HttpConfig {
     /// Address and port of the service; port 0 chooses a free port and logs it
     #[arg(long, env = "CATCHALL_LISTEN", value_name = "ADDRESS:PORT")]
     pub listen: SocketAddr,
@@ -60,7 +60,7 @@ fn cores() -> u16 {
     std::thread::available_parallelism().ok().and_then(|n| u16::try_from(n.get()).ok()).unwrap_or(1)
 }
 
-impl Config {
+impl HttpConfig {
     /// Binds one socket per thread to the port. Another process of the same user that binds the port the same
     /// way may share it, so a new version can take over before the old one leaves. Clients are accepted only
     /// later, see [`serve_per_thread`].
@@ -116,7 +116,7 @@ pub(super) fn listen(socket: &TcpListener) -> io::Result<()> {
 /// are then not waited for.
 pub async fn serve_per_thread<R>(
     sockets: Vec<TcpListener>,
-    config: &Config,
+    config: &HttpConfig,
     router: R,
     health: &Health,
     shutdown: Shutdown,

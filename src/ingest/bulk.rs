@@ -92,8 +92,8 @@ async fn read(
 ) -> Result<Read, Problem> {
     let mut read = Read::default();
     let events = bulk::events(&body, media_type).map_err(|error| match error {
-        bulk::Error::TooMany => Problem::new(ProblemType::TooLarge, error.to_string()),
-        bulk::Error::Unreadable(_) | bulk::Error::Empty => {
+        bulk::BodyError::TooMany => Problem::new(ProblemType::TooLarge, error.to_string()),
+        bulk::BodyError::Unreadable(_) | bulk::BodyError::Empty => {
             Problem::new(ProblemType::InvalidBody, excerpt(error))
         }
     })?;

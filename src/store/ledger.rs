@@ -9,7 +9,7 @@ mod apply;
 mod retention;
 
 pub use ack_deadline::AckDeadline;
-pub use apply::{Config, Ledger, Primary};
+pub use apply::{Ledger, LedgerConfig, Primary};
 pub use apply_request::{Applied, ApplyError, ApplyRequest, Entry};
 pub use clock::Moment;
-pub use retention::{Config as RetentionConfig, Horizon, Kind, Pruning, Watermark};
+pub use retention::{ClaimKind, Horizon, Pruning, RetentionConfig, Watermark};

@@ -32,9 +32,9 @@ const CANCELLED: &str = "57014";
 
 /// A Postgres URL. It prints without user and password.
 #[derive(Clone)]
-pub struct Url(PgConnectOptions);
+pub struct PostgresUrl(PgConnectOptions);
 
-impl FromStr for Url {
+impl FromStr for PostgresUrl {
     type Err = String;
 
     fn from_str(url: &str) -> Result<Self, Self::Err> {
@@ -49,22 +49,22 @@ impl FromStr for Url {
     }
 }
 
-impl Url {
+impl PostgresUrl {
     /// Opens one connection, under this name.
-    pub(super) async fn connect(&self, application: &str) -> Result<PgConnection, Error> {
+    pub(super) async fn connect(&self, application: &str) -> Result<PgConnection, DatabaseError> {
         let options = self.0.clone().application_name(application);
-        PgConnection::connect_with(&options).await.map_err(|error| Error::new(self, describe(&error)))
+        PgConnection::connect_with(&options).await.map_err(|error| DatabaseError::new(self, describe(&error)))
     }
 }
 
-impl fmt::Display for Url {
+impl fmt::Display for PostgresUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let database = self.0.get_database().unwrap_or_default();
         write!(f, "postgres://{}:{}/{database}", self.0.get_host(), self.0.get_port())
     }
 }
 
-impl fmt::Debug for Url {
+impl fmt::Debug for PostgresUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
@@ -74,7 +74,7 @@ impl fmt::Debug for Url {
 /// it is unknown whether it was. Trying again is right either way.
 #[derive(Debug, thiserror::Error)]
 #[error("{url}: {reason}")]
-pub struct Error {
+pub struct DatabaseError {
     url: String,
     reason: String,
     /// SQLSTATE, if the database reported the error.
@@ -83,9 +83,9 @@ pub struct Error {
     given_up: bool,
 }
 
-impl Error {
+impl DatabaseError {
     /// Something could not be done at `url`, and the database did not say why.
-    pub(super) fn new(url: &Url, reason: String) -> Self {
+    pub(super) fn new(url: &PostgresUrl, reason: String) -> Self {
         Self { url: url.to_string(), reason, code: None, given_up: false }
     }
 
@@ -113,7 +113,7 @@ impl Error {
     }
 }
 
-fn pool(url: &Url, connections: u32) -> PgPool {
+fn pool(url: &PostgresUrl, connections: u32) -> PgPool {
     PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -121,6 +121,19 @@ fn pool(url: &Url, connections: u32) -> PgPool {
         // query, and failed queries are tried again.
         .test_before_acquire(false)
         .connect_lazy_with(url.0.clone())
+}
+
+/// Brings the schema up to date. It may be run repeatedly and concurrently: a lock in the database makes one
+/// run wait for the other, and the second finds nothing left to do.
+///
+/// # Errors
+///
+/// When the database is unavailable, or an applied migration differs from the one in this build.
+pub async fn migrate(url: &PostgresUrl) -> Result<(), DatabaseError> {
+    let failed = |reason: String| DatabaseError::new(url, reason);
+    let mut connection = url.connect("catchall-migrate").await?;
+    schema::migrate(&mut connection).await.map_err(|error| failed(error.to_string()))?;
+    connection.close().await.map_err(|error| failed(describe(&error)))
 }
 
 /// Where work reports that one of its statements is done.
@@ -137,7 +150,7 @@ impl Steps {
 /// A pool of connections to one database, opened when first needed. Clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct Database {
-    url: Url,
+    url: PostgresUrl,
     connections: u32,
     pool: Arc<Mutex<PgPool>>,
 }
@@ -145,8 +158,8 @@ pub(crate) struct Database {
 impl Database {
     /// `session` holds settings of each connection, such as the timeouts by which the server bounds a
     /// statement.
-    pub(crate) fn new(url: &Url, name: &str, connections: u32, session: &[(&str, &str)]) -> Self {
-        let url = Url(url.0.clone().application_name(name).options(session.iter().copied()));
+    pub(crate) fn new(url: &PostgresUrl, name: &str, connections: u32, session: &[(&str, &str)]) -> Self {
+        let url = PostgresUrl(url.0.clone().application_name(name).options(session.iter().copied()));
         let pool = Arc::new(Mutex::new(pool(&url, connections)));
         Self { url, connections, pool }
     }
@@ -157,7 +170,7 @@ impl Database {
     ///
     /// Work that takes longer than `timeout` has lost its peer without a word. It is given up together with
     /// the whole pool, so that no connection in a doubtful state is used again.
-    pub(crate) async fn run<W, F, T>(&self, timeout: Duration, work: W) -> Result<T, Error>
+    pub(crate) async fn run<W, F, T>(&self, timeout: Duration, work: W) -> Result<T, DatabaseError>
     where
         W: FnOnce(PgPool) -> F,
         F: Future<Output = Result<T, sqlx::Error>> + Send + 'static,
@@ -167,7 +180,7 @@ impl Database {
     }
 
     /// The same for work of several statements: each of its steps may take as long as `timeout`.
-    pub(crate) async fn run_steps<W, F, T>(&self, timeout: Duration, work: W) -> Result<T, Error>
+    pub(crate) async fn run_steps<W, F, T>(&self, timeout: Duration, work: W) -> Result<T, DatabaseError>
     where
         W: FnOnce(PgPool, Steps) -> F,
         F: Future<Output = Result<T, sqlx::Error>> + Send + 'static,
@@ -200,7 +213,7 @@ impl Database {
                 (format!("no answer within {timeout:?}"), None, true)
             }
         };
-        Err(Error { url: self.url.to_string(), reason, code, given_up })
+        Err(DatabaseError { url: self.url.to_string(), reason, code, given_up })
     }
 
     /// Replaces the pool that was used by a new one, unless another caller has done so.
@@ -295,11 +308,11 @@ mod tests {
 
     #[test]
     fn a_url_prints_without_user_and_password() {
-        let url: Url = "postgres://alice:s3cret@db:5433/catchall?sslmode=require".parse().unwrap();
+        let url: PostgresUrl = "postgres://alice:s3cret@db:5433/catchall?sslmode=require".parse().unwrap();
         assert_eq!(url.to_string(), "postgres://db:5433/catchall");
         assert_eq!(format!("{url:?}"), "postgres://db:5433/catchall");
         for bad in ["mysql://alice:s3cret@db", "postgres://alice:s3cret@db:x/y", "s3cret"] {
-            let error = bad.parse::<Url>().unwrap_err();
+            let error = bad.parse::<PostgresUrl>().unwrap_err();
             assert!(!error.contains("s3cret"), "{error}");
         }
     }

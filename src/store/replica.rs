@@ -3,7 +3,7 @@
 use std::mem;
 use std::time::Duration;
 
-use super::postgres::{Database, Error, Url};
+use super::postgres::{Database, DatabaseError, PostgresUrl};
 use super::{CounterSource, Unreadable};
 use crate::counters::Counters;
 use crate::domain_name::DomainName;
@@ -26,10 +26,10 @@ const STALE: Duration = Duration::from_secs(10);
 /// The address of the replica.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
-pub struct Config {
+pub struct ReplicaConfig {
     /// Postgres replica: postgres://USER:PASSWORD@HOST:PORT/DATABASE, with ?sslmode=require for TLS
     #[arg(long, env = "CATCHALL_REPLICA_URL", value_name = "URL", hide_env_values = true)]
-    pub replica_url: Url,
+    pub replica_url: PostgresUrl,
 }
 
 /// A replica.
@@ -39,11 +39,11 @@ pub struct Replica(Database);
 impl Replica {
     /// A replica that is connected to on first use, with at most `connections` connections.
     #[must_use]
-    pub fn new(config: &Config, connections: u32) -> Self {
+    pub fn new(config: &ReplicaConfig, connections: u32) -> Self {
         Self(Database::new(&config.replica_url, "catchall-query", connections, &SESSION))
     }
 
-    async fn read(&self, names: &[DomainName]) -> Result<Vec<Counters>, Error> {
+    async fn read(&self, names: &[DomainName]) -> Result<Vec<Counters>, DatabaseError> {
         let mut counters = vec![Counters::default(); names.len()];
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         let read = async move |pool| sqlx::query_as(READ).bind(names).fetch_all(&pool).await;

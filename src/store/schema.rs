@@ -2,10 +2,8 @@
 
 use std::sync::LazyLock;
 
-use sqlx::migrate::{Migration, MigrationType, Migrator};
-use sqlx::{Connection, PgConnection, SqlSafeStr};
-
-use super::postgres::{Error, Url, describe};
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
+use sqlx::{PgConnection, SqlSafeStr};
 
 /// SQLSTATE of a query for a table that does not exist.
 const UNDEFINED_TABLE: &str = "42P01";
@@ -36,17 +34,9 @@ enum SchemaError {
     Foreign(i64),
 }
 
-/// Brings the schema up to date. It may be run repeatedly and concurrently: a lock in the database makes one
-/// run wait for the other, and the second finds nothing left to do.
-///
-/// # Errors
-///
-/// When the database is unavailable, or an applied migration differs from the one in this build.
-pub async fn migrate(url: &Url) -> Result<(), Error> {
-    let failed = |reason: String| Error::new(url, reason);
-    let mut connection = url.connect("catchall-migrate").await?;
-    MIGRATIONS.run(&mut connection).await.map_err(|error| failed(error.to_string()))?;
-    connection.close().await.map_err(|error| failed(describe(&error)))
+/// Applies the missing migrations.
+pub(super) async fn migrate(connection: &mut PgConnection) -> Result<(), MigrateError> {
+    MIGRATIONS.run(connection).await
 }
 
 /// Fails unless the database has the schema this build needs.

@@ -69,7 +69,7 @@ impl DeliveryBatch {
         &mut self,
         deliveries: &mut Deliveries,
         max_rows: usize,
-    ) -> Result<(), broker::Error> {
+    ) -> Result<(), broker::BrokerError> {
         self.add(&deliveries.next().await?);
         for _ in 1..READS_AT_A_STRETCH {
             if self.is_full(max_rows) {
@@ -91,7 +91,7 @@ impl DeliveryBatch {
         max_rows: usize,
         enough_messages: usize,
         linger: Duration,
-    ) -> Result<(), broker::Error> {
+    ) -> Result<(), broker::BrokerError> {
         let Some(begun) = self.begun else { return Ok(()) };
         let growing = async {
             while !self.is_full(max_rows) && self.messages() < enough_messages {

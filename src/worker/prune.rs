@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::broker::{Message, Priority, PublishError, Publisher};
-use crate::store::ledger::{Kind, Ledger, RetentionConfig, Watermark};
-use crate::store::postgres::Error;
+use crate::store::ledger::{ClaimKind, Ledger, RetentionConfig, Watermark};
+use crate::store::postgres::DatabaseError;
 
 /// How long a watermark waits for the broker. If it is not confirmed, the next one will do.
 pub(super) const WATERMARK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -51,7 +51,7 @@ fn soon() -> Duration {
 #[derive(Debug, thiserror::Error)]
 enum Incomplete {
     #[error(transparent)]
-    Database(#[from] Error),
+    Database(#[from] DatabaseError),
     #[error("cannot send a watermark: {0}")]
     Broker(#[from] PublishError),
 }
@@ -84,9 +84,9 @@ async fn publish(
 
 /// Prunes all claims that may go, in small steps. After each step it rests for as long as the step took, so
 /// pruning never takes more than half of what one connection can do.
-async fn prune_claims(ledger: &Ledger, config: &RetentionConfig) -> Result<(), Error> {
+async fn prune_claims(ledger: &Ledger, config: &RetentionConfig) -> Result<(), DatabaseError> {
     ledger.move_horizon(config).await?;
-    for kind in [Kind::Message, Kind::Event] {
+    for kind in [ClaimKind::Message, ClaimKind::Event] {
         let mut pruning = ledger.prune(kind, config);
         loop {
             let begun = Instant::now();

@@ -112,7 +112,7 @@ impl<'a> Session<'a> {
     }
 
     /// Renews the consumer if it has become uncertain when the next message was handed out.
-    async fn renew_if_stale(&mut self) -> Result<(), broker::Error> {
+    async fn renew_if_stale(&mut self) -> Result<(), broker::BrokerError> {
         let now = self.settler.now();
         if self.handed_out.is_stale(self.deliveries.seen(), now, self.times.ack_deadline) {
             let before = renew(&mut self.deliveries, None, self.prefetch).await?;
@@ -150,7 +150,7 @@ impl<'a> Session<'a> {
     }
 
     /// Acknowledges what is settled, and renews the consumer if that is due.
-    async fn acknowledge(&mut self, settled: Settled) -> Result<(), broker::Error> {
+    async fn acknowledge(&mut self, settled: Settled) -> Result<(), broker::BrokerError> {
         let now = self.settler.now();
         let stale = self.handed_out.is_stale(self.deliveries.seen(), now, self.times.ack_deadline);
         self.handed_out.ack(settled.through, now);
@@ -169,7 +169,7 @@ impl<'a> Session<'a> {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Ended {
     #[error(transparent)]
-    Lost(#[from] broker::Error),
+    Lost(#[from] broker::BrokerError),
     #[error(transparent)]
     GaveBack(#[from] AckDeadlinePassed),
 }
@@ -180,7 +180,7 @@ async fn renew(
     deliveries: &mut Deliveries,
     settled: Option<Settled>,
     prefetch: u16,
-) -> Result<u64, broker::Error> {
+) -> Result<u64, broker::BrokerError> {
     deliveries.pause().await?;
     // Acknowledge before more is handed out: a message that ends the process would otherwise bring these back
     // with it.
@@ -192,7 +192,7 @@ async fn renew(
 
 /// Acknowledges what is settled. The rejections go first: an acknowledgement of everything up to a tag would
 /// drop these messages.
-async fn ack(deliveries: &Deliveries, settled: Settled) -> Result<(), broker::Error> {
+async fn ack(deliveries: &Deliveries, settled: Settled) -> Result<(), broker::BrokerError> {
     for tag in settled.rejected {
         deliveries.reject(tag).await?;
     }

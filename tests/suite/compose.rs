@@ -128,8 +128,8 @@ fn every_address_is_that_of_a_service_which_is_waited_for() {
     for (name, service) in members(&compose["services"]) {
         for (variable, url) in variables(service, "_URL") {
             let url = match variable {
-                "CATCHALL_AMQP_URL" => url.parse::<broker::Url>().unwrap().to_string(),
-                _ => url.parse::<postgres::Url>().unwrap().to_string(),
+                "CATCHALL_AMQP_URL" => url.parse::<broker::AmqpUrl>().unwrap().to_string(),
+                _ => url.parse::<postgres::PostgresUrl>().unwrap().to_string(),
             };
             let host = url.split(['/', ':']).nth(3).unwrap().to_owned();
             assert!(awaited(&compose, name).contains(&*host), "{name} does not wait for {host}");

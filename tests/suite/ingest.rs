@@ -285,7 +285,7 @@ async fn a_key_counts_once_however_and_wherever_it_is_sent() {
 #[tokio::test]
 async fn a_full_queue_is_a_503_and_loses_nothing() {
     let servers = Servers::bare().await;
-    catchall::store::schema::migrate(&servers.database_url.parse().unwrap()).await.unwrap();
+    catchall::store::postgres::migrate(&servers.database_url.parse().unwrap()).await.unwrap();
     let mut small = topology();
     let queues = small["queues"].as_array_mut().unwrap();
     let events = queues.iter_mut().find(|queue| queue["name"] == catchall::broker::EVENTS).unwrap();

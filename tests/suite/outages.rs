@@ -181,7 +181,7 @@ async fn query_says_so_while_its_replica_is_away() {
 #[tokio::test]
 async fn a_missing_topology_is_named_with_the_way_to_create_it() {
     let servers = Servers::bare().await;
-    catchall::store::schema::migrate(&servers.database_url.parse().unwrap()).await.unwrap();
+    catchall::store::postgres::migrate(&servers.database_url.parse().unwrap()).await.unwrap();
     let ingest = Service::start("ingest", &servers, &[("CATCHALL_PUBLISH_DEADLINE_MS", "300")]).await;
     let worker = Service::start("worker", &servers, &[]).await;
     for service in [&ingest, &worker] {

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use catchall::batch::Batch;
 use catchall::idempotency_key::IdempotencyKey;
-use catchall::store::ledger::{ApplyRequest, Entry, Kind, Ledger, RetentionConfig};
+use catchall::store::ledger::{ApplyRequest, ClaimKind, Entry, Ledger, RetentionConfig};
 use clap::Parser;
 use futures::stream::{self, StreamExt};
 use harness::amqp::AmqpClient;
@@ -46,7 +46,7 @@ pub(crate) async fn claims(servers: &Servers) -> i64 {
 
 pub(crate) async fn prune_all(ledger: &Ledger, config: &RetentionConfig) -> u64 {
     let mut pruned = 0;
-    for kind in [Kind::Message, Kind::Event] {
+    for kind in [ClaimKind::Message, ClaimKind::Event] {
         let mut pruning = ledger.prune(kind, config);
         loop {
             match pruning.step().await.unwrap() {

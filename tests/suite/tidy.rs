@@ -1,11 +1,12 @@
 //! Rules of the house that no compiler checks.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
-use syn::{Attribute, Item, UseTree};
+use syn::{Attribute, Item, UseTree, Visibility};
 
 const MAX_COLUMNS: usize = 112;
 const MAX_FILE_LINES: usize = 400;
@@ -103,6 +104,9 @@ impl<'ast> Visit<'ast> for Paths {
         self.add(&item.tree, &[]);
     }
 
+    /// Who may see an item says nothing about what the file uses.
+    fn visit_visibility(&mut self, _: &'ast Visibility) {}
+
     fn visit_path(&mut self, path: &'ast syn::Path) {
         self.0.push(path.segments.iter().map(|segment| segment.ident.to_string()).collect());
         visit::visit_path(self, path);
@@ -112,7 +116,7 @@ impl<'ast> Visit<'ast> for Paths {
 #[test]
 fn imports_are_seen_in_every_form() {
     let code = "use crate::{broker, ledger::{self, Ledger as L}, http::*};
-        mod inner { use super::x; fn f() { crate::deep::call::<crate::Argument>() } }
+        mod inner { use super::x; pub(in crate::door) fn f() { crate::deep::call::<crate::Argument>() } }
         #[cfg(test)] mod tests { use crate::only_in_tests; }";
     let paths = Paths::of(&syn::parse_file(code).unwrap());
     let mut joined: Vec<String> = paths.iter().map(|path| path.join("::")).collect();
@@ -172,6 +176,61 @@ fn a_module_uses_only_those_above_it() {
     complain("a module uses only those above it", &complaints);
 }
 
+/// The module that a file is, as in `broker::publisher`.
+fn module_of(path: &str) -> Vec<String> {
+    let path = path.trim_start_matches("src/").trim_end_matches(".rs");
+    if path == "lib" { Vec::new() } else { path.split('/').map(str::to_owned).collect() }
+}
+
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    let sources = sources(&["src"]);
+    let files: BTreeMap<Vec<String>, &str> =
+        sources.iter().map(|source| (module_of(&source.path), source.path.as_str())).collect();
+    let mut imports: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for Source { path, syntax, .. } in &sources {
+        let own = module_of(path);
+        for used in Paths::of(syntax) {
+            let mut module = match used[0].as_str() {
+                "crate" => Vec::new(),
+                "super" => own[..own.len().saturating_sub(1)].to_vec(),
+                // A child, or a name of another crate.
+                _ => own.clone(),
+            };
+            let rest: Vec<String> = match used[0].as_str() {
+                "crate" => used[1..].to_vec(),
+                "super" => {
+                    let ups = used.iter().take_while(|segment| *segment == "super").count();
+                    module.truncate(own.len().saturating_sub(ups));
+                    used[ups..].to_vec()
+                }
+                _ => used,
+            };
+            module.extend(rest);
+            // The longest beginning of the path that is a file.
+            while !module.is_empty() && !files.contains_key(&module) {
+                module.pop();
+            }
+            if let Some(used) = files.get(&module).filter(|used| *used != path && **used != "src/lib.rs") {
+                imports.entry(path).or_default().insert(used);
+            }
+        }
+    }
+    let mut complaints = Vec::new();
+    for start in imports.keys() {
+        let (mut reached, mut next) = (BTreeSet::new(), vec![*start]);
+        while let Some(file) = next.pop() {
+            for used in imports.get(file).into_iter().flatten().filter(|used| reached.insert(**used)) {
+                next.push(used);
+            }
+        }
+        if reached.contains(start) {
+            complaints.push(format!("{start}, which imports {:?}", imports[start]));
+        }
+    }
+    complain("no file imports itself by way of others", &complaints);
+}
+
 /// Functions that are longer than they may be.
 struct Functions<'a> {
     path: &'a str,
@@ -216,6 +275,29 @@ fn files_functions_and_lines_have_a_length_that_can_be_read() {
         Functions { path: &path, complaints: &mut complaints }.visit_file(&syntax);
     }
     complain("files, functions and lines are short", &complaints);
+}
+
+#[test]
+fn no_two_public_types_share_a_name() {
+    let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let folders = ["src", "crates"];
+    for Source { path, syntax, .. } in sources(&folders) {
+        for item in &syntax.items {
+            let (name, visibility) = match item {
+                Item::Struct(item) => (&item.ident, &item.vis),
+                Item::Enum(item) => (&item.ident, &item.vis),
+                Item::Trait(item) => (&item.ident, &item.vis),
+                Item::Type(item) => (&item.ident, &item.vis),
+                _ => continue,
+            };
+            if matches!(visibility, Visibility::Public(_)) {
+                found.entry(name.to_string()).or_default().push(path.clone());
+            }
+        }
+    }
+    found.retain(|_, paths| paths.len() > 1);
+    let complaints: Vec<String> = found.iter().map(|(name, paths)| format!("{name}: {paths:?}")).collect();
+    complain("one name is one thing", &complaints);
 }
 
 #[test]

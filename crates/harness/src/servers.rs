@@ -59,7 +59,7 @@ impl Servers {
     /// A migrated database and a vhost with another topology.
     pub async fn with(definitions: &Value) -> Self {
         let servers = Self::bare().await;
-        catchall::store::schema::migrate(&servers.database_url.parse().unwrap()).await.unwrap();
+        catchall::store::postgres::migrate(&servers.database_url.parse().unwrap()).await.unwrap();
         servers.declare(definitions).await;
         eventually("the schema is at the replica", async || {
             sql::execute(&servers.replica_url, "select 1 from event_claims").await.ok()
@@ -131,7 +131,7 @@ impl Servers {
     /// The ledger, as a worker uses it.
     #[must_use]
     pub fn ledger(&self) -> Ledger {
-        let config = ledger::Config {
+        let config = ledger::LedgerConfig {
             primary: ledger::Primary { database_url: self.database_url.parse().unwrap() },
             statement_timeout_secs: 60,
         };

@@ -15,7 +15,7 @@ use crate::domain_name::DomainName;
 use crate::event::Event;
 use crate::health::Dependency;
 use crate::idempotency_key::IdempotencyKey;
-use crate::store::postgres::{Database, Steps, Url, WATCH_INTERVAL, misconfigured};
+use crate::store::postgres::{Database, PostgresUrl, Steps, WATCH_INTERVAL, misconfigured};
 use crate::tally::Tally;
 
 /// One transaction and one step of upkeep at a time, and a spare connection for when one of them has just
@@ -33,13 +33,13 @@ const STANDSTILL: &str = "10s";
 pub struct Primary {
     /// Postgres primary: postgres://USER:PASSWORD@HOST:PORT/DATABASE, with ?sslmode=require for TLS
     #[arg(long, env = "CATCHALL_DATABASE_URL", value_name = "URL", hide_env_values = true)]
-    pub database_url: Url,
+    pub database_url: PostgresUrl,
 }
 
 /// The address of the ledger, and how long it may take.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
-pub struct Config {
+pub struct LedgerConfig {
     /// The address.
     #[command(flatten)]
     pub primary: Primary,
@@ -57,7 +57,7 @@ pub struct Config {
     pub statement_timeout_secs: u32,
 }
 
-impl Config {
+impl LedgerConfig {
     /// How long the primary works on one statement.
     #[must_use]
     pub fn statement_timeout(&self) -> Duration {
@@ -78,7 +78,7 @@ pub struct Ledger {
 impl Ledger {
     /// A ledger that connects on first use. The primary shows its operators the name `application`.
     #[must_use]
-    pub fn new(config: &Config, application: &str) -> Self {
+    pub fn new(config: &LedgerConfig, application: &str) -> Self {
         let statement = config.statement_timeout();
         let session = [
             ("statement_timeout", &*format!("{}s", statement.as_secs())),

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::super::postgres::Error;
+use super::super::postgres::DatabaseError;
 use super::clock::Moment;
 use crate::batch::Batch;
 use crate::counters::Counters;
@@ -13,7 +13,8 @@ use crate::idempotency_key::IdempotencyKey;
 pub struct ApplyRequest {
     /// The contents of messages, in the order of their arrival.
     pub entries: Vec<Entry>,
-    /// Ids of watermark messages that were handed out with them: see [`Ledger::begin_watermark`].
+    /// Ids of watermark messages that were handed out with them: see
+    /// [`Ledger::begin_watermark`](super::Ledger::begin_watermark).
     pub watermark_ids: Vec<Uuid>,
     /// The last moment at which they may be counted: after it, the claims they rely on may be pruned.
     pub before: Option<Moment>,
@@ -44,13 +45,13 @@ pub enum ApplyError {
     /// The database could not do it, or its response was lost. Repeating the request is safe for all batches
     /// that have an id.
     #[error(transparent)]
-    Transient(Error),
+    Transient(DatabaseError),
     /// Like [`Transient`](Self::Transient), but a statement took too long. A smaller range may succeed.
     #[error(transparent)]
-    Late(Error),
+    Late(DatabaseError),
     /// The database refuses something in the request, and would refuse it again.
     #[error(transparent)]
-    Refused(Error),
+    Refused(DatabaseError),
     /// The messages were held for longer than claims are certain to be kept.
     #[error("the messages were held too long to be told from duplicates")]
     TooLate,

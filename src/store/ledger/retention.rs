@@ -44,7 +44,7 @@ use uuid::Uuid;
 
 use super::ack_deadline::AckDeadline;
 use super::apply::Ledger;
-use crate::store::postgres::Error;
+use crate::store::postgres::DatabaseError;
 
 /// The statement that prunes claims in this table.
 ///
@@ -96,7 +96,7 @@ const AHEAD: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 #[expect(clippy::doc_markdown, reason = "the help is plain text")]
-pub struct Config {
+pub struct RetentionConfig {
     /// How long a message_id counts only once, in seconds, from the last message that had it. Must be longer
     /// than publishers repeat a message: three days outlast a weekend. A claim takes some 100 bytes; ingest
     /// makes one for each of its messages
@@ -124,7 +124,7 @@ pub struct Config {
     ack_deadline: AckDeadline,
 }
 
-impl Config {
+impl RetentionConfig {
     /// How long a worker may hold a message.
     #[must_use]
     pub fn ack_deadline(&self) -> Duration {
@@ -139,10 +139,10 @@ impl Config {
         (shortest / WATERMARKS).clamp(Duration::from_secs(1), Duration::from_hours(1))
     }
 
-    fn retention(&self, kind: Kind) -> Duration {
+    fn retention(&self, kind: ClaimKind) -> Duration {
         match kind {
-            Kind::Message => seconds(self.message_retention_secs),
-            Kind::Event => seconds(self.event_retention_secs),
+            ClaimKind::Message => seconds(self.message_retention_secs),
+            ClaimKind::Event => seconds(self.event_retention_secs),
         }
     }
 }
@@ -153,7 +153,7 @@ fn seconds(number: u32) -> Duration {
 
 /// The two kinds of claims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ClaimKind {
     /// Claims of messages, by `message_id`.
     Message,
     /// Claims of events, by key.
@@ -185,7 +185,7 @@ impl Ledger {
     /// # Errors
     ///
     /// When the database is unavailable.
-    pub async fn begin_watermark(&self, interval: Duration) -> Result<Option<Watermark>, Error> {
+    pub async fn begin_watermark(&self, interval: Duration) -> Result<Option<Watermark>, DatabaseError> {
         let watermark = Watermark { lowest: Uuid::now_v7(), highest: Uuid::now_v7() };
         let noted: Vec<Uuid> = self
             .database
@@ -207,7 +207,7 @@ impl Ledger {
     /// # Errors
     ///
     /// When the database is unavailable.
-    pub async fn withdraw_watermark(&self, watermark: Watermark) -> Result<(), Error> {
+    pub async fn withdraw_watermark(&self, watermark: Watermark) -> Result<(), DatabaseError> {
         self.database
             .run(self.timeout, async move |pool| {
                 sqlx::query(WITHDRAW_WATERMARK).bind(watermark.lowest).execute(&pool).await
@@ -224,7 +224,7 @@ impl Ledger {
     /// # Errors
     ///
     /// When the database is unavailable.
-    pub async fn discard_future(&self) -> Result<(), Error> {
+    pub async fn discard_future(&self) -> Result<(), DatabaseError> {
         let here = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         self.database
             .run(self.timeout, async move |pool| {
@@ -241,9 +241,9 @@ impl Ledger {
     /// # Errors
     ///
     /// When the database is unavailable.
-    pub async fn move_horizon(&self, config: &Config) -> Result<Horizon, Error> {
+    pub async fn move_horizon(&self, config: &RetentionConfig) -> Result<Horizon, DatabaseError> {
         let kept = (config.ack_deadline() + SLACK).as_secs_f64();
-        let (messages, events) = (config.retention(Kind::Message), config.retention(Kind::Event));
+        let (messages, events) = (config.retention(ClaimKind::Message), config.retention(ClaimKind::Event));
         self.database
             .run(self.timeout, async move |pool| {
                 sqlx::query(MOVE_HORIZON)
@@ -263,21 +263,21 @@ impl Ledger {
     /// # Errors
     ///
     /// When the database is unavailable.
-    pub async fn horizon(&self) -> Result<Horizon, Error> {
+    pub async fn horizon(&self) -> Result<Horizon, DatabaseError> {
         let rows: Vec<(String, f64)> = self
             .database
             .run(self.timeout, async |pool| sqlx::query_as(HORIZON).fetch_all(&pool).await)
             .await?;
-        let of = |kind: Kind| {
+        let of = |kind: ClaimKind| {
             let row = rows.iter().find(|(name, _)| name == kind.name());
             row.map(|(_, epoch)| SystemTime::UNIX_EPOCH + Duration::from_secs_f64(epoch.max(0.0)))
         };
-        Ok(Horizon { messages: of(Kind::Message), events: of(Kind::Event) })
+        Ok(Horizon { messages: of(ClaimKind::Message), events: of(ClaimKind::Event) })
     }
 
     /// Begins to prune the claims that may go, the oldest first.
     #[must_use]
-    pub fn prune(&self, kind: Kind, config: &Config) -> Pruning {
+    pub fn prune(&self, kind: ClaimKind, config: &RetentionConfig) -> Pruning {
         let (kept, retention) = (config.ack_deadline() + SLACK, config.retention(kind));
         Pruning { ledger: self.clone(), kind, kept, retention, from: f64::NEG_INFINITY }
     }
@@ -287,7 +287,7 @@ impl Ledger {
 #[derive(Debug)]
 pub struct Pruning {
     ledger: Ledger,
-    kind: Kind,
+    kind: ClaimKind,
     /// How long after its arrival a watermark counts: the ack deadline and the slack.
     kept: Duration,
     retention: Duration,
@@ -302,10 +302,10 @@ impl Pruning {
     /// # Errors
     ///
     /// When the database is unavailable.
-    pub async fn step(&mut self) -> Result<u64, Error> {
+    pub async fn step(&mut self) -> Result<u64, DatabaseError> {
         let statement = match self.kind {
-            Kind::Message => prune!("message_claims"),
-            Kind::Event => prune!("event_claims"),
+            ClaimKind::Message => prune!("message_claims"),
+            ClaimKind::Event => prune!("event_claims"),
         };
         let (kind, kept, retention) =
             (self.kind.name(), self.kept.as_secs_f64(), self.retention.as_secs_f64());
@@ -330,7 +330,7 @@ impl Pruning {
     }
 }
 
-impl Kind {
+impl ClaimKind {
     fn name(self) -> &'static str {
         match self {
             Self::Message => "message",
