@@ -137,7 +137,7 @@ mod fold {
 
     /// What the worker does with the messages of a transaction.
     #[divan::bench(args = SHAPES)]
-    fn window(bencher: Bencher<'_, '_>, shape: Shape) {
+    fn delivery_batch(bencher: Bencher<'_, '_>, shape: Shape) {
         let messages: Vec<Batch> = batches(shape).take(MESSAGES).collect();
         bencher.counter(ItemsCount::new(MESSAGES * EVENTS as usize)).bench(|| {
             let sums = messages.iter().flat_map(|batch| batch.plain.iter());

@@ -12,7 +12,7 @@ use harness::usage::megabytes;
 /// to ask.
 const OBSERVATIONS: u32 = 150_000;
 
-/// After the first of which everything is there that is needed once.
+/// How long it runs. The first second is not compared: in it the process allocates what it needs only once.
 const SECONDS: u32 = 21;
 
 /// In megabytes. What an allocator does on its own is far less.

@@ -43,7 +43,7 @@ async fn what_the_primary_does_not_write_in_time_is_counted_in_smaller_delivery_
     assert!(late <= 30, "{late} statements were too late");
 }
 
-/// Patience is for a statement: a transaction of several slow ones is none that has lost its peer.
+/// The timeout is that of one statement: a transaction of several slow statements has not lost its peer.
 #[tokio::test]
 async fn a_transaction_may_take_longer_than_any_of_its_statements() {
     let servers = Servers::fresh().await;

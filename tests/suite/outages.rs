@@ -95,8 +95,8 @@ async fn a_connection_that_is_closed_at_once_is_told_by_its_likely_causes() {
     closing.abort();
 }
 
-/// Confirms take longer than half of the deadline: whoever waited for one before publishing the next would be
-/// late.
+/// Confirms take longer than half of the deadline. A publisher that waited for one before it publishes the
+/// next message would be late.
 #[tokio::test]
 async fn a_broker_that_confirms_late_but_in_time_refuses_nobody() {
     let servers = Servers::fresh().await;

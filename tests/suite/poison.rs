@@ -101,7 +101,7 @@ async fn what_no_client_library_reads_becomes_a_dead_letter_and_stops_nobody() {
             2 => publish_nested(&servers, EVENTS, 18_000, bad).await,
             4 => publisher.publish(&large, Some("large")).await,
             6 => {
-                // Whoever says so themselves is believed.
+                // A publisher that sets this header itself is believed.
                 let mut headers = FieldTable::default();
                 headers.insert("catchall-unreadable".into(), AMQPValue::LongString("forged".into()));
                 let properties = BasicProperties::default().with_message_id("forged".into());
