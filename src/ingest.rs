@@ -20,6 +20,7 @@ use crate::broker::{self, Publisher};
 use crate::health::Health;
 use crate::http::{self, Budget};
 use crate::process::{self, Process};
+use crate::store::BatchSink;
 use accept::{Intake, flush};
 use put::put_event;
 
@@ -41,8 +42,16 @@ pub struct IngestConfig {
     #[command(flatten)]
     ops: http::OpsConfig,
 
-    /// How long an event waits for the broker's confirm, in milliseconds, before its client gets a 503. Must
-    /// be shorter than the clients' own timeout, or they never see the response
+    #[command(flatten)]
+    intake: IntakeConfig,
+}
+
+/// How much may wait to be counted, and how long.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+pub struct IntakeConfig {
+    /// How long an event waits until it is durable, in milliseconds, before its client gets a 503. Must be
+    /// shorter than the clients' own timeout, or they never see the response
     #[arg(
         long,
         env = "CATCHALL_PUBLISH_DEADLINE_MS",
@@ -52,7 +61,7 @@ pub struct IngestConfig {
     )]
     publish_deadline_ms: u64,
 
-    /// Events that may wait for the broker's confirm, on each thread. Further events get a 503 at once. Each
+    /// Events that may wait until they are durable, on each thread. Further events get a 503 at once. Each
     /// takes 100 to 400 bytes
     #[arg(
         long,
@@ -97,10 +106,7 @@ pub async fn run(config: IngestConfig, process: Process) -> anyhow::Result<()> {
         listen = %sockets[0].local_addr()?, ops_listen = %ops.local_addr()?, broker = %config.broker.amqp_url,
         "taking events"
     );
-    // One budget for all threads: their clients are not spread evenly, and its size is a limit of the
-    // process.
-    let budget = Budget::new(config.body_budget_mib as usize * 1024 * 1024);
-    tokio::spawn(show(budget.clone()));
+    let budget = config.intake.budget();
     let router = {
         let (config, health) = (config.clone(), health.clone());
         move || router(&config, &health, &budget)
@@ -115,6 +121,20 @@ pub async fn run(config: IngestConfig, process: Process) -> anyhow::Result<()> {
     }
 }
 
+impl IntakeConfig {
+    /// The budget for bodies, whose use becomes a metric. It is one for all threads: their clients are not
+    /// spread evenly, and its size is a limit of the process.
+    pub(crate) fn budget(&self) -> Budget {
+        let budget = Budget::new(self.body_budget_mib as usize * 1024 * 1024);
+        tokio::spawn(show(budget.clone()));
+        budget
+    }
+
+    fn timeout(&self) -> Duration {
+        Duration::from_millis(self.publish_deadline_ms)
+    }
+}
+
 /// Reports how much of the budget is held, forever.
 async fn show(budget: Budget) {
     let body_bytes = metrics::gauge!("catchall_ingest_body_bytes");
@@ -125,21 +145,21 @@ async fn show(budget: Budget) {
     }
 }
 
-/// The routes of one thread, with the sink behind them. Must be called on the thread's event loop.
+/// The routes of one thread, with the publisher behind them. Must be called on the thread's event loop.
 fn router(config: &IngestConfig, health: &Health, budget: &Budget) -> Router {
-    let intake = Arc::new(Intake::new(config.max_waiting_events as usize));
-    let timeout = Duration::from_millis(config.publish_deadline_ms);
     let broker = health.dependency("broker");
+    let timeout = config.intake.timeout();
     let publisher = Publisher::connect(config.broker.clone(), "catchall-ingest".into(), broker, timeout);
-    tokio::spawn(flush(Arc::clone(&intake), publisher, timeout));
-    routes(intake, budget.clone())
+    http::with_problems(routes(&config.intake, budget, publisher))
 }
 
-/// The routes. Their events go to the intake, and their bodies take memory from the budget.
-fn routes(intake: Arc<Intake>, budget: Budget) -> Router {
-    let routes = Router::new()
+/// The routes of one thread. Their events go to the sink, and their bodies take memory from the budget. Must
+/// be called on the thread's event loop.
+pub(crate) fn routes<S: BatchSink>(config: &IntakeConfig, budget: &Budget, sink: S) -> Router {
+    let intake = Arc::new(Intake::new(config.max_waiting_events as usize));
+    tokio::spawn(flush(Arc::clone(&intake), sink, config.timeout()));
+    Router::new()
         .route("/events/{domain}/{outcome}", put(put_event))
         .with_state(Arc::clone(&intake))
-        .route("/events", bulk::route(intake, budget));
-    http::with_problems(routes)
+        .route("/events", bulk::route(intake, budget.clone()))
 }

@@ -25,6 +25,7 @@ pub mod broker;
 pub mod ingest;
 pub mod worker;
 pub mod query;
+pub mod standalone;
 pub mod migrate;
 // Tools for the system's operators.
 pub mod dead_letters;

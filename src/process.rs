@@ -30,7 +30,7 @@ struct Arguments<C: Args> {
 
 /// Runs a program: reads its configuration from arguments and environment, starts its logs and an event loop,
 /// and runs it. A failure is printed as one sentence. The exit status is 0 for a requested stop, 1 for a
-/// failure, 2 for an invalid configuration.
+/// failure, 2 for an invalid configuration, and that of an [`ExitError`].
 ///
 /// Each role has its own `main` that calls this in the library and not in the binary, so the generic code is
 /// compiled once.
@@ -40,6 +40,24 @@ pub fn main<C: Args>(
     run: impl AsyncFnOnce(C, Process) -> anyhow::Result<()>,
 ) -> ExitCode {
     main_checked(name, about, |_| Ok(()), run)
+}
+
+/// The same for a program of several commands: without one, it runs the command `default`.
+pub fn main_of_commands<C: Args>(
+    name: &'static str,
+    about: &'static str,
+    default: &str,
+    run: impl AsyncFnOnce(C, Process) -> anyhow::Result<()>,
+) -> ExitCode {
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    let first = arguments.get(1).map(|first| first.to_string_lossy());
+    let has_command = first.is_some_and(|first| {
+        !first.starts_with('-') || ["-h", "--help", "-V", "--version"].contains(&&*first)
+    });
+    if !has_command {
+        arguments.insert(1.min(arguments.len()), default.into());
+    }
+    start(parse::<C>(name, about, arguments.into_iter()), name, run)
 }
 
 /// The same for a program whose values may each be valid but not together: `check` returns what is wrong, in
@@ -52,6 +70,14 @@ pub fn main_checked<C: Args>(
 ) -> ExitCode {
     let parsed = parse::<C>(name, about, std::env::args_os())
         .and_then(|arguments| check(&arguments.config).map(|()| arguments).map_err(ParseError::Sentence));
+    start(parsed, name, run)
+}
+
+fn start<C: Args>(
+    parsed: Result<Arguments<C>, ParseError>,
+    name: &'static str,
+    run: impl AsyncFnOnce(C, Process) -> anyhow::Result<()>,
+) -> ExitCode {
     let Arguments { config, telemetry } = match parsed {
         Ok(arguments) => arguments,
         Err(ParseError::Help(error)) => error.exit(),
@@ -79,9 +105,19 @@ pub fn main_checked<C: Args>(
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{name}: {error:#}");
-            ExitCode::FAILURE
+            error.downcast_ref::<ExitError>().map_or(ExitCode::FAILURE, |error| ExitCode::from(error.status))
         }
     }
+}
+
+/// A failure that scripts can tell from others by the exit status.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{sentence}")]
+pub struct ExitError {
+    /// The exit status.
+    pub status: u8,
+    /// What is wrong.
+    pub sentence: String,
 }
 
 #[derive(Debug)]

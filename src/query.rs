@@ -10,12 +10,15 @@ use anyhow::Context;
 use axum::Router;
 use axum::routing::get;
 
-use crate::health::Health;
+use crate::health::{Dependency, Health};
 use crate::http;
 use crate::process::{self, Process};
+use crate::store::CounterSource;
 use crate::store::replica::{self, Replica};
 use domain::{Domains, get_domain};
-use lookup::{Lookups, READS_AT_ONCE, read, warm_up};
+use lookup::{Lookups, read, warm_up};
+
+pub(crate) use lookup::READS_AT_ONCE;
 
 /// What query needs to know.
 #[derive(Clone, Debug, clap::Args)]
@@ -32,11 +35,19 @@ pub struct QueryConfig {
     #[command(flatten)]
     ops: http::OpsConfig,
 
+    #[command(flatten)]
+    lookup: LookupConfig,
+}
+
+/// The rule's threshold, and how much may wait for an answer.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+pub struct LookupConfig {
     /// Delivered events that a domain without a bounce must exceed to be a catch-all
     #[arg(long, env = "CATCHALL_THRESHOLD", value_name = "N", default_value_t = 1000)]
     threshold: u64,
 
-    /// Requests that may wait for the replica, on each thread. Further requests get a 503 at once
+    /// Requests that may wait for the database, on each thread. Further requests get a 503 at once
     #[arg(
         long,
         env = "CATCHALL_MAX_WAITING_READS",
@@ -87,18 +98,20 @@ pub async fn run(config: QueryConfig, process: Process) -> anyhow::Result<()> {
     }
 }
 
-/// The routes of one thread, with the readers behind them. Must be called on the thread's event loop.
+/// The routes of one thread, with the replica behind them. Must be called on the thread's event loop.
 fn router(config: &QueryConfig, health: &Health) -> Router {
-    let lookups = Arc::new(Lookups::new(config.max_waiting_reads as usize));
-    let replica = Arc::new(Replica::new(&config.replica, READS_AT_ONCE));
-    for _ in 0..READS_AT_ONCE {
-        tokio::spawn(read(Arc::clone(&lookups), Arc::clone(&replica)));
-    }
-    tokio::spawn(warm_up(replica, health.dependency("replica")));
-    routes(lookups, config.threshold)
+    let replica = Replica::new(&config.replica, READS_AT_ONCE);
+    http::with_problems(routes(&config.lookup, replica, health.dependency("replica")))
 }
 
-fn routes(lookups: Arc<Lookups>, threshold: u64) -> Router {
-    let routes = Router::new().route("/domains/{domain}", get(get_domain));
-    http::with_problems(routes.with_state(Domains { lookups, threshold }))
+/// The routes of one thread, with readers of their own. Must be called on the thread's event loop. The
+/// dependency is up once each of the [`READS_AT_ONCE`] readers has read.
+pub(crate) fn routes<S: CounterSource>(config: &LookupConfig, source: S, dependency: Dependency) -> Router {
+    let (source, lookups) = (Arc::new(source), Arc::new(Lookups::new(config.max_waiting_reads as usize)));
+    for _ in 0..READS_AT_ONCE {
+        tokio::spawn(read(Arc::clone(&lookups), Arc::clone(&source)));
+    }
+    tokio::spawn(warm_up(source, dependency));
+    let domains = Domains { lookups, threshold: config.threshold };
+    Router::new().route("/domains/{domain}", get(get_domain)).with_state(domains)
 }

@@ -4,10 +4,14 @@
 //! [`ledger`] on the Postgres primary, and the Postgres [`replica`]. Every method has a caller, and one
 //! implementation can replace another without a change to any role.
 
+mod applied;
+mod event_retention;
 mod schema;
 pub mod postgres;
 pub mod ledger;
 pub mod replica;
+pub mod sqlite;
+pub mod transfer;
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -17,6 +21,9 @@ use tokio::time::Instant;
 use crate::batch::Batch;
 use crate::counters::Counters;
 use crate::domain_name::DomainName;
+
+pub use applied::Applied;
+pub use event_retention::EventRetention;
 
 /// Where batches go to be counted.
 pub trait BatchSink: Send + Sync + 'static {

@@ -43,12 +43,13 @@ pub struct TelemetryConfig {
         env = "CATCHALL_LOG",
         value_name = "FILTER",
         default_value = "info,lapin=off,sqlx=error",
-        value_parser = filter
+        value_parser = filter,
+        global = true
     )]
     pub log: String,
 
     /// How it is logged: text for people, json for machines
-    #[arg(long, env = "CATCHALL_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    #[arg(long, env = "CATCHALL_LOG_FORMAT", value_name = "FORMAT", default_value = "text", global = true)]
     pub log_format: LogFormat,
 }
 

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use axum::Router;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::sync::{Semaphore, oneshot};
@@ -75,6 +75,26 @@ impl HttpConfig {
         let sockets: io::Result<_> = std::iter::once(Ok(first)).chain(others).collect();
         sockets.with_context(|| cannot_listen(address, "CATCHALL_LISTEN"))
     }
+}
+
+impl HttpConfig {
+    /// The same for a process whose data no other process shares: it does not take over from another one.
+    ///
+    /// # Errors
+    ///
+    /// Also when another process listens at the address.
+    pub fn bind_alone(&self) -> anyhow::Result<Vec<TcpListener>> {
+        if is_taken(self.listen) {
+            bail!("{}: another process listens there", cannot_listen(self.listen, "CATCHALL_LISTEN"));
+        }
+        self.bind()
+    }
+}
+
+/// Whether another process listens at the address. An unshared socket cannot be bound beside one that listens.
+/// Sockets that are only bound, such as this process's own, do not prevent it.
+fn is_taken(address: SocketAddr) -> bool {
+    bind(address, false).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
 }
 
 pub(super) fn cannot_listen(address: SocketAddr, variable: &str) -> String {
@@ -179,16 +199,13 @@ where
 
 /// Waits until the process is ready or no other process listens at the address.
 async fn turn(address: SocketAddr, health: &Health) {
-    // An unshared socket cannot be bound beside one that listens. Sockets that are only bound, such as this
-    // process's own, do not prevent it.
-    let others = || bind(address, false).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
-    if others() {
+    if is_taken(address) {
         tracing::info!(
             %address,
             "another process listens on {address} and serves its clients until this one is ready"
         );
     }
-    while others() {
+    while is_taken(address) {
         if timeout(OTHERS_INTERVAL, health.ready()).await.is_ok() {
             return;
         }

@@ -15,7 +15,7 @@ use crate::store::CounterSource;
 
 /// Reads that each thread has under way at a time. One would leave the source idle while rows are decoded.
 /// More would make the batches smaller and the cost per name higher.
-pub(super) const READS_AT_ONCE: u32 = 2;
+pub(crate) const READS_AT_ONCE: u32 = 2;
 
 /// How long after a failure a thread tries again to open its connections.
 const WARM_UP_INTERVAL: Duration = Duration::from_secs(1);

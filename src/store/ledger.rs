@@ -10,6 +10,7 @@ mod retention;
 
 pub use ack_deadline::AckDeadline;
 pub use apply::{Ledger, LedgerConfig, Primary};
-pub use apply_request::{Applied, ApplyError, ApplyRequest, Entry};
+pub(super) use apply::{add, check_durability};
+pub use apply_request::{ApplyError, ApplyRequest, Entry};
 pub use clock::Moment;
 pub use retention::{ClaimKind, Horizon, Pruning, RetentionConfig, Watermark};

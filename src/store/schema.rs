@@ -20,6 +20,7 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
         migration(3, "room", include_str!("../../migrations/0003_room.sql")),
         migration(4, "watermarks", include_str!("../../migrations/0004_watermarks.sql")),
         migration(5, "terms", include_str!("../../migrations/0005_terms.sql")),
+        migration(6, "moves", include_str!("../../migrations/0006_moves.sql")),
     ])
 });
 
@@ -43,6 +44,11 @@ pub(super) async fn migrate(connection: &mut PgConnection) -> Result<(), Migrate
 pub(super) async fn check(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     let applied = applied_migrations(connection).await?;
     compare(&applied).map_err(|error| sqlx::Error::Configuration(error.into()))
+}
+
+/// Whether nothing was ever migrated.
+pub(super) async fn is_missing(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    Ok(applied_migrations(connection).await?.is_empty())
 }
 
 /// The version and the checksum of each migration in the database; empty if nothing was ever migrated.

@@ -2,14 +2,13 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::row_limit::RowLimit;
 use crate::backoff::backoff;
 use crate::health::Dependency;
-use crate::store::ledger::{Applied, ApplyError, ApplyRequest, Entry, Ledger};
+use crate::store::ledger::{ApplyError, ApplyRequest, Entry, Ledger};
 
 /// The held messages may no longer be counted: see [`ApplyRequest::before`].
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +41,8 @@ pub(super) async fn count(
                 commits.up();
                 delays = backoff();
                 limit.wrote(rows, begun.elapsed());
-                record(range.len(), applied, begun.elapsed());
+                metrics::counter!("catchall_worker_messages_total").increment(range.len() as u64);
+                applied.record(begun.elapsed());
             }
             Err(ApplyError::Refused(_)) if range.len() > 1 => ranges.extend(halves(range)),
             Err(ApplyError::Refused(error)) => {
@@ -85,15 +85,6 @@ pub(super) async fn count(
 fn halves(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let middle = range.start + range.len() / 2;
     [middle..range.end, range.start..middle].into_iter().filter(|half| !half.is_empty())
-}
-
-fn record(messages: usize, applied: Applied, took: Duration) {
-    metrics::counter!("catchall_worker_messages_total").increment(messages as u64);
-    metrics::counter!("catchall_worker_duplicates_total").increment(applied.duplicates as u64);
-    metrics::counter!("catchall_worker_rows_total").increment(applied.rows as u64);
-    metrics::counter!("catchall_worker_delivered_total").increment(applied.added.delivered);
-    metrics::counter!("catchall_worker_bounced_total").increment(applied.added.bounced);
-    metrics::histogram!("catchall_worker_commit_seconds").record(took);
 }
 
 #[cfg(test)]

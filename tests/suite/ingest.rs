@@ -4,6 +4,7 @@ use std::io::Write;
 
 use harness::processes::Service;
 use harness::servers::{Servers, eventually, topology};
+use harness::system::System;
 use hyper::{Method, StatusCode, header};
 use serde_json::{Value, json};
 
@@ -29,57 +30,57 @@ async fn refused(
 
 #[tokio::test]
 async fn every_way_in_counts() {
-    let servers = Servers::fresh().await;
-    let ingest = Service::ready("ingest", &servers, &[]).await;
-    let _worker = Service::ready("worker", &servers, &[]).await;
-    let query = Service::ready("query", &servers, &[("CATCHALL_THRESHOLD", "5")]).await;
+    for system in System::both(&[("CATCHALL_THRESHOLD", "5")]).await {
+        let ingest = system.events();
+        let query = system.domains();
 
-    for spelling in ["ExAmPle.COM.", "example.com", "EXAMPLE.com"] {
-        assert_eq!(ingest.put(&format!("/events/{spelling}/delivered")).await, StatusCode::ACCEPTED);
-    }
-    let lines = "{\"domain\":\"example.com\",\"event\":\"delivered\",\"count\":3}\n\n\
+        for spelling in ["ExAmPle.COM.", "example.com", "EXAMPLE.com"] {
+            assert_eq!(ingest.put(&format!("/events/{spelling}/delivered")).await, StatusCode::ACCEPTED);
+        }
+        let lines = "{\"domain\":\"example.com\",\"event\":\"delivered\",\"count\":3}\n\n\
                  {\"domain\":\"m\u{fc}ller.de\",\"event\":\"bounced\"}\r\n";
-    let (status, _, body) = ingest.request(Method::POST, "/events", &[NDJSON], lines).await;
-    assert_eq!((status, &*body), (StatusCode::ACCEPTED, r#"{"accepted":2,"rejected":[]}"#));
-    let array = r#"[{"domain":"example.org","event":"delivered","count":5}]"#;
-    let (status, _, body) = ingest.request(Method::POST, "/events", &[JSON], array).await;
-    assert_eq!((status, &*body), (StatusCode::ACCEPTED, r#"{"accepted":1,"rejected":[]}"#));
-    assert_eq!(ingest.put("/events/m%C3%BCller.de/bounced").await, StatusCode::ACCEPTED);
+        let (status, _, body) = ingest.request(Method::POST, "/events", &[NDJSON], lines).await;
+        assert_eq!((status, &*body), (StatusCode::ACCEPTED, r#"{"accepted":2,"rejected":[]}"#));
+        let array = r#"[{"domain":"example.org","event":"delivered","count":5}]"#;
+        let (status, _, body) = ingest.request(Method::POST, "/events", &[JSON], array).await;
+        assert_eq!((status, &*body), (StatusCode::ACCEPTED, r#"{"accepted":1,"rejected":[]}"#));
+        assert_eq!(ingest.put("/events/m%C3%BCller.de/bounced").await, StatusCode::ACCEPTED);
 
-    query.answers("example.com", "catch-all", 6, 0).await;
-    query.answers("example.org", "unknown", 5, 0).await;
-    query.answers("xn--mller-kva.de", "not catch-all", 0, 2).await;
+        query.answers("example.com", "catch-all", 6, 0).await;
+        query.answers("example.org", "unknown", 5, 0).await;
+        query.answers("xn--mller-kva.de", "not catch-all", 0, 2).await;
+    }
 }
 
 #[tokio::test]
 async fn packed_bodies_are_unpacked() {
-    let servers = Servers::fresh().await;
-    let ingest = Service::ready("ingest", &servers, &[]).await;
-    let _worker = Service::ready("worker", &servers, &[]).await;
-    let query = Service::ready("query", &servers, &[]).await;
-    let lines = "{\"domain\":\"packed.com\",\"event\":\"delivered\"}\n".repeat(500);
-    for (encoding, packed) in [("gzip", gzip(lines.as_bytes())), ("zstd", zstd(lines.as_bytes()))] {
-        let headers = [NDJSON, ("content-encoding", encoding)];
-        let (status, _, body) = ingest.request(Method::POST, "/events", &headers, packed).await;
-        assert_eq!(
-            (status, &*body),
-            (StatusCode::ACCEPTED, r#"{"accepted":500,"rejected":[]}"#),
-            "{encoding}"
-        );
-    }
-    query.answers("packed.com", "unknown", 1000, 0).await;
+    for system in System::both(&[]).await {
+        let ingest = system.events();
+        let query = system.domains();
+        let lines = "{\"domain\":\"packed.com\",\"event\":\"delivered\"}\n".repeat(500);
+        for (encoding, packed) in [("gzip", gzip(lines.as_bytes())), ("zstd", zstd(lines.as_bytes()))] {
+            let headers = [NDJSON, ("content-encoding", encoding)];
+            let (status, _, body) = ingest.request(Method::POST, "/events", &headers, packed).await;
+            assert_eq!(
+                (status, &*body),
+                (StatusCode::ACCEPTED, r#"{"accepted":500,"rejected":[]}"#),
+                "{encoding}"
+            );
+        }
+        query.answers("packed.com", "unknown", 1000, 0).await;
 
-    let bomb = gzip(&vec![b'\n'; 64 * 1024 * 1024]);
-    assert!(bomb.len() < 1024 * 1024);
-    let headers = [NDJSON, ("content-encoding", "gzip")];
-    let (status, problem) = refused(&ingest, Method::POST, "/events", &headers, bomb).await;
-    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{problem}");
-    let (status, problem) = refused(&ingest, Method::POST, "/events", &headers, "no gzip").await;
-    assert_eq!(status, StatusCode::BAD_REQUEST, "{problem}");
-    let headers = [NDJSON, ("content-encoding", "br")];
-    let (status, problem) = refused(&ingest, Method::POST, "/events", &headers, "x").await;
-    assert_eq!(status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
-    assert!(problem["detail"].as_str().unwrap().contains("send gzip, zstd or none"), "{problem}");
+        let bomb = gzip(&vec![b'\n'; 64 * 1024 * 1024]);
+        assert!(bomb.len() < 1024 * 1024);
+        let headers = [NDJSON, ("content-encoding", "gzip")];
+        let (status, problem) = refused(ingest, Method::POST, "/events", &headers, bomb).await;
+        assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{problem}");
+        let (status, problem) = refused(ingest, Method::POST, "/events", &headers, "no gzip").await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{problem}");
+        let headers = [NDJSON, ("content-encoding", "br")];
+        let (status, problem) = refused(ingest, Method::POST, "/events", &headers, "x").await;
+        assert_eq!(status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+        assert!(problem["detail"].as_str().unwrap().contains("send gzip, zstd or none"), "{problem}");
+    }
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -94,37 +95,37 @@ fn zstd(bytes: &[u8]) -> Vec<u8> {
 
 #[tokio::test]
 async fn the_good_events_of_a_request_count_and_the_bad_ones_are_named() {
-    let servers = Servers::fresh().await;
-    let ingest = Service::ready("ingest", &servers, &[]).await;
-    let _worker = Service::ready("worker", &servers, &[]).await;
-    let query = Service::ready("query", &servers, &[]).await;
-    let lines = [
-        r#"{"domain":"good.com","event":"delivered"}"#,
-        r#"{"domain":"localhost","event":"delivered"}"#,
-        "",
-        r#"{"domain":"good.com","event":"opened"}"#,
-        "not JSON",
-        r#"{"domain":"good.com","event":"delivered","id":""}"#,
-        r#"{"domain":"good.com","event":"delivered"}"#,
-    ];
-    let (status, _, body) = ingest.request(Method::POST, "/events", &[NDJSON], lines.join("\n")).await;
-    let answer: Value = serde_json::from_str(&body).unwrap();
-    assert_eq!((status, &answer["accepted"]), (StatusCode::ACCEPTED, &json!(2)), "{body}");
-    let rejected = answer["rejected"].as_array().unwrap();
-    let indices: Vec<u64> = rejected.iter().map(|event| event["index"].as_u64().unwrap()).collect();
-    assert_eq!(indices, [1, 2, 3, 4]);
-    let expected = [
-        ("invalid-domain", "at least two labels"),
-        ("invalid-event", "unknown event \"opened\""),
-        ("invalid-event", "expected"),
-        ("invalid-key", "1 to 255 bytes, this one has 0"),
-    ];
-    assert_eq!(rejected.len(), expected.len());
-    for (event, (kind, reason)) in rejected.iter().zip(expected) {
-        assert_eq!(event["type"], format!("urn:catchall:problem:{kind}"), "{event}");
-        assert!(event["detail"].as_str().unwrap().contains(reason), "{event}");
+    for system in System::both(&[]).await {
+        let ingest = system.events();
+        let query = system.domains();
+        let lines = [
+            r#"{"domain":"good.com","event":"delivered"}"#,
+            r#"{"domain":"localhost","event":"delivered"}"#,
+            "",
+            r#"{"domain":"good.com","event":"opened"}"#,
+            "not JSON",
+            r#"{"domain":"good.com","event":"delivered","id":""}"#,
+            r#"{"domain":"good.com","event":"delivered"}"#,
+        ];
+        let (status, _, body) = ingest.request(Method::POST, "/events", &[NDJSON], lines.join("\n")).await;
+        let answer: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!((status, &answer["accepted"]), (StatusCode::ACCEPTED, &json!(2)), "{body}");
+        let rejected = answer["rejected"].as_array().unwrap();
+        let indices: Vec<u64> = rejected.iter().map(|event| event["index"].as_u64().unwrap()).collect();
+        assert_eq!(indices, [1, 2, 3, 4]);
+        let expected = [
+            ("invalid-domain", "at least two labels"),
+            ("invalid-event", "unknown event \"opened\""),
+            ("invalid-event", "expected"),
+            ("invalid-key", "1 to 255 bytes, this one has 0"),
+        ];
+        assert_eq!(rejected.len(), expected.len());
+        for (event, (kind, reason)) in rejected.iter().zip(expected) {
+            assert_eq!(event["type"], format!("urn:catchall:problem:{kind}"), "{event}");
+            assert!(event["detail"].as_str().unwrap().contains(reason), "{event}");
+        }
+        query.answers("good.com", "unknown", 2, 0).await;
     }
-    query.answers("good.com", "unknown", 2, 0).await;
 }
 
 /// Sends what has to be refused, and checks that the problem names what is wrong.
@@ -142,114 +143,124 @@ async fn names(
 
 #[tokio::test]
 async fn an_event_that_cannot_be_taken_is_a_problem_that_names_it() {
-    let servers = Servers::fresh().await;
-    let ingest = Service::ready("ingest", &servers, &[]).await;
-    let (put, get, delete) = (Method::PUT, Method::GET, Method::DELETE);
-    for (method, path, status, kind, detail) in [
-        (
-            &put,
-            "/events/localhost/delivered",
-            400,
-            "invalid-domain",
-            "\"localhost\" is not valid: a domain name",
-        ),
-        (&put, "/events/10.0.0.1/delivered", 400, "invalid-domain", "an IP address is not a domain name"),
-        (&put, "/events/a_b.com/bounced", 400, "invalid-domain", "letters, digits and inner hyphens"),
-        (&put, "/events/a%2Fb.com/bounced", 400, "invalid-domain", "letters, digits and inner hyphens"),
-        (&put, "/events/%FF.com/bounced", 400, "invalid-domain", "UTF-8"),
-        (&put, "/events/a.com/opened", 404, "not-found", "unknown event \"opened\""),
-        (&put, "/events/a.com", 404, "not-found", "there is nothing at /events/a.com"),
-        (&put, "/", 404, "not-found", "there is nothing at /"),
-        (&get, "/events/a.com/bounced", 405, "method-not-allowed", "GET is not allowed at /events/a.com/"),
-        (&delete, "/events", 405, "method-not-allowed", "DELETE is not allowed at /events"),
-    ] {
-        names(&ingest, method, (path, &[], ""), (status, kind, detail)).await;
+    for system in System::both(&[]).await {
+        let ingest = system.events();
+        let (put, get, delete) = (Method::PUT, Method::GET, Method::DELETE);
+        for (method, path, status, kind, detail) in [
+            (
+                &put,
+                "/events/localhost/delivered",
+                400,
+                "invalid-domain",
+                "\"localhost\" is not valid: a domain name",
+            ),
+            (&put, "/events/10.0.0.1/delivered", 400, "invalid-domain", "an IP address is not a domain name"),
+            (&put, "/events/a_b.com/bounced", 400, "invalid-domain", "letters, digits and inner hyphens"),
+            (&put, "/events/a%2Fb.com/bounced", 400, "invalid-domain", "letters, digits and inner hyphens"),
+            (&put, "/events/%FF.com/bounced", 400, "invalid-domain", "UTF-8"),
+            (&put, "/events/a.com/opened", 404, "not-found", "unknown event \"opened\""),
+            (&put, "/events/a.com", 404, "not-found", "there is nothing at /events/a.com"),
+            (&put, "/", 404, "not-found", "there is nothing at /"),
+            (
+                &get,
+                "/events/a.com/bounced",
+                405,
+                "method-not-allowed",
+                "GET is not allowed at /events/a.com/",
+            ),
+            (&delete, "/events", 405, "method-not-allowed", "DELETE is not allowed at /events"),
+        ] {
+            names(ingest, method, (path, &[], ""), (status, kind, detail)).await;
+        }
+        let long = "k".repeat(256);
+        for (keys, detail) in [
+            (&[("idempotency-key", "")][..], "1 to 255 bytes, this one has 0"),
+            (&[("idempotency-key", &long)], "this one has 256"),
+            (&[("idempotency-key", "a"), ("idempotency-key", "b")], "more than once"),
+        ] {
+            names(ingest, &put, ("/events/a.com/bounced", keys, ""), (400, "invalid-key", detail)).await;
+        }
+        system.settle_at("a.com", 0, 0).await;
     }
-    let long = "k".repeat(256);
-    for (keys, detail) in [
-        (&[("idempotency-key", "")][..], "1 to 255 bytes, this one has 0"),
-        (&[("idempotency-key", &long)], "this one has 256"),
-        (&[("idempotency-key", "a"), ("idempotency-key", "b")], "more than once"),
-    ] {
-        names(&ingest, &put, ("/events/a.com/bounced", keys, ""), (400, "invalid-key", detail)).await;
-    }
-    let _worker = Service::ready("worker", &servers, &[]).await;
-    servers.settle_at("a.com", 0, 0).await;
 }
 
 #[tokio::test]
 async fn a_body_that_cannot_be_taken_is_a_problem_that_names_it() {
-    let servers = Servers::fresh().await;
-    let ingest = Service::ready("ingest", &servers, &[]).await;
-    let too_many = "{\"domain\":\"a.com\",\"event\":\"bounced\"}\n".repeat(10_001);
-    let too_large = "x".repeat(10 * 1024 * 1024 + 1);
-    let post = Method::POST;
-    for (method, path, headers, body, status, kind, detail) in [
-        (
-            &post,
-            "/events",
-            &[][..],
-            "{}",
-            415,
-            "unsupported-media-type",
-            "Content-Type is missing: send application/x-ndjson or application/json",
-        ),
-        (
-            &post,
-            "/events",
-            &[("content-type", "text/csv")],
-            "a",
-            415,
-            "unsupported-media-type",
-            "\"text/csv\" is not read here",
-        ),
-        (&post, "/events", &[NDJSON][..], "", 400, "invalid-body", "the body has no event"),
-        (&post, "/events", &[NDJSON], "nothing\nreadable", 400, "nothing-readable", "no event could be read"),
-        (
-            &post,
-            "/events",
-            &[JSON],
-            "{\"domain\":\"a.com\",\"event\":\"bounced\"}",
-            400,
-            "invalid-body",
-            "not a JSON array",
-        ),
-        (
-            &post,
-            "/events",
-            &[JSON],
-            "[",
-            400,
-            "invalid-body",
-            "not a JSON array of events: EOF while parsing",
-        ),
-        (&post, "/events", &[NDJSON], &too_many, 413, "too-large", "at most 10000 events"),
-        (&post, "/events", &[NDJSON], &too_large, 413, "too-large", "at most 10485760 bytes"),
-    ] {
-        names(&ingest, method, (path, headers, body), (status, kind, detail)).await;
+    for system in System::both(&[]).await {
+        let ingest = system.events();
+        let too_many = "{\"domain\":\"a.com\",\"event\":\"bounced\"}\n".repeat(10_001);
+        let too_large = "x".repeat(10 * 1024 * 1024 + 1);
+        let post = Method::POST;
+        for (method, path, headers, body, status, kind, detail) in [
+            (
+                &post,
+                "/events",
+                &[][..],
+                "{}",
+                415,
+                "unsupported-media-type",
+                "Content-Type is missing: send application/x-ndjson or application/json",
+            ),
+            (
+                &post,
+                "/events",
+                &[("content-type", "text/csv")],
+                "a",
+                415,
+                "unsupported-media-type",
+                "\"text/csv\" is not read here",
+            ),
+            (&post, "/events", &[NDJSON][..], "", 400, "invalid-body", "the body has no event"),
+            (
+                &post,
+                "/events",
+                &[NDJSON],
+                "nothing\nreadable",
+                400,
+                "nothing-readable",
+                "no event could be read",
+            ),
+            (
+                &post,
+                "/events",
+                &[JSON],
+                "{\"domain\":\"a.com\",\"event\":\"bounced\"}",
+                400,
+                "invalid-body",
+                "not a JSON array",
+            ),
+            (
+                &post,
+                "/events",
+                &[JSON],
+                "[",
+                400,
+                "invalid-body",
+                "not a JSON array of events: EOF while parsing",
+            ),
+            (&post, "/events", &[NDJSON], &too_many, 413, "too-large", "at most 10000 events"),
+            (&post, "/events", &[NDJSON], &too_large, 413, "too-large", "at most 10485760 bytes"),
+        ] {
+            names(ingest, method, (path, headers, body), (status, kind, detail)).await;
+        }
+        system.settle_at("a.com", 0, 0).await;
     }
-    let _worker = Service::ready("worker", &servers, &[]).await;
-    servers.settle_at("a.com", 0, 0).await;
 }
 
 #[tokio::test]
 async fn a_problem_tells_what_is_allowed_and_which_events_are_rejected() {
-    let servers = Servers::fresh().await;
-    let ingest = Service::ready("ingest", &servers, &[]).await;
-    let (_, headers, _) = ingest.request(Method::GET, "/events/a.com/delivered", &[], "").await;
-    assert_eq!(headers[header::ALLOW], "PUT");
-    let (_, problem) = refused(&ingest, Method::POST, "/events", &[NDJSON], "nothing").await;
-    assert_eq!(problem["rejected"][0]["index"], 0, "{problem}");
+    for system in System::both(&[]).await {
+        let ingest = system.events();
+        let (_, headers, _) = ingest.request(Method::GET, "/events/a.com/delivered", &[], "").await;
+        assert_eq!(headers[header::ALLOW], "PUT");
+        let (_, problem) = refused(ingest, Method::POST, "/events", &[NDJSON], "nothing").await;
+        assert_eq!(problem["rejected"][0]["index"], 0, "{problem}");
+    }
 }
 
-#[tokio::test]
-async fn a_key_counts_once_however_and_wherever_it_is_sent() {
-    let servers = Servers::fresh().await;
-    let ingest = Service::ready("ingest", &servers, &[]).await;
-    let another = Service::ready("ingest", &servers, &[]).await;
-    let _worker = Service::ready("worker", &servers, &[]).await;
-    let query = Service::ready("query", &servers, &[]).await;
-    for instance in [&ingest, &another, &ingest] {
+/// Sends keyed events again and again, one or all to each instance: `once.com` has 9, `twice.com` has 2.
+async fn send_keyed(instances: &[&Service]) {
+    for instance in instances {
         for key in ["0192f3a4-7c00-7000-8000-00000000beef", "any string: \"\u{e4}\""] {
             let headers = [("idempotency-key", key)];
             let sent = instance.request(Method::PUT, "/events/once.com/delivered", &headers, "").await;
@@ -261,25 +272,44 @@ async fn a_key_counts_once_however_and_wherever_it_is_sent() {
         "{line}\n{line}\n{}",
         r#"{"domain":"once.com","event":"delivered","id":"any string: \"ä\""}"#
     );
-    for instance in [&ingest, &another] {
+    for instance in instances {
         let sent = instance.request(Method::POST, "/events", &[NDJSON], body.clone()).await;
         assert_eq!(sent.0, StatusCode::ACCEPTED);
     }
     // Under a key of the whole request, each event counts once under its place.
     let body = "{\"domain\":\"twice.com\",\"event\":\"delivered\"}\nnonsense\n\
     {\"domain\":\"twice.com\",\"event\":\"delivered\"}\n";
-    for instance in [&ingest, &another, &ingest] {
+    for instance in instances {
         let headers = [NDJSON, ("idempotency-key", "request-1")];
         let sent = instance.request(Method::POST, "/events", &headers, body).await;
         assert_eq!(sent.0, StatusCode::ACCEPTED);
     }
-    servers.settle_at("twice.com", 2, 0).await;
     // The first event under a key is the one that counts, whatever a later one says.
-    let publisher = servers.publisher().await;
+    let other = r#"{"domain":"other.com","event":"bounced","id":"bulk-1"}"#;
+    let sent = instances[0].request(Method::POST, "/events", &[NDJSON], other).await;
+    assert_eq!(sent.0, StatusCode::ACCEPTED);
+}
+
+#[tokio::test]
+async fn a_key_counts_once_however_it_is_sent() {
+    for system in System::both(&[]).await {
+        send_keyed(&[system.events(), system.events()]).await;
+        for (domain, delivered) in [("once.com", 9), ("twice.com", 2), ("other.com", 0)] {
+            system.settle_at(domain, delivered, 0).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_key_counts_once_wherever_it_is_sent() {
+    let system = System::cluster(&[]).await;
+    let another = Service::ready("ingest", &system.servers, &[]).await;
+    send_keyed(&[system.events(), &another, system.events()]).await;
+    let publisher = system.servers.publisher().await;
     publisher.publish(br#"{"domain":"other.com","event":"bounced","id":"bulk-1"}"#, None).await;
-    servers.settle_at("once.com", 9, 0).await;
-    query.answers("once.com", "unknown", 9, 0).await;
-    query.answers("other.com", "unknown", 0, 0).await;
+    for (domain, delivered) in [("once.com", 9), ("twice.com", 2), ("other.com", 0)] {
+        system.settle_at(domain, delivered, 0).await;
+    }
 }
 
 #[tokio::test]

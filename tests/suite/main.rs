@@ -20,6 +20,7 @@ mod query;
 mod recovery;
 mod replay;
 mod restarts;
+mod seams;
 mod retention;
 mod tidy;
 mod watermarks;

@@ -2,67 +2,79 @@
 
 use harness::processes::Service;
 use harness::servers::{Servers, eventually};
+use harness::system::System;
 use hyper::{Method, StatusCode, header};
 use serde_json::{Value, json};
 
 #[tokio::test]
-async fn the_rule_is_applied_to_what_the_replica_has() {
-    let servers = Servers::fresh().await;
-    let _worker = Service::ready("worker", &servers, &[]).await;
-    let query = Service::ready("query", &servers, &[]).await;
-    let publisher = servers.publisher().await;
-    for (delivered, bounced, status) in [
-        (999, 0, "unknown"),
-        (1000, 0, "unknown"),
-        (1001, 0, "catch-all"),
-        (999, 1, "not catch-all"),
-        (1000, 1, "not catch-all"),
-        (1001, 1, "not catch-all"),
-    ] {
-        let domain = format!("d{delivered}-{bounced}.com");
-        let event = json!({"domain": domain, "event": "delivered", "count": delivered});
-        publisher.publish(event.to_string().as_bytes(), None).await;
-        if bounced > 0 {
-            let event = json!({"domain": domain, "event": "bounced", "count": bounced});
-            publisher.publish(event.to_string().as_bytes(), None).await;
+async fn the_rule_is_applied_to_what_was_counted() {
+    for system in System::both(&[]).await {
+        let ingest = system.events();
+        let query = system.domains();
+        for (delivered, bounced, status) in [
+            (999, 0, "unknown"),
+            (1000, 0, "unknown"),
+            (1001, 0, "catch-all"),
+            (999, 1, "not catch-all"),
+            (1000, 1, "not catch-all"),
+            (1001, 1, "not catch-all"),
+        ] {
+            let domain = format!("d{delivered}-{bounced}.com");
+            let mut events = vec![json!({"domain": domain, "event": "delivered", "count": delivered})];
+            if bounced > 0 {
+                events.push(json!({"domain": domain, "event": "bounced", "count": bounced}));
+            }
+            let body = Value::from(events).to_string();
+            let (status_code, _, answer) =
+                ingest.request(Method::POST, "/events", &[("content-type", "application/json")], body).await;
+            assert_eq!(status_code, StatusCode::ACCEPTED, "{answer}");
+            query.answers(&domain, status, delivered, bounced).await;
         }
-        query.answers(&domain, status, delivered, bounced).await;
     }
 }
 
 #[tokio::test]
 async fn a_domain_never_seen_is_unknown_and_any_spelling_finds_it() {
-    let servers = Servers::fresh().await;
-    let query = Service::ready("query", &servers, &[]).await;
-    for spelling in ["never.seen.com", "NEVER.seen.com."] {
-        let answer = json!({"domain": "never.seen.com", "status": "unknown", "delivered": 0, "bounced": 0});
-        assert_eq!(query.get(&format!("/domains/{spelling}")).await, (StatusCode::OK, answer));
+    for system in System::both(&[]).await {
+        let query = system.domains();
+        for spelling in ["never.seen.com", "NEVER.seen.com."] {
+            let answer =
+                json!({"domain": "never.seen.com", "status": "unknown", "delivered": 0, "bounced": 0});
+            assert_eq!(query.get(&format!("/domains/{spelling}")).await, (StatusCode::OK, answer));
+        }
     }
 }
 
 #[tokio::test]
 async fn what_cannot_be_answered_is_a_problem_that_names_it() {
-    let servers = Servers::fresh().await;
-    let query = Service::ready("query", &servers, &[]).await;
-    for (method, path, status, kind, detail) in [
-        (
-            Method::GET,
-            "/domains/localhost",
-            400,
-            "invalid-domain",
-            "\"localhost\" is not valid: a domain name has at least",
-        ),
-        (Method::GET, "/domains/%FF.com", 400, "invalid-domain", "UTF-8"),
-        (Method::GET, "/domains", 404, "not-found", "there is nothing at /domains"),
-        (Method::GET, "/domains/a.com/b", 404, "not-found", "there is nothing at /domains/a.com/b"),
-        (Method::POST, "/domains/a.com", 405, "method-not-allowed", "POST is not allowed at /domains/a.com"),
-    ] {
-        let (answered, headers, body) = query.request(method, path, &[], "").await;
-        assert_eq!(answered.as_u16(), status, "{path}: {body}");
-        assert_eq!(headers[header::CONTENT_TYPE], "application/problem+json");
-        let problem: Value = serde_json::from_str(&body).unwrap();
-        assert_eq!(problem["type"], format!("urn:catchall:problem:{kind}"), "{path}: {body}");
-        assert!(problem["detail"].as_str().unwrap().contains(detail), "{path}: {body}");
+    for system in System::both(&[]).await {
+        let query = system.domains();
+        for (method, path, status, kind, detail) in [
+            (
+                Method::GET,
+                "/domains/localhost",
+                400,
+                "invalid-domain",
+                "\"localhost\" is not valid: a domain name has at least",
+            ),
+            (Method::GET, "/domains/%FF.com", 400, "invalid-domain", "UTF-8"),
+            (Method::GET, "/domains", 404, "not-found", "there is nothing at /domains"),
+            (Method::GET, "/domains/a.com/b", 404, "not-found", "there is nothing at /domains/a.com/b"),
+            (
+                Method::POST,
+                "/domains/a.com",
+                405,
+                "method-not-allowed",
+                "POST is not allowed at /domains/a.com",
+            ),
+        ] {
+            let (answered, headers, body) = query.request(method, path, &[], "").await;
+            assert_eq!(answered.as_u16(), status, "{path}: {body}");
+            assert_eq!(headers[header::CONTENT_TYPE], "application/problem+json");
+            let problem: Value = serde_json::from_str(&body).unwrap();
+            assert_eq!(problem["type"], format!("urn:catchall:problem:{kind}"), "{path}: {body}");
+            assert!(problem["detail"].as_str().unwrap().contains(detail), "{path}: {body}");
+        }
     }
 }
 

@@ -19,4 +19,5 @@ pub mod usage;
 pub mod processes;
 pub mod dead_letters;
 pub mod instance;
+pub mod system;
 pub mod load;

@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::http::send;
 use crate::servers::{Servers, eventually};
 
-/// The program `catchall-NAME`, beside the test that runs it: `target/PROFILE/catchall-NAME`.
+/// The program `catchall-NAME`, or `catchall` for "standalone", beside the test that runs it: in `target/PROFILE`.
 ///
 /// # Panics
 ///
@@ -25,7 +25,8 @@ pub fn binary(name: &str) -> String {
     let test = std::env::current_exe().expect("a test has a path");
     // The test itself is in target/PROFILE/deps.
     let folder = test.parent().and_then(Path::parent).expect("a test is in target/PROFILE/deps");
-    let binary = folder.join(format!("catchall-{name}"));
+    let name = if name == "standalone" { "catchall".to_owned() } else { format!("catchall-{name}") };
+    let binary = folder.join(name);
     let profile = folder.file_name().and_then(OsStr::to_str).filter(|profile| *profile != "debug");
     let profile = profile.map(|profile| format!(" --profile {profile}")).unwrap_or_default();
     let path = binary.display();

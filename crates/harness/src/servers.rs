@@ -86,6 +86,13 @@ impl Servers {
         servers
     }
 
+    /// No servers, for a process that needs none.
+    #[must_use]
+    pub fn none() -> Self {
+        let [name, amqp_url, database_url, replica_url] = [const { String::new() }; 4];
+        Self { name, amqp_url, database_url, replica_url }
+    }
+
     /// Declares a topology as `rabbitmq/definitions.json` does.
     pub async fn declare(&self, definitions: &Value) {
         let path = format!("/api/definitions/{}", self.name);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::{PgConnection, PgPool};
 
-use super::apply_request::{Applied, ApplyError, ApplyRequest};
+use super::apply_request::{ApplyError, ApplyRequest};
 use super::claims;
 use super::clock::{Clock, Moment};
 use super::durability::Settings;
@@ -15,6 +15,7 @@ use crate::domain_name::DomainName;
 use crate::event::Event;
 use crate::health::Dependency;
 use crate::idempotency_key::IdempotencyKey;
+use crate::store::Applied;
 use crate::store::postgres::{Database, PostgresUrl, Steps, WATCH_INTERVAL, misconfigured};
 use crate::tally::Tally;
 
@@ -205,6 +206,11 @@ const LOOK: &str = "\
 select extract(epoch from now())::float8,
     current_setting('synchronous_commit'), current_setting('fsync'), current_setting('full_page_writes')";
 
+/// Fails where a commit of this pool's sessions does not last.
+pub(in crate::store) async fn check_durability(pool: PgPool) -> Result<(), sqlx::Error> {
+    look(&mut *pool.acquire().await?, &Clock::default()).await.map(drop)
+}
+
 /// Reads the clock, and fails where a commit of this session does not last.
 async fn look(connection: &mut PgConnection, clock: &Clock) -> Result<(Moment, Settings), sqlx::Error> {
     look_since(Instant::now(), connection, clock).await
@@ -239,7 +245,11 @@ on conflict (domain) do update set
     bounced = c.bounced + least(excluded.bounced, 9223372036854775807 - c.bounced),
     padding = null";
 
-async fn add(connection: &mut PgConnection, tally: &Tally<&DomainName>) -> Result<(), sqlx::Error> {
+/// Adds to the counters, in key order.
+pub(in crate::store) async fn add(
+    connection: &mut PgConnection,
+    tally: &Tally<&DomainName>,
+) -> Result<(), sqlx::Error> {
     if tally.is_empty() {
         return Ok(());
     }

@@ -5,7 +5,6 @@ use uuid::Uuid;
 use super::super::postgres::DatabaseError;
 use super::clock::Moment;
 use crate::batch::Batch;
-use crate::counters::Counters;
 use crate::idempotency_key::IdempotencyKey;
 
 /// Messages to count, and the conditions for counting them.
@@ -55,15 +54,4 @@ pub enum ApplyError {
     /// The messages were held for longer than claims are certain to be kept.
     #[error("the messages were held too long to be told from duplicates")]
     TooLate,
-}
-
-/// What one transaction did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Applied {
-    /// Messages and keyed events that had been counted before and were not counted again.
-    pub duplicates: usize,
-    /// Domains whose counters grew.
-    pub rows: usize,
-    /// The sum of everything that was added.
-    pub added: Counters,
 }

@@ -44,6 +44,7 @@ use uuid::Uuid;
 
 use super::ack_deadline::AckDeadline;
 use super::apply::Ledger;
+use crate::store::EventRetention;
 use crate::store::postgres::DatabaseError;
 
 /// The statement that prunes claims in this table.
@@ -109,16 +110,8 @@ pub struct RetentionConfig {
     )]
     message_retention_secs: u32,
 
-    /// How long an event's id or Idempotency-Key counts only once, in seconds, from the last event that had
-    /// it. Every keyed event has a claim of some 100 bytes: shorten this before the disk fills
-    #[arg(
-        long,
-        env = "CATCHALL_EVENT_RETENTION_SECS",
-        value_name = "SECONDS",
-        default_value_t = 259_200,
-        value_parser = clap::value_parser!(u32).range(1..)
-    )]
-    event_retention_secs: u32,
+    #[command(flatten)]
+    event: EventRetention,
 
     #[command(flatten)]
     ack_deadline: AckDeadline,
@@ -134,21 +127,16 @@ impl RetentionConfig {
     /// How often a watermark is to be sent.
     #[must_use]
     pub fn watermark_interval(&self) -> Duration {
-        let shortest = self.message_retention_secs.min(self.event_retention_secs);
-        let shortest = seconds(shortest).min(self.ack_deadline());
+        let shortest = self.retention(ClaimKind::Message).min(self.event.duration()).min(self.ack_deadline());
         (shortest / WATERMARKS).clamp(Duration::from_secs(1), Duration::from_hours(1))
     }
 
     fn retention(&self, kind: ClaimKind) -> Duration {
         match kind {
-            ClaimKind::Message => seconds(self.message_retention_secs),
-            ClaimKind::Event => seconds(self.event_retention_secs),
+            ClaimKind::Message => Duration::from_secs(self.message_retention_secs.into()),
+            ClaimKind::Event => self.event.duration(),
         }
     }
-}
-
-fn seconds(number: u32) -> Duration {
-    Duration::from_secs(number.into())
 }
 
 /// The two kinds of claims.

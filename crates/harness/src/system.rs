@@ -1,0 +1,94 @@
+//! The system as its clients see it, in each of the two ways of running it.
+
+use std::path::PathBuf;
+
+use crate::instance;
+use crate::processes::Service;
+use crate::servers::{Servers, eventually};
+
+/// A running system.
+pub struct System {
+    /// Those of the cluster; the standalone has none.
+    pub servers: Servers,
+    events: Service,
+    others: Option<(Service, Service)>,
+}
+
+impl System {
+    /// The three services, with servers of their own.
+    pub async fn cluster(variables: &[(&str, &str)]) -> Self {
+        let servers = Servers::fresh().await;
+        let events = Service::ready("ingest", &servers, variables).await;
+        let worker = Service::ready("worker", &servers, &[]).await;
+        let query = Service::ready("query", &servers, variables).await;
+        Self { servers, events, others: Some((worker, query)) }
+    }
+
+    /// The one process, with a data file of its own.
+    pub async fn standalone(variables: &[(&str, &str)]) -> Self {
+        let data = data_file();
+        let variables = [variables, &[("CATCHALL_DATA", data.to_str().expect("a path in UTF-8"))]].concat();
+        let servers = Servers::none();
+        let events = Service::ready("standalone", &servers, &variables).await;
+        Self { servers, events, others: None }
+    }
+
+    /// Both, with the same settings.
+    pub async fn both(variables: &[(&str, &str)]) -> [Self; 2] {
+        [Self::cluster(variables).await, Self::standalone(variables).await]
+    }
+
+    /// Whether it is the one process.
+    #[must_use]
+    pub fn is_standalone(&self) -> bool {
+        self.others.is_none()
+    }
+
+    /// The service that takes events.
+    #[must_use]
+    pub fn events(&self) -> &Service {
+        &self.events
+    }
+
+    /// The service that answers queries.
+    #[must_use]
+    pub fn domains(&self) -> &Service {
+        self.others.as_ref().map_or(&self.events, |(_, query)| query)
+    }
+
+    /// Waits until the counters of a domain have these values, then until a later event has been counted, and
+    /// checks that they have not changed.
+    pub async fn settle_at(&self, domain: &str, delivered: u64, bounced: u64) {
+        if !self.is_standalone() {
+            let signed = |count: u64| i64::try_from(count).unwrap();
+            return self.servers.settle_at(domain, signed(delivered), signed(bounced)).await;
+        }
+        let path = format!("/domains/{domain}");
+        let counts = async || {
+            let (_, answer) = self.events.get(&path).await;
+            (answer["delivered"].as_u64(), answer["bounced"].as_u64())
+        };
+        let expected = (Some(delivered), Some(bounced));
+        eventually(
+            &format!("{domain} has had {delivered} delivered and {bounced} bounced events"),
+            async || (counts().await == expected).then_some(()),
+        )
+        .await;
+        // The one writer counts in turn.
+        self.events.put("/events/marker.test/delivered").await;
+        assert_eq!(counts().await, expected, "{domain} afterwards");
+    }
+}
+
+/// The path of a data file that does not exist yet, in a directory of its own.
+///
+/// # Panics
+///
+/// When the directory cannot be made.
+#[must_use]
+pub fn data_file() -> PathBuf {
+    let directory =
+        instance::data("standalone").expect("./dev says where").join(uuid::Uuid::now_v7().to_string());
+    std::fs::create_dir_all(&directory).expect("the instance's directory can be written");
+    directory.join("catchall.db")
+}

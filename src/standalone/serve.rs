@@ -1,0 +1,63 @@
+//! Serving: the routes of ingest and query, with the data file behind them.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use anyhow::Context;
+
+use super::command::ServeConfig;
+use crate::health::Health;
+use crate::process::{ExitError, Process};
+use crate::store::sqlite::Store;
+use crate::{http, ingest, query};
+
+/// Opens the data file, binds, and serves until the shutdown and the grace period after it.
+pub(super) async fn serve(config: ServeConfig, process: Process) -> anyhow::Result<()> {
+    let store = Store::open(&config.data).await.map_err(ExitError::from)?;
+    let (sockets, ops) = (config.http.bind_alone()?, config.ops.bind()?);
+    let health = Health::default();
+    greet(&store, sockets[0].local_addr()?, ops.local_addr()?);
+    let budget = config.intake.budget();
+    let store = Arc::new(store);
+    let router = {
+        let (config, store, health) = (config.clone(), Arc::clone(&store), health.clone());
+        move || {
+            let events = ingest::routes(&config.intake, &budget, store.writer());
+            let domains = query::routes(&config.lookup, store.reader(), health.dependency("data file"));
+            http::with_problems(events.merge(domains))
+        }
+    };
+    let writer = health.dependency("data file");
+    let served = tokio::select! {
+        served = http::serve_per_thread(sockets, &config.http, router, &health, process.shutdown.clone()) => {
+            served
+        }
+        served = http::serve_ops(ops, health.clone(), process.metrics, process.shutdown) => {
+            served.context("the operations routes")
+        }
+        () = store.run(&config.retention, writer) => Ok(()),
+    };
+    store.close().await;
+    served
+}
+
+/// Says what a newcomer wants to know.
+fn greet(store: &Store, listen: SocketAddr, ops_listen: SocketAddr) {
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "catchall {}", env!("CARGO_PKG_VERSION"));
+    let data = store.path().display();
+    tracing::info!(%data, "its data is in {data}");
+    tracing::info!(%listen, %ops_listen, "taking events and answering queries");
+    let address = reachable(listen);
+    tracing::info!("try: curl -X PUT http://{address}/events/example.com/delivered");
+}
+
+/// An address at which this machine reaches a socket that listens at `address`.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    address
+}

@@ -1,0 +1,27 @@
+//! How long an event's key counts only once.
+
+use std::time::Duration;
+
+/// How long claims of events are kept.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+pub struct EventRetention {
+    /// How long an event's id or Idempotency-Key counts only once, in seconds, from the last event that had
+    /// it. Every keyed event has a claim of some 100 bytes: shorten this before the disk fills
+    #[arg(
+        long,
+        env = "CATCHALL_EVENT_RETENTION_SECS",
+        value_name = "SECONDS",
+        default_value_t = 259_200,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub event_retention_secs: u32,
+}
+
+impl EventRetention {
+    /// How long a claim is kept after its last use.
+    #[must_use]
+    pub fn duration(&self) -> Duration {
+        Duration::from_secs(self.event_retention_secs.into())
+    }
+}

@@ -1,0 +1,29 @@
+//! The data file: counters and claims in one SQLite database, for a system of one process.
+//!
+//! One connection writes, whatever waits in one transaction at a time; others read. The file belongs to one
+//! process at a time, which a lock beside it says.
+
+mod data_error;
+mod mount;
+mod lock;
+mod schema;
+mod data_file;
+mod claims;
+mod apply;
+mod prune;
+mod checkpoint;
+mod writer;
+mod reader;
+mod export;
+mod store;
+mod check;
+mod backup;
+
+pub use backup::back_up;
+pub use check::{Checked, check};
+pub use data_error::DataError;
+pub use data_file::DataConfig;
+pub(super) use export::{Export, MoveState};
+pub use reader::Reader;
+pub use store::Store;
+pub use writer::Writer;

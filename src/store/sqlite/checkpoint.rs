@@ -1,0 +1,140 @@
+//! Checkpoints: carrying the log (WAL) into the file, beside the writer.
+//!
+//! Commits only append to the log. A checkpoint copies the latest version of each page from it into the file.
+//! Most of that is done while commits go on. But the log begins anew only when all of it has been copied and
+//! nobody reads from it, so for the small rest, what was committed meanwhile, the writer is made to wait.
+
+use std::time::Duration;
+
+use sqlx::sqlite::SqliteConnection;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep};
+
+use super::data_error::{DataError, describe};
+use super::data_file::{DataFile, Purpose};
+
+/// A checkpoint begins when the log has this many pages more than were carried over. Larger is cheaper: a page
+/// that changed many times is copied once. It is also what a start after a crash has to read.
+const BEGIN_PAGES: i64 = 64 * 1024;
+
+/// The writer is made to wait for at most about this many pages.
+const REST_PAGES: i64 = 4 * 1024;
+
+/// Copies beside the writer, until the rest is small. If it does not become small in this many, commits are
+/// faster than the disk, and the writer has to wait.
+const PASSES: u32 = 4;
+
+/// How often the log is looked at.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// A log of more pages than this after a checkpoint is cut off: some reader made it grow. Otherwise its space is
+/// used again, which is cheaper than to take new space from the file system.
+const CUT_PAGES: i64 = 4 * BEGIN_PAGES;
+
+/// How long a reader may hold the log before the operator is told, and between two such lines.
+const HELD: Duration = Duration::from_secs(30);
+
+/// The frames of the log, and those that have been carried over, as `pragma wal_checkpoint` reports them.
+#[derive(Clone, Copy, Debug)]
+struct Log {
+    /// Whether it could not be done completely.
+    busy: bool,
+    pages: i64,
+    copied: i64,
+}
+
+impl Log {
+    fn rest(self) -> i64 {
+        self.pages - self.copied
+    }
+}
+
+/// Keeps the log short for as long as it is polled. The writer holds `turn` during a transaction.
+pub(super) async fn keep_short(file: &DataFile, turn: &Mutex<()>) {
+    let mut told = None;
+    loop {
+        if let Err(error) = connected(file, turn, &mut told).await {
+            tracing::warn!(reason = %error, "cannot carry the log into the data file, trying again: {error}");
+        }
+        sleep(HELD).await;
+    }
+}
+
+async fn connected(file: &DataFile, turn: &Mutex<()>, told: &mut Option<Instant>) -> Result<(), DataError> {
+    let mut connection = file.connect(Purpose::Checkpoint).await?;
+    let failed = |error: sqlx::Error| DataError::of_sqlite(&file.path, &error);
+    let mut held_since: Option<Instant> = None;
+    loop {
+        sleep(INTERVAL).await;
+        let log = checkpoint(&mut connection, "pragma wal_checkpoint(noop)").await.map_err(failed)?;
+        metrics(log);
+        if log.rest() < BEGIN_PAGES && held_since.is_none() {
+            continue;
+        }
+        let log = shorten(&mut connection, turn).await.map_err(failed)?;
+        if !log.busy {
+            held_since = None;
+            *told = None;
+            continue;
+        }
+        let since = *held_since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= HELD && told.is_none_or(|told| told.elapsed() >= HELD) {
+            *told = Some(Instant::now());
+            let (mib, seconds) = (log.pages / 1024, since.elapsed().as_secs());
+            tracing::warn!(
+                wal_mib = mib,
+                held_seconds = seconds,
+                "another reader of the data file has been open for {seconds} s, so its log cannot begin anew and \
+                 has grown to {mib} MiB"
+            );
+        }
+        // A reader that stays would make the writer wait again and again for nothing.
+        sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Copies what is in the log and has it begin anew.
+async fn shorten(connection: &mut SqliteConnection, turn: &Mutex<()>) -> Result<Log, sqlx::Error> {
+    for _ in 0..PASSES {
+        let log = checkpoint(connection, "pragma wal_checkpoint(passive)").await?;
+        if log.rest() < REST_PAGES {
+            break;
+        }
+    }
+    let _writer_waits = turn.lock().await;
+    let log = checkpoint(connection, "pragma wal_checkpoint(passive)").await?;
+    if log.rest() > 0 {
+        // A reader needs what is in the log.
+        return Ok(Log { busy: true, ..log });
+    }
+    let mode = if log.pages > CUT_PAGES {
+        "pragma wal_checkpoint(truncate)"
+    } else {
+        "pragma wal_checkpoint(restart)"
+    };
+    checkpoint(connection, mode).await
+}
+
+async fn checkpoint(connection: &mut SqliteConnection, mode: &'static str) -> Result<Log, sqlx::Error> {
+    let (busy, pages, copied): (bool, i64, i64) = sqlx::query_as(mode).fetch_one(connection).await?;
+    Ok(Log { busy, pages, copied })
+}
+
+/// Carries all of the log into the file and removes it, so that the file is complete by itself.
+pub(super) async fn finish(file: &DataFile) {
+    let finished = async {
+        let mut connection = file.connect(Purpose::Checkpoint).await.map_err(|error| error.to_string())?;
+        let log = checkpoint(&mut connection, "pragma wal_checkpoint(truncate)").await;
+        let log = log.map_err(|error| describe(&error))?;
+        if log.busy { Err("another program reads it".to_owned()) } else { Ok(()) }
+    };
+    if let Err(reason) = finished.await {
+        // Nothing is lost: the next start reads the log.
+        tracing::warn!(reason, "the log stays beside the data file: {reason}");
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a figure of so many digits is exact enough")]
+fn metrics(log: Log) {
+    metrics::gauge!("catchall_data_wal_pages").set(log.pages as f64);
+}

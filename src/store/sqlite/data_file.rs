@@ -1,0 +1,180 @@
+//! The data file, its lock, and connections to it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection};
+
+use super::data_error::DataError;
+use super::lock::{Lock, beside};
+use super::{mount, schema};
+
+/// Bytes of a page: see `migrations/sqlite/0001_data.sql`.
+const PAGE: u32 = 1024;
+
+/// How long a connection waits for the locks of another one. Writers take turns and readers wait for nobody, so
+/// only another program can hold a lock for this long.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a checkpoint waits for readers to leave the log, while the writer waits for the checkpoint. A look-up
+/// takes less.
+const READER_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// Where the data is.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+pub struct DataConfig {
+    /// The file with all data, created if it does not exist. Beside it are its log (-wal), an index to that
+    /// (-shm) and its lock (.lock). It must be on a local file system
+    #[arg(long, env = "CATCHALL_DATA", value_name = "FILE", default_value = "./catchall.db")]
+    pub data: PathBuf,
+}
+
+impl DataConfig {
+    /// The absolute path of the file, by which two names of one file are the same.
+    ///
+    /// # Errors
+    ///
+    /// When its directory does not exist, or is on a network file system.
+    pub fn path(&self) -> Result<PathBuf, DataError> {
+        let path = self.absolute_path()?;
+        match path.parent().and_then(mount::network) {
+            Some(kind) => Err(DataError::Network { path, kind }),
+            None => Ok(path),
+        }
+    }
+
+    /// The same for a file that may be anywhere.
+    pub(super) fn absolute_path(&self) -> Result<PathBuf, DataError> {
+        // The file itself may be a link to somewhere else.
+        let path = match self.data.canonicalize() {
+            Ok(path) => path,
+            Err(_) => in_directory(&self.data)?,
+        };
+        if path.is_dir() {
+            let reason = "it is a directory".into();
+            return Err(DataError::NotWritable { path, reason });
+        }
+        Ok(path)
+    }
+}
+
+/// The absolute path of a file that does not exist yet.
+fn in_directory(file: &Path) -> Result<PathBuf, DataError> {
+    let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory = parent.canonicalize().map_err(|error| DataError::of_system(file, &error))?;
+    let name = file.file_name().ok_or_else(|| DataError::NoDirectory(file.to_owned()))?;
+    Ok(directory.join(name))
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Counting and pruning.
+    Write,
+    /// Carrying the log into the file.
+    Checkpoint,
+    /// Looking up counters, or all of the file.
+    Read,
+}
+
+/// A data file that belongs to this process.
+#[derive(Debug)]
+pub(super) struct DataFile {
+    pub(super) path: PathBuf,
+    _lock: Lock,
+}
+
+impl DataFile {
+    /// Takes the file for this process and brings its schema up to date; creates it if it does not exist.
+    pub(super) async fn open(config: &DataConfig) -> Result<Self, DataError> {
+        let path = config.path()?;
+        let lock = Lock::acquire(&path)?;
+        if exists(&path) {
+            schema::inspect(&path)?;
+        } else {
+            create(&path).await?;
+        }
+        Self::with(path, lock).await
+    }
+
+    /// Takes the file for this process and brings its schema up to date.
+    pub(super) async fn open_existing(config: &DataConfig) -> Result<Self, DataError> {
+        let path = existing(config)?;
+        let lock = Lock::acquire(&path)?;
+        schema::inspect(&path)?;
+        Self::with(path, lock).await
+    }
+
+    async fn with(path: PathBuf, lock: Lock) -> Result<Self, DataError> {
+        let file = Self { path, _lock: lock };
+        let mut connection = file.connect(Purpose::Write).await?;
+        let migrated = schema::migrate(&mut connection).await;
+        migrated.map_err(|error| DataError::of_sqlite(&file.path, &error))?;
+        Ok(file)
+    }
+
+    /// Opens a connection.
+    pub(super) async fn connect(&self, purpose: Purpose) -> Result<SqliteConnection, DataError> {
+        connect(&self.path, purpose).await
+    }
+}
+
+fn exists(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|file| file.len() > 0)
+}
+
+/// The path of a file that must exist.
+pub(super) fn existing(config: &DataConfig) -> Result<PathBuf, DataError> {
+    let path = config.path()?;
+    if exists(&path) { Ok(path) } else { Err(DataError::Missing(path)) }
+}
+
+/// Opens a connection to the file at `path`, which must exist.
+pub(super) async fn connect(path: &Path, purpose: Purpose) -> Result<SqliteConnection, DataError> {
+    let cache_kib = match purpose {
+        Purpose::Write => 64 * 1024,
+        Purpose::Checkpoint => 64,
+        Purpose::Read => 8 * 1024,
+    };
+    let reads = purpose == Purpose::Read;
+    let options = SqliteConnectOptions::new().filename(path).read_only(reads);
+    // A connection that only reads takes the file as it is.
+    let options = if reads { options } else { options.journal_mode(SqliteJournalMode::Wal) };
+    let options = options
+        // A commit returns when its log is on the disk.
+        .synchronous(SqliteSynchronous::Full)
+        // Where fsync does not reach the disk itself, as on macOS.
+        .pragma("fullfsync", "on")
+        .pragma("checkpoint_fullfsync", "on")
+        .pragma("wal_autocheckpoint", "0")
+        .pragma("cache_size", format!("-{cache_kib}"))
+        .pragma("temp_store", "memory")
+        .busy_timeout(if purpose == Purpose::Checkpoint { READER_TIMEOUT } else { BUSY_TIMEOUT })
+        .disable_statement_logging();
+    options.connect().await.map_err(|error| DataError::of_sqlite(path, &error))
+}
+
+/// Creates the file under another name and renames it, so that it is there with its schema or not at all.
+async fn create(path: &Path) -> Result<(), DataError> {
+    let failed = |error: &std::io::Error| DataError::of_system(path, error);
+    let new = beside(path, ".new");
+    for leftover in [&new, &beside(&new, "-journal")] {
+        match fs::remove_file(leftover) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(&error)),
+            _ => {}
+        }
+    }
+    let made = async {
+        let options = SqliteConnectOptions::new().filename(&new).create_if_missing(true).page_size(PAGE);
+        let mut connection = options.disable_statement_logging().connect().await?;
+        schema::migrate(&mut connection).await?;
+        connection.close().await
+    };
+    made.await.map_err(|error| DataError::of_sqlite(path, &error))?;
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let renamed = fs::rename(&new, path).and_then(|()| fs::File::open(directory)?.sync_all());
+    renamed.map_err(|error| failed(&error))
+}

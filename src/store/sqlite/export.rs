@@ -1,0 +1,138 @@
+//! The content of a data file, read from one end to the other, for a move to a Postgres.
+
+use std::path::Path;
+
+use sqlx::sqlite::SqliteConnection;
+use uuid::Uuid;
+
+use super::checkpoint;
+use super::data_error::DataError;
+use super::data_file::{DataConfig, DataFile, Purpose};
+use crate::counters::Counters;
+
+/// How far a file has been moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::store) enum MoveState {
+    /// Nothing of it was moved, or is to be.
+    None,
+    /// A move is about to begin. Nothing was moved yet.
+    Planned,
+    /// Some of it may have been moved.
+    Begun,
+    /// All of it was moved.
+    Done,
+}
+
+const STATES: [(MoveState, &str); 4] = [
+    (MoveState::None, "none"),
+    (MoveState::Planned, "planned"),
+    (MoveState::Begun, "begun"),
+    (MoveState::Done, "done"),
+];
+
+/// How far a file has been moved, and where to.
+pub(super) async fn state(connection: &mut SqliteConnection) -> Result<(MoveState, String), sqlx::Error> {
+    let (name, to): (String, Option<String>) =
+        sqlx::query_as("select move_state, moving_to from data_file").fetch_one(connection).await?;
+    let state =
+        STATES.into_iter().find(|(_, known)| *known == name).map_or(MoveState::Begun, |(state, _)| state);
+    Ok((state, to.unwrap_or_default()))
+}
+
+/// A data file that is read as a whole. No other process can use it meanwhile.
+#[derive(Debug)]
+pub(in crate::store) struct Export {
+    file: DataFile,
+    connection: SqliteConnection,
+    /// The identity of the file, which copies of it share.
+    pub(in crate::store) id: Uuid,
+}
+
+impl Export {
+    pub(in crate::store) async fn open(config: &DataConfig) -> Result<Self, DataError> {
+        let file = DataFile::open_existing(config).await?;
+        let mut connection = file.connect(Purpose::Write).await?;
+        let id: Result<Vec<u8>, _> =
+            sqlx::query_scalar("select id from data_file").fetch_one(&mut connection).await;
+        let id = id.map_err(|error| DataError::of_sqlite(&file.path, &error))?;
+        let id = Uuid::from_slice(&id)
+            .map_err(|error| DataError::Damaged { path: file.path.clone(), reason: error.to_string() })?;
+        Ok(Self { file, connection, id })
+    }
+
+    pub(in crate::store) fn path(&self) -> &Path {
+        &self.file.path
+    }
+
+    pub(in crate::store) async fn state(&mut self) -> Result<(MoveState, String), DataError> {
+        let state = state(&mut self.connection).await;
+        state.map_err(|error| DataError::of_sqlite(&self.file.path, &error))
+    }
+
+    pub(in crate::store) async fn set_state(&mut self, state: MoveState, to: &str) -> Result<(), DataError> {
+        let name = STATES.into_iter().find(|(known, _)| *known == state).map_or("begun", |(_, name)| name);
+        let set = sqlx::query("update data_file set move_state = ?, moving_to = ?")
+            .bind(name)
+            .bind(to)
+            .execute(&mut self.connection)
+            .await;
+        set.map(drop).map_err(|error| DataError::of_sqlite(&self.file.path, &error))
+    }
+
+    /// How many claims and domains there are.
+    pub(in crate::store) async fn totals(&mut self) -> Result<(u64, u64), DataError> {
+        let counted: Result<(i64, i64), _> = sqlx::query_as(
+            "select (select count(*) from event_claims), (select count(*) from domain_counters)",
+        )
+        .fetch_one(&mut self.connection)
+        .await;
+        let (claims, domains) = counted.map_err(|error| DataError::of_sqlite(&self.file.path, &error))?;
+        Ok((claims.unsigned_abs(), domains.unsigned_abs()))
+    }
+
+    /// The next claims after `id`, in order, each with the time of its last use in seconds since 1970.
+    pub(in crate::store) async fn claims_after(
+        &mut self,
+        id: Option<Uuid>,
+        limit: u32,
+    ) -> Result<Vec<(Uuid, i64)>, DataError> {
+        let after = id.map(|id| id.as_bytes().to_vec()).unwrap_or_default();
+        let rows: Result<Vec<(Vec<u8>, i64)>, _> =
+            sqlx::query_as("select id, used_at from event_claims where id > ? order by id limit ?")
+                .bind(after)
+                .bind(limit)
+                .fetch_all(&mut self.connection)
+                .await;
+        let rows = rows.map_err(|error| DataError::of_sqlite(&self.file.path, &error))?;
+        let claim = |(id, used_at): (Vec<u8>, i64)| Some((Uuid::from_slice(&id).ok()?, used_at));
+        rows.into_iter().map(claim).collect::<Option<_>>().ok_or_else(|| DataError::Damaged {
+            path: self.file.path.clone(),
+            reason: "a claim's id is not 16 bytes long".into(),
+        })
+    }
+
+    /// The counters of the next domains after `domain`, in order.
+    pub(in crate::store) async fn counters_after(
+        &mut self,
+        domain: &str,
+        limit: u32,
+    ) -> Result<Vec<(String, Counters)>, DataError> {
+        let rows: Result<Vec<(String, i64, i64)>, _> = sqlx::query_as(
+            "select domain, delivered, bounced from domain_counters where domain > ? order by domain limit ?",
+        )
+        .bind(domain)
+        .bind(limit)
+        .fetch_all(&mut self.connection)
+        .await;
+        let rows = rows.map_err(|error| DataError::of_sqlite(&self.file.path, &error))?;
+        let counters = |(domain, delivered, bounced): (String, i64, i64)| {
+            (domain, Counters { delivered: delivered.unsigned_abs(), bounced: bounced.unsigned_abs() })
+        };
+        Ok(rows.into_iter().map(counters).collect())
+    }
+
+    /// Carries the log into the file.
+    pub(in crate::store) async fn close(self) {
+        checkpoint::finish(&self.file).await;
+    }
+}

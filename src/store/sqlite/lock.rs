@@ -1,0 +1,48 @@
+//! The lock that gives a data file to one process.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use super::data_error::DataError;
+
+/// Holds a data file for this process until it is dropped, or the process ends in whatever way.
+///
+/// It is a file of its own: a process that closed another descriptor of the data file itself would lose
+/// SQLite's locks on it. The file stays when the lock is gone, because whoever removed it could remove one that
+/// another process has just locked.
+#[derive(Debug)]
+pub(super) struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Takes the lock of the data file at `data`.
+    pub(super) fn acquire(data: &Path) -> Result<Self, DataError> {
+        let path = beside(data, ".lock");
+        let failed = |error: &std::io::Error| DataError::of_system(&path, error);
+        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let mut file = opened.map_err(|error| failed(&error))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut pid = String::new();
+                // Its holder may not have written it yet.
+                let _ = file.read_to_string(&mut pid);
+                let pid = if pid.is_empty() { "unknown".into() } else { pid.trim().to_owned() };
+                return Err(DataError::InUse { path: data.to_owned(), pid });
+            }
+            Err(TryLockError::Error(error)) => return Err(failed(&error)),
+        }
+        let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+        written.map_err(|error| failed(&error))?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// The path of a file that belongs to the data file at `data`.
+pub(super) fn beside(data: &Path, suffix: &str) -> PathBuf {
+    let mut path = data.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
+}

@@ -1,0 +1,59 @@
+//! The schema of the data file: its migrations, and the checks before anything is written to it.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use sqlx::sqlite::SqliteConnection;
+use sqlx::{AssertSqlSafe, Connection, Executor};
+
+use super::data_error::DataError;
+
+/// Marks a file as one of catchall: `CtAl`. <https://www.sqlite.org/fileformat2.html#application_id>
+const APPLICATION_ID: u32 = 0x4374_416c;
+
+/// The files in `migrations/sqlite/`, in order. The version of a file is the number of those it has had.
+const MIGRATIONS: [&str; 1] = [include_str!("../../../migrations/sqlite/0001_data.sql")];
+
+/// The version of the schema that this build needs.
+#[expect(clippy::cast_possible_truncation, reason = "there are not that many migrations")]
+const VERSION: u32 = MIGRATIONS.len() as u32;
+
+/// The header at the beginning of every SQLite database: <https://www.sqlite.org/fileformat2.html>.
+const HEADER: usize = 100;
+const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+
+/// Fails if the file is none of catchall's, or a newer one. It reads the file's header itself: had SQLite opened
+/// the file, it might have written to it. Call it only while no connection of this process has the file open.
+pub(super) fn inspect(path: &Path) -> Result<(), DataError> {
+    let foreign = |reason| DataError::Foreign { path: path.to_owned(), reason };
+    let mut header = Vec::with_capacity(HEADER);
+    let read = File::open(path).and_then(|file| file.take(HEADER as u64).read_to_end(&mut header));
+    read.map_err(|error| DataError::of_system(path, &error))?;
+    if header.len() < HEADER || !header.starts_with(MAGIC) {
+        return Err(foreign("it is not an SQLite database"));
+    }
+    let number = |at: usize| header[at..at + 4].iter().fold(0, |number, byte| number << 8 | u32::from(*byte));
+    let (found, application_id) = (number(60), number(68));
+    if application_id != APPLICATION_ID {
+        return Err(foreign("an SQLite database without the mark of catchall"));
+    }
+    if found > VERSION {
+        return Err(DataError::Newer { path: path.to_owned(), found, known: VERSION });
+    }
+    Ok(())
+}
+
+/// Applies the migrations that the file has not had, each in a transaction.
+pub(super) async fn migrate(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    let version: u32 = sqlx::query_scalar("pragma user_version").fetch_one(&mut *connection).await?;
+    for (number, migration) in (1_u32..).zip(MIGRATIONS).skip(version as usize) {
+        let mut transaction = connection.begin_with("begin immediate").await?;
+        transaction.execute(migration).await?;
+        // A pragma takes no parameters.
+        let marks = format!("pragma application_id = {APPLICATION_ID}; pragma user_version = {number}");
+        transaction.execute(AssertSqlSafe(marks)).await?;
+        transaction.commit().await?;
+    }
+    Ok(())
+}

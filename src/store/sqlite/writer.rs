@@ -1,0 +1,125 @@
+//! The writer: whatever waits becomes one transaction.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::sqlite::SqliteConnection;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::apply::apply;
+use super::data_error::{DataError, describe};
+use super::data_file::{DataFile, Purpose};
+use super::prune::Pruning;
+use crate::batch::Batch;
+use crate::batcher::{Batcher, Flush};
+use crate::health::Dependency;
+use crate::store::{Applied, BatchSink, NotAccepted};
+
+/// How long after a failure the writer tries whether it works again, if no event comes that would show it.
+const TRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Batches wait here for the next transaction.
+pub(super) type Queue = Batcher<Vec<Batch>, Result<(), NotAccepted>>;
+
+/// Hands batches to the one writer of a data file. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Writer {
+    pub(super) queue: Arc<Queue>,
+}
+
+impl BatchSink for Writer {
+    async fn accept(&self, batch: Batch, deadline: Instant) -> Result<(), NotAccepted> {
+        // What waits is bounded where it comes from.
+        let ticket = self.queue.submit(batch.rows(), |batches| batches.push(batch));
+        let ticket = ticket.map_err(|_| NotAccepted::Full("too much waits for the data file".into()))?;
+        match timeout_at(deadline, ticket).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(NotAccepted::MaybeCounted("the writer has stopped".into())),
+            Err(_) => Err(NotAccepted::MaybeCounted("the data file did not commit in time".into())),
+        }
+    }
+}
+
+/// Writes what waits in `queue`, and prunes in between, for as long as it is polled. It holds `turn` during a
+/// transaction.
+pub(super) async fn write(
+    file: &DataFile,
+    queue: &Queue,
+    turn: &Mutex<()>,
+    mut pruning: Pruning,
+    dependency: Dependency,
+) {
+    let mut connection = None;
+    let mut works = false;
+    let mut next_try = Instant::now();
+    loop {
+        let flush = tokio::select! {
+            biased;
+            flush = queue.take() => Some(flush),
+            () = sleep_until(pruning.due), if works => None,
+            () = sleep_until(next_try), if !works => None,
+        };
+        let _turn = turn.lock().await;
+        let done = match open(file, &mut connection).await {
+            Ok(connection) => match flush {
+                Some(flush) => count(connection, flush).await,
+                None if works => prune(connection, &mut pruning).await,
+                None => try_to_write(connection).await,
+            },
+            Err(error) => {
+                if let Some(Flush { answer, .. }) = flush {
+                    answer.send(Err(NotAccepted::NotCounted(error.to_string().into())));
+                }
+                Err(error.to_string())
+            }
+        };
+        works = done.is_ok();
+        match done {
+            Ok(()) => dependency.up(),
+            Err(reason) => {
+                // Its transaction may be open still.
+                connection = None;
+                next_try = Instant::now() + TRY_INTERVAL;
+                dependency.down(reason);
+            }
+        }
+    }
+}
+
+async fn open<'a>(
+    file: &DataFile,
+    connection: &'a mut Option<SqliteConnection>,
+) -> Result<&'a mut SqliteConnection, DataError> {
+    match connection {
+        Some(connection) => Ok(connection),
+        None => Ok(connection.insert(file.connect(Purpose::Write).await?)),
+    }
+}
+
+async fn count(
+    connection: &mut SqliteConnection,
+    flush: Flush<'_, Vec<Batch>, Result<(), NotAccepted>>,
+) -> Result<(), String> {
+    let Flush { items, answer, .. } = flush;
+    let begun = Instant::now();
+    let done = apply(connection, &items).await;
+    answer.send(done.as_ref().map(drop).map_err(Clone::clone));
+    let applied: Applied = done.map_err(|error| error.to_string())?;
+    applied.record(begun.elapsed());
+    Ok(())
+}
+
+async fn prune(connection: &mut SqliteConnection, pruning: &mut Pruning) -> Result<(), String> {
+    let pruned = pruning.step(connection).await.map_err(|error| describe(&error))?;
+    metrics::counter!("catchall_worker_pruned_claims_total").increment(pruned);
+    Ok(())
+}
+
+/// Writes something that changes nothing.
+async fn try_to_write(connection: &mut SqliteConnection) -> Result<(), String> {
+    let tried = sqlx::raw_sql("begin immediate; update data_file set move_state = move_state; commit")
+        .execute(connection)
+        .await;
+    tried.map(drop).map_err(|error| describe(&error))
+}

@@ -1,0 +1,356 @@
+//! A move: the content of a data file is carried into the ledger on a Postgres primary.
+//!
+//! It goes step by step. Each step adds to the ledger and notes in `moves` how far it came, in one transaction,
+//! so a move can be killed at any moment and run again. The file says before the first step that a move has begun,
+//! and is not served from then on: what it counted later would be missing in the ledger.
+
+use std::path::Path;
+use std::time::Duration;
+
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use super::ledger;
+use super::postgres::{self, Database, DatabaseError, PostgresUrl};
+use super::sqlite::{DataConfig, DataError, Export, MoveState};
+use crate::counters::Counters;
+use crate::domain_name::DomainName;
+use crate::tally::Tally;
+
+/// Rows of one step. It takes some tenths of a second.
+const STEP: u32 = 10_000;
+
+/// How long the primary works on one statement, and how long to wait for it.
+const STATEMENT_TIMEOUT: &str = "60s";
+const TIMEOUT: Duration = Duration::from_secs(90);
+
+/// Why a move could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum TransferError {
+    /// The file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] DataError),
+    /// The ledger cannot be reached, or does not work. The same move may be run again.
+    #[error("{0}. Nothing is lost: run the same command again, it goes on where it stopped")]
+    Ledger(#[from] DatabaseError),
+    /// The file's move has begun, and not to this ledger.
+    #[error(
+        "a move to {0} has begun, and {1} has nothing of it: finish it there, or what was moved counts in neither"
+    )]
+    Elsewhere(String, String),
+    /// A copy of the file was moved.
+    #[error(
+        "{0} has already received the content of a copy of this file: moving it again would count it twice"
+    )]
+    Copy(String),
+    /// What is in the ledger is not what was in the file.
+    #[error("the ledger does not have what the file has: {0}")]
+    Differs(String),
+}
+
+/// How far the ledger has come.
+#[derive(Clone, Debug, Default)]
+struct Position {
+    claims_through: Option<Uuid>,
+    domains_through: String,
+}
+
+impl Position {
+    fn has_begun(&self) -> bool {
+        self.claims_through.is_some() || !self.domains_through.is_empty()
+    }
+}
+
+/// What was found in the file at the end, and must be in the ledger.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// Claims of events.
+    pub claims: u64,
+    /// Domains.
+    pub domains: u64,
+    /// Delivered events.
+    pub delivered: u128,
+    /// Bounced events.
+    pub bounced: u128,
+}
+
+/// A move that has begun.
+#[derive(Debug)]
+pub struct Transfer {
+    file: Export,
+    ledger: Database,
+    to: String,
+    position: Position,
+    /// The file had been moved before.
+    done: bool,
+    found: Moved,
+}
+
+impl Transfer {
+    /// Begins a move, or goes on with one. A ledger without a schema gets it.
+    ///
+    /// # Errors
+    ///
+    /// When the file or the ledger cannot be used, or do not belong together.
+    pub async fn begin(data: &DataConfig, to: &PostgresUrl) -> Result<Self, TransferError> {
+        let mut file = Export::open(data).await?;
+        postgres::prepare(to).await?;
+        let session = [("statement_timeout", STATEMENT_TIMEOUT), ("lock_timeout", "10s")];
+        let ledger = Database::new(to, "catchall-move", 1, &session);
+        ledger.run(TIMEOUT, ledger::check_durability).await?;
+        let (state, before) = file.state().await?;
+        let to = to.to_string();
+        let noted = note(&ledger, file.id).await?;
+        match (state, &noted) {
+            (MoveState::None, Some(_)) => return Err(TransferError::Copy(to)),
+            (MoveState::Planned, Some((position, _))) if position.has_begun() => {
+                return Err(TransferError::Copy(to));
+            }
+            (MoveState::Begun | MoveState::Done, None) => return Err(TransferError::Elsewhere(before, to)),
+            (MoveState::None | MoveState::Planned, _) => {
+                file.set_state(MoveState::Planned, &to).await?;
+                let id = file.id;
+                ledger.run(TIMEOUT, async move |pool| begin(&pool, id).await).await?;
+                file.set_state(MoveState::Begun, &to).await?;
+            }
+            (MoveState::Begun | MoveState::Done, Some(_)) => {}
+        }
+        let (position, done) = noted.unwrap_or_default();
+        Ok(Self { file, ledger, to, position, done, found: Moved::default() })
+    }
+
+    /// Whether all of it had been moved before.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// Where to.
+    #[must_use]
+    pub fn to(&self) -> &str {
+        &self.to
+    }
+
+    /// How many claims and domains the file has.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read.
+    pub async fn totals(&mut self) -> Result<(u64, u64), TransferError> {
+        Ok(self.file.totals().await?)
+    }
+
+    /// Carries over some claims and returns how many; zero when none is left.
+    ///
+    /// # Errors
+    ///
+    /// When the file or the ledger cannot be used.
+    pub async fn move_claims(&mut self) -> Result<u64, TransferError> {
+        let claims = self.file.claims_after(self.position.claims_through, STEP).await?;
+        let Some((last, _)) = claims.last().copied() else { return Ok(0) };
+        let (id, from, count) = (self.file.id, self.position.claims_through, claims.len() as u64);
+        self.ledger.run(TIMEOUT, async move |pool| add_claims(&pool, id, from, claims).await).await?;
+        self.position.claims_through = Some(last);
+        Ok(count)
+    }
+
+    /// Carries over the counters of some domains and returns of how many; zero when none is left.
+    ///
+    /// # Errors
+    ///
+    /// When the file or the ledger cannot be used.
+    pub async fn move_counters(&mut self) -> Result<u64, TransferError> {
+        let rows = self.file.counters_after(&self.position.domains_through, STEP).await?;
+        let Some((last, _)) = rows.last().cloned() else { return Ok(0) };
+        let (id, from, count) = (self.file.id, self.position.domains_through.clone(), rows.len() as u64);
+        let tally = tally(rows, self.file.path())?;
+        self.ledger.run(TIMEOUT, async move |pool| add_counters(&pool, id, &from, &tally).await).await?;
+        self.position.domains_through = last;
+        Ok(count)
+    }
+
+    /// Compares the counters of the domains after `from` with the ledger. Returns the last one that was compared and
+    /// how many there were; `None` when none is left.
+    ///
+    /// # Errors
+    ///
+    /// When the file or the ledger cannot be read, or the ledger has less than the file.
+    pub async fn verify(&mut self, from: &str) -> Result<Option<(String, u64)>, TransferError> {
+        let rows = self.file.counters_after(from, STEP).await?;
+        let Some((last, _)) = rows.last().cloned() else { return Ok(None) };
+        let count = rows.len() as u64;
+        self.found.domains += count;
+        for (_, counters) in &rows {
+            self.found.delivered += u128::from(counters.delivered);
+            self.found.bounced += u128::from(counters.bounced);
+        }
+        let missing = self.ledger.run(TIMEOUT, async move |pool| find_missing(&pool, &rows).await).await?;
+        match missing {
+            Some(domain) => Err(TransferError::Differs(format!("{domain} has fewer events there"))),
+            None => Ok(Some((last, count))),
+        }
+    }
+
+    /// Compares what was added to the ledger in all with what [`verify`](Self::verify) found in the file, and ends
+    /// the move.
+    ///
+    /// # Errors
+    ///
+    /// When they differ, or the ledger or the file cannot be written.
+    pub async fn finish(mut self) -> Result<Moved, TransferError> {
+        self.found.claims = self.file.totals().await?.0;
+        let id = self.file.id;
+        let added = self.ledger.run(TIMEOUT, async move |pool| added(&pool, id).await).await?;
+        if added != self.found {
+            let (added, found) = (added, self.found);
+            return Err(TransferError::Differs(format!("{added:?} was added, and the file has {found:?}")));
+        }
+        self.ledger.run(TIMEOUT, async move |pool| finish(&pool, id).await).await?;
+        self.file.set_state(MoveState::Done, &self.to).await?;
+        self.file.close().await;
+        Ok(added)
+    }
+}
+
+/// Names of the file as they are used everywhere else.
+fn tally(rows: Vec<(String, Counters)>, path: &Path) -> Result<Tally, DataError> {
+    let parsed = rows.into_iter().map(|(name, counters)| {
+        let domain = DomainName::parse(&name).map_err(|_| DataError::invalid_domain(path, &name))?;
+        Ok((domain, counters))
+    });
+    parsed.collect::<Result<Vec<_>, DataError>>().map(|rows| rows.into_iter().collect())
+}
+
+/// How far the file with this id has been moved to the ledger, and whether that is finished.
+async fn note(ledger: &Database, id: Uuid) -> Result<Option<(Position, bool)>, DatabaseError> {
+    let row: Option<(Option<Uuid>, String, bool)> = ledger
+        .run(TIMEOUT, async move |pool| {
+            sqlx::query_as(
+                "-- catchall: find a move
+                select claims_through, domains_through, finished_at is not null from moves where file_id = $1",
+            )
+            .bind(id)
+            .fetch_optional(&pool)
+            .await
+        })
+        .await?;
+    Ok(row.map(|(claims_through, domains_through, finished)| {
+        (Position { claims_through, domains_through }, finished)
+    }))
+}
+
+async fn begin(pool: &PgPool, id: Uuid) -> Result<(), sqlx::Error> {
+    let begin = "-- catchall: begin a move
+        insert into moves (file_id) values ($1) on conflict do nothing";
+    sqlx::query(begin).bind(id).execute(pool).await.map(drop)
+}
+
+/// A claim that the ledger has too keeps the later of both times.
+const ADD_CLAIMS: &str = "\
+-- catchall: move claims
+insert into event_claims as c (id, claimed_at)
+select id, to_timestamp(used_at) from unnest($1::uuid[], $2::float8[]) as moved (id, used_at)
+on conflict (id) do update set claimed_at = greatest(c.claimed_at, excluded.claimed_at)";
+
+async fn add_claims(
+    pool: &PgPool,
+    id: Uuid,
+    from: Option<Uuid>,
+    claims: Vec<(Uuid, i64)>,
+) -> Result<(), sqlx::Error> {
+    let mut transaction = pool.begin().await?;
+    let count = i64::try_from(claims.len()).unwrap_or(i64::MAX);
+    let through = claims.last().map(|(id, _)| *id);
+    // First, and only if nobody else has moved: if the answer to the last commit was lost, this is how it shows.
+    let moved = sqlx::query(
+        "-- catchall: note how far the claims are moved
+        update moves set claims_through = $3, claims = claims + $4
+        where file_id = $1 and claims_through is not distinct from $2 and finished_at is null",
+    );
+    let moved = moved.bind(id).bind(from).bind(through).bind(count).execute(&mut *transaction).await?;
+    expect_moved(moved.rows_affected())?;
+    #[expect(clippy::cast_precision_loss, reason = "seconds since 1970 have few digits")]
+    let (ids, used_at): (Vec<Uuid>, Vec<f64>) = claims.into_iter().map(|(id, at)| (id, at as f64)).unzip();
+    sqlx::query(ADD_CLAIMS).bind(ids).bind(used_at).execute(&mut *transaction).await?;
+    transaction.commit().await
+}
+
+async fn add_counters(pool: &PgPool, id: Uuid, from: &str, tally: &Tally) -> Result<(), sqlx::Error> {
+    let mut transaction = pool.begin().await?;
+    let (mut delivered, mut bounced) = (0_u128, 0_u128);
+    for (_, counters) in tally.iter() {
+        delivered += u128::from(counters.delivered);
+        bounced += u128::from(counters.bounced);
+    }
+    let moved = sqlx::query(
+        "-- catchall: note how far the counters are moved
+        update moves set domains_through = $3, domains = domains + $4,
+            delivered = delivered + $5::text::numeric, bounced = bounced + $6::text::numeric
+        where file_id = $1 and domains_through = $2 and finished_at is null",
+    );
+    let moved = moved
+        .bind(id)
+        .bind(from)
+        .bind(tally.iter().last().map(|(domain, _)| domain.as_str()))
+        .bind(i64::try_from(tally.len()).unwrap_or(i64::MAX))
+        .bind(delivered.to_string())
+        .bind(bounced.to_string())
+        .execute(&mut *transaction)
+        .await?;
+    expect_moved(moved.rows_affected())?;
+    let borrowed: Tally<&DomainName> = tally.iter().map(|(domain, counters)| (domain, *counters)).collect();
+    ledger::add(&mut transaction, &borrowed).await?;
+    transaction.commit().await
+}
+
+fn expect_moved(rows: u64) -> Result<(), sqlx::Error> {
+    match rows {
+        1 => Ok(()),
+        _ => Err(sqlx::Error::Protocol("another move of this file has come between".into())),
+    }
+}
+
+/// The first of these domains of which the ledger has fewer events.
+async fn find_missing(pool: &PgPool, rows: &[(String, Counters)]) -> Result<Option<String>, sqlx::Error> {
+    let bigint = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    let domains: Vec<&str> = rows.iter().map(|(domain, _)| domain.as_str()).collect();
+    let delivered: Vec<i64> = rows.iter().map(|(_, counters)| bigint(counters.delivered)).collect();
+    let bounced: Vec<i64> = rows.iter().map(|(_, counters)| bigint(counters.bounced)).collect();
+    sqlx::query_scalar(
+        "-- catchall: find a domain that was not moved
+        select domain from unnest($1::text[], $2::bigint[], $3::bigint[]) as moved (domain, delivered, bounced)
+        left join domain_counters as c using (domain)
+        where c.domain is null or c.delivered < moved.delivered or c.bounced < moved.bounced
+        order by domain limit 1",
+    )
+    .bind(domains)
+    .bind(delivered)
+    .bind(bounced)
+    .fetch_optional(pool)
+    .await
+}
+
+/// What was added in all.
+async fn added(pool: &PgPool, id: Uuid) -> Result<Moved, sqlx::Error> {
+    let (claims, domains, delivered, bounced): (i64, i64, String, String) = sqlx::query_as(
+        "-- catchall: look at what was moved
+        select claims, domains, delivered::text, bounced::text from moves where file_id = $1",
+    )
+    .bind(id)
+    .fetch_one(pool)
+    .await?;
+    let number =
+        |text: String| text.parse().map_err(|_| sqlx::Error::Protocol("a sum is not a number".into()));
+    Ok(Moved {
+        claims: claims.unsigned_abs(),
+        domains: domains.unsigned_abs(),
+        delivered: number(delivered)?,
+        bounced: number(bounced)?,
+    })
+}
+
+async fn finish(pool: &PgPool, id: Uuid) -> Result<(), sqlx::Error> {
+    let finish = "-- catchall: end a move
+        update moves set finished_at = coalesce(finished_at, now()) where file_id = $1";
+    sqlx::query(finish).bind(id).execute(pool).await.map(drop)
+}
