@@ -75,8 +75,8 @@ impl Health {
 }
 
 impl Dependency {
-    /// Marks the dependency as available, and logs the change if it was not: once for all that share its name,
-    /// when the last of them is.
+    /// Marks the dependency as available, and logs the change if it was not: once for all that share its
+    /// name, when the last of them is.
     pub fn up(&self) {
         if let Some(name) = self.change(State::Up)
             && self.health.entries().iter().all(|(other, state)| *other != name || *state == State::Up)

@@ -91,8 +91,8 @@ impl HttpConfig {
     }
 }
 
-/// Whether another process listens at the address. An unshared socket cannot be bound beside one that listens.
-/// Sockets that are only bound, such as this process's own, do not prevent it.
+/// Whether another process listens at the address. An unshared socket cannot be bound beside one that
+/// listens. Sockets that are only bound, such as this process's own, do not prevent it.
 fn is_taken(address: SocketAddr) -> bool {
     bind(address, false).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
 }

@@ -15,7 +15,8 @@ pub(super) async fn check(config: &CheckConfig, shutdown: Shutdown) -> anyhow::R
     };
     let Checked { path, domains, claims, delivered, bounced } = checked.map_err(ExitError::from)?;
     println!(
-        "{} is sound: {domains} domains with {delivered} delivered and {bounced} bounced events, {claims} claims",
+        "{} is sound: {domains} domains with {delivered} delivered and {bounced} bounced events, \
+         {claims} claims",
         path.display()
     );
     Ok(())

@@ -47,14 +47,15 @@ pub(super) enum Command {
     Check(CheckConfig),
     /// Write a consistent copy of the data file, also while it is served
     ///
-    /// The copy appears under its name when it is complete and on the disk. An older copy of that name is replaced.
-    /// To restore one, stop catchall, remove the data file with its -wal and -shm, and put the copy in its place.
+    /// The copy appears under its name when it is complete and on the disk. An older copy of that name is
+    /// replaced. To restore one, stop catchall, remove the data file with its -wal and -shm, and put the copy
+    /// in its place.
     Backup(BackupConfig),
     /// Carry the content of the data file into a Postgres, for the services that run on several machines
     ///
-    /// Stop catchall first. Counters are added to those that the Postgres has; an empty one gets its tables. The
-    /// move may be killed at any moment: run it again, it goes on where it stopped. From its first step on, the file
-    /// is not served any more. docs/operating.md says how nobody is turned away meanwhile.
+    /// Stop catchall first. Counters are added to those that the Postgres has, whose schema is brought up to
+    /// date. The move may be killed at any moment: run it again, it goes on where it stopped. From its first
+    /// step on, the file is not served any more. docs/operating.md says how nobody is turned away meanwhile.
     Move(MoveConfig),
 }
 

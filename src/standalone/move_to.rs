@@ -45,8 +45,8 @@ pub(super) async fn move_to(config: &MoveConfig, shutdown: Shutdown) -> anyhow::
     show.follow("verifying", "domains", domains, progress, work).await?;
     let Moved { claims, domains, delivered, bounced } = transfer.finish().await?;
     println!(
-        "moved to {to} and verified: {domains} domains with {delivered} delivered and {bounced} bounced events, \
-         {claims} claims; the file is not served any more"
+        "moved to {to} and verified: {domains} domains with {delivered} delivered and {bounced} bounced \
+         events, {claims} claims; the file is not served any more"
     );
     Ok(())
 }

@@ -136,16 +136,6 @@ pub async fn migrate(url: &PostgresUrl) -> Result<(), DatabaseError> {
     connection.close().await.map_err(|error| failed(describe(&error)))
 }
 
-/// Fails unless the database has the schema this build needs. An empty database gets it.
-pub(super) async fn prepare(url: &PostgresUrl) -> Result<(), DatabaseError> {
-    let mut connection = url.connect("catchall-move").await?;
-    let failed = |error: sqlx::Error| DatabaseError::new(url, describe(&error));
-    if schema::is_missing(&mut connection).await.map_err(failed)? {
-        return migrate(url).await;
-    }
-    schema::check(&mut connection).await.map_err(failed)
-}
-
 /// Where work reports that one of its statements is done.
 #[derive(Debug)]
 pub(crate) struct Steps(watch::Sender<()>);

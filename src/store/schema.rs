@@ -46,11 +46,6 @@ pub(super) async fn check(connection: &mut PgConnection) -> Result<(), sqlx::Err
     compare(&applied).map_err(|error| sqlx::Error::Configuration(error.into()))
 }
 
-/// Whether nothing was ever migrated.
-pub(super) async fn is_missing(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    Ok(applied_migrations(connection).await?.is_empty())
-}
-
 /// The version and the checksum of each migration in the database; empty if nothing was ever migrated.
 async fn applied_migrations(connection: &mut PgConnection) -> Result<Vec<(i64, Vec<u8>)>, sqlx::Error> {
     let applied =

@@ -1,8 +1,8 @@
 //! A move: the content of a data file is carried into the ledger on a Postgres primary.
 //!
-//! It goes step by step. Each step adds to the ledger and notes in `moves` how far it came, in one transaction,
-//! so a move can be killed at any moment and run again. The file says before the first step that a move has begun,
-//! and is not served from then on: what it counted later would be missing in the ledger.
+//! It goes step by step. Each step adds to the ledger and notes in `moves` how far it came, in one
+//! transaction, so a move can be killed at any moment and run again. The file says before the first step that
+//! a move has begun, and is not served from then on: what it counted later would be missing in the ledger.
 
 use std::path::Path;
 use std::time::Duration;
@@ -32,10 +32,11 @@ pub enum TransferError {
     File(#[from] DataError),
     /// The ledger cannot be reached, or does not work. The same move may be run again.
     #[error("{0}. Nothing is lost: run the same command again, it goes on where it stopped")]
-    Ledger(#[from] DatabaseError),
+    Ledger(DatabaseError),
     /// The file's move has begun, and not to this ledger.
     #[error(
-        "a move to {0} has begun, and {1} has nothing of it: finish it there, or what was moved counts in neither"
+        "a move to {0} has begun, and {1} has nothing of it: finish it there, or what was moved counts in \
+         neither"
     )]
     Elsewhere(String, String),
     /// A copy of the file was moved.
@@ -46,6 +47,12 @@ pub enum TransferError {
     /// What is in the ledger is not what was in the file.
     #[error("the ledger does not have what the file has: {0}")]
     Differs(String),
+}
+
+impl From<DatabaseError> for TransferError {
+    fn from(error: DatabaseError) -> Self {
+        Self::Ledger(error)
+    }
 }
 
 /// How far the ledger has come.
@@ -87,14 +94,14 @@ pub struct Transfer {
 }
 
 impl Transfer {
-    /// Begins a move, or goes on with one. A ledger without a schema gets it.
+    /// Begins a move, or goes on with one. The ledger's schema is brought up to date.
     ///
     /// # Errors
     ///
     /// When the file or the ledger cannot be used, or do not belong together.
     pub async fn begin(data: &DataConfig, to: &PostgresUrl) -> Result<Self, TransferError> {
         let mut file = Export::open(data).await?;
-        postgres::prepare(to).await?;
+        postgres::migrate(to).await?;
         let session = [("statement_timeout", STATEMENT_TIMEOUT), ("lock_timeout", "10s")];
         let ledger = Database::new(to, "catchall-move", 1, &session);
         ledger.run(TIMEOUT, ledger::check_durability).await?;
@@ -169,8 +176,8 @@ impl Transfer {
         Ok(count)
     }
 
-    /// Compares the counters of the domains after `from` with the ledger. Returns the last one that was compared and
-    /// how many there were; `None` when none is left.
+    /// Compares the counters of the domains after `from` with the ledger. Returns the last one that was
+    /// compared and how many there were; `None` when none is left.
     ///
     /// # Errors
     ///
@@ -191,8 +198,8 @@ impl Transfer {
         }
     }
 
-    /// Compares what was added to the ledger in all with what [`verify`](Self::verify) found in the file, and ends
-    /// the move.
+    /// Compares what was added to the ledger in all with what [`verify`](Self::verify) found in the file, and
+    /// ends the move.
     ///
     /// # Errors
     ///
@@ -261,7 +268,8 @@ async fn add_claims(
     let mut transaction = pool.begin().await?;
     let count = i64::try_from(claims.len()).unwrap_or(i64::MAX);
     let through = claims.last().map(|(id, _)| *id);
-    // First, and only if nobody else has moved: if the answer to the last commit was lost, this is how it shows.
+    // First, and only if nobody else has moved: if the answer to the last commit was lost, this is how it
+    // shows.
     let moved = sqlx::query(
         "-- catchall: note how far the claims are moved
         update moves set claims_through = $3, claims = claims + $4

@@ -21,6 +21,7 @@ mod recovery;
 mod replay;
 mod restarts;
 mod seams;
+mod standalone;
 mod retention;
 mod tidy;
 mod watermarks;

@@ -322,9 +322,15 @@ fn nothing_unfinished_is_left_in_the_code() {
 
 #[test]
 fn every_migration_is_part_of_the_build() {
-    let schema = fs::read_to_string(root().join("src/store/schema.rs")).unwrap();
-    for entry in fs::read_dir(root().join("migrations")).unwrap().map(Result::unwrap) {
-        let name = entry.file_name().into_string().unwrap();
-        assert!(schema.contains(&format!("include_str!(\"../../migrations/{name}\")")), "{name}");
+    for (schema, folder) in
+        [("src/store/schema.rs", "migrations"), ("src/store/sqlite/schema.rs", "migrations/sqlite")]
+    {
+        let up = "../".repeat(schema.matches('/').count());
+        let schema = fs::read_to_string(root().join(schema)).unwrap();
+        let entries = fs::read_dir(root().join(folder)).unwrap().map(Result::unwrap);
+        for entry in entries.filter(|entry| entry.path().is_file()) {
+            let name = entry.file_name().into_string().unwrap();
+            assert!(schema.contains(&format!("include_str!(\"{up}{folder}/{name}\")")), "{name}");
+        }
     }
 }

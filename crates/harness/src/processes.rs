@@ -15,7 +15,8 @@ use serde_json::Value;
 use crate::http::send;
 use crate::servers::{Servers, eventually};
 
-/// The program `catchall-NAME`, or `catchall` for "standalone", beside the test that runs it: in `target/PROFILE`.
+/// The program `catchall-NAME`, or `catchall` for "standalone", beside the test that runs it: in
+/// `target/PROFILE`.
 ///
 /// # Panics
 ///

@@ -33,8 +33,8 @@ pub(super) async fn apply(
     }
 }
 
-/// Everything but the commit. The claims come first and in the same transaction as what they guard, so a crash
-/// at any point leaves both or neither.
+/// Everything but the commit. The claims come first and in the same transaction as what they guard, so a
+/// crash at any point leaves both or neither.
 async fn write(connection: &mut SqliteConnection, batches: &[Batch]) -> Result<Applied, sqlx::Error> {
     // A transaction that began with a read could not write if another program had written meanwhile.
     sqlx::raw_sql("begin immediate").execute(&mut *connection).await?;
@@ -55,8 +55,8 @@ fn now() -> i64 {
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
-/// Adds to the counters of each outcome on its own: most domains of a transaction have events of one only. A sum
-/// stops at the end of the integers.
+/// Adds to the counters of each outcome on its own: most domains of a transaction have events of one only. A
+/// sum stops at the end of the integers.
 const ADD_DELIVERED: &str = "\
 -- catchall: add to delivered
 insert into domain_counters as c (domain, delivered, bounced)

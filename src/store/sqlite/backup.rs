@@ -10,8 +10,9 @@ use super::schema;
 
 /// Copies the data file to `to`, and returns the absolute path and the size of the copy in bytes.
 ///
-/// The copy is written under another name, brought to the disk and renamed, so that under `to` there is a complete
-/// copy or what was there before. While it is written, the log of the data file cannot begin anew and grows.
+/// The copy is written under another name, brought to the disk and renamed, so that under `to` there is a
+/// complete copy or what was there before. While it is written, the log of the data file cannot begin anew
+/// and grows.
 ///
 /// # Errors
 ///

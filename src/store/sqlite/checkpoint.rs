@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
@@ -13,8 +14,8 @@ use tokio::time::{Instant, sleep};
 use super::data_error::{DataError, describe};
 use super::data_file::{DataFile, Purpose};
 
-/// A checkpoint begins when the log has this many pages more than were carried over. Larger is cheaper: a page
-/// that changed many times is copied once. It is also what a start after a crash has to read.
+/// A checkpoint begins when the log has this many pages more than were carried over. Larger is cheaper: a
+/// page that changed many times is copied once. It is also what a start after a crash has to read.
 const BEGIN_PAGES: i64 = 64 * 1024;
 
 /// The writer is made to wait for at most about this many pages.
@@ -27,8 +28,8 @@ const PASSES: u32 = 4;
 /// How often the log is looked at.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// A log of more pages than this after a checkpoint is cut off: some reader made it grow. Otherwise its space is
-/// used again, which is cheaper than to take new space from the file system.
+/// A log of more pages than this after a checkpoint is cut off: some reader made it grow. Otherwise its space
+/// is used again, which is cheaper than to take new space from the file system.
 const CUT_PAGES: i64 = 4 * BEGIN_PAGES;
 
 /// How long a reader may hold the log before the operator is told, and between two such lines.
@@ -84,8 +85,8 @@ async fn connected(file: &DataFile, turn: &Mutex<()>, told: &mut Option<Instant>
             tracing::warn!(
                 wal_mib = mib,
                 held_seconds = seconds,
-                "another reader of the data file has been open for {seconds} s, so its log cannot begin anew and \
-                 has grown to {mib} MiB"
+                "another reader of the data file has been open for {seconds} s, so its log cannot begin \
+                 anew and has grown to {mib} MiB"
             );
         }
         // A reader that stays would make the writer wait again and again for nothing.
@@ -120,12 +121,13 @@ async fn checkpoint(connection: &mut SqliteConnection, mode: &'static str) -> Re
     Ok(Log { busy, pages, copied })
 }
 
-/// Carries all of the log into the file and removes it, so that the file is complete by itself.
+/// Carries all of the log into the file and empties it, so that the file is complete by itself.
 pub(super) async fn finish(file: &DataFile) {
     let finished = async {
         let mut connection = file.connect(Purpose::Checkpoint).await.map_err(|error| error.to_string())?;
         let log = checkpoint(&mut connection, "pragma wal_checkpoint(truncate)").await;
         let log = log.map_err(|error| describe(&error))?;
+        connection.close().await.map_err(|error| describe(&error))?;
         if log.busy { Err("another program reads it".to_owned()) } else { Ok(()) }
     };
     if let Err(reason) = finished.await {

@@ -15,15 +15,16 @@ const CLAIMED: &str = "\
 select coalesce(group_concat(asked.key), '')
 from json_each(?) as asked cross join event_claims on event_claims.id = unhex(asked.value)";
 
-/// Makes claims, and renews those that were met again: a duplicate shows that copies are still in circulation.
+/// Makes claims, and renews those that were met again: a duplicate shows that copies are still in
+/// circulation.
 const CLAIM: &str = "\
 -- catchall: claim events
 insert into event_claims (id, used_at)
 select unhex(value), ? from json_each(?) where true
 on conflict (id) do update set used_at = excluded.used_at";
 
-/// Claims all keyed events at `now`, in seconds since 1970, and returns those that have not been counted before.
-/// If several events have one key, only the first counts.
+/// Claims all keyed events at `now`, in seconds since 1970, and returns those that have not been counted
+/// before. If several events have one key, only the first counts.
 pub(super) async fn claim<'a>(
     connection: &mut SqliteConnection,
     keyed: &[&'a (IdempotencyKey, Event)],

@@ -14,12 +14,12 @@ use super::{mount, schema};
 /// Bytes of a page: see `migrations/sqlite/0001_data.sql`.
 const PAGE: u32 = 1024;
 
-/// How long a connection waits for the locks of another one. Writers take turns and readers wait for nobody, so
-/// only another program can hold a lock for this long.
+/// How long a connection waits for the locks of another one. Writers take turns and readers wait for nobody,
+/// so only another program can hold a lock for this long.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a checkpoint waits for readers to leave the log, while the writer waits for the checkpoint. A look-up
-/// takes less.
+/// How long a checkpoint waits for readers to leave the log, while the writer waits for the checkpoint. A
+/// look-up takes less.
 const READER_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// Where the data is.

@@ -23,8 +23,9 @@ const VERSION: u32 = MIGRATIONS.len() as u32;
 const HEADER: usize = 100;
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
-/// Fails if the file is none of catchall's, or a newer one. It reads the file's header itself: had SQLite opened
-/// the file, it might have written to it. Call it only while no connection of this process has the file open.
+/// Fails if the file is none of catchall's, or a newer one. It reads the file's header itself: had SQLite
+/// opened the file, it might have written to it. Call it only while no connection of this process has the
+/// file open.
 pub(super) fn inspect(path: &Path) -> Result<(), DataError> {
     let foreign = |reason| DataError::Foreign { path: path.to_owned(), reason };
     let mut header = Vec::with_capacity(HEADER);

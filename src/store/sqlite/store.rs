@@ -69,8 +69,8 @@ impl Store {
         );
     }
 
-    /// Carries the log into the file, so that the file is complete by itself. A process that is killed leaves the
-    /// log beside it, which the next start reads.
+    /// Carries the log into the file, so that the file is complete by itself. A process that is killed leaves
+    /// the log beside it, which the next start reads.
     pub async fn close(&self) {
         checkpoint::finish(&self.file).await;
     }
