@@ -21,15 +21,13 @@ fn move_to(data: &Path, servers: &Servers) -> (i32, String) {
 async fn post(service: &Service, domains: std::ops::Range<usize>) {
     let headers = [("content-type", "application/x-ndjson")];
     for begin in domains.clone().step_by(10_000) {
-        let lines: String = (begin..domains.end.min(begin + 10_000))
-            .map(|n| {
-                format!(
-                    "{{\"domain\":\"d{n}.com\",\"event\":\"delivered\",\"count\":{},\"id\":\"{n}\"}}\n",
-                    n + 1
-                )
-            })
-            .collect();
-        let sent = service.request(Method::POST, "/events", &headers, lines).await;
+        let lines = (begin..domains.end.min(begin + 10_000)).map(|n| {
+            format!(
+                "{{\"domain\":\"d{n}.com\",\"event\":\"delivered\",\"count\":{},\"id\":\"{n}\"}}\n",
+                n + 1
+            )
+        });
+        let sent = service.request(Method::POST, "/events", &headers, lines.collect::<String>()).await;
         assert_eq!(sent.0, StatusCode::ACCEPTED, "{}", sent.2);
     }
 }

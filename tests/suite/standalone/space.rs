@@ -50,12 +50,11 @@ async fn a_full_disk_is_a_503_that_counts_nothing_and_ends_when_there_is_room() 
     let client = harness::http::HttpClient::with_keep_alive();
     let timeout = std::time::Duration::from_secs(20);
     let post = async |round: usize| {
-        let lines: String = (0..2000)
-            .map(|line| format!("{{\"domain\":\"d{round}-{line}.com\",\"event\":\"delivered\"}}\n"))
-            .collect();
+        let lines =
+            (0..2000).map(|line| format!("{{\"domain\":\"d{round}-{line}.com\",\"event\":\"delivered\"}}\n"));
         let request = hyper::Request::post(format!("http://{address}/events"))
             .header("content-type", "application/x-ndjson")
-            .body(http_body_util::Full::from(lines))
+            .body(http_body_util::Full::from(lines.collect::<String>()))
             .unwrap();
         client.send(request, timeout).await
     };
@@ -66,7 +65,7 @@ async fn a_full_disk_is_a_503_that_counts_nothing_and_ends_when_there_is_room() 
     let mut ballast = fs::File::create(format!("{inside}/ballast")).unwrap();
     let mut accepted = 1;
     let refused = loop {
-        let _ = ballast.write_all(&[1; 256 * 1024]);
+        let _ = ballast.write_all(&vec![1; 256 * 1024]);
         let (status, body) = post(accepted).await.unwrap();
         if status != StatusCode::ACCEPTED {
             break (status, body);

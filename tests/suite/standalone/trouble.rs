@@ -116,13 +116,11 @@ async fn a_file_that_another_process_uses() {
 async fn a_check_names_what_is_damaged_and_a_backup_restores_it() {
     let data = data_file();
     let service = start(&data, &[]).await;
-    let lines: String = (0..5000)
-        .map(|number| {
-            format!("{{\"domain\":\"d{number}.com\",\"event\":\"delivered\",\"id\":\"{number}\"}}\n")
-        })
-        .collect();
+    let lines = (0..5000).map(|number| {
+        format!("{{\"domain\":\"d{number}.com\",\"event\":\"delivered\",\"id\":\"{number}\"}}\n")
+    });
     let headers = [("content-type", "application/x-ndjson")];
-    let sent = service.request(Method::POST, "/events", &headers, lines).await;
+    let sent = service.request(Method::POST, "/events", &headers, lines.collect::<String>()).await;
     assert_eq!(sent.0, StatusCode::ACCEPTED);
     let at = |command: &'static str, data: &Path, more: &[&str]| {
         let arguments = [&[command, "--data", data.to_str().unwrap()][..], more].concat();
