@@ -1,5 +1,5 @@
-# One image for every process of catchall; the command selects the process. docker-compose.yml shows how they
-# belong together, and tests/suite/compose.rs compares both files with the code.
+# One image for every process of catchall; the command selects the process, by default the standalone.
+# docker-compose.yml shows how the others belong together, and tests/suite/compose.rs compares both files with the code.
 
 FROM rust:1.95-trixie AS build
 WORKDIR /src
@@ -20,5 +20,11 @@ LABEL org.opencontainers.image.title="catchall" \
 # For amqps:// and sslmode=verify-full.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=build /out/bin/ /usr/local/bin/
-# A numeric user, so that an orchestrator can tell that it is not root. It owns nothing and writes nothing.
+# The data of the standalone. The services write nothing.
+RUN install -d -m 700 -o 10001 -g 10001 /data
+VOLUME /data
+# A numeric user, so that an orchestrator can tell that it is not root.
 USER 10001:10001
+# What runs unless a command is given. Who may connect is decided by the ports that are published.
+CMD ["catchall", "--data", "/data/catchall.db", "--listen", "0.0.0.0:8080", "--ops-listen", "0.0.0.0:9080"]
+EXPOSE 8080 9080

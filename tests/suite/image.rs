@@ -38,10 +38,33 @@ fn the_image_holds_the_programs_of_this_crate() {
         assert!(image.contains(&label), "no {label}");
     }
     let (_, user) = image.split_once("\nUSER ").expect("a user");
+    let user = user.lines().next().unwrap();
     assert!(user.split(':').all(|id| id.parse::<u32>().unwrap() > 0), "{user} could be root");
-    for instruction in ["ENTRYPOINT", "CMD", "ARG", "ENV"] {
+    for instruction in ["ENTRYPOINT", "ARG", "ENV"] {
         assert!(!image.contains(&format!("\n{instruction}")), "{instruction} in the image");
     }
+}
+
+#[test]
+fn the_image_serves_the_standalone_by_default_with_its_data_in_a_volume() {
+    let (_, image) = stages();
+    let command = image.lines().find_map(|line| line.strip_prefix("CMD ")).unwrap();
+    let command: Vec<String> = serde_json::from_str(command).unwrap();
+    assert_eq!(command[0], "catchall");
+    // The arguments are those of the program, which then finds that there is no such directory.
+    let arguments: Vec<&str> = command[1..].iter().map(String::as_str).collect();
+    let arguments: Vec<&str> = arguments
+        .iter()
+        .map(|argument| if argument.starts_with("/data/") { "/missing/catchall.db" } else { argument })
+        .collect();
+    let (status, _, said) = harness::processes::run("standalone", &arguments, &[]);
+    assert_eq!(status.code(), Some(10), "{said}");
+    let data = command.iter().find(|argument| argument.starts_with("/data/"));
+    assert!(data.is_some(), "{command:?}");
+    let (_, user) = image.split_once("\nUSER ").unwrap();
+    let (user, group) = user.lines().next().unwrap().split_once(':').unwrap();
+    assert!(image.contains(&format!("\nRUN install -d -m 700 -o {user} -g {group} /data\nVOLUME /data\n")));
+    assert!(image.contains("\nEXPOSE 8080 9080"));
 }
 
 #[test]

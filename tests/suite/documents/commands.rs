@@ -8,13 +8,20 @@ use std::time::{Duration, Instant};
 
 use harness::processes::{Service, binary, run};
 use harness::servers::Servers;
+use harness::system::{System, data_file};
 
 use super::{API, OPERATING, PAGES, README, blocks};
+use crate::compose::setting;
 
 /// How long counters may take to be at the replica.
 const MOMENT: Duration = Duration::from_mins(1);
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// What each line of a block in a list begins with.
+fn indent(block: &str) -> &str {
+    &block[..block.len() - block.trim_start_matches(' ').len()]
+}
 
 /// The commands of console blocks, each with what it prints. A command goes on to the end of its
 /// here-document.
@@ -22,7 +29,7 @@ fn transcript(document: &str) -> Vec<(String, String)> {
     let mut steps: Vec<(String, String)> = Vec::new();
     for block in blocks(document, "console") {
         let mut here_document = false;
-        for line in block.lines() {
+        for line in block.lines().map(|line| line.strip_prefix(indent(block)).unwrap_or(line)) {
             if let Some(command) = line.strip_prefix("$ ") {
                 here_document = command.ends_with("<<'END'");
                 steps.push((command.to_owned(), String::new()));
@@ -94,9 +101,44 @@ impl Stack {
 
 #[tokio::test]
 async fn the_three_commands_of_the_readme_print_what_it_says() {
-    let steps = commands(README, &["curl", "sleep"]);
+    let steps = commands(README, &["curl"]);
     assert_eq!(steps.len(), 3, "{steps:?}");
-    Stack::ready().await.prints_what_it_says(&steps).await;
+    let system = System::standalone(&[]).await;
+    for (command, printed) in steps {
+        assert!(command.contains(" http://127.0.0.1:8080/"), "{command}");
+        let command = command.replace("127.0.0.1:8080", &system.events().address());
+        let output = Command::new("bash").args(["-c", &command]).output().unwrap();
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), printed, "{command}");
+    }
+    assert!(README.contains("\n$ cargo run --release\n"));
+    assert_eq!(setting(include_str!("../../../Cargo.toml"), "default-run"), "catchall");
+}
+
+#[tokio::test]
+async fn the_walkthrough_prints_the_same_with_the_standalone() {
+    let system = System::standalone(&[]).await;
+    for (command, printed) in commands(API, &["curl"]) {
+        let url = system.events().url();
+        let variables = [("CATCHALL_INGEST_URL", &url), ("CATCHALL_QUERY_URL", &url)];
+        let output = Command::new("bash").args(["-c", &command]).envs(variables).output().unwrap();
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), printed, "{command}");
+    }
+}
+
+#[tokio::test]
+async fn the_commands_for_the_data_file_do_what_they_say() {
+    let data = data_file();
+    let variables = [("CATCHALL_DATA", data.to_str().unwrap())];
+    let _service = Service::ready("standalone", &Servers::none(), &variables).await;
+    let steps = commands(OPERATING, &["catchall"]);
+    assert_eq!(steps.len(), 2, "{steps:?}");
+    let copy = data.with_file_name("backup.db");
+    for (command, _) in steps {
+        let command = command.replace("/var/backups/catchall.db", copy.to_str().unwrap());
+        let command = command.replacen("catchall", &binary("standalone"), 1);
+        let output = Command::new("bash").args(["-c", &command]).envs(variables).output().unwrap();
+        assert!(output.status.success(), "{command}: {output:?}");
+    }
 }
 
 #[tokio::test]
@@ -177,6 +219,14 @@ fn check(command: &str, dev_help: &str) {
             }
         }
         ["cargo", name, ref arguments @ ..] => options(arguments, &help_of(env!("CARGO"), &[name, "--help"])),
+        ["sudo", "install", .., file, _] => {
+            assert!(file.starts_with("target/") || Path::new(ROOT).join(file).exists(), "{command}");
+        }
+        ["sudo", "systemctl", .., unit] => {
+            assert!(Path::new(ROOT).join(format!("systemd/{unit}.service")).exists(), "{command}");
+        }
+        // No container engine runs in the tests: `image.rs` compares the image with the program.
+        ["docker", "build" | "run", ..] => {}
         ["eval", ..] => assert_eq!(command, "eval \"$(./dev env)\""),
         _ => panic!("nothing runs or checks {command:?}"),
     }
@@ -204,7 +254,7 @@ fn every_other_command_is_known() {
                 "curl" | "sleep" => {
                     assert!(["README.md", "docs/api.md"].contains(&page), "{page}: {command}");
                 }
-                "catchall-dead" | "target/release/catchall-load" => {
+                "catchall" | "catchall-dead" | "target/release/catchall-load" => {
                     assert_eq!(page, "docs/operating.md", "{command}");
                 }
                 _ => {
