@@ -7,6 +7,7 @@ use catchall::broker::EVENTS;
 use harness::processes::{Service, run};
 use harness::proxy::{Proxy, host};
 use harness::servers::{Servers, eventually};
+use harness::system::data_file;
 use hyper::StatusCode;
 
 const URLS: [(&str, &str); 3] = [
@@ -48,6 +49,34 @@ fn a_bad_value_ends_the_process_with_a_sentence_that_names_its_variable() {
         (status.code(), &*stderr),
         (Some(2), "catchall-query: CATCHALL_REPLICA_URL (--replica-url <URL>) is required; see --help\n")
     );
+}
+
+#[test]
+fn the_standalone_names_its_variables_too() {
+    for (arguments, variables, says) in [
+        (
+            &[][..],
+            &[("CATCHALL_LISTEN", "8080")][..],
+            "CATCHALL_LISTEN (--listen <ADDRESS:PORT>) is not valid",
+        ),
+        (&["--threshold", "x"], &[], "CATCHALL_THRESHOLD (--threshold <N>) is not valid: invalid digit"),
+        (&["move"], &[], "CATCHALL_DATABASE_URL (--to <URL>) is required"),
+        (
+            &["move", "--to", "mysql://alice:s3cret@db"],
+            &[],
+            "CATCHALL_DATABASE_URL (--to <URL>) is not valid",
+        ),
+        (&["backup"], &[], "<FILE> is required"),
+    ] {
+        let (status, _, stderr) = run("standalone", arguments, variables);
+        assert_eq!(status.code(), Some(2), "{stderr}");
+        assert!(stderr.starts_with("catchall: ") && stderr.contains(says), "{stderr}");
+        assert!(!stderr.contains("s3cret") && stderr.lines().count() == 1, "{stderr}");
+    }
+    for (arguments, says) in [(&["srve"][..], "unrecognized subcommand"), (&["--lissen", "x"], "--listen")] {
+        let (status, _, stderr) = run("standalone", arguments, &[]);
+        assert_eq!((status.code(), stderr.contains(says)), (Some(2), true), "{stderr}");
+    }
 }
 
 #[test]
@@ -173,8 +202,10 @@ fn a_migration_without_a_database_fails_without_its_password() {
 async fn both_signals_stop_every_service_in_order() {
     let servers = Servers::fresh().await;
     for signal in ["TERM", "INT"] {
-        for name in ["ingest", "worker", "query"] {
-            let mut service = Service::ready(name, &servers, &[]).await;
+        for name in ["ingest", "worker", "query", "standalone"] {
+            let data = data_file();
+            let variables = [("CATCHALL_DATA", data.to_str().unwrap())];
+            let mut service = Service::ready(name, &servers, &variables).await;
             service.signal(signal);
             let status = service.ended().await;
             assert!(status.success(), "{name} ended with {status} on SIG{signal}");
