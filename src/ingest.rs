@@ -130,6 +130,11 @@ impl IntakeConfig {
         budget
     }
 
+    /// Events that may wait until they are durable, on each thread.
+    pub(crate) fn max_waiting_events(&self) -> usize {
+        self.max_waiting_events as usize
+    }
+
     fn timeout(&self) -> Duration {
         Duration::from_millis(self.publish_deadline_ms)
     }
@@ -156,7 +161,7 @@ fn router(config: &IngestConfig, health: &Health, budget: &Budget) -> Router {
 /// The routes of one thread. Their events go to the sink, and their bodies take memory from the budget. Must
 /// be called on the thread's event loop.
 pub(crate) fn routes<S: BatchSink>(config: &IntakeConfig, budget: &Budget, sink: S) -> Router {
-    let intake = Arc::new(Intake::new(config.max_waiting_events as usize));
+    let intake = Arc::new(Intake::new(config.max_waiting_events()));
     tokio::spawn(flush(Arc::clone(&intake), sink, config.timeout()));
     Router::new()
         .route("/events/{domain}/{outcome}", put(put_event))

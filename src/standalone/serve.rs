@@ -13,7 +13,8 @@ use crate::{http, ingest, query};
 
 /// Opens the data file, binds, and serves until the shutdown and the grace period after it.
 pub(super) async fn serve(config: ServeConfig, process: Process) -> anyhow::Result<()> {
-    let store = Store::open(&config.data).await.map_err(ExitError::from)?;
+    let capacity = config.intake.max_waiting_events() * usize::from(config.http.threads);
+    let store = Store::open(&config.data, capacity).await.map_err(ExitError::from)?;
     let (sockets, ops) = (config.http.bind_alone()?, config.ops.bind()?);
     let health = Health::default();
     greet(&store, sockets[0].local_addr()?, ops.local_addr()?);

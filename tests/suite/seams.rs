@@ -17,6 +17,9 @@ use harness::servers::{Servers, eventually};
 use harness::system::data_file;
 use tokio::time::Instant;
 
+/// Rows that may wait for the data file.
+const CAPACITY: usize = 100_000;
+
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn name(name: &str) -> DomainName {
@@ -126,7 +129,7 @@ async fn the_broker_and_the_replica_keep_their_word() {
 #[tokio::test]
 async fn the_data_file_keeps_its_word_also_after_it_was_closed() {
     let config = DataConfig { data: data_file() };
-    let store = Arc::new(Store::open(&config).await.unwrap());
+    let store = Arc::new(Store::open(&config, CAPACITY).await.unwrap());
     let health = Health::default();
     let retention = EventRetention { event_retention_secs: 3600 };
     let run = {
@@ -145,7 +148,7 @@ async fn the_data_file_keeps_its_word_also_after_it_was_closed() {
     assert_eq!(log, 0, "all of it is in the file");
     drop(store);
 
-    let store = Store::open(&config).await.unwrap();
+    let store = Store::open(&config, CAPACITY).await.unwrap();
     let backend = Backend { sink: store.writer(), source: store.reader(), reads_at_once: true };
     backend.has(&[("b.com", 5, 4), ("keyed.com", 8, 1), ("crowd.com", 50, 25)]).await;
     tokio::select! {

@@ -23,12 +23,13 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the data file for this process alone. It is created if it does not exist.
+    /// Opens the data file for this process alone. It is created if it does not exist. Events that touch up to
+    /// `capacity` rows may wait to be counted.
     ///
     /// # Errors
     ///
     /// When the file cannot be used, or its content has been moved. It is then as it was before.
-    pub async fn open(config: &DataConfig) -> Result<Self, DataError> {
+    pub async fn open(config: &DataConfig, capacity: usize) -> Result<Self, DataError> {
         let file = DataFile::open(config).await?;
         let state = export::state(&mut file.connect(Purpose::Read).await?).await;
         let (state, to) = state.map_err(|error| DataError::of_sqlite(&file.path, &error))?;
@@ -38,7 +39,7 @@ impl Store {
             MoveState::Begun => return Err(DataError::Moved { path, state: "is being moved", to }),
             MoveState::Done => return Err(DataError::Moved { path, state: "has been moved", to }),
         }
-        Ok(Self { file, queue: Arc::new(Queue::new(usize::MAX)) })
+        Ok(Self { file, queue: Arc::new(Queue::new(capacity)) })
     }
 
     /// The absolute path of the file.

@@ -30,9 +30,10 @@ pub struct Writer {
 
 impl BatchSink for Writer {
     async fn accept(&self, batch: Batch, deadline: Instant) -> Result<(), NotAccepted> {
-        // What waits is bounded where it comes from.
+        // Where the disk hangs, batches stay here after their deadline: they may still be counted.
         let ticket = self.queue.submit(batch.rows(), |batches| batches.push(batch));
-        let ticket = ticket.map_err(|_| NotAccepted::Full("too much waits for the data file".into()))?;
+        let ticket =
+            ticket.map_err(|_| NotAccepted::NotCounted("too many events wait for the disk".into()))?;
         match timeout_at(deadline, ticket).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(NotAccepted::MaybeCounted("the writer has stopped".into())),
@@ -63,7 +64,7 @@ pub(super) async fn write(
         let _turn = turn.lock().await;
         let done = match open(file, &mut connection).await {
             Ok(connection) => match flush {
-                Some(flush) => count(connection, flush).await,
+                Some(flush) => count_and_prune(connection, flush, &mut pruning).await,
                 None if works => prune(connection, &mut pruning).await,
                 None => try_to_write(connection).await,
             },
@@ -95,6 +96,16 @@ async fn open<'a>(
         Some(connection) => Ok(connection),
         None => Ok(connection.insert(file.connect(Purpose::Write).await?)),
     }
+}
+
+/// Counts, and prunes if that is due: where events never cease, there is no other time for it.
+async fn count_and_prune(
+    connection: &mut SqliteConnection,
+    flush: Flush<'_, Vec<Batch>, Result<(), NotAccepted>>,
+    pruning: &mut Pruning,
+) -> Result<(), String> {
+    count(connection, flush).await?;
+    if pruning.due > Instant::now() { Ok(()) } else { prune(connection, pruning).await }
 }
 
 async fn count(
