@@ -20,8 +20,8 @@ const LEGEND: &str = "\
 503: how many of the prober's requests were answered with it. Times: the worst of the rounds, in seconds.
 They start when the fault ends: a killed service is started again, or a killed server accepts connections
 again. They end when requests are answered as before, and when events sent after the fault are counted. MB:
-the peak memory of a process of ingest/worker/query, or of the standalone, which is first. The readiness of a service is not checked while it is
-killed.";
+the peak memory of a process of ingest/worker/query, or of the standalone, which comes first in a move. The
+readiness of a service is not checked while it is killed.";
 
 /// All rows so far.
 #[derive(Debug, Default)]

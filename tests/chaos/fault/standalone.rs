@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use harness::expected::ExpectedCounts;
 use harness::processes::command;
+use harness::sql;
 
 use super::Lifted;
 use crate::rng::Rng;
@@ -20,7 +21,6 @@ const KILLS: usize = 4;
 /// How long what is waited for may take: seconds, on a busy machine.
 const TIMEOUT: Duration = Duration::from_mins(1);
 
-/// A connection of its own sends each request of the prober, so that a killed process is seen at once.
 pub(super) async fn killed(standalone: &mut Standalone, rng: &mut Rng) -> Result<Lifted> {
     let mut lifted = Lifted::now();
     for _ in 0..KILLS {
@@ -189,6 +189,9 @@ fn holds_log(pid: u32) -> Result<bool> {
     }))
 }
 
+/// How many rows have been moved, while no worker runs.
+const MOVED: &str = "select (select count(*) from event_claims) + (select count(*) from domain_counters)";
+
 /// The steps of docs/operating.md, with a move that is killed again and again.
 pub(super) async fn move_killed(standalone: &mut Standalone, rng: &mut Rng) -> Result<Lifted> {
     let data = standalone.data().to_owned();
@@ -200,18 +203,20 @@ pub(super) async fn move_killed(standalone: &mut Standalone, rng: &mut Rng) -> R
     standalone.process.take().context("it runs")?.stop().await?;
     let to = way_up.cluster.servers.database_url.clone();
     let spawn = || spawned(command("standalone").args(["move", "--data", &data, "--to", &to]));
-    let mut early = 0;
+    let (mut early, mut moved) = (0, Vec::new());
     for _ in 0..KILLS {
         let mut moving = spawn()?;
         rng.pause(20, 1200).await;
         early += usize::from(moving.try_wait()?.is_none());
         moving.kill()?;
         moving.wait()?;
+        moved.push(sql::number(&way_up.cluster.primary, MOVED).await?.to_string());
     }
     let Output { status, stdout, stderr } = ended(spawn()?).await?;
     let mut lifted = Lifted { expected: std::mem::take(&mut standalone.filled), ..Lifted::now() };
     way_up.cluster.fill().await;
-    lifted.note = Some(format!("{early} of {KILLS} kills came before the move was done"));
+    let moved = moved.join(", ");
+    lifted.note = Some(format!("{early} of {KILLS} kills ended the move, after {moved} rows"));
     if !status.success() {
         let said = String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned();
         lifted.failures.push(format!("the move ended with {status}: {said}"));
