@@ -206,7 +206,7 @@ pub(super) async fn move_killed(standalone: &mut Standalone, rng: &mut Rng) -> R
     let (mut early, mut moved) = (0, Vec::new());
     for _ in 0..KILLS {
         let mut moving = spawn()?;
-        rng.pause(20, 1200).await;
+        rng.pause(50, 2000).await;
         early += usize::from(moving.try_wait()?.is_none());
         moving.kill()?;
         moving.wait()?;
