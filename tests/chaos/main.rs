@@ -24,11 +24,12 @@ use anyhow::{Result, anyhow};
 use clap::{Parser, ValueEnum};
 use futures::FutureExt;
 use harness::panics;
+use harness::small_disk::may_mount;
 
 use crate::fault::Fault;
 use crate::load::WayLoad;
 use crate::round::{Round, RoundResult};
-use crate::subject::Subject;
+use crate::subject::{Form, Subject};
 use crate::table::FaultTable;
 
 /// Set by `./dev chaos`: the servers may be killed.
@@ -79,6 +80,10 @@ async fn run(arguments: &Arguments) -> bool {
     let mut faults = arguments.faults.clone();
     if faults.is_empty() {
         faults = Fault::value_variants().to_vec();
+    }
+    let needs_small_disk = |fault: &Fault| fault.form() == Form::StandaloneOnSmallDisk;
+    if faults.iter().any(needs_small_disk) && !may_mount() {
+        faults.retain(|fault| !needs_small_disk(fault));
     }
     println!("chaos: {} faults, {} rounds, seed {seed}", faults.len(), arguments.rounds);
     let begun = Instant::now();

@@ -14,7 +14,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use harness::expected::ExpectedCounts;
 use harness::http::HttpClient;
 use harness::processes::{Service, binary, command};
-use harness::proxy::{Proxy, reserve};
+use harness::proxy::{Proxy, Wire, reserve};
 use harness::servers::Servers;
 use harness::small_disk::{on_small_disk, seen_by};
 use harness::sql;
@@ -47,46 +47,34 @@ pub(crate) struct Standalone {
     pub(crate) data: PathBuf,
     /// Where the process listens, whenever it is started.
     pub(crate) listen: SocketAddr,
+    /// Where clients reach it.
     pub(crate) events_url: String,
     pub(crate) domains_url: String,
     /// None while it is killed, and once its data has been moved.
     pub(crate) process: Option<WatchedProcess>,
     pub(crate) watch: Watch,
-    /// Whether it has a small file system, which not every user may mount.
-    pub(crate) has_small_disk: bool,
-    pub(crate) way_up: Option<WayUp>,
+    /// What takes its place in a move.
+    pub(crate) cluster: Option<Cluster>,
     /// The counts expected for what was put into the file before the round.
     pub(crate) filled: ExpectedCounts,
-    _port: Socket,
-}
-
-/// The way from a standalone to a cluster.
-pub(crate) struct WayUp {
-    pub(crate) cluster: Cluster,
+    /// The connections of the clients that send events, and of those that read domains.
     events: Proxy,
     domains: Proxy,
-}
-
-impl WayUp {
-    /// New connections of all clients go to the cluster.
-    pub(crate) fn lead_up(&self) {
-        self.events.lead_to(self.cluster.ingest_url.trim_start_matches("http://"));
-        self.domains.lead_to(self.cluster.query_url.trim_start_matches("http://"));
-    }
+    has_small_disk: bool,
+    _port: Socket,
 }
 
 impl Standalone {
     /// Starts one on a new file.
     pub(crate) async fn ready() -> Self {
-        let mut standalone = Self::new();
+        let mut standalone = Self::new().await;
         standalone.start().await;
         standalone
     }
 
-    /// Starts one on a small file system, if this user may mount one.
+    /// Starts one on a small file system, which this user may mount.
     pub(crate) async fn on_small_disk() -> Self {
-        let mut standalone = Self::new();
-        standalone.has_small_disk = standalone.command_on_small_disk().is_some();
+        let mut standalone = Self { has_small_disk: true, ..Self::new().await };
         standalone.start().await;
         standalone
     }
@@ -97,31 +85,41 @@ impl Standalone {
         let mut filled = ExpectedCounts::default();
         standalone.post("before-move", 0..BEFORE_MOVE, DOMAINS, &mut filled).await?;
         standalone.filled = filled;
-        let cluster = Cluster::without_services(standalone.watch.clone()).await?;
-        let listen = standalone.listen.to_string();
-        let (events, domains) = (Proxy::to(&listen, true).await, Proxy::to(&listen, true).await);
-        standalone.events_url = format!("http://{}", events.address);
-        standalone.domains_url = format!("http://{}", domains.address);
-        standalone.way_up = Some(WayUp { cluster, events, domains });
+        standalone.cluster = Some(Cluster::without_services(standalone.watch.clone()).await?);
         Ok(standalone)
     }
 
-    fn new() -> Self {
+    async fn new() -> Self {
         let port = reserve();
         let listen = address(&port);
-        let url = format!("http://{listen}");
+        let wire = async || Proxy::to(&listen.to_string(), true).await;
+        let (events, domains) = (wire().await, wire().await);
         Self {
             data: data_file(),
             listen,
-            events_url: url.clone(),
-            domains_url: url,
+            events_url: format!("http://{}", events.address),
+            domains_url: format!("http://{}", domains.address),
             process: None,
             watch: Watch::default(),
-            has_small_disk: false,
-            way_up: None,
+            cluster: None,
             filled: ExpectedCounts::default(),
+            events,
+            domains,
+            has_small_disk: false,
             _port: port,
         }
+    }
+
+    /// Changes the state of the wires of all clients.
+    pub(crate) fn wires(&self, wire: Wire) {
+        self.events.be(wire);
+        self.domains.be(wire);
+    }
+
+    /// New connections of all clients go to the services of the cluster.
+    pub(crate) fn lead_up(&self, cluster: &Cluster) {
+        self.events.lead_to(cluster.ingest_url.trim_start_matches("http://"));
+        self.domains.lead_to(cluster.query_url.trim_start_matches("http://"));
     }
 
     /// Starts the process, and returns once it is ready.
@@ -156,7 +154,7 @@ impl Standalone {
     }
 
     pub(crate) fn processes(&self) -> impl Iterator<Item = &WatchedProcess> {
-        self.process.iter().chain(self.way_up.iter().flat_map(|way_up| way_up.cluster.processes()))
+        self.process.iter().chain(self.cluster.iter().flat_map(Cluster::processes))
     }
 
     /// Sends keyed events with these numbers to so many domains, and expects each to be counted once.
@@ -189,8 +187,8 @@ impl Standalone {
 
     /// The counters of the domains that have any: in the cluster once it has taken over.
     pub(crate) async fn counts(&self, domains: &[String]) -> Result<HashMap<String, Counts>> {
-        if let (None, Some(way_up)) = (&self.process, &self.way_up) {
-            return sql::counts(&way_up.cluster.primary, domains).await;
+        if let (None, Some(cluster)) = (&self.process, &self.cluster) {
+            return sql::counts(&cluster.primary, domains).await;
         }
         let client = HttpClient::with_keep_alive();
         let reads = domains.iter().map(async |domain| {
