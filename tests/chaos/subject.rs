@@ -27,7 +27,7 @@ pub(crate) enum Form {
     Standalone,
     /// The same, on a small file system of its own.
     StandaloneOnSmallDisk,
-    /// The same, with a file that is large and clients that can be led to a cluster.
+    /// The same, with some data and a cluster beside it, to which its clients can be led.
     StandaloneBeforeMove,
 }
 
