@@ -48,7 +48,7 @@ pub(crate) async fn events(
     let counted = system.counted().await;
     let before = system.micros();
     let machine = MachineTime::now();
-    let load = LoadRun::start(spec, &system.ingest_url(), &servers.amqp_url, &[])?;
+    let load = LoadRun::start(spec, &system.ingest_url(), Some(&servers.amqp_url), &[])?;
     let mut looks = Vec::new();
     let ((report, load_micros), beside) = {
         let looking = async {

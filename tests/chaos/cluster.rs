@@ -4,19 +4,17 @@ use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use futures::future::try_join_all;
-use harness::http::HttpClient;
 use harness::instance::{data, dev};
 use harness::processes::Service;
 use harness::proxy::{Proxy, host, reserve};
 use harness::servers::Servers;
 use harness::sql;
-use harness::usage;
-use hyper::StatusCode;
 use socket2::Socket;
 
-use crate::watch::{Seen, Watch, Watcher};
+use crate::process::WatchedProcess;
+use crate::watch::Watch;
 
 /// How long ingest waits for a confirm before it answers 503: its default.
 pub(crate) const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
@@ -31,20 +29,10 @@ const STATEMENT_TIMEOUT_SECS: &str = "6";
 /// The prefetch of a worker. It is small, so that neighbouring messages go to different workers.
 const PREFETCH: &str = "100";
 
-/// How many lines of each log are printed after a failure.
-const LOG_LINES: usize = 15;
-
 /// How long the replica may take until it follows the primary.
 const SERVERS: Duration = Duration::from_secs(30);
 
-/// A process of a service, and its watcher.
-pub(crate) struct ClusterProcess {
-    pub(crate) service: Service,
-    name: &'static str,
-    watcher: Option<Watcher>,
-}
-
-/// Everything that a round needs. The next round uses it too.
+/// Everything that a round needs.
 pub(crate) struct Cluster {
     /// The servers, without proxies.
     pub(crate) servers: Servers,
@@ -57,9 +45,9 @@ pub(crate) struct Cluster {
     /// The connections of the workers to the primary.
     pub(crate) database_wire: Proxy,
     pub(crate) watch: Watch,
-    pub(crate) ingest: Vec<ClusterProcess>,
-    pub(crate) workers: Vec<ClusterProcess>,
-    pub(crate) query: Vec<ClusterProcess>,
+    pub(crate) ingest: Vec<WatchedProcess>,
+    pub(crate) workers: Vec<WatchedProcess>,
+    pub(crate) query: Vec<WatchedProcess>,
     /// The servers behind the proxies, as the services see them.
     behind: Servers,
     _ports: [Socket; 2],
@@ -68,6 +56,13 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts the servers that are not running, and all services on a fresh vhost and a fresh database.
     pub(crate) async fn ready() -> Result<Self> {
+        let mut cluster = Self::without_services(Watch::default()).await?;
+        cluster.fill().await;
+        Ok(cluster)
+    }
+
+    /// Starts the servers that are not running. What its services will show is noted by `watch`.
+    pub(crate) async fn without_services(watch: Watch) -> Result<Self> {
         for server in ["rabbitmq", "primary", "replica"] {
             dev(&["start", server]).await?;
         }
@@ -85,22 +80,20 @@ impl Cluster {
         // Reserved ports, so that the addresses stay the same when processes are replaced.
         let ports = [reserve(), reserve()];
         let [ingest_url, query_url] = [&ports[0], &ports[1]].map(|port| format!("http://{}", address(port)));
-        let mut cluster = Self {
+        Ok(Self {
             primary: servers.database_url.clone(),
             servers,
             ingest_url,
             query_url,
             broker_wire,
             database_wire,
-            watch: Watch::default(),
+            watch,
             ingest: Vec::new(),
             workers: Vec::new(),
             query: Vec::new(),
             behind,
             _ports: ports,
-        };
-        cluster.fill().await;
-        Ok(cluster)
+        })
     }
 
     /// Starts the missing processes, and returns once they are ready.
@@ -136,7 +129,7 @@ impl Cluster {
 
     /// Stops the workers with SIGTERM.
     pub(crate) async fn stop_workers(&mut self) -> Result<()> {
-        try_join_all(self.workers.drain(..).map(ClusterProcess::stop)).await.map(drop)
+        try_join_all(self.workers.drain(..).map(WatchedProcess::stop)).await.map(drop)
     }
 
     /// Starts two workers with these settings in addition to the usual ones.
@@ -153,24 +146,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Discards what the watchers have seen, and resets the peak memory of all processes.
-    pub(crate) fn begin_anew(&self) {
-        for process in self.processes() {
-            usage::forget_peak(process.service.pid());
-        }
-        self.watch.take();
-    }
-
-    /// What was seen since [`Self::begin_anew`].
-    pub(crate) fn seen(&self) -> Seen {
-        let mut seen = self.watch.take();
-        for process in self.processes() {
-            seen.remember(process.name, usage::peak_megabytes(process.service.pid()).unwrap_or_default());
-        }
-        seen
-    }
-
-    fn processes(&self) -> impl Iterator<Item = &ClusterProcess> {
+    pub(crate) fn processes(&self) -> impl Iterator<Item = &WatchedProcess> {
         self.ingest.iter().chain(&self.workers).chain(&self.query)
     }
 
@@ -180,34 +156,9 @@ impl Cluster {
         self.query.push(process);
     }
 
-    async fn start(&self, name: &'static str, more: &[(&str, &str)]) -> ClusterProcess {
+    async fn start(&self, name: &'static str, more: &[(&str, &str)]) -> WatchedProcess {
         let service = Service::ready(name, &self.behind, more).await;
-        let mut process = ClusterProcess { service, name, watcher: None };
-        process.look(&self.watch);
-        process
-    }
-
-    /// Prints the end of the log of every process.
-    pub(crate) fn print_logs(&self) {
-        for process in self.processes() {
-            let log = process.service.log();
-            for line in &log[log.len().saturating_sub(LOG_LINES)..] {
-                println!("chaos: {}: {line}", process.name);
-            }
-        }
-    }
-
-    /// The first service that is not ready, with its answer.
-    pub(crate) async fn not_ready(&self) -> Option<String> {
-        for process in self.processes() {
-            let readyz = HttpClient::without_keep_alive()
-                .get(&format!("http://{}/readyz", process.service.ops_address()), Duration::from_secs(5))
-                .await;
-            if !readyz.as_ref().is_ok_and(|(status, _)| *status == StatusCode::OK) {
-                return Some(format!("/readyz of {}: {readyz:?}", process.name));
-            }
-        }
-        None
+        WatchedProcess::new(name, service, &self.watch)
     }
 }
 
@@ -233,34 +184,7 @@ async fn copy_anew() -> Result<()> {
     Ok(())
 }
 
-fn address(port: &Socket) -> SocketAddr {
+/// Where a reserved port is.
+pub(crate) fn address(port: &Socket) -> SocketAddr {
     port.local_addr().ok().and_then(|address| address.as_socket()).expect("it is bound")
-}
-
-impl ClusterProcess {
-    /// Starts a watcher for it.
-    pub(crate) fn look(&mut self, watch: &Watch) {
-        let ops_url = format!("http://{}", self.service.ops_address());
-        self.watcher = Some(watch.over(self.name, self.service.pid(), ops_url));
-    }
-
-    /// Stops its watcher, because what follows is intended.
-    pub(crate) fn look_away(&mut self) {
-        self.watcher = None;
-    }
-
-    /// Stops it with SIGKILL.
-    pub(crate) async fn kill(mut self) {
-        self.look_away();
-        self.service.signal("KILL");
-        self.service.ended().await;
-    }
-
-    /// Stops it with SIGTERM.
-    pub(crate) async fn stop(mut self) -> Result<()> {
-        self.look_away();
-        self.service.signal("TERM");
-        let status = self.service.ended().await;
-        if status.success() { Ok(()) } else { Err(anyhow!("{} ended with {status} on SIGTERM", self.name)) }
-    }
 }

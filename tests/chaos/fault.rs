@@ -9,6 +9,7 @@ mod messages;
 mod replication;
 mod restarts;
 mod sessions;
+mod standalone;
 mod unreadable;
 mod wires;
 
@@ -19,8 +20,8 @@ use clap::ValueEnum;
 use harness::expected::ExpectedCounts;
 use harness::proxy::Wire;
 
-use crate::cluster::Cluster;
 use crate::rng::Rng;
+use crate::subject::{Form, Subject};
 
 /// How long the system may take to recover from a fault. The table shows how long it took; this limit only
 /// detects a system that is stuck, and allows for a busy machine.
@@ -112,6 +113,18 @@ pub(crate) enum Fault {
     ReplaceQuery,
     /// the primary is killed for good, and its synchronous replica takes its place
     FailOver,
+    /// the standalone is killed again and again, and started again on its data
+    StandaloneKilled,
+    /// the standalone is stopped for seconds, then continues
+    StandaloneStopped,
+    /// the file system of the standalone is full, until there is room again
+    StandaloneDiskFull,
+    /// other processes are started on the data file of the standalone
+    StandaloneSecondProcess,
+    /// a backup that is stopped in the middle holds the log of the standalone
+    StandaloneHeldLog,
+    /// clients go over from the standalone to a cluster, and the move of its data is killed again and again
+    StandaloneMoveKilled,
 }
 
 /// What clients may notice of a fault.
@@ -127,6 +140,8 @@ pub(crate) enum Visible {
     Refusals,
     /// Some requests must be answered with 503: the fault lasts longer than the deadline.
     CertainRefusals,
+    /// Some requests must be answered with 503, and all of these must say that nothing was counted.
+    CertainlyUncounted,
     /// Some requests are not answered, because no process listens.
     Silence,
 }
@@ -174,6 +189,7 @@ impl Fault {
             | Self::FailOver => &["worker"],
             Self::MemoryAlarm | Self::DiskAlarm => &["ingest"],
             Self::KillReplica => &["query"],
+            Self::StandaloneDiskFull => &["standalone"],
             _ => &[],
         }
     }
@@ -181,12 +197,13 @@ impl Fault {
     /// What clients that send events may notice.
     pub(crate) fn visible_to_senders(self) -> Visible {
         match self {
-            Self::KillIngest => Visible::Silence,
+            Self::KillIngest | Self::StandaloneKilled => Visible::Silence,
+            Self::StandaloneDiskFull => Visible::CertainlyUncounted,
             Self::LateConfirms1 | Self::LateConfirms3 => Visible::Few,
             Self::LateConfirms4 => Visible::Uncounted,
             // A debug build decompresses so slowly that the threads of ingest have little time for other
-            // requests.
-            Self::Amplification => Visible::Refusals,
+            // requests. What was waiting when the standalone was stopped may be too late when it continues.
+            Self::Amplification | Self::StandaloneStopped => Visible::Refusals,
             Self::MemoryAlarm | Self::DiskAlarm | Self::FullQueue => Visible::CertainRefusals,
             Self::KillBroker | Self::BrokerWireCut | Self::BrokerWireBreaks | Self::BrokerWireSilent => {
                 Visible::Refusals
@@ -198,15 +215,18 @@ impl Fault {
     /// What clients that read domains may notice.
     pub(crate) fn visible_to_readers(self) -> Visible {
         match self {
-            Self::KillQuery => Visible::Silence,
-            Self::KillReplica => Visible::Refusals,
+            Self::KillQuery | Self::StandaloneKilled => Visible::Silence,
+            Self::KillReplica | Self::StandaloneStopped => Visible::Refusals,
             _ => Visible::Nothing,
         }
     }
 
     /// Whether it is a routine operation, during which no client may need to retry.
     pub(crate) fn is_routine(self) -> bool {
-        matches!(self, Self::ReplaceIngest | Self::ReplaceWorkers | Self::ReplaceQuery)
+        matches!(
+            self,
+            Self::ReplaceIngest | Self::ReplaceWorkers | Self::ReplaceQuery | Self::StandaloneSecondProcess
+        )
     }
 
     /// Why the recovery takes longer than ten seconds, if it does.
@@ -220,56 +240,76 @@ impl Fault {
         }
     }
 
-    /// Whether the next round needs a new cluster.
-    pub(crate) fn uses_up_the_cluster(self) -> bool {
-        // The last two change times and claims in the database.
-        matches!(self, Self::FailOver | Self::ClockStepsBack | Self::ShortRetention)
+    /// Which form of the system it breaks.
+    pub(crate) fn form(self) -> Form {
+        match self {
+            Self::StandaloneKilled
+            | Self::StandaloneStopped
+            | Self::StandaloneSecondProcess
+            | Self::StandaloneHeldLog => Form::Standalone,
+            Self::StandaloneDiskFull => Form::StandaloneOnSmallDisk,
+            Self::StandaloneMoveKilled => Form::StandaloneBeforeMove,
+            _ => Form::Cluster,
+        }
+    }
+
+    /// Whether the next round needs a new system.
+    pub(crate) fn uses_up_the_system(self) -> bool {
+        // The clock and the retention change times and claims in the database.
+        let fault = matches!(self, Self::FailOver | Self::ClockStepsBack | Self::ShortRetention);
+        fault || self == Self::StandaloneMoveKilled
     }
 
     /// Breaks something, waits, and repairs it.
-    pub(crate) async fn inflict(self, cluster: &mut Cluster, rng: &mut Rng, label: &str) -> Result<Lifted> {
+    pub(crate) async fn inflict(self, subject: &mut Subject, rng: &mut Rng, label: &str) -> Result<Lifted> {
         let slow = Wire::Slow(Duration::from_millis(300));
         match self {
-            Self::KillIngest => kills::ingest(cluster, rng).await,
-            Self::KillOneWorker => kills::one_worker(cluster, rng).await,
-            Self::KillEveryWorker => kills::every_worker(cluster, rng).await,
-            Self::KillQuery => kills::query(cluster, rng).await,
+            Self::KillIngest => kills::ingest(subject.cluster()?, rng).await,
+            Self::KillOneWorker => kills::one_worker(subject.cluster()?, rng).await,
+            Self::KillEveryWorker => kills::every_worker(subject.cluster()?, rng).await,
+            Self::KillQuery => kills::query(subject.cluster()?, rng).await,
             Self::KillBroker => kills::server("rabbitmq", rng).await,
             Self::KillPrimary => kills::server("primary", rng).await,
             Self::KillReplica => kills::server("replica", rng).await,
-            Self::StallOneWorker => sessions::stall(cluster, rng).await,
-            Self::CloseConnections => sessions::close_connections(cluster).await,
-            Self::EndSessions => sessions::end_sessions(cluster).await,
-            Self::BrokerWireCut => wires::be(&cluster.broker_wire, Wire::Cut, rng).await,
-            Self::BrokerWireSlow => wires::be(&cluster.broker_wire, slow, rng).await,
-            Self::BrokerWireBreaks => wires::breaks(&cluster.broker_wire, rng).await,
-            Self::BrokerWireSilent => wires::be(&cluster.broker_wire, Wire::Silent, rng).await,
-            Self::LateConfirms1 => wires::late(cluster, Duration::from_secs(1)).await,
-            Self::LateConfirms3 => wires::late(cluster, Duration::from_secs(3)).await,
-            Self::LateConfirms4 => wires::late(cluster, Duration::from_millis(4500)).await,
-            Self::DatabaseWireCut => wires::be(&cluster.database_wire, Wire::Cut, rng).await,
-            Self::DatabaseWireSlow => wires::be(&cluster.database_wire, slow, rng).await,
-            Self::DatabaseWireBreaks => wires::breaks(&cluster.database_wire, rng).await,
-            Self::DatabaseWireSilent => wires::be(&cluster.database_wire, Wire::Silent, rng).await,
+            Self::StallOneWorker => sessions::stall(subject.cluster()?, rng).await,
+            Self::CloseConnections => sessions::close_connections(subject.cluster()?).await,
+            Self::EndSessions => sessions::end_sessions(subject.cluster()?).await,
+            Self::BrokerWireCut => wires::be(&subject.cluster()?.broker_wire, Wire::Cut, rng).await,
+            Self::BrokerWireSlow => wires::be(&subject.cluster()?.broker_wire, slow, rng).await,
+            Self::BrokerWireBreaks => wires::breaks(&subject.cluster()?.broker_wire, rng).await,
+            Self::BrokerWireSilent => wires::be(&subject.cluster()?.broker_wire, Wire::Silent, rng).await,
+            Self::LateConfirms1 => wires::late(subject.cluster()?, Duration::from_secs(1)).await,
+            Self::LateConfirms3 => wires::late(subject.cluster()?, Duration::from_secs(3)).await,
+            Self::LateConfirms4 => wires::late(subject.cluster()?, Duration::from_millis(4500)).await,
+            Self::DatabaseWireCut => wires::be(&subject.cluster()?.database_wire, Wire::Cut, rng).await,
+            Self::DatabaseWireSlow => wires::be(&subject.cluster()?.database_wire, slow, rng).await,
+            Self::DatabaseWireBreaks => wires::breaks(&subject.cluster()?.database_wire, rng).await,
+            Self::DatabaseWireSilent => wires::be(&subject.cluster()?.database_wire, Wire::Silent, rng).await,
             Self::MemoryAlarm => alarms::memory(rng).await,
             Self::DiskAlarm => alarms::disk(rng).await,
-            Self::FullQueue => alarms::full_queue(cluster, rng).await,
-            Self::SlowConnections => clients::slow_connections(cluster, label).await,
-            Self::SlowStreams => clients::slow_streams(cluster, label).await,
-            Self::Amplification => unreadable::amplification(cluster, label).await,
-            Self::UnparsableMessages => unreadable::unparsable(cluster, label).await,
-            Self::DeepHeaders => unreadable::deep_headers(cluster, label).await,
-            Self::StatementTimeout => database::statement_timeout(cluster, label).await,
-            Self::ClockStepsBack => database::clock_steps_back(cluster, label).await,
-            Self::ShortRetention => database::short_retention(cluster, label).await,
-            Self::ReplayDeadLetters => dead_letters::replay(cluster, rng, label).await,
-            Self::DeliverTwice => messages::deliver_twice(cluster, label).await,
-            Self::OppositeOrders => messages::opposite_orders(cluster, label).await,
-            Self::PauseReplay => replication::pause_replay(cluster, rng).await,
-            Self::ReplaceIngest => restarts::ingest(cluster, rng).await,
-            Self::ReplaceWorkers => restarts::workers(cluster, rng).await,
-            Self::ReplaceQuery => restarts::query(cluster, rng).await,
-            Self::FailOver => replication::fail_over(cluster, rng).await,
+            Self::FullQueue => alarms::full_queue(subject.cluster()?, rng).await,
+            Self::SlowConnections => clients::slow_connections(subject.cluster()?, label).await,
+            Self::SlowStreams => clients::slow_streams(subject.cluster()?, label).await,
+            Self::Amplification => unreadable::amplification(subject.cluster()?, label).await,
+            Self::UnparsableMessages => unreadable::unparsable(subject.cluster()?, label).await,
+            Self::DeepHeaders => unreadable::deep_headers(subject.cluster()?, label).await,
+            Self::StatementTimeout => database::statement_timeout(subject.cluster()?, label).await,
+            Self::ClockStepsBack => database::clock_steps_back(subject.cluster()?, label).await,
+            Self::ShortRetention => database::short_retention(subject.cluster()?, label).await,
+            Self::ReplayDeadLetters => dead_letters::replay(subject.cluster()?, rng, label).await,
+            Self::DeliverTwice => messages::deliver_twice(subject.cluster()?, label).await,
+            Self::OppositeOrders => messages::opposite_orders(subject.cluster()?, label).await,
+            Self::PauseReplay => replication::pause_replay(subject.cluster()?, rng).await,
+            Self::ReplaceIngest => restarts::ingest(subject.cluster()?, rng).await,
+            Self::ReplaceWorkers => restarts::workers(subject.cluster()?, rng).await,
+            Self::ReplaceQuery => restarts::query(subject.cluster()?, rng).await,
+            Self::FailOver => replication::fail_over(subject.cluster()?, rng).await,
+            Self::StandaloneKilled => standalone::killed(subject.standalone()?, rng).await,
+            Self::StandaloneStopped => standalone::stopped(subject.standalone()?, rng).await,
+            Self::StandaloneDiskFull => standalone::disk_full(subject.standalone()?, rng).await,
+            Self::StandaloneSecondProcess => standalone::second_process(subject.standalone()?, rng).await,
+            Self::StandaloneHeldLog => standalone::held_log(subject.standalone()?, label).await,
+            Self::StandaloneMoveKilled => standalone::move_killed(subject.standalone()?, rng).await,
         }
     }
 }

@@ -6,10 +6,9 @@ use anyhow::{Context, Result, bail};
 use catchall_load::workload::{Names, Shape};
 use catchall_load::{Report, Verification};
 use harness::load::{Amount, LoadRun, LoadSpec};
-use harness::sql;
 
-use crate::cluster::Cluster;
 use crate::rng::Rng;
+use crate::subject::Subject;
 
 /// A way to send events: its name, the options, and events per second.
 type Way = (&'static str, LoadSpec, u32);
@@ -72,17 +71,20 @@ pub(crate) struct LoadResult {
 
 impl WayLoad {
     /// Starts one load run for each way in, and returns when events of each are being counted.
-    pub(crate) async fn start_all(cluster: &Cluster, mut rng: Rng) -> Result<Vec<Self>> {
-        let bulk = if rng.number(0, 1) == 0 { BULK } else { BULK_KEYED };
-        let ways = [PUT, PUT_KEYED, bulk, AMQP_KEYED];
+    pub(crate) async fn start_all(subject: &Subject, mut rng: Rng) -> Result<Vec<Self>> {
+        let ways = if subject.amqp_url().is_some() {
+            [PUT, PUT_KEYED, if rng.number(0, 1) == 0 { BULK } else { BULK_KEYED }, AMQP_KEYED]
+        } else {
+            [PUT, PUT_KEYED, BULK, BULK_KEYED]
+        };
         let loads: Result<Vec<Self>> =
-            ways.into_iter().map(|way| Self::start(way, cluster, rng.number(0, u32::MAX.into()))).collect();
+            ways.into_iter().map(|way| Self::start(way, subject, rng.number(0, u32::MAX.into()))).collect();
         let loads = loads?;
         let begun = Instant::now();
         for load in &loads {
             let names = Names::new(Shape::Waves, load.seed);
             let domains: Vec<String> = (0..FIRST).map(|domain| names.canonical(domain)).collect();
-            while sql::counts(&cluster.primary, &domains).await?.is_empty() {
+            while subject.counts(&domains).await?.is_empty() {
                 if begun.elapsed() > START {
                     bail!("no event sent by {} was counted within {START:?}", load.name);
                 }
@@ -92,13 +94,13 @@ impl WayLoad {
         Ok(loads)
     }
 
-    fn start((name, spec, rate): Way, cluster: &Cluster, seed: u64) -> Result<Self> {
+    fn start((name, spec, rate): Way, subject: &Subject, seed: u64) -> Result<Self> {
         let amount = Amount::Events(u64::from(rate * ENOUGH));
         let spec = LoadSpec { rate: Some(rate.into()), amount, seed, ..spec };
-        let compared = ["--verify", "--query-url", &cluster.query_url];
+        let compared = ["--verify", "--query-url", subject.domains_url()];
         let limits = ["--retry-for", "120", "--settle-within", "120"];
         let more = [&compared[..], &limits].concat();
-        let run = LoadRun::start(&spec, &cluster.ingest_url, &cluster.servers.amqp_url, &more)?;
+        let run = LoadRun::start(&spec, subject.events_url(), subject.amqp_url(), &more)?;
         Ok(Self { name, seed, run })
     }
 

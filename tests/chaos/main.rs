@@ -8,7 +8,10 @@ mod fault;
 mod load;
 mod prober;
 mod round;
+mod process;
 mod cluster;
+mod standalone;
+mod subject;
 mod table;
 mod watch;
 
@@ -21,11 +24,12 @@ use anyhow::{Result, anyhow};
 use clap::{Parser, ValueEnum};
 use futures::FutureExt;
 use harness::panics;
+use harness::small_disk::may_mount;
 
-use crate::cluster::Cluster;
 use crate::fault::Fault;
 use crate::load::WayLoad;
 use crate::round::{Round, RoundResult};
+use crate::subject::{Form, Subject};
 use crate::table::FaultTable;
 
 /// Set by `./dev chaos`: the servers may be killed.
@@ -77,6 +81,10 @@ async fn run(arguments: &Arguments) -> bool {
     if faults.is_empty() {
         faults = Fault::value_variants().to_vec();
     }
+    let needs_small_disk = |fault: &Fault| fault.form() == Form::StandaloneOnSmallDisk;
+    if faults.iter().any(needs_small_disk) && !may_mount() {
+        faults.retain(|fault| !needs_small_disk(fault));
+    }
     println!("chaos: {} faults, {} rounds, seed {seed}", faults.len(), arguments.rounds);
     let begun = Instant::now();
     let rounds = faults
@@ -93,8 +101,9 @@ async fn run(arguments: &Arguments) -> bool {
             round.number,
             arguments.rounds
         );
-        // A failed round may leave anything behind, so the next one gets a new cluster.
-        let next = rounds.get(place + 1).copied().filter(|_| !fault.uses_up_the_cluster());
+        // A failed round may leave anything behind, so the next one gets a new system.
+        let next = rounds.get(place + 1).copied();
+        let next = next.filter(|next| next.fault.form() == fault.form() && !fault.uses_up_the_system());
         let running = AssertUnwindSafe(run_round(*round, ready.take(), next)).catch_unwind();
         let ended = running.await.unwrap_or_else(|panic| Err(anyhow!(panics::message(&*panic))));
         match ended {
@@ -116,23 +125,23 @@ async fn run(arguments: &Arguments) -> bool {
     table.all_held()
 }
 
-/// A cluster, and the running load of the next round. The load is dropped first.
-type Ready = (Vec<WayLoad>, Cluster);
+/// A system, and the running load of the next round. The load is dropped first.
+type Ready = (Vec<WayLoad>, Subject);
 
 async fn run_round(
     round: Round,
     ready: Option<Ready>,
     next: Option<Round>,
 ) -> Result<(RoundResult, Option<Ready>)> {
-    let (loads, mut cluster) = if let Some(ready) = ready {
+    let (loads, mut subject) = if let Some(ready) = ready {
         ready
     } else {
-        let cluster = Cluster::ready().await?;
-        (round.load(&cluster).await?, cluster)
+        let subject = Subject::ready(round.fault.form()).await?;
+        (round.load(&subject).await?, subject)
     };
-    let (result, loads) = round.run(&mut cluster, loads, next).await?;
+    let (result, loads) = round.run(&mut subject, loads, next).await?;
     if !result.failures.is_empty() {
-        cluster.print_logs();
+        subject.print_logs();
     }
-    Ok((result, loads.map(|loads| (loads, cluster))))
+    Ok((result, loads.map(|loads| (loads, subject))))
 }

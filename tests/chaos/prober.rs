@@ -11,7 +11,7 @@ use http_body_util::Full;
 use hyper::{Request, StatusCode};
 use tokio::task::JoinSet;
 
-use crate::cluster::Cluster;
+use crate::subject::Subject;
 
 /// How often each request is sent.
 const EVERY: Duration = Duration::from_millis(40);
@@ -82,11 +82,11 @@ pub(crate) struct Probes {
 
 impl Prober {
     /// Begins to send. `label` makes the domains of this round unique.
-    pub(crate) fn start(cluster: &Cluster, label: &str) -> Self {
+    pub(crate) fn start(subject: &Subject, label: &str) -> Self {
         let domain = format!("{label}.probe.test");
         let (puts, gets, stop) = (Track::default(), Track::default(), Arc::new(AtomicBool::new(false)));
         let sending = {
-            let (ingest, query) = (cluster.ingest_url.clone(), cluster.query_url.clone());
+            let (events, domains) = (subject.events_url().to_owned(), subject.domains_url().to_owned());
             let (domain, puts, gets, stop) = (domain.clone(), puts.clone(), gets.clone(), Arc::clone(&stop));
             tokio::spawn(async move {
                 let mut under_way = JoinSet::new();
@@ -94,8 +94,8 @@ impl Prober {
                     if stop.load(Ordering::Relaxed) {
                         break;
                     }
-                    under_way.spawn(put(ingest.clone(), of(number, &domain), puts.clone(), puts.begin()));
-                    under_way.spawn(look(query.clone(), of(0, &domain), gets.clone(), gets.begin()));
+                    under_way.spawn(put(events.clone(), of(number, &domain), puts.clone(), puts.begin()));
+                    under_way.spawn(look(domains.clone(), of(0, &domain), gets.clone(), gets.begin()));
                     while under_way.try_join_next().is_some() {}
                     tokio::time::sleep(EVERY).await;
                 }
@@ -141,16 +141,16 @@ fn of(number: usize, domain: &str) -> String {
     format!("p{number}.{domain}")
 }
 
-async fn put(ingest: String, domain: String, track: Track, number: usize) {
+async fn put(events: String, domain: String, track: Track, number: usize) {
     let request =
-        Request::put(format!("{ingest}/events/{domain}/delivered")).header("idempotency-key", domain);
+        Request::put(format!("{events}/events/{domain}/delivered")).header("idempotency-key", domain);
     let answer =
         HttpClient::without_keep_alive().send(request.body(Full::<Bytes>::default()).unwrap(), TIMEOUT).await;
     track.end(number, judge(answer, StatusCode::ACCEPTED, ""));
 }
 
-async fn look(query: String, domain: String, track: Track, number: usize) {
-    let answer = HttpClient::without_keep_alive().get(&format!("{query}/domains/{domain}"), TIMEOUT).await;
+async fn look(domains: String, domain: String, track: Track, number: usize) {
+    let answer = HttpClient::without_keep_alive().get(&format!("{domains}/domains/{domain}"), TIMEOUT).await;
     track.end(number, judge(answer, StatusCode::OK, &domain));
 }
 

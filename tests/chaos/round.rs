@@ -5,13 +5,13 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use harness::sql;
 
-use crate::cluster::{Cluster, PUBLISH_DEADLINE};
+use crate::cluster::PUBLISH_DEADLINE;
 use crate::fault::{Fault, RECOVERY_TIMEOUT, Visible};
 use crate::load::WayLoad;
 use crate::prober::{Probe, ProbeOutcome, Prober, Probes, RefusalKind};
 use crate::rng::Rng;
+use crate::subject::Subject;
 
 /// How long the events of the prober and the fault may take to be counted after all others.
 const SETTLE: Duration = Duration::from_secs(90);
@@ -20,7 +20,7 @@ const SETTLE: Duration = Duration::from_secs(90);
 const LATE: Duration = Duration::from_secs(2);
 
 /// How much memory each process may use, in megabytes.
-const MEMORY: [(&str, u64); 3] = [("ingest", 400), ("worker", 512), ("query", 128)];
+const MEMORY: [(&str, u64); 4] = [("ingest", 400), ("worker", 512), ("query", 128), ("standalone", 512)];
 
 /// The least percentage of events that are accepted while the broker is slow, but fast enough.
 const ACCEPTED_PERCENT: usize = 99;
@@ -64,8 +64,8 @@ impl Round {
     }
 
     /// Starts the load of this round.
-    pub(crate) async fn load(self, cluster: &Cluster) -> Result<Vec<WayLoad>> {
-        WayLoad::start_all(cluster, Rng::new(self.seed, &format!("load of {}", self.label()))).await
+    pub(crate) async fn load(self, subject: &Subject) -> Result<Vec<WayLoad>> {
+        WayLoad::start_all(subject, Rng::new(self.seed, &format!("load of {}", self.label()))).await
     }
 
     /// Runs the round under its load. The load of the next round starts while this one is compared, and no
@@ -76,25 +76,25 @@ impl Round {
     /// When it could not be completed.
     pub(crate) async fn run(
         self,
-        cluster: &mut Cluster,
+        subject: &mut Subject,
         loads: Vec<WayLoad>,
         next: Option<Self>,
     ) -> Result<(RoundResult, Option<Vec<WayLoad>>)> {
         let (fault, label) = (self.fault, self.label());
         let mut rng = Rng::new(self.seed, &label);
-        cluster.begin_anew();
-        let prober = Prober::start(cluster, &label);
+        subject.begin_anew();
+        let prober = Prober::start(subject, &label);
         rng.pause(500, 1500).await;
         let begun = Instant::now();
-        let lifted = fault.inflict(cluster, &mut rng, &label).await?;
+        let lifted = fault.inflict(subject, &mut rng, &label).await?;
         let mut result =
             RoundResult { note: lifted.note, failures: lifted.failures, ..RoundResult::default() };
-        recover(cluster, &prober, lifted.at, &mut result).await;
+        recover(subject, &prober, lifted.at, &mut result).await;
         let probes = prober.stop().await;
-        let seen = cluster.seen();
+        let seen = subject.seen();
         let begin_next = async {
             match next {
-                Some(next) if result.failures.is_empty() => next.load(cluster).await.map(Some),
+                Some(next) if result.failures.is_empty() => next.load(subject).await.map(Some),
                 _ => Ok(None),
             }
         };
@@ -115,7 +115,8 @@ impl Round {
         judge(fault, &probes, begun..lifted.at, &mut result);
         let mut expected = probes.expected;
         expected.merge(lifted.expected);
-        let difference = expected.compare(&cluster.primary, SETTLE).await?;
+        let difference =
+            expected.compare_with(async |domains: &[String]| subject.counts(domains).await, SETTLE).await?;
         if difference.lost + difference.duplicated > 0 {
             result.failures.push(format!("events of the prober and the fault: {difference:?}"));
         }
@@ -141,16 +142,16 @@ impl Round {
 }
 
 /// Waits until requests are answered, events are counted and services are ready.
-async fn recover(cluster: &Cluster, prober: &Prober, lifted: Instant, result: &mut RoundResult) {
+async fn recover(subject: &Subject, prober: &Prober, lifted: Instant, result: &mut RoundResult) {
     let (mut flowing, mut counting) = (None, None);
     loop {
         flowing = flowing.or_else(|| prober.flow(lifted));
         if counting.is_none() {
             let sent = prober.acknowledged_after(lifted);
-            let counted = sql::counts(&cluster.primary, &sent).await;
+            let counted = subject.counts(&sent).await;
             counting = counted.is_ok_and(|counted| !counted.is_empty()).then(|| lifted.elapsed());
         }
-        let not_ready = cluster.not_ready().await;
+        let not_ready = subject.not_ready().await;
         if flowing.is_some() && counting.is_some() && not_ready.is_none() {
             break;
         }
@@ -174,7 +175,8 @@ fn judge(fault: Fault, probes: &Probes, lasted: Range<Instant>, result: &mut Rou
     {
         let refused = probes.iter().filter(|probe| matches!(probe.answer, ProbeOutcome::Refused(_))).count();
         result.refused += refused;
-        if visible == Visible::CertainRefusals && refused == 0 {
+        let certain = matches!(visible, Visible::CertainRefusals | Visible::CertainlyUncounted);
+        if certain && refused == 0 {
             result.failures.push(format!("no {kind} was answered with 503"));
         }
         let meanwhile: Vec<&Probe> = probes.iter().filter(|probe| lasted.contains(&probe.sent)).collect();
@@ -225,6 +227,7 @@ fn judge(fault: Fault, probes: &Probes, lasted: Range<Instant>, result: &mut Rou
 fn explains(visible: Visible, probe: &Probe) -> bool {
     match probe.answer {
         ProbeOutcome::Good => true,
+        ProbeOutcome::Refused(RefusalKind::MaybeCounted) if visible == Visible::CertainlyUncounted => false,
         ProbeOutcome::Refused(_) => visible != Visible::Nothing && probe.took < PUBLISH_DEADLINE + LATE,
         ProbeOutcome::Lost(_) => visible == Visible::Silence,
         ProbeOutcome::Wrong(_) | ProbeOutcome::None => false,

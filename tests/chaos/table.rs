@@ -20,8 +20,8 @@ const LEGEND: &str = "\
 503: how many of the prober's requests were answered with it. Times: the worst of the rounds, in seconds.
 They start when the fault ends: a killed service is started again, or a killed server accepts connections
 again. They end when requests are answered as before, and when events sent after the fault are counted. MB:
-the peak memory of a process of ingest/worker/query. The readiness of a service is not checked while it is
-killed.";
+the peak memory of a process of ingest/worker/query, or of the standalone, which comes first in a move. The
+readiness of a service is not checked while it is killed.";
 
 /// All rows so far.
 #[derive(Debug, Default)]
@@ -96,8 +96,10 @@ impl FaultTable {
 impl FaultRow {
     fn cells(&self) -> [String; 9] {
         let seconds = |time: Duration| format!("{:.1}", time.as_secs_f64());
-        let megabytes = ["ingest", "worker", "query"]
-            .map(|service| self.peaks.get(service).map_or("-".into(), u64::to_string));
+        let megabytes: Vec<String> = ["standalone", "ingest", "worker", "query"]
+            .iter()
+            .filter_map(|service| self.peaks.get(service).map(u64::to_string))
+            .collect();
         [
             self.fault.name(),
             self.rounds.to_string(),

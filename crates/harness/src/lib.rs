@@ -17,6 +17,7 @@ pub mod proxy;
 pub mod servers;
 pub mod usage;
 pub mod processes;
+pub mod small_disk;
 pub mod dead_letters;
 pub mod instance;
 pub mod system;

@@ -166,10 +166,15 @@ impl LoadRun {
     /// # Errors
     ///
     /// When that fails.
-    pub fn start(spec: &LoadSpec, ingest_url: &str, amqp_url: &str, more: &[&str]) -> anyhow::Result<Self> {
+    pub fn start(
+        spec: &LoadSpec,
+        ingest_url: &str,
+        amqp_url: Option<&str>,
+        more: &[&str],
+    ) -> anyhow::Result<Self> {
         let mut command = command("load");
         command.args(["--json", "--ingest-url", ingest_url]).args(spec.arguments()).args(more);
-        command.env("CATCHALL_AMQP_URL", amqp_url);
+        command.envs(amqp_url.map(|url| ("CATCHALL_AMQP_URL", url)));
         let process = JsonProcess::start(&mut command).context("cannot start catchall-load")?;
         Ok(Self { process, amount: spec.amount })
     }

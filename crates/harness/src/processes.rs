@@ -69,15 +69,28 @@ impl Drop for Service {
 impl Service {
     /// Starts a service on free ports and returns once it listens, even if its dependencies are unavailable.
     pub async fn start(name: &'static str, servers: &Servers, more: &[(&str, &str)]) -> Self {
-        let service = Self::launch(name, servers, more).await;
-        if service.logged("listen").is_some() {
-            service.opens().await;
+        Self::launch(name, servers, more).await.opened().await
+    }
+
+    /// Waits until it listens, if it is a service that listens.
+    async fn opened(self) -> Self {
+        if self.logged("listen").is_some() {
+            self.opens().await;
         }
-        service
+        self
     }
 
     /// Starts a service on free ports and returns once it has bound them.
     pub async fn launch(name: &'static str, servers: &Servers, more: &[(&str, &str)]) -> Self {
+        Self::launch_by(command(name), name, servers, more).await
+    }
+
+    async fn launch_by(
+        mut command: Command,
+        name: &'static str,
+        servers: &Servers,
+        more: &[(&str, &str)],
+    ) -> Self {
         let mut variables = HashMap::from([
             ("CATCHALL_AMQP_URL", &*servers.amqp_url),
             ("CATCHALL_DATABASE_URL", &servers.database_url),
@@ -87,7 +100,7 @@ impl Service {
             ("CATCHALL_LOG_FORMAT", "json"),
         ]);
         variables.extend(more.iter().copied());
-        let mut child = command(name).envs(variables).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command.envs(variables).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
         let (lines, stderr) = (Arc::clone(&log), BufReader::new(child.stderr.take().unwrap()));
         std::thread::spawn(move || {
@@ -109,6 +122,18 @@ impl Service {
     /// Starts a service and returns once it is ready.
     pub async fn ready(name: &'static str, servers: &Servers, more: &[(&str, &str)]) -> Self {
         let service = Self::start(name, servers, more).await;
+        service.becomes_ready().await;
+        service
+    }
+
+    /// The same for a command that becomes the service in the end.
+    pub async fn ready_by(
+        command: Command,
+        name: &'static str,
+        servers: &Servers,
+        more: &[(&str, &str)],
+    ) -> Self {
+        let service = Self::launch_by(command, name, servers, more).await.opened().await;
         service.becomes_ready().await;
         service
     }

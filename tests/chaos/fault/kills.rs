@@ -7,7 +7,8 @@ use harness::instance::dev;
 use harness::proxy::Wire;
 
 use super::Lifted;
-use crate::cluster::{Cluster, ClusterProcess};
+use crate::cluster::Cluster;
+use crate::process::WatchedProcess;
 use crate::rng::Rng;
 
 /// A slow connection makes the worst moment likely: the process is killed in the middle of a publish or a
@@ -15,7 +16,7 @@ use crate::rng::Rng;
 const SLOW: Wire = Wire::Slow(Duration::from_millis(150));
 
 /// Kills processes and starts new ones after a while. The fault ends when they are started.
-async fn kill(processes: Vec<ClusterProcess>, cluster: &mut Cluster, rng: &mut Rng) -> Result<Lifted> {
+async fn kill(processes: Vec<WatchedProcess>, cluster: &mut Cluster, rng: &mut Rng) -> Result<Lifted> {
     cluster.broker_wire.be(SLOW);
     cluster.database_wire.be(SLOW);
     rng.pause(300, 1000).await;

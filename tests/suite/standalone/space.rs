@@ -2,27 +2,12 @@
 
 use std::fs;
 use std::io::Write;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use harness::servers::eventually;
+use harness::small_disk::{on_small_disk, seen_by};
 use harness::system::data_file;
 use hyper::StatusCode;
-
-/// A command that runs in a mount namespace of its own, with a file system of so many MiB over a directory.
-/// `None` where this user may not make one.
-fn on_small_disk(directory: &str, mib: u32, command: &str) -> Option<Command> {
-    let probe = Command::new("unshare").args(["--map-root-user", "--mount", "true"]).status();
-    if !probe.is_ok_and(|status| status.success()) {
-        eprintln!(
-            "NOT TESTED: this user may not mount a small file system (unshare --map-root-user --mount)"
-        );
-        return None;
-    }
-    let script = format!("mount -t tmpfs -o size={mib}m none '{directory}' && exec {command}");
-    let mut command = Command::new("unshare");
-    command.args(["--map-root-user", "--mount", "sh", "-c", &script]);
-    Some(command)
-}
 
 struct Killed(Child);
 
@@ -43,10 +28,10 @@ async fn a_full_disk_is_a_503_that_counts_nothing_and_ends_when_there_is_room() 
     let serve = format!(
         "'{binary}' --listen {address} --ops-listen {ops} --data '{directory}/catchall.db' --log-format json"
     );
-    let Some(mut command) = on_small_disk(&directory, 6, &serve) else { return };
+    let Some(mut command) = on_small_disk(data.parent().unwrap(), 6, &serve) else { return };
     let process = Killed(command.stderr(Stdio::null()).spawn().unwrap());
     // What is in its file system is reached through the process.
-    let inside = format!("/proc/{}/root{directory}", process.0.id());
+    let ballast_path = seen_by(process.0.id(), data.parent().unwrap()).join("ballast");
     let client = harness::http::HttpClient::with_keep_alive();
     let timeout = std::time::Duration::from_secs(20);
     let post = async |round: usize| {
@@ -62,7 +47,7 @@ async fn a_full_disk_is_a_503_that_counts_nothing_and_ends_when_there_is_room() 
         post(0).await.ok().filter(|(status, _)| *status == StatusCode::ACCEPTED)
     })
     .await;
-    let mut ballast = fs::File::create(format!("{inside}/ballast")).unwrap();
+    let mut ballast = fs::File::create(&ballast_path).unwrap();
     let mut accepted = 1;
     let refused = loop {
         let _ = ballast.write_all(&vec![1; 256 * 1024]);
@@ -89,7 +74,7 @@ async fn a_full_disk_is_a_503_that_counts_nothing_and_ends_when_there_is_room() 
     };
     assert_eq!((delivered(accepted - 1).await, delivered(accepted).await), (1, 0));
     drop(ballast);
-    fs::remove_file(format!("{inside}/ballast")).unwrap();
+    fs::remove_file(ballast_path).unwrap();
     eventually("it is ready by itself", async || {
         client
             .get(&format!("http://{ops}/readyz"), timeout)
@@ -115,7 +100,7 @@ fn a_disk_without_room_for_the_file_is_said_at_the_start() {
         "sh -c \"head -c 4M /dev/zero >'{directory}/ballast' 2>/dev/null; exec '{binary}' --listen 127.0.0.1:0 \
          --ops-listen 127.0.0.1:0 --data '{directory}/catchall.db'\""
     );
-    let Some(mut command) = on_small_disk(&directory, 1, &serve) else { return };
+    let Some(mut command) = on_small_disk(data.parent().unwrap(), 1, &serve) else { return };
     let output = command.output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!((output.status.code(), said.contains("is full")), (Some(16), true), "{said}");
