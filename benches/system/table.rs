@@ -44,15 +44,15 @@ const HEADINGS: [&str; 23] = [
 /// What the columns mean.
 const LEGEND: &str = "\
 acked/s: events (for get: reads) answered per second. counted/s: events per second until the last of them
-was in the primary or in the data file. ingest to load: each process's processor time per event in microseconds, until the
-replica had all events; the servers of naive and floor and the
-standalone (alone-...) are listed under ingest, and the idle servers beside them under their own names. stack: the sum of all but
-load, the load tool. p50 to p99: latency in ms; at a fixed rate it counts from the moment an event was due.
-MB: the peak memory of ingest, or the standalone/worker/query. x naive, x floor: the rate divided by theirs. queue: the most
-messages seen in the queue. behind: seconds from the last answer until all events were counted. lag: the
-most seconds the replica was behind. steal: the percentage of the requested processor time that the
-machine's host gave to others; where it is high, rates and latencies say little. If naive is slower than
-6,000/s, the goals for rates are lowered in proportion.";
+was in the primary, or in the data file. ingest to load: each process's processor time per event in
+microseconds, until the replica had all events; the servers of naive and floor, and the standalone of all
+rows alone-..., are listed under ingest, and the idle servers beside them under their own names. stack: the
+sum of all but load, the load tool. p50 to p99: latency in ms; at a fixed rate it counts from the moment an
+event was due. MB: the peak memory of ingest/worker/query, or of the standalone. x naive, x floor: the rate
+divided by theirs. queue: the most messages seen in the queue. behind: seconds from the last answer until
+all events were counted. lag: the most seconds the replica was behind. steal: the percentage of the
+requested processor time that the machine's host gave to others; where it is high, rates and latencies say
+little. If naive is slower than 6,000/s, the goals for rates are lowered in proportion.";
 
 /// How much memory a service may use.
 struct Allowance {
