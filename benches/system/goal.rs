@@ -112,22 +112,14 @@ impl Goal {
                 let both = stats.micros_per_event.and_then(|micros| Some(micros.query? + micros.replica));
                 (format!("query and replica {limit} us"), at_most(both, limit))
             }
-            Self::OfFloor(share) => {
-                let floor = other(Row::Floor).map(RowStats::rate);
-                let met = floor.is_some_and(|floor| floor > 0.0 && stats.rate() >= share * floor);
-                (format!("{share} of floor"), met)
-            }
+            Self::OfFloor(share) => of_floor(stats, other(Row::Floor), share),
             Self::TimesFloor(times) => {
                 let floor = other(Row::Floor).and_then(ingest);
                 let met = ingest(stats).zip(floor).is_some_and(|(ingest, floor)| ingest <= times * floor);
                 (format!("ingest {times} x floor"), met)
             }
             Self::NoFall => no_fall(stats),
-            Self::HalfOfFloor => {
-                let step = stats.frontier.iter().find(|step| step.connections == COMPARED);
-                let times = step.map_or(f64::NAN, |step| step.rate / step.floor);
-                (format!("half of floor at {COMPARED} ({times:.2})"), times >= 0.5)
-            }
+            Self::HalfOfFloor => half_of_floor(stats),
             Self::P50(limit) => (format!("p50 {limit} ms"), at_most(stats.latency_ms.p50, limit)),
             Self::P95(limit) => (format!("p95 {limit} ms"), at_most(stats.latency_ms.p95, limit)),
             Self::P99(limit) => (format!("p99 {limit} ms"), at_most(stats.latency_ms.p99, limit)),
@@ -165,10 +157,24 @@ impl Goal {
     }
 }
 
+/// Whether the rate is at least this share of that of the floor.
+fn of_floor(stats: &RowStats, floor: Option<&RowStats>, share: f64) -> (String, bool) {
+    let floor = floor.filter(|floor| floor.failure.is_none());
+    let times = floor.map_or(f64::NAN, |floor| stats.rate() / floor.rate());
+    (format!("{share} of floor"), times >= share)
+}
+
+/// Whether the rate at [`COMPARED`] connections is at least half that of the floor.
+fn half_of_floor(stats: &RowStats) -> (String, bool) {
+    let step = stats.frontier.iter().find(|step| step.connections == COMPARED);
+    let times = step.map_or(f64::NAN, |step| step.rate / step.floor);
+    (format!("half of floor at {COMPARED} ({times:.2})"), times >= 0.5)
+}
+
 /// A size or a time, and whether it is below its limit.
 fn below(what: &str, value: Option<f64>, limit: f64, unit: &str) -> (String, bool) {
     let value = value.unwrap_or(f64::NAN);
-    (format!("{what} {value:.3} {unit}, below {limit} {unit},"), value < limit)
+    (format!("{what} {value:.2} {unit} (below {limit})"), value < limit)
 }
 
 /// The greatest fall between two steps, and whether it is small enough.
