@@ -18,7 +18,7 @@ use crate::clients::{Call, send_all};
 use crate::dataset::names_in_key_order;
 use crate::measure::{memory_growth, most_log_megabytes, observed, per_second};
 use crate::stats::{RowStats, histogram, latency};
-use crate::system::{Processes, RunningSystem, Scraping, end, standalone};
+use crate::system::{Processes, RunningSystem, Scraping, end, log_megabytes, standalone};
 
 /// Events of a request: the most that one may have.
 const BATCH: usize = 10_000;
@@ -37,14 +37,15 @@ pub(crate) async fn fill(domains: u32, servers: &Servers) -> anyhow::Result<(Row
     let loaded = load(&system, domains).await;
     system.clear().await;
     let stats = loaded?;
-    let bytes = std::fs::metadata(&data)?.len();
+    let (bytes, log_left) = (std::fs::metadata(&data)?.len(), log_megabytes(&data));
     let begun = Instant::now();
     let opened = standalone(&data).await?;
     let opening_seconds = begun.elapsed().as_secs_f64();
     end([opened]).await;
     let difference = compare(domains, &data).await?;
     let stats = RowStats {
-        file_megabytes: Some(real(bytes) / 1e6),
+        // A stop leaves no log, unless something is wrong.
+        file_megabytes: Some(real(bytes) / 1e6 + log_left),
         opening_seconds: Some(opening_seconds),
         lost: difference.lost,
         duplicated: difference.duplicated,

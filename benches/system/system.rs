@@ -251,8 +251,8 @@ fn whole(counter: f64) -> u64 {
     counter as u64
 }
 
-/// The size of the log beside a data file.
-fn log_megabytes(data: &Path) -> f64 {
+/// The size of the log beside a data file; 0 if there is none.
+pub(crate) fn log_megabytes(data: &Path) -> f64 {
     let mut log = data.as_os_str().to_owned();
     log.push("-wal");
     std::fs::metadata(log).map_or(0.0, |log| real(log.len()) / 1e6)
