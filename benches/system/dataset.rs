@@ -1,6 +1,8 @@
-//! The contents of the table at the start of a row: as they are, empty, or a population that is in memory.
+//! The contents of the table at the start of a row: as they are, empty, or a population that is in memory; and
+//! the data file that has the same population.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use anyhow::Context;
 use catchall_load::workload::{Names, Shape};
@@ -27,6 +29,8 @@ pub(crate) enum Dataset {
 #[derive(Debug, Default)]
 pub(crate) struct Datasets {
     present: Option<Dataset>,
+    /// The data file with the large population, once a row has filled it.
+    pub(crate) file: Option<PathBuf>,
 }
 
 /// How many bytes of rows are sent to the server at a time.
@@ -97,26 +101,13 @@ async fn fill(domains: u32, database_url: &str) -> anyhow::Result<()> {
     let mut copy = connection
         .copy_in_raw("copy domain_counters (domain, delivered, bounced) from stdin with (freeze)")
         .await?;
-    // Sorted in parts, because all names together would take a gigabyte.
-    let mut parts: BTreeMap<[u8; 2], Vec<u32>> = BTreeMap::new();
-    let mut name = Vec::new();
-    for domain in 0..domains {
-        name.clear();
-        Names::Population.spell_canonical(domain, &mut name);
-        parts.entry([name[0], name[1]]).or_default().push(domain);
-    }
     let mut piece = Vec::with_capacity(PIECE + 64);
-    for part in parts.into_values() {
-        let mut names: Vec<String> =
-            part.into_iter().map(|domain| Names::Population.canonical(domain)).collect();
-        names.sort_unstable();
-        for name in names {
-            piece.extend_from_slice(name.as_bytes());
-            piece.extend_from_slice(b"\t1\t0\n");
-            if piece.len() >= PIECE {
-                copy.send(&*piece).await?;
-                piece.clear();
-            }
+    for name in names_in_key_order(domains).flatten() {
+        piece.extend_from_slice(name.as_bytes());
+        piece.extend_from_slice(b"\t1\t0\n");
+        if piece.len() >= PIECE {
+            copy.send(&*piece).await?;
+            piece.clear();
         }
     }
     copy.send(&*piece).await?;
@@ -124,4 +115,21 @@ async fn fill(domains: u32, database_url: &str) -> anyhow::Result<()> {
     sqlx::raw_sql("commit").execute(&mut connection).await?;
     connection.close().await?;
     Ok(())
+}
+
+/// The names of a population in key order. They come in parts, because all together would take a gigabyte.
+pub(crate) fn names_in_key_order(domains: u32) -> impl Iterator<Item = Vec<String>> {
+    let mut parts: BTreeMap<[u8; 2], Vec<u32>> = BTreeMap::new();
+    let mut name = Vec::new();
+    for domain in 0..domains {
+        name.clear();
+        Names::Population.spell_canonical(domain, &mut name);
+        parts.entry([name[0], name[1]]).or_default().push(domain);
+    }
+    parts.into_values().map(|part| {
+        let mut names: Vec<String> =
+            part.into_iter().map(|domain| Names::Population.canonical(domain)).collect();
+        names.sort_unstable();
+        names
+    })
 }

@@ -11,11 +11,11 @@ use catchall_load::counts::Counts;
 use catchall_load::record::Difference;
 use harness::load::{Amount, LoadSpec};
 use harness::servers::Servers;
-use harness::sql;
 use harness::stats::median;
 use serde::Serialize;
 
 use crate::baseline::Baseline;
+use crate::books::Books;
 use crate::measure::{self, SideResult, per_second};
 use crate::scale::Scale;
 use crate::stats::RowStats;
@@ -155,13 +155,13 @@ impl FrontierRun<'_> {
         let floor_spec = LoadSpec { amount: Amount::Seconds(floor_seconds), ..spec };
         let (floor, _, _) =
             measure::events(&self.floor, &floor_spec, Scraping::EverySecond, nothing()).await?;
-        let url = &self.servers.database_url;
+        let books = Books::Database(self.servers.database_url.clone());
         let spec = LoadSpec { amount: Amount::Seconds(self.seconds), ..spec };
-        let (before, sample) = (sql::sums(url).await?, Sample::read(&spec, url).await?);
+        let (before, sample) = (books.sums().await?, Sample::read(&spec, &books).await?);
         let (stats, report, _) =
             measure::events(&self.system, &spec, Scraping::EverySecond, nothing()).await?;
-        let added = between(before, sql::sums(url).await?);
-        let difference = compare(&spec, &report, &sample, Counts::default(), added, url).await?;
+        let added = between(before, books.sums().await?);
+        let difference = compare(&spec, &report, &sample, Counts::default(), added, &books).await?;
         let rate = per_second(report.acknowledged, report.seconds);
         let run = StepRun {
             rate,

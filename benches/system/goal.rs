@@ -39,6 +39,8 @@ pub(crate) enum Goal {
     Stack(f64),
     /// At most so many microseconds per read of query and the replica.
     ReadStack(f64),
+    /// At least this share of the rate of the server that does nothing.
+    OfFloor(f64),
     /// Ingest uses at most so many times the processor time of the server that does nothing.
     TimesFloor(f64),
     /// More connections never lower the rate.
@@ -63,6 +65,12 @@ pub(crate) enum Goal {
     FlatMemory,
     /// Neither ingest nor query grows by more megabytes from the second quarter of the time to the last.
     NoGrowth(f64),
+    /// The log beside the data file stays below so many megabytes.
+    Log(f64),
+    /// The data file with the large population is below so many megabytes.
+    FileSize(f64),
+    /// With that file, the standalone is ready in less than so many seconds.
+    Opening(f64),
     /// There was no deadlock.
     NoDeadlock,
 }
@@ -104,17 +112,14 @@ impl Goal {
                 let both = stats.micros_per_event.and_then(|micros| Some(micros.query? + micros.replica));
                 (format!("query and replica {limit} us"), at_most(both, limit))
             }
+            Self::OfFloor(share) => of_floor(stats, other(Row::Floor), share),
             Self::TimesFloor(times) => {
                 let floor = other(Row::Floor).and_then(ingest);
                 let met = ingest(stats).zip(floor).is_some_and(|(ingest, floor)| ingest <= times * floor);
                 (format!("ingest {times} x floor"), met)
             }
             Self::NoFall => no_fall(stats),
-            Self::HalfOfFloor => {
-                let step = stats.frontier.iter().find(|step| step.connections == COMPARED);
-                let times = step.map_or(f64::NAN, |step| step.rate / step.floor);
-                (format!("half of floor at {COMPARED} ({times:.2})"), times >= 0.5)
-            }
+            Self::HalfOfFloor => half_of_floor(stats),
             Self::P50(limit) => (format!("p50 {limit} ms"), at_most(stats.latency_ms.p50, limit)),
             Self::P95(limit) => (format!("p95 {limit} ms"), at_most(stats.latency_ms.p95, limit)),
             Self::P99(limit) => (format!("p99 {limit} ms"), at_most(stats.latency_ms.p99, limit)),
@@ -143,10 +148,33 @@ impl Goal {
                 let growth = stats.growth_megabytes;
                 (format!("{:+.1} MB", growth.unwrap_or(f64::NAN)), at_most(growth, limit))
             }
+            Self::Log(limit) => below("log", stats.log_megabytes, limit, "MB"),
+            Self::FileSize(limit) => below("file", stats.file_megabytes, limit, "MB"),
+            Self::Opening(limit) => below("ready after", stats.opening_seconds, limit, "s"),
             Self::NoDeadlock => ("no deadlock".into(), stats.deadlocks == 0),
         };
         GoalResult { goal, met: met && stats.failure.is_none() }
     }
+}
+
+/// Whether the rate is at least this share of that of the floor.
+fn of_floor(stats: &RowStats, floor: Option<&RowStats>, share: f64) -> (String, bool) {
+    let floor = floor.filter(|floor| floor.failure.is_none());
+    let times = floor.map_or(f64::NAN, |floor| stats.rate() / floor.rate());
+    (format!("{share} of floor"), times >= share)
+}
+
+/// Whether the rate at [`COMPARED`] connections is at least half that of the floor.
+fn half_of_floor(stats: &RowStats) -> (String, bool) {
+    let step = stats.frontier.iter().find(|step| step.connections == COMPARED);
+    let times = step.map_or(f64::NAN, |step| step.rate / step.floor);
+    (format!("half of floor at {COMPARED} ({times:.2})"), times >= 0.5)
+}
+
+/// A size or a time, and whether it is below its limit.
+fn below(what: &str, value: Option<f64>, limit: f64, unit: &str) -> (String, bool) {
+    let value = value.unwrap_or(f64::NAN);
+    (format!("{what} {value:.2} {unit} (below {limit})"), value < limit)
 }
 
 /// The greatest fall between two steps, and whether it is small enough.

@@ -1,15 +1,18 @@
-//! Measures every way in and out of the real system, beside the naive design and a server that does nothing,
-//! in one run on one machine.
+//! Measures every way in and out of the real system, of services and of the standalone, beside the naive
+//! design and a server that does nothing, in one run on one machine.
 //!
 //! `./dev bench` starts the servers. It sets a variable, without which nothing is measured.
 
 mod baseline;
+mod books;
+mod clients;
 mod stats;
 mod frontier;
 mod goal;
 mod dataset;
 mod measure;
 mod picture;
+mod population_file;
 mod scenario;
 mod prober;
 mod reader;
@@ -51,11 +54,11 @@ struct Arguments {
     #[arg(long)]
     short: bool,
 
-    /// Seconds per row [default: 60, and 180 for uniform; 5 with --short]
+    /// Seconds per row [default: 60, and 180 for uniform and alone-uniform; 5 with --short]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     seconds: Option<u32>,
 
-    /// Domains of the large table [default: 10000000; 1000000 with --short]
+    /// Domains of the large table and of the standalone's file [default: 10000000; 1000000 with --short]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1_000..=30_000_000))]
     domains: Option<u32>,
 
@@ -98,7 +101,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse_from(std::env::args_os().filter(|argument| argument != "--bench"));
     if arguments.list {
         for row in Row::value_variants() {
-            println!("{:12}  {}", row.name(), row.what());
+            println!("{:13}  {}", row.name(), row.what());
         }
         return ExitCode::SUCCESS;
     }

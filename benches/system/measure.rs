@@ -1,4 +1,4 @@
-//! One run of events, until the last is counted on the primary and replayed by the replica.
+//! One run of events, until the last is counted, on the primary and replayed by the replica or in a data file.
 
 use std::time::{Duration, Instant};
 
@@ -49,29 +49,13 @@ pub(crate) async fn events(
     let before = system.micros();
     let machine = MachineTime::now();
     let load = LoadRun::start(spec, &system.ingest_url(), Some(&servers.amqp_url), &[])?;
-    let mut looks = Vec::new();
-    let ((report, load_micros), beside) = {
-        let looking = async {
-            loop {
-                tokio::time::sleep(LOOK).await;
-                match system.look(scraping).await {
-                    Ok(look) => looks.push(look),
-                    Err(error) => return error,
-                }
-            }
-        };
-        let sending = async { tokio::try_join!(load.end(), beside) };
-        tokio::select! {
-            biased;
-            sent = sending => sent?,
-            error = looking => return Err(error),
-        }
-    };
+    let sending = async { tokio::try_join!(load.end(), beside) };
+    let (((report, load_micros), beside), mut looks) = observed(system, scraping, sending).await?;
     let sent = Instant::now();
     let growth_megabytes = growth_megabytes(&looks);
     let events = report.acknowledged + beside.delivered;
     let mut behind = None;
-    if system.has_workers() {
+    if system.says_what_is_counted() {
         settle(system, counted + events).await;
         behind = Some(sent.elapsed().as_secs_f64());
     }
@@ -93,6 +77,7 @@ pub(crate) async fn events(
         backlog_grows: grows(&looks, spec, &report),
         memory_growth: memory_growth(&looks),
         growth_megabytes,
+        log_megabytes: most_log_megabytes(&looks),
         seconds_behind: behind,
         lag_seconds: looks.iter().filter_map(|look| look.lag_seconds).max_by(f64::total_cmp),
         stolen: MachineTime::stolen_since(machine),
@@ -101,6 +86,35 @@ pub(crate) async fn events(
         ..RowStats::default()
     };
     Ok((stats, report, beside))
+}
+
+/// Observes the system every second for as long as `work` takes.
+pub(crate) async fn observed<T>(
+    system: &RunningSystem,
+    scraping: Scraping,
+    work: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<(T, Vec<Observation>)> {
+    let mut looks = Vec::new();
+    let looking = async {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            match system.look(scraping).await {
+                Ok(look) => looks.push(look),
+                Err(error) => return error,
+            }
+        }
+    };
+    let done = tokio::select! {
+        biased;
+        done = work => done?,
+        error = looking => return Err(error),
+    };
+    Ok((done, looks))
+}
+
+/// The most megabytes of the log beside the data file, if there is one.
+pub(crate) fn most_log_megabytes(looks: &[Observation]) -> Option<f64> {
+    looks.iter().filter_map(|look| look.log_megabytes).max_by(f64::total_cmp)
 }
 
 /// Waits until the workers have counted so many events since their start, or have counted none for a long
@@ -134,7 +148,7 @@ fn grows(looks: &[Observation], spec: &LoadSpec, report: &Report) -> Option<bool
 
 /// By what share the memory of the services grows from the second quarter of the time to the last. `None` if
 /// the time is too short to tell.
-fn memory_growth(looks: &[Observation]) -> Option<f64> {
+pub(crate) fn memory_growth(looks: &[Observation]) -> Option<f64> {
     let quarter = looks.len() / 4;
     let mean =
         |part: &[Observation]| real(part.iter().map(|look| look.megabytes).sum()) / real(part.len() as u64);

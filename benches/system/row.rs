@@ -14,6 +14,20 @@ pub(crate) enum Row {
     Naive,
     /// The same HTTP server with a handler that does nothing; PUT by HTTP/1.1, waves
     Floor,
+    /// The standalone: PUT by HTTP/1.1, waves
+    AlonePut,
+    /// The standalone: POST of 1,000 events, waves
+    AloneBulk,
+    /// The standalone: PUT by HTTP/1.1 with an idempotency key each, waves
+    AloneKeyed,
+    /// The standalone: 1,000 PUT/s by HTTP/1.1, waves: the latency
+    AlonePaced,
+    /// The standalone: the large population into a new file by POST in key order; its size, and opening it
+    AloneFile,
+    /// The standalone: GET of any domain of that file
+    AloneGet,
+    /// The standalone: POST of 1,000 events at 80,000/s over 64 connections, uniform over that file
+    AloneUniform,
     /// PUT by HTTP/1.1, waves
     Put,
     /// PUT by HTTP/1.1 at half the rate of put, waves: the latency
@@ -75,12 +89,13 @@ impl Row {
         self as u64 + 1
     }
 
-    /// The rows it is compared with.
+    /// The row it is compared with, or whose file it uses.
     fn needs(self) -> Option<Self> {
         match self {
             Self::PutHalf => Some(Self::Put),
             Self::TwoWorkers => Some(Self::OneWorker),
             Self::GetHalf => Some(Self::Get),
+            Self::AloneGet | Self::AloneUniform => Some(Self::AloneFile),
             Self::Size | Self::SizeLarge => Some(Self::SizeSmall),
             _ => None,
         }
@@ -89,9 +104,16 @@ impl Row {
     /// The dataset it is measured on.
     pub(crate) fn dataset(self, scale: &Scale) -> Dataset {
         match self {
-            // Waves have their own domains, and few of them.
+            // Waves have their own domains, and few of them; the standalone has its own files.
             Self::Naive
             | Self::Floor
+            | Self::AlonePut
+            | Self::AloneBulk
+            | Self::AloneKeyed
+            | Self::AlonePaced
+            | Self::AloneFile
+            | Self::AloneGet
+            | Self::AloneUniform
             | Self::Put
             | Self::PutHalf
             | Self::Frontier
@@ -118,6 +140,16 @@ impl Row {
     /// Its goals.
     pub(crate) fn goals(self) -> &'static [Goal] {
         match self {
+            Self::AlonePut => &[Goal::OfFloor(0.65), Goal::Stack(10.0), Goal::FlatMemory],
+            Self::AloneBulk => &[Goal::Counted(2_000_000.0), Goal::FlatMemory],
+            // Its claims fill the cache of the file until the row ends.
+            Self::AloneKeyed => &[Goal::Counted(60_000.0)],
+            Self::AlonePaced => &[Goal::P50(3.0), Goal::P99(15.0)],
+            Self::AloneFile => &[Goal::FileSize(500.0), Goal::Opening(1.0)],
+            Self::AloneGet => &[Goal::OfFloor(0.65), Goal::FlatMemory],
+            Self::AloneUniform => {
+                &[Goal::Sustained(80_000.0), Goal::P99(1_000.0), Goal::Log(256.0), Goal::FlatMemory]
+            }
             Self::Put => &[Goal::Counted(65_000.0), Goal::Stack(15.0), Goal::TimesFloor(1.6)],
             Self::PutHalf => &[Goal::P95(20.0), Goal::P99(40.0)],
             Self::Frontier => &[Goal::NoFall, Goal::HalfOfFloor, Goal::P50(4.0)],
@@ -150,7 +182,7 @@ impl Serialize for Row {
     }
 }
 
-/// The selected rows, or all, together with those they are compared with, in the order of the run.
+/// The selected rows, or all, together with those they need, in the order of the run.
 pub(crate) fn with_those_they_need(asked: &[Row], scale: &Scale) -> Vec<Row> {
     if asked.is_empty() {
         let all = Row::value_variants().iter().copied();

@@ -5,15 +5,16 @@ use catchall_load::counts::Counts;
 use catchall_load::workload::Shape;
 use harness::load::{Amount, LoadSpec};
 use harness::servers::Servers;
-use harness::sql;
 use harness::stats::real;
+use harness::system::data_file;
 use harness::usage::MachineTime;
 
 use crate::baseline::Baseline;
 use crate::dataset::Datasets;
 use crate::frontier;
 use crate::goal::slowness;
-use crate::measure::{self, SideResult, per_second};
+use crate::measure::{self, SideResult, memory_growth, observed, per_second};
+use crate::population_file;
 use crate::prober::probe;
 use crate::reader::{self, read};
 use crate::row::Row;
@@ -51,6 +52,14 @@ const READS_BESIDE: f64 = 2_000.0;
 const UNWATCHED_PUTS: f64 = 5_000.0;
 const UNWATCHED_READS: f64 = 20_000.0;
 
+/// PUT per second of the row that measures the standalone's latency.
+const ALONE_PACE: f64 = 1_000.0;
+
+/// Events per second of the standalone's row of uniform events, and its connections: an answer comes after
+/// the commit, so each connection can send little more than a request per transaction.
+const ALONE_UNIFORM: f64 = 80_000.0;
+const ALONE_CONNECTIONS: u32 = 64;
+
 /// What a row does.
 enum Scenario {
     Events(Processes, LoadSpec),
@@ -61,7 +70,9 @@ enum Scenario {
     /// Events over increasing numbers of connections.
     Frontier(LoadSpec),
     /// Reads of so many domains, at a rate or in a closed loop.
-    Reads(u32, Option<f64>),
+    Reads(Processes, u32, Option<f64>),
+    /// A new data file is filled with so many domains, and opened again.
+    Fill(u32),
 }
 
 /// Runs a row on its dataset. `table` has the rows before it.
@@ -73,7 +84,7 @@ pub(crate) async fn run(
     table: &RowTable,
 ) -> anyhow::Result<RowStats> {
     datasets.prepare(row.dataset(scale), servers).await?;
-    match scenario(row, scale, table)? {
+    match scenario(row, scale, table, datasets)? {
         Scenario::Events(processes, spec) => {
             run_events(processes, &spec, servers, Scraping::EverySecond, async |_| Ok(SideResult::default()))
                 .await
@@ -98,20 +109,23 @@ pub(crate) async fn run(
             run_events(WHOLE, &spec, servers, scraping, reading).await
         }
         Scenario::Frontier(spec) => frontier::run(spec, scale, servers).await,
-        Scenario::Reads(domains, rate) => run_reads(domains, rate, scale, servers).await,
+        Scenario::Reads(processes, domains, rate) => {
+            run_reads(processes, domains, rate, scale, servers).await
+        }
+        Scenario::Fill(domains) => {
+            let (stats, file) = population_file::fill(domains, servers).await?;
+            datasets.file = Some(file);
+            Ok(stats)
+        }
     }
 }
 
 const WHOLE: Processes = Processes::Whole { workers: 1 };
+const READERS: Processes = Processes::Readers;
 
-fn scenario(row: Row, scale: &Scale, table: &RowTable) -> anyhow::Result<Scenario> {
+fn scenario(row: Row, scale: &Scale, table: &RowTable, datasets: &Datasets) -> anyhow::Result<Scenario> {
     let slowness = slowness(table.stats(Row::Naive));
-    let put = LoadSpec {
-        connections: Some(PUT_CONNECTIONS),
-        amount: Amount::Seconds(scale.seconds),
-        seed: row.seed(),
-        ..LoadSpec::BASE
-    };
+    let put = puts(row, scale);
     let bulk = LoadSpec { via: "bulk", connections: None, ..put };
     let amqp = LoadSpec { via: "amqp", connections: None, ..put };
     let over = |domains, rate: f64| LoadSpec {
@@ -149,9 +163,9 @@ fn scenario(row: Row, scale: &Scale, table: &RowTable) -> anyhow::Result<Scenari
         }
         Row::OneWorker => Scenario::Events(WHOLE, backlog),
         Row::TwoWorkers => Scenario::Events(Processes::Whole { workers: 2 }, backlog),
-        Row::Get => Scenario::Reads(scale.domains, None),
-        Row::GetHot => Scenario::Reads(HOT_DOMAINS, None),
-        Row::GetHalf => Scenario::Reads(scale.domains, Some(half(Row::Get)?)),
+        Row::Get => Scenario::Reads(READERS, scale.domains, None),
+        Row::GetHot => Scenario::Reads(READERS, HOT_DOMAINS, None),
+        Row::GetHalf => Scenario::Reads(READERS, scale.domains, Some(half(Row::Get)?)),
         Row::Unwatched => {
             let spec = LoadSpec { rate: Some(UNWATCHED_PUTS * slowness), ..put };
             Scenario::ReadBeside(spec, scale.fewer_domains(), UNWATCHED_READS * slowness, Scraping::Never)
@@ -160,6 +174,53 @@ fn scenario(row: Row, scale: &Scale, table: &RowTable) -> anyhow::Result<Scenari
             let spec = over(scale.domains, 70_000.0);
             Scenario::ReadBeside(spec, scale.domains, READS_BESIDE, Scraping::EverySecond)
         }
+        Row::AlonePut
+        | Row::AloneBulk
+        | Row::AloneKeyed
+        | Row::AlonePaced
+        | Row::AloneFile
+        | Row::AloneGet
+        | Row::AloneUniform => alone(row, scale, slowness, datasets)?,
+    })
+}
+
+/// PUT in a closed loop.
+fn puts(row: Row, scale: &Scale) -> LoadSpec {
+    LoadSpec {
+        connections: Some(PUT_CONNECTIONS),
+        amount: Amount::Seconds(scale.seconds),
+        seed: row.seed(),
+        ..LoadSpec::BASE
+    }
+}
+
+/// The rows of the standalone. Each row of waves has a file of its own.
+fn alone(row: Row, scale: &Scale, slowness: f64, datasets: &Datasets) -> anyhow::Result<Scenario> {
+    let put = puts(row, scale);
+    let bulk = LoadSpec { via: "bulk", connections: None, ..put };
+    let new = || Processes::Standalone(data_file());
+    let filled = || {
+        let file = datasets.file.clone().with_context(|| format!("{} has failed", Row::AloneFile.name()));
+        file.map(Processes::Standalone)
+    };
+    Ok(match row {
+        Row::AloneBulk => Scenario::Events(new(), bulk),
+        Row::AloneKeyed => Scenario::Events(new(), LoadSpec { keyed: true, ..put }),
+        Row::AlonePaced => Scenario::Events(new(), LoadSpec { rate: Some(ALONE_PACE), ..put }),
+        Row::AloneFile => Scenario::Fill(scale.domains),
+        Row::AloneGet => Scenario::Reads(filled()?, scale.domains, None),
+        Row::AloneUniform => {
+            let spec = LoadSpec {
+                shape: Shape::Uniform,
+                domains: Some(scale.domains),
+                rate: Some(ALONE_UNIFORM * slowness),
+                connections: Some(ALONE_CONNECTIONS),
+                amount: Amount::Seconds(scale.sustained_seconds),
+                ..bulk
+            };
+            Scenario::Events(filled()?, spec)
+        }
+        _ => Scenario::Events(new(), put),
     })
 }
 
@@ -170,21 +231,22 @@ async fn run_events(
     scraping: Scraping,
     beside: impl AsyncFnOnce(&RunningSystem) -> anyhow::Result<SideResult>,
 ) -> anyhow::Result<RowStats> {
-    let url = &servers.database_url;
-    let before = sql::sums(url).await?;
-    let sample = Sample::read(spec, url).await?;
+    let books = processes.books(servers);
+    let nothing_counted = matches!(processes, Processes::Baseline(Baseline::Floor));
+    let before = books.sums().await?;
+    let sample = Sample::read(spec, &books).await?;
     let system = RunningSystem::ready(processes, servers).await?;
     let measured = measure::events(&system, spec, scraping, beside(&system)).await;
     system.clear().await;
     let (mut stats, report, beside) = measured?;
-    if matches!(processes, Processes::Baseline(Baseline::Floor)) {
+    if nothing_counted {
         stats.counted_per_second = None;
         return Ok(stats);
     }
-    let after = sql::sums(url).await?;
+    let after = books.sums().await?;
     let added = between(before, after);
     let more = Counts { delivered: beside.delivered, bounced: 0 };
-    let difference = compare(spec, &report, &sample, more, added, url).await?;
+    let difference = compare(spec, &report, &sample, more, added, &books).await?;
     stats.lost = difference.lost;
     stats.duplicated = difference.duplicated;
     if beside.wrong > 0 {
@@ -194,20 +256,21 @@ async fn run_events(
 }
 
 async fn run_reads(
+    processes: Processes,
     domains: u32,
     rate: Option<f64>,
     scale: &Scale,
     servers: &Servers,
 ) -> anyhow::Result<RowStats> {
-    let system = RunningSystem::ready(Processes::Readers, servers).await?;
+    let system = RunningSystem::ready(processes, servers).await?;
     let config = reads(&system, scale, domains, rate)?;
     let before = system.micros();
     let machine = MachineTime::now();
-    let read = read(&config).await;
+    let read = observed(&system, Scraping::EverySecond, read(&config)).await;
     let after = system.micros();
     let peak_megabytes = system.peaks();
     system.clear().await;
-    let (reads, reader_micros) = read?;
+    let ((reads, reader_micros), looks) = read?;
     let mut micros = after.since(before, reads.answered);
     micros.load = reader_micros / real(reads.answered.max(1));
     let example = reads.example.unwrap_or_default();
@@ -219,6 +282,7 @@ async fn run_reads(
         micros_per_event: Some(micros),
         latency_ms: reads.latency_ms,
         peak_megabytes,
+        memory_growth: memory_growth(&looks),
         stolen: MachineTime::stolen_since(machine),
         failure: (reads.wrong > 0).then(|| format!("{} wrong answers, as {example}", reads.wrong)),
         ..RowStats::default()

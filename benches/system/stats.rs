@@ -17,7 +17,7 @@ pub(crate) struct RowStats {
     /// Offered events per second; `None` in a closed loop.
     pub(crate) offered_per_second: Option<f64>,
     pub(crate) acknowledged_per_second: f64,
-    /// Events per second until the last was in the primary; `None` if nothing is written.
+    /// Events per second until the last was in the primary, or in the data file; `None` if nothing is written.
     pub(crate) counted_per_second: Option<f64>,
     /// Processor time of each process.
     pub(crate) micros_per_event: Option<Micros>,
@@ -31,6 +31,12 @@ pub(crate) struct RowStats {
     pub(crate) memory_growth: Option<f64>,
     /// By how many megabytes ingest or query grew from the second quarter of the time to the last.
     pub(crate) growth_megabytes: Option<f64>,
+    /// The most megabytes that the log beside the data file had.
+    pub(crate) log_megabytes: Option<f64>,
+    /// The size of the data file with the large population, without a log.
+    pub(crate) file_megabytes: Option<f64>,
+    /// Seconds from the start of a standalone with that file until it is ready.
+    pub(crate) opening_seconds: Option<f64>,
     /// Seconds from the last answer until the last event was counted.
     pub(crate) seconds_behind: Option<f64>,
     /// The most seconds the replica was behind.
@@ -56,7 +62,8 @@ impl RowStats {
     }
 }
 
-/// Processor time in microseconds; `None` for processes that did not run.
+/// Processor time in microseconds; `None` for processes that did not run. The time of a baseline or of the
+/// standalone is that of `ingest`.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct Micros {
     pub(crate) ingest: Option<f64>,
@@ -103,6 +110,7 @@ pub(crate) struct Peaks {
     pub(crate) ingest: Option<u64>,
     pub(crate) worker: Option<u64>,
     pub(crate) query: Option<u64>,
+    pub(crate) standalone: Option<u64>,
 }
 
 /// A histogram for latencies in microseconds, up to a minute.

@@ -1,16 +1,20 @@
 //! The processes of a row. They are started for it, so that no row affects another.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::Context;
 use catchall::broker::EVENTS;
 use harness::instance::pid;
 use harness::processes::{Service, metric};
 use harness::servers::Servers;
+use harness::stats::real;
 use harness::usage;
 use lapin::options::{QueueDeclareOptions, QueuePurgeOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ConnectionProperties};
 
 use crate::baseline::{Baseline, BaselineProcess};
+use crate::books::Books;
 use crate::stats::{Micros, Peaks};
 
 /// Threads of ingest, query and the baselines. All processes share the cores, and with fewer threads more
@@ -18,7 +22,7 @@ use crate::stats::{Micros, Peaks};
 pub(crate) const THREADS: u16 = 1;
 
 /// Which processes run in addition to the servers.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Processes {
     /// One of the baselines.
     Baseline(Baseline),
@@ -26,6 +30,37 @@ pub(crate) enum Processes {
     Whole { workers: usize },
     /// Only query.
     Readers,
+    /// The standalone with this data file, which is created if it does not exist.
+    Standalone(PathBuf),
+}
+
+impl Processes {
+    /// Where the counts are while none of these processes runs.
+    pub(crate) fn books(&self, servers: &Servers) -> Books {
+        match self {
+            Self::Standalone(data) => Books::File(data.clone()),
+            _ => Books::Database(servers.database_url.clone()),
+        }
+    }
+}
+
+/// Starts a standalone with this data file and returns once it is ready.
+pub(crate) async fn standalone(data: &Path) -> anyhow::Result<Service> {
+    let data = data.to_str().context("the path of a data file is not UTF-8")?;
+    let threads = THREADS.to_string();
+    let variables = [("CATCHALL_DATA", data), ("CATCHALL_THREADS", &threads)];
+    Ok(Service::ready("standalone", &Servers::none(), &variables).await)
+}
+
+/// Ends services with SIGTERM and waits for them.
+pub(crate) async fn end(services: impl IntoIterator<Item = Service>) {
+    let mut services: Vec<Service> = services.into_iter().collect();
+    for service in &services {
+        service.signal("TERM");
+    }
+    for service in &mut services {
+        service.ended().await;
+    }
 }
 
 /// The processes of one row.
@@ -35,6 +70,7 @@ pub(crate) struct RunningSystem {
     ingest: Option<Service>,
     workers: Vec<Service>,
     query: Option<Service>,
+    standalone: Option<(Service, PathBuf)>,
     broker_pid: u32,
     primary_pid: u32,
     replica_pid: u32,
@@ -45,9 +81,9 @@ pub(crate) struct RunningSystem {
 /// What is observed at one time.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Observation {
-    /// Events that ingest has accepted since its start.
+    /// Events that ingest or the standalone has accepted since its start.
     pub(crate) accepted: u64,
-    /// Events that the workers have counted since their start.
+    /// Events that the workers or the standalone have counted since their start.
     pub(crate) counted: u64,
     /// Messages in the queue.
     pub(crate) messages: u64,
@@ -58,6 +94,8 @@ pub(crate) struct Observation {
     /// Memory of ingest and of query, if they run.
     pub(crate) ingest_megabytes: Option<f64>,
     pub(crate) query_megabytes: Option<f64>,
+    /// Size of the log beside the data file, if the standalone runs.
+    pub(crate) log_megabytes: Option<f64>,
 }
 
 /// Whether `/metrics` is read during a row.
@@ -82,6 +120,7 @@ impl RunningSystem {
             ingest: None,
             workers: Vec::new(),
             query: None,
+            standalone: None,
             broker_pid: pid("rabbitmq")?,
             primary_pid: pid("primary")?,
             replica_pid: pid("replica")?,
@@ -102,20 +141,27 @@ impl RunningSystem {
                 system.query = Some(Service::ready("query", servers, &threads).await);
             }
             Processes::Readers => system.query = Some(Service::ready("query", servers, &threads).await),
+            Processes::Standalone(data) => system.standalone = Some((standalone(&data).await?, data)),
         }
         Ok(system)
     }
 
     /// The URL to which events are sent.
     pub(crate) fn ingest_url(&self) -> String {
-        let ingest = self.ingest.as_ref().map(Service::url);
+        let ingest = self.ingest.as_ref().or(self.alone()).map(Service::url);
         ingest.or_else(|| self.baseline.as_ref().map(BaselineProcess::url)).unwrap_or_default()
     }
 
     /// The address at which counters are read.
     pub(crate) fn query_address(&self) -> anyhow::Result<std::net::SocketAddr> {
-        let address = self.query.as_ref().map(Service::address).context("there is no query")?;
+        let address =
+            self.query.as_ref().or(self.alone()).map(Service::address).context("there is no query")?;
         Ok(address.parse()?)
+    }
+
+    /// The standalone, if it is the system.
+    fn alone(&self) -> Option<&Service> {
+        self.standalone.as_ref().map(|(service, _)| service)
     }
 
     /// Whether there are workers.
@@ -123,12 +169,17 @@ impl RunningSystem {
         !self.workers.is_empty()
     }
 
+    /// Whether a process says how many events it has counted.
+    pub(crate) fn says_what_is_counted(&self) -> bool {
+        self.has_workers() || self.standalone.is_some()
+    }
+
     /// Processor time until now, of all processes but the load tool.
     pub(crate) fn micros(&self) -> Micros {
         let service = |service: &Service| usage::micros(service.pid());
         let baseline = self.baseline.as_ref().map(|baseline| usage::micros(baseline.pid()));
         Micros {
-            ingest: self.ingest.as_ref().map(service).or(baseline),
+            ingest: self.ingest.as_ref().or(self.alone()).map(service).or(baseline),
             broker: usage::tree_micros(self.broker_pid),
             worker: self.has_workers().then(|| self.workers.iter().map(service).sum()),
             primary: usage::tree_micros(self.primary_pid),
@@ -146,14 +197,15 @@ impl RunningSystem {
             ingest: self.ingest.as_ref().and_then(service).or(baseline),
             worker: self.workers.iter().filter_map(service).max(),
             query: self.query.as_ref().and_then(service),
+            standalone: self.alone().and_then(service),
         }
     }
 
-    /// How many events the workers have counted since their start.
+    /// How many events the workers, or the standalone, have counted since their start.
     pub(crate) async fn counted(&self) -> u64 {
         let mut counted = 0;
-        for worker in &self.workers {
-            let (_, metrics) = worker.ops("/metrics").await;
+        for counting in self.workers.iter().chain(self.alone()) {
+            let (_, metrics) = counting.ops("/metrics").await;
             counted += whole(metric(&metrics, "catchall_worker_delivered_total"));
             counted += whole(metric(&metrics, "catchall_worker_bounced_total"));
         }
@@ -165,11 +217,12 @@ impl RunningSystem {
         let mut look = Observation {
             ingest_megabytes: megabytes(&self.ingest),
             query_megabytes: megabytes(&self.query),
+            log_megabytes: self.standalone.as_ref().map(|(_, data)| log_megabytes(data)),
             ..Observation::default()
         };
         if scraping == Scraping::EverySecond {
             look.counted = self.counted().await;
-            if let Some(ingest) = &self.ingest {
+            if let Some(ingest) = self.ingest.as_ref().or(self.alone()) {
                 let (_, metrics) = ingest.ops("/metrics").await;
                 look.accepted = whole(metric(&metrics, "catchall_ingest_accepted_events_total"));
             }
@@ -178,7 +231,7 @@ impl RunningSystem {
                 look.lag_seconds = Some(metric(&metrics, "catchall_replica_lag_seconds"));
             }
         }
-        let services = self.ingest.iter().chain(&self.workers).chain(&self.query);
+        let services = self.ingest.iter().chain(&self.workers).chain(&self.query).chain(self.alone());
         look.megabytes = services.filter_map(|service| usage::megabytes(service.pid())).sum();
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let declared = self.queue.queue_declare(EVENTS.into(), passive, FieldTable::default()).await;
@@ -187,19 +240,20 @@ impl RunningSystem {
     }
 
     /// Stops all processes with SIGTERM, so that nothing is left for the next row.
-    pub(crate) async fn clear(mut self) {
-        let services = self.ingest.iter_mut().chain(&mut self.workers).chain(&mut self.query);
-        let services: Vec<&mut Service> = services.collect();
-        for service in &services {
-            service.signal("TERM");
-        }
-        for service in services {
-            service.ended().await;
-        }
+    pub(crate) async fn clear(self) {
+        let services = self.ingest.into_iter().chain(self.workers).chain(self.query);
+        end(services.chain(self.standalone.map(|(service, _)| service))).await;
     }
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counters are neither")]
 fn whole(counter: f64) -> u64 {
     counter as u64
+}
+
+/// The size of the log beside a data file; 0 if there is none.
+pub(crate) fn log_megabytes(data: &Path) -> f64 {
+    let mut log = data.as_os_str().to_owned();
+    log.push("-wal");
+    std::fs::metadata(log).map_or(0.0, |log| real(log.len()) / 1e6)
 }

@@ -44,14 +44,15 @@ const HEADINGS: [&str; 23] = [
 /// What the columns mean.
 const LEGEND: &str = "\
 acked/s: events (for get: reads) answered per second. counted/s: events per second until the last of them
-was in the primary. ingest to load: each process's processor time per event in microseconds, until the
-replica had all events; the servers of naive and floor are listed under ingest. stack: the sum of all but
-load, the load tool. p50 to p99: latency in ms; at a fixed rate it counts from the moment an event was due.
-MB: the peak memory of ingest/worker/query. x naive, x floor: the rate divided by theirs. queue: the most
-messages seen in the queue. behind: seconds from the last answer until all events were counted. lag: the
-most seconds the replica was behind. steal: the percentage of the requested processor time that the
-machine's host gave to others; where it is high, rates and latencies say little. If naive is slower than
-6,000/s, the goals for rates are lowered in proportion.";
+was in the primary, or in the data file. ingest to load: each process's processor time per event in
+microseconds, until the replica had all events; the servers of naive and floor, and the standalone of all
+rows alone-..., are listed under ingest, and the idle servers beside them under their own names. stack: the
+sum of all but load, the load tool. p50 to p99: latency in ms; at a fixed rate it counts from the moment an
+event was due. MB: the peak memory of ingest/worker/query, or of the standalone. x naive, x floor: the rate
+divided by theirs. queue: the most messages seen in the queue. behind: seconds from the last answer until
+all events were counted. lag: the most seconds the replica was behind. steal: the percentage of the
+requested processor time that the machine's host gave to others; where it is high, rates and latencies say
+little. If naive is slower than 6,000/s, the goals for rates are lowered in proportion.";
 
 /// How much memory a service may use.
 struct Allowance {
@@ -60,10 +61,11 @@ struct Allowance {
     taken: fn(&Peaks) -> Option<u64>,
 }
 
-const MEMORY: [Allowance; 3] = [
+const MEMORY: [Allowance; 4] = [
     Allowance { service: "ingest", megabytes: 128, taken: |peaks| peaks.ingest },
     Allowance { service: "worker", megabytes: 512, taken: |peaks| peaks.worker },
     Allowance { service: "query", megabytes: 128, taken: |peaks| peaks.query },
+    Allowance { service: "standalone", megabytes: 256, taken: |peaks| peaks.standalone },
 ];
 
 /// All rows so far, and the machine they were measured on.
@@ -197,8 +199,9 @@ impl RowTable {
         let (micros, latency) = (stats.micros_per_event, stats.latency_ms);
         // Bulk events take less than a microsecond, so two digits are needed.
         let micros = |of: fn(&Micros) -> Option<f64>| some(micros.as_ref().and_then(of), 2);
-        let Peaks { ingest, worker, query } = stats.peak_megabytes;
-        let megabytes = [ingest, worker, query].map(|peak| peak.map_or("-".into(), |peak| peak.to_string()));
+        let Peaks { ingest, worker, query, standalone } = stats.peak_megabytes;
+        let megabytes = [ingest.or(standalone), worker, query]
+            .map(|peak| peak.map_or("-".into(), |peak| peak.to_string()));
         [
             row.name(),
             rate(stats.acknowledged_per_second),

@@ -5,10 +5,8 @@ use catchall_load::counts::Counts;
 use catchall_load::record::{Bounds, Difference};
 use catchall_load::workload::{Names, Shape, Workload};
 use harness::load::LoadSpec;
-use harness::sql;
 
-/// How many domains are read at a time.
-const TOGETHER: usize = 10_000;
+use crate::books::Books;
 
 /// How many of the first domains are in a sample. They are the most frequent of zipf.
 const FREQUENT: u32 = 100_000;
@@ -40,13 +38,13 @@ pub(crate) struct Sample {
 
 impl Sample {
     /// Reads the counters of the sample before the events of `spec` are sent.
-    pub(crate) async fn read(spec: &LoadSpec, database_url: &str) -> anyhow::Result<Self> {
+    pub(crate) async fn read(spec: &LoadSpec, books: &Books) -> anyhow::Result<Self> {
         let LoadSpec { shape, domains, .. } = *spec;
         let mut sample = Self { shape, domains: domains.unwrap_or(1), before: Vec::new() };
         if shape != Shape::Waves {
             let numbers: Vec<u32> =
                 (0..sample.domains).filter(|domain| sample.index(*domain).is_some()).collect();
-            sample.before = each(&numbers, Names::new(shape, spec.seed), database_url).await?;
+            sample.before = books.each(&numbers, Names::new(shape, spec.seed)).await?;
         }
         Ok(sample)
     }
@@ -75,7 +73,7 @@ pub(crate) async fn compare(
     sample: &Sample,
     more: Counts,
     added: Counts,
-    database_url: &str,
+    books: &Books,
 ) -> anyhow::Result<Difference> {
     let acknowledged = report.acknowledged;
     if report.refused + report.unknown > 0 {
@@ -101,20 +99,9 @@ pub(crate) async fn compare(
         }
     }
     let numbers = sample.numbers(expected.len());
-    let counted = each(&numbers, Names::new(spec.shape, spec.seed), database_url).await?;
+    let counted = books.each(&numbers, Names::new(spec.shape, spec.seed)).await?;
     let domains = expected.iter().zip(&counted).map(|(expected, counted)| difference(*expected, *counted));
     let sums = difference(all, added);
     let (lost, duplicated) = domains.fold((0, 0), |sum, each| (sum.0 + each.lost, sum.1 + each.duplicated));
     Ok(Difference { lost: lost.max(sums.lost), duplicated: duplicated.max(sums.duplicated) })
-}
-
-/// The counters of each of these domains.
-async fn each(numbers: &[u32], names: Names, database_url: &str) -> anyhow::Result<Vec<Counts>> {
-    let mut all = Vec::with_capacity(numbers.len());
-    for part in numbers.chunks(TOGETHER) {
-        let names: Vec<String> = part.iter().map(|domain| names.canonical(*domain)).collect();
-        let counted = sql::counts(database_url, &names).await?;
-        all.extend(names.iter().map(|name| counted.get(name).copied().unwrap_or_default()));
-    }
-    Ok(all)
 }

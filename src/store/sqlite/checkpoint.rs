@@ -35,6 +35,10 @@ const CUT_PAGES: i64 = 4 * BEGIN_PAGES;
 /// How long a reader may hold the log before the operator is told, and between two such lines.
 const HELD: Duration = Duration::from_secs(30);
 
+/// How long the last checkpoint is tried. A statement that was under way when its connection was dropped goes
+/// on to its end, and keeps another checkpoint out until then.
+const FINISH: Duration = Duration::from_secs(5);
+
 /// The frames of the log, and those that have been carried over, as `pragma wal_checkpoint` reports them.
 #[derive(Clone, Copy, Debug)]
 struct Log {
@@ -123,17 +127,24 @@ async fn checkpoint(connection: &mut SqliteConnection, mode: &'static str) -> Re
 
 /// Carries all of the log into the file and empties it, so that the file is complete by itself.
 pub(super) async fn finish(file: &DataFile) {
-    let finished = async {
-        let mut connection = file.connect(Purpose::Checkpoint).await.map_err(|error| error.to_string())?;
-        let log = checkpoint(&mut connection, "pragma wal_checkpoint(truncate)").await;
-        let log = log.map_err(|error| describe(&error))?;
-        connection.close().await.map_err(|error| describe(&error))?;
-        if log.busy { Err("another program reads it".to_owned()) } else { Ok(()) }
-    };
-    if let Err(reason) = finished.await {
-        // Nothing is lost: the next start reads the log.
-        tracing::warn!(reason, "the log stays beside the data file: {reason}");
+    let give_up = Instant::now() + FINISH;
+    while let Err(reason) = empty(file).await {
+        if Instant::now() >= give_up {
+            // Nothing is lost: the next start reads the log.
+            tracing::warn!(reason, "the log stays beside the data file: {reason}");
+            return;
+        }
+        sleep(INTERVAL).await;
     }
+}
+
+/// One attempt at that.
+async fn empty(file: &DataFile) -> Result<(), String> {
+    let mut connection = file.connect(Purpose::Checkpoint).await.map_err(|error| error.to_string())?;
+    let log = checkpoint(&mut connection, "pragma wal_checkpoint(truncate)").await;
+    let log = log.map_err(|error| describe(&error))?;
+    connection.close().await.map_err(|error| describe(&error))?;
+    if log.busy { Err("another program reads it".to_owned()) } else { Ok(()) }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a figure of so many digits is exact enough")]
