@@ -153,12 +153,17 @@ impl Transfer {
     ///
     /// When the file or the ledger cannot be used.
     pub async fn move_claims(&mut self) -> Result<u64, TransferError> {
-        let claims = self.file.claims_after(self.position.claims_through, STEP).await?;
-        let Some((last, _)) = claims.last().copied() else { return Ok(0) };
-        let (id, from, count) = (self.file.id, self.position.claims_through, claims.len() as u64);
-        self.ledger.run(TIMEOUT, async move |pool| add_claims(&pool, id, from, claims).await).await?;
-        self.position.claims_through = Some(last);
-        Ok(count)
+        loop {
+            let claims = self.file.claims_after(self.position.claims_through, STEP).await?;
+            let Some((last, _)) = claims.last().copied() else { return Ok(0) };
+            let (id, from, count) = (self.file.id, self.position.claims_through, claims.len() as u64);
+            let add = async move |pool: PgPool| add_claims(&pool, id, from, claims).await;
+            if self.ledger.run(TIMEOUT, add).await? {
+                self.position.claims_through = Some(last);
+                return Ok(count);
+            }
+            self.look_again().await?;
+        }
     }
 
     /// Carries over the counters of some domains and returns of how many; zero when none is left.
@@ -167,13 +172,28 @@ impl Transfer {
     ///
     /// When the file or the ledger cannot be used.
     pub async fn move_counters(&mut self) -> Result<u64, TransferError> {
-        let rows = self.file.counters_after(&self.position.domains_through, STEP).await?;
-        let Some((last, _)) = rows.last().cloned() else { return Ok(0) };
-        let (id, from, count) = (self.file.id, self.position.domains_through.clone(), rows.len() as u64);
-        let tally = tally(rows, self.file.path())?;
-        self.ledger.run(TIMEOUT, async move |pool| add_counters(&pool, id, &from, &tally).await).await?;
-        self.position.domains_through = last;
-        Ok(count)
+        loop {
+            let rows = self.file.counters_after(&self.position.domains_through, STEP).await?;
+            let Some((last, _)) = rows.last().cloned() else { return Ok(0) };
+            let (id, from, count) = (self.file.id, self.position.domains_through.clone(), rows.len() as u64);
+            let tally = tally(rows, self.file.path())?;
+            let add = async move |pool: PgPool| add_counters(&pool, id, &from, &tally).await;
+            if self.ledger.run(TIMEOUT, add).await? {
+                self.position.domains_through = last;
+                return Ok(count);
+            }
+            self.look_again().await?;
+        }
+    }
+
+    /// Looks how far the ledger has come. The last step of a move that was killed may end after it, on the
+    /// server.
+    async fn look_again(&mut self) -> Result<(), TransferError> {
+        let noted = note(&self.ledger, self.file.id).await?;
+        let (position, _) =
+            noted.ok_or_else(|| TransferError::Elsewhere(self.to.clone(), self.to.clone()))?;
+        self.position = position;
+        Ok(())
     }
 
     /// Compares the counters of the domains after `from` with the ledger. Returns the last one that was
@@ -259,31 +279,34 @@ insert into event_claims as c (id, claimed_at)
 select id, to_timestamp(used_at) from unnest($1::uuid[], $2::float8[]) as moved (id, used_at)
 on conflict (id) do update set claimed_at = greatest(c.claimed_at, excluded.claimed_at)";
 
+/// Adds claims and notes how far that came. `false`: the ledger is not where the step would begin.
 async fn add_claims(
     pool: &PgPool,
     id: Uuid,
     from: Option<Uuid>,
     claims: Vec<(Uuid, i64)>,
-) -> Result<(), sqlx::Error> {
+) -> Result<bool, sqlx::Error> {
     let mut transaction = pool.begin().await?;
     let count = i64::try_from(claims.len()).unwrap_or(i64::MAX);
     let through = claims.last().map(|(id, _)| *id);
-    // First, and only if nobody else has moved: if the answer to the last commit was lost, this is how it
-    // shows.
+    // First, and only from where the ledger is: a step of a move that was killed may have come between.
     let moved = sqlx::query(
         "-- catchall: note how far the claims are moved
         update moves set claims_through = $3, claims = claims + $4
         where file_id = $1 and claims_through is not distinct from $2 and finished_at is null",
     );
     let moved = moved.bind(id).bind(from).bind(through).bind(count).execute(&mut *transaction).await?;
-    expect_moved(moved.rows_affected())?;
+    if moved.rows_affected() == 0 {
+        return Ok(false);
+    }
     #[expect(clippy::cast_precision_loss, reason = "seconds since 1970 have few digits")]
     let (ids, used_at): (Vec<Uuid>, Vec<f64>) = claims.into_iter().map(|(id, at)| (id, at as f64)).unzip();
     sqlx::query(ADD_CLAIMS).bind(ids).bind(used_at).execute(&mut *transaction).await?;
-    transaction.commit().await
+    transaction.commit().await.map(|()| true)
 }
 
-async fn add_counters(pool: &PgPool, id: Uuid, from: &str, tally: &Tally) -> Result<(), sqlx::Error> {
+/// The same for counters.
+async fn add_counters(pool: &PgPool, id: Uuid, from: &str, tally: &Tally) -> Result<bool, sqlx::Error> {
     let mut transaction = pool.begin().await?;
     let (mut delivered, mut bounced) = (0_u128, 0_u128);
     for (_, counters) in tally.iter() {
@@ -305,17 +328,12 @@ async fn add_counters(pool: &PgPool, id: Uuid, from: &str, tally: &Tally) -> Res
         .bind(bounced.to_string())
         .execute(&mut *transaction)
         .await?;
-    expect_moved(moved.rows_affected())?;
+    if moved.rows_affected() == 0 {
+        return Ok(false);
+    }
     let borrowed: Tally<&DomainName> = tally.iter().map(|(domain, counters)| (domain, *counters)).collect();
     ledger::add(&mut transaction, &borrowed).await?;
-    transaction.commit().await
-}
-
-fn expect_moved(rows: u64) -> Result<(), sqlx::Error> {
-    match rows {
-        1 => Ok(()),
-        _ => Err(sqlx::Error::Protocol("another move of this file has come between".into())),
-    }
+    transaction.commit().await.map(|()| true)
 }
 
 /// The first of these domains of which the ledger has fewer events.

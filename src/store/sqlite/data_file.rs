@@ -178,3 +178,40 @@ async fn create(path: &Path) -> Result<(), DataError> {
     let renamed = fs::rename(&new, path).and_then(|()| fs::File::open(directory)?.sync_all());
     renamed.map_err(|error| failed(&error))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn text(connection: &mut SqliteConnection, pragma: &'static str) -> String {
+        let value: String = sqlx::query_scalar(pragma).fetch_one(connection).await.unwrap();
+        value
+    }
+
+    async fn number(connection: &mut SqliteConnection, pragma: &'static str) -> i64 {
+        sqlx::query_scalar(pragma).fetch_one(connection).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_commit_waits_for_the_disk_and_sqlite_is_built_as_it_should_be() {
+        let directory = std::env::temp_dir().join(format!("catchall-{}", uuid::Uuid::now_v7()));
+        fs::create_dir(&directory).unwrap();
+        let file = DataFile::open(&DataConfig { data: directory.join("catchall.db") }).await.unwrap();
+        for purpose in [Purpose::Write, Purpose::Checkpoint, Purpose::Read] {
+            let connection = &mut file.connect(purpose).await.unwrap();
+            assert_eq!(text(connection, "pragma journal_mode").await, "wal");
+            assert_eq!(number(connection, "pragma synchronous").await, 2, "full");
+            assert_eq!(number(connection, "pragma wal_autocheckpoint").await, 0);
+            assert_eq!(number(connection, "pragma page_size").await, i64::from(PAGE));
+            let written = sqlx::raw_sql("update data_file set moving_to = null").execute(connection).await;
+            assert_eq!(written.is_err(), purpose == Purpose::Read);
+        }
+        let connection = &mut file.connect(Purpose::Read).await.unwrap();
+        let built: Vec<String> =
+            sqlx::query_scalar("pragma compile_options").fetch_all(connection).await.unwrap();
+        let has = |option: &str| built.iter().any(|built| built == option);
+        assert!(has("DEFAULT_MEMSTATUS=0") && has("OMIT_LOAD_EXTENSION"), "{built:?}");
+        assert!(!has("ENABLE_MEMORY_MANAGEMENT") && !has("ENABLE_FTS5"), "{built:?}");
+        fs::remove_dir_all(&directory).unwrap();
+    }
+}

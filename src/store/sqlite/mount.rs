@@ -56,6 +56,8 @@ fn numbers(device: u64) -> (u64, u64) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const MOUNTS: &str = "\
@@ -71,10 +73,15 @@ mod tests {
         assert_eq!(kind(MOUNTS, 33), None);
     }
 
-    #[test]
-    fn a_device_number_has_two_parts() {
-        assert_eq!(numbers(0x0001_0203_0405), (0x304, 0x1_0205 & 0xffff_ff00 | 0x05));
-        assert_eq!(numbers(254 << 8 | 3), (254, 3));
+    proptest! {
+        /// makedev(3)
+        #[test]
+        fn a_device_number_has_two_parts(major in any::<u32>(), minor in any::<u32>()) {
+            let (major, minor) = (u64::from(major), u64::from(minor));
+            let (high, low) = ((major & 0xffff_f000) << 32, (major & 0xfff) << 8);
+            let packed = high | (minor & 0xffff_ff00) << 12 | low | minor & 0xff;
+            prop_assert_eq!(numbers(packed), (major, minor));
+        }
     }
 
     #[test]
