@@ -20,11 +20,13 @@ pub(super) async fn serve(config: ServeConfig, process: Process) -> anyhow::Resu
     greet(&store, sockets[0].local_addr()?, ops.local_addr()?);
     let budget = config.intake.budget();
     let store = Arc::new(store);
+    let connections = query::READS_AT_ONCE as usize * usize::from(config.http.threads);
     let router = {
         let (config, store, health) = (config.clone(), Arc::clone(&store), health.clone());
         move || {
             let events = ingest::routes(&config.intake, &budget, store.writer());
-            let domains = query::routes(&config.lookup, store.reader(), health.dependency("data file"));
+            let domains =
+                query::routes(&config.lookup, store.reader(connections), health.dependency("data file"));
             http::with_problems(events.merge(domains))
         }
     };

@@ -54,10 +54,10 @@ impl Store {
         Writer { queue: Arc::clone(&self.queue) }
     }
 
-    /// Where counters are read, over connections of its own.
+    /// Where counters are read, over connections of its own. All readers together will have so many.
     #[must_use]
-    pub fn reader(&self) -> Reader {
-        Reader::new(self.file.path.clone())
+    pub fn reader(&self, connections: usize) -> Reader {
+        Reader::new(self.file.path.clone(), connections)
     }
 
     /// Counts, prunes and shortens the log for as long as it is polled. Nothing is counted without it.
