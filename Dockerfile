@@ -15,7 +15,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 # The same Debian release as above, because the binaries need its C library.
 FROM debian:trixie-slim
 LABEL org.opencontainers.image.title="catchall" \
-      org.opencontainers.image.description="Tells from delivery events which e-mail domains are catch-alls: exactly once, through RabbitMQ and Postgres" \
+      org.opencontainers.image.description="Tells from delivery events which e-mail domains are catch-alls: exactly once, in one process or through RabbitMQ and Postgres" \
       org.opencontainers.image.licenses="MIT OR Apache-2.0"
 # For amqps:// and sslmode=verify-full.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/

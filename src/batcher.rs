@@ -1,8 +1,8 @@
 //! Group commit without a timer: while one batch is made durable, the next one gathers.
 //!
 //! A lone caller never waits for others, and a flood batches itself: the longer a flush takes, the more the
-//! next one gathers. Ingest uses it for events on the way to the broker, query for names on the way to the
-//! replica.
+//! next one gathers. It serves events on the way to the broker or to the data file, and names on the way to
+//! the replica or to that file.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;

@@ -1,8 +1,8 @@
 //! The two seams of the system: where accepted batches go, and where counters are read.
 //!
-//! Roles know only these traits. Today's implementations are the broker, from which a worker counts into the
-//! [`ledger`] on the Postgres primary, and the Postgres [`replica`]. Every method has a caller, and one
-//! implementation can replace another without a change to any role.
+//! Roles know only these traits. Each has two implementations: in a cluster the broker, from which a worker
+//! counts into the [`ledger`] on the Postgres primary, and the Postgres [`replica`]; in the standalone the
+//! one [data file](sqlite). Every method has a caller.
 
 mod applied;
 mod event_retention;
@@ -11,7 +11,7 @@ pub mod postgres;
 pub mod ledger;
 pub mod replica;
 pub mod sqlite;
-pub mod transfer;
+pub mod moving;
 
 use std::fmt::Display;
 use std::sync::Arc;

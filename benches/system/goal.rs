@@ -65,8 +65,8 @@ pub(crate) enum Goal {
     FlatMemory,
     /// Neither ingest nor query grows by more megabytes from the second quarter of the time to the last.
     NoGrowth(f64),
-    /// The log beside the data file stays below so many megabytes.
-    Log(f64),
+    /// The WAL beside the data file stays below so many megabytes.
+    Wal(f64),
     /// The data file with the large population is below so many megabytes.
     FileSize(f64),
     /// With that file, the standalone is ready in less than so many seconds.
@@ -148,7 +148,7 @@ impl Goal {
                 let growth = stats.growth_megabytes;
                 (format!("{:+.1} MB", growth.unwrap_or(f64::NAN)), at_most(growth, limit))
             }
-            Self::Log(limit) => below("log", stats.log_megabytes, limit, "MB"),
+            Self::Wal(limit) => below("WAL", stats.wal_megabytes, limit, "MB"),
             Self::FileSize(limit) => below("file", stats.file_megabytes, limit, "MB"),
             Self::Opening(limit) => below("ready after", stats.opening_seconds, limit, "s"),
             Self::NoDeadlock => ("no deadlock".into(), stats.deadlocks == 0),

@@ -1,4 +1,5 @@
-//! One run of events, until the last is counted, on the primary and replayed by the replica or in a data file.
+//! One run of events, until the last is counted, on the primary and replayed by the replica or in a data
+//! file.
 
 use std::time::{Duration, Instant};
 
@@ -77,7 +78,7 @@ pub(crate) async fn events(
         backlog_grows: grows(&looks, spec, &report),
         memory_growth: memory_growth(&looks),
         growth_megabytes,
-        log_megabytes: most_log_megabytes(&looks),
+        wal_megabytes: most_wal_megabytes(&looks),
         seconds_behind: behind,
         lag_seconds: looks.iter().filter_map(|look| look.lag_seconds).max_by(f64::total_cmp),
         stolen: MachineTime::stolen_since(machine),
@@ -112,9 +113,9 @@ pub(crate) async fn observed<T>(
     Ok((done, looks))
 }
 
-/// The most megabytes of the log beside the data file, if there is one.
-pub(crate) fn most_log_megabytes(looks: &[Observation]) -> Option<f64> {
-    looks.iter().filter_map(|look| look.log_megabytes).max_by(f64::total_cmp)
+/// The most megabytes of the WAL beside the data file, if there is one.
+pub(crate) fn most_wal_megabytes(looks: &[Observation]) -> Option<f64> {
+    looks.iter().filter_map(|look| look.wal_megabytes).max_by(f64::total_cmp)
 }
 
 /// Waits until the workers have counted so many events since their start, or have counted none for a long

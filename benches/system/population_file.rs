@@ -16,9 +16,9 @@ use hyper::{Request, StatusCode, header};
 use crate::books::Books;
 use crate::clients::{Call, send_all};
 use crate::dataset::names_in_key_order;
-use crate::measure::{memory_growth, most_log_megabytes, observed, per_second};
+use crate::measure::{memory_growth, most_wal_megabytes, observed, per_second};
 use crate::stats::{RowStats, histogram, latency};
-use crate::system::{Processes, RunningSystem, Scraping, end, log_megabytes, standalone};
+use crate::system::{Processes, RunningSystem, Scraping, end, standalone, wal_megabytes};
 
 /// Events of a request: the most that one may have.
 const BATCH: usize = 10_000;
@@ -37,14 +37,14 @@ pub(crate) async fn fill(domains: u32, servers: &Servers) -> anyhow::Result<(Row
     let loaded = load(&system, domains).await;
     system.clear().await;
     let stats = loaded?;
-    let (bytes, log_left) = (std::fs::metadata(&data)?.len(), log_megabytes(&data));
+    let (bytes, log_left) = (std::fs::metadata(&data)?.len(), wal_megabytes(&data));
     let begun = Instant::now();
     let opened = standalone(&data).await?;
     let opening_seconds = begun.elapsed().as_secs_f64();
     end([opened]).await;
     let difference = compare(domains, &data).await?;
     let stats = RowStats {
-        // A stop leaves no log, unless something is wrong.
+        // A stop leaves no WAL, unless something is wrong.
         file_megabytes: Some(real(bytes) / 1e6 + log_left),
         opening_seconds: Some(opening_seconds),
         lost: difference.lost,
@@ -87,7 +87,7 @@ async fn load(system: &RunningSystem, domains: u32) -> anyhow::Result<RowStats> 
         latency_ms: latency(&micros),
         peak_megabytes: system.peaks(),
         memory_growth: memory_growth(&looks),
-        log_megabytes: most_log_megabytes(&looks),
+        wal_megabytes: most_wal_megabytes(&looks),
         stolen: MachineTime::stolen_since(machine),
         ..RowStats::default()
     })

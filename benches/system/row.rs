@@ -148,7 +148,7 @@ impl Row {
             Self::AloneFile => &[Goal::FileSize(500.0), Goal::Opening(1.0)],
             Self::AloneGet => &[Goal::OfFloor(0.65), Goal::FlatMemory],
             Self::AloneUniform => {
-                &[Goal::Sustained(80_000.0), Goal::P99(1_000.0), Goal::Log(256.0), Goal::FlatMemory]
+                &[Goal::Sustained(80_000.0), Goal::P99(1_000.0), Goal::Wal(256.0), Goal::FlatMemory]
             }
             Self::Put => &[Goal::Counted(65_000.0), Goal::Stack(15.0), Goal::TimesFloor(1.6)],
             Self::PutHalf => &[Goal::P95(20.0), Goal::P99(40.0)],

@@ -17,7 +17,8 @@ pub(crate) struct RowStats {
     /// Offered events per second; `None` in a closed loop.
     pub(crate) offered_per_second: Option<f64>,
     pub(crate) acknowledged_per_second: f64,
-    /// Events per second until the last was in the primary, or in the data file; `None` if nothing is written.
+    /// Events per second until the last was in the primary, or in the data file; `None` if nothing is
+    /// written.
     pub(crate) counted_per_second: Option<f64>,
     /// Processor time of each process.
     pub(crate) micros_per_event: Option<Micros>,
@@ -31,9 +32,9 @@ pub(crate) struct RowStats {
     pub(crate) memory_growth: Option<f64>,
     /// By how many megabytes ingest or query grew from the second quarter of the time to the last.
     pub(crate) growth_megabytes: Option<f64>,
-    /// The most megabytes that the log beside the data file had.
-    pub(crate) log_megabytes: Option<f64>,
-    /// The size of the data file with the large population, without a log.
+    /// The most megabytes that the WAL beside the data file had.
+    pub(crate) wal_megabytes: Option<f64>,
+    /// The size of the data file with the large population, without a WAL.
     pub(crate) file_megabytes: Option<f64>,
     /// Seconds from the start of a standalone with that file until it is ready.
     pub(crate) opening_seconds: Option<f64>,

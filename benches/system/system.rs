@@ -94,8 +94,8 @@ pub(crate) struct Observation {
     /// Memory of ingest and of query, if they run.
     pub(crate) ingest_megabytes: Option<f64>,
     pub(crate) query_megabytes: Option<f64>,
-    /// Size of the log beside the data file, if the standalone runs.
-    pub(crate) log_megabytes: Option<f64>,
+    /// Size of the WAL beside the data file, if the standalone runs.
+    pub(crate) wal_megabytes: Option<f64>,
 }
 
 /// Whether `/metrics` is read during a row.
@@ -217,7 +217,7 @@ impl RunningSystem {
         let mut look = Observation {
             ingest_megabytes: megabytes(&self.ingest),
             query_megabytes: megabytes(&self.query),
-            log_megabytes: self.standalone.as_ref().map(|(_, data)| log_megabytes(data)),
+            wal_megabytes: self.standalone.as_ref().map(|(_, data)| wal_megabytes(data)),
             ..Observation::default()
         };
         if scraping == Scraping::EverySecond {
@@ -251,8 +251,8 @@ fn whole(counter: f64) -> u64 {
     counter as u64
 }
 
-/// The size of the log beside a data file; 0 if there is none.
-pub(crate) fn log_megabytes(data: &Path) -> f64 {
+/// The size of the WAL beside a data file; 0 if there is none.
+pub(crate) fn wal_megabytes(data: &Path) -> f64 {
     let mut log = data.as_os_str().to_owned();
     log.push("-wal");
     std::fs::metadata(log).map_or(0.0, |log| real(log.len()) / 1e6)

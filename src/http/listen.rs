@@ -75,9 +75,7 @@ impl HttpConfig {
         let sockets: io::Result<_> = std::iter::once(Ok(first)).chain(others).collect();
         sockets.with_context(|| cannot_listen(address, "CATCHALL_LISTEN"))
     }
-}
 
-impl HttpConfig {
     /// The same for a process whose data no other process shares: it does not take over from another one.
     ///
     /// # Errors

@@ -9,25 +9,34 @@ use futures::FutureExt;
 use super::command::MoveConfig;
 use crate::process::ExitError;
 use crate::shutdown::Shutdown;
-use crate::store::transfer::{Moved, Transfer, TransferError};
+use crate::store::moving::{Move, MoveError, Moved};
 
-/// Moves what has not been moved yet, verifies all of it, and prints what it was.
+/// Moves what has not been moved yet, verifies all of it, and prints what it was. What is wrong with the file
+/// has an exit status of its own.
 pub(super) async fn move_to(config: &MoveConfig, shutdown: Shutdown) -> anyhow::Result<()> {
-    let mut transfer = Transfer::begin(&config.data, &config.to).await.map_err(told)?;
-    let to = transfer.to().to_owned();
-    let (claims, domains) = transfer.totals().await?;
+    carry(config, shutdown).await.map_err(|error| match error.downcast() {
+        Ok(MoveError::File(error)) => ExitError::from(error).into(),
+        Ok(error) => error.into(),
+        Err(error) => error,
+    })
+}
+
+async fn carry(config: &MoveConfig, shutdown: Shutdown) -> anyhow::Result<()> {
+    let mut moving = Move::begin(&config.data, &config.to).await?;
+    let to = moving.to().to_owned();
+    let (claims, domains) = moving.totals().await?;
     let show = Display::detect();
-    if !transfer.is_done() {
+    if !moving.is_done() {
         let done = Cell::new(0);
         let progress = || Progress { done: done.get(), ..Progress::default() };
         let work = async {
-            while step(transfer.move_claims().await?, &done, &shutdown)? {}
+            while step(moving.move_claims().await?, &done, &shutdown)? {}
             anyhow::Ok(())
         };
         show.follow("moving", "claims", claims, progress, work).await?;
         done.set(0);
         let work = async {
-            while step(transfer.move_counters().await?, &done, &shutdown)? {}
+            while step(moving.move_counters().await?, &done, &shutdown)? {}
             anyhow::Ok(())
         };
         show.follow("moving", "domains", domains, progress, work).await?;
@@ -36,14 +45,14 @@ pub(super) async fn move_to(config: &MoveConfig, shutdown: Shutdown) -> anyhow::
     let progress = || Progress { done: done.get(), ..Progress::default() };
     let work = async {
         let mut from = String::new();
-        while let Some((last, count)) = transfer.verify(&from).await? {
+        while let Some((last, count)) = moving.verify(&from).await? {
             step(count, &done, &shutdown)?;
             from = last;
         }
         anyhow::Ok(())
     };
     show.follow("verifying", "domains", domains, progress, work).await?;
-    let Moved { claims, domains, delivered, bounced } = transfer.finish().await?;
+    let Moved { claims, domains, delivered, bounced } = moving.finish().await?;
     println!(
         "moved to {to} and verified: {domains} domains with {delivered} delivered and {bounced} bounced \
          events, {claims} claims; the file is not served any more"
@@ -58,12 +67,4 @@ fn step(count: u64, done: &Cell<u64>, shutdown: &Shutdown) -> anyhow::Result<boo
         bail!("stopped: run the same command again, it goes on where it stopped");
     }
     Ok(count > 0)
-}
-
-/// What is wrong with the file has an exit status of its own.
-fn told(error: TransferError) -> anyhow::Error {
-    match error {
-        TransferError::File(error) => ExitError::from(error).into(),
-        error => error.into(),
-    }
 }

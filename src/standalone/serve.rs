@@ -8,13 +8,13 @@ use anyhow::Context;
 use super::command::ServeConfig;
 use crate::health::Health;
 use crate::process::{ExitError, Process};
-use crate::store::sqlite::Store;
+use crate::store::sqlite::FileStore;
 use crate::{http, ingest, query};
 
 /// Opens the data file, binds, and serves until the shutdown and the grace period after it.
 pub(super) async fn serve(config: ServeConfig, process: Process) -> anyhow::Result<()> {
     let capacity = config.intake.max_waiting_events() * usize::from(config.http.threads);
-    let store = Store::open(&config.data, capacity).await.map_err(ExitError::from)?;
+    let store = FileStore::open(&config.data, capacity).await.map_err(ExitError::from)?;
     let (sockets, ops) = (config.http.bind_alone()?, config.ops.bind()?);
     let health = Health::default();
     greet(&store, sockets[0].local_addr()?, ops.local_addr()?);
@@ -45,7 +45,7 @@ pub(super) async fn serve(config: ServeConfig, process: Process) -> anyhow::Resu
 }
 
 /// Says what a newcomer wants to know.
-fn greet(store: &Store, listen: SocketAddr, ops_listen: SocketAddr) {
+fn greet(store: &FileStore, listen: SocketAddr, ops_listen: SocketAddr) {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "catchall {}", env!("CARGO_PKG_VERSION"));
     let data = store.path().display();
     tracing::info!(%data, "its data is in {data}");

@@ -15,7 +15,7 @@ mod checkpoint;
 mod writer;
 mod reader;
 mod export;
-mod store;
+mod file_store;
 mod check;
 mod backup;
 
@@ -24,6 +24,6 @@ pub use check::{Checked, check};
 pub use data_error::DataError;
 pub use data_file::DataConfig;
 pub(super) use export::{Export, MoveState};
+pub use file_store::FileStore;
 pub use reader::Reader;
-pub use store::Store;
 pub use writer::Writer;

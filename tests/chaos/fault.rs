@@ -121,8 +121,8 @@ pub(crate) enum Fault {
     StandaloneDiskFull,
     /// other processes are started on the data file of the standalone
     StandaloneSecondProcess,
-    /// a backup that is stopped in the middle holds the log of the standalone
-    StandaloneHeldLog,
+    /// a backup that is stopped in the middle holds the WAL of the standalone
+    StandaloneHeldWal,
     /// clients go over from the standalone to a cluster, and the move of its data is killed again and again
     StandaloneMoveKilled,
 }
@@ -246,7 +246,7 @@ impl Fault {
             Self::StandaloneKilled
             | Self::StandaloneStopped
             | Self::StandaloneSecondProcess
-            | Self::StandaloneHeldLog => Form::Standalone,
+            | Self::StandaloneHeldWal => Form::Standalone,
             Self::StandaloneDiskFull => Form::StandaloneOnSmallDisk,
             Self::StandaloneMoveKilled => Form::StandaloneBeforeMove,
             _ => Form::Cluster,
@@ -308,7 +308,7 @@ impl Fault {
             Self::StandaloneStopped => standalone::stopped(subject.standalone()?, rng).await,
             Self::StandaloneDiskFull => standalone::disk_full(subject.standalone()?, rng).await,
             Self::StandaloneSecondProcess => standalone::second_process(subject.standalone()?, rng).await,
-            Self::StandaloneHeldLog => standalone::held_log(subject.standalone()?, label).await,
+            Self::StandaloneHeldWal => standalone::held_wal(subject.standalone()?, label).await,
             Self::StandaloneMoveKilled => standalone::move_killed(subject.standalone()?, rng).await,
         }
     }

@@ -26,7 +26,7 @@ use crate::cluster::{Cluster, address};
 use crate::process::WatchedProcess;
 use crate::watch::Watch;
 
-/// Room for a log that is as long as it gets and for the file, in MiB.
+/// Room for a WAL that is as long as it gets and for the file, in MiB.
 const SMALL_DISK: u32 = 192;
 
 /// Events of a request that fills the file.

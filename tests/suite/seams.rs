@@ -10,7 +10,7 @@ use catchall::domain_name::DomainName;
 use catchall::event::{Event, Outcome};
 use catchall::health::Health;
 use catchall::store::replica::{Replica, ReplicaConfig};
-use catchall::store::sqlite::{DataConfig, Store};
+use catchall::store::sqlite::{DataConfig, FileStore};
 use catchall::store::{BatchSink, CounterSource, EventRetention};
 use harness::processes::Service;
 use harness::servers::{Servers, eventually};
@@ -129,7 +129,7 @@ async fn the_broker_and_the_replica_keep_their_word() {
 #[tokio::test]
 async fn the_data_file_keeps_its_word_also_after_it_was_closed() {
     let config = DataConfig { data: data_file() };
-    let store = Arc::new(Store::open(&config, CAPACITY).await.unwrap());
+    let store = Arc::new(FileStore::open(&config, CAPACITY).await.unwrap());
     let health = Health::default();
     let retention = EventRetention { event_retention_secs: 3600 };
     let run = {
@@ -148,7 +148,7 @@ async fn the_data_file_keeps_its_word_also_after_it_was_closed() {
     assert_eq!(log, 0, "all of it is in the file");
     drop(store);
 
-    let store = Store::open(&config, CAPACITY).await.unwrap();
+    let store = FileStore::open(&config, CAPACITY).await.unwrap();
     let backend = Backend { sink: store.writer(), source: store.reader(2), reads_at_once: true };
     backend.has(&[("b.com", 5, 4), ("keyed.com", 8, 1), ("crowd.com", 50, 25)]).await;
     tokio::select! {

@@ -28,7 +28,7 @@ pub(super) async fn apply(
     match sqlx::raw_sql("commit").execute(connection).await {
         Ok(_) => Ok(applied),
         Err(error) if is_certain(&error) => Err(NotAccepted::NotCounted(describe(&error).into())),
-        // Its log may be on the disk, and count after a crash.
+        // Its WAL may be on the disk, and count after a crash.
         Err(error) => Err(NotAccepted::MaybeCounted(describe(&error).into())),
     }
 }

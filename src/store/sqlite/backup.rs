@@ -1,17 +1,17 @@
 //! A consistent copy of the file, written while it is served.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 
 use super::data_error::DataError;
 use super::data_file::{DataConfig, Purpose, connect, existing};
-use super::lock::beside;
+use super::lock::{self, beside};
 use super::schema;
 
 /// Copies the data file to `to`, and returns the absolute path and the size of the copy in bytes.
 ///
 /// The copy is written under another name, brought to the disk and renamed, so that under `to` there is a
-/// complete copy or what was there before. While it is written, the log of the data file cannot begin anew
+/// complete copy or what was there before. While it is written, the WAL of the data file cannot begin anew
 /// and grows.
 ///
 /// # Errors
@@ -33,12 +33,9 @@ pub async fn back_up(config: &DataConfig, to: &Path) -> Result<(PathBuf, u64), D
     // A backup that was killed has left its file. One that is still being written has locked it.
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&new);
     let file = file.map_err(|error| failed(&error))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            return Err(DataError::InUse { path: new, pid: "another backup".into() });
-        }
-        Err(TryLockError::Error(error)) => return Err(failed(&error)),
+    if !lock::take(&file).map_err(|error| failed(&error))? {
+        let reason = "another backup is being written there".into();
+        return Err(DataError::NotWritable { path: to, reason });
     }
     file.set_len(0).map_err(|error| failed(&error))?;
     let copied = copy(&from, &new, &to).await;

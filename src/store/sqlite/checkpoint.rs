@@ -1,7 +1,7 @@
-//! Checkpoints: carrying the log (WAL) into the file, beside the writer.
+//! Checkpoints: carrying the write-ahead wal (WAL) into the file, beside the writer.
 //!
-//! Commits only append to the log. A checkpoint copies the latest version of each page from it into the file.
-//! Most of that is done while commits go on. But the log begins anew only when all of it has been copied and
+//! Commits only append to the WAL. A checkpoint copies the latest version of each page from it into the file.
+//! Most of that is done while commits go on. But the WAL begins anew only when all of it has been copied and
 //! nobody reads from it, so for the small rest, what was committed meanwhile, the writer is made to wait.
 
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use super::data_error::{DataError, describe};
 use super::data_file::{DataFile, Purpose};
 
-/// A checkpoint begins when the log has this many pages more than were carried over. Larger is cheaper: a
+/// A checkpoint begins when the WAL has this many pages more than were carried over. Larger is cheaper: a
 /// page that changed many times is copied once. It is also what a start after a crash has to read.
 const BEGIN_PAGES: i64 = 64 * 1024;
 
@@ -25,41 +25,41 @@ const REST_PAGES: i64 = 4 * 1024;
 /// faster than the disk, and the writer has to wait.
 const PASSES: u32 = 4;
 
-/// How often the log is looked at.
+/// How often the WAL is looked at.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// A log of more pages than this after a checkpoint is cut off: some reader made it grow. Otherwise its space
+/// A WAL of more pages than this after a checkpoint is cut off: some reader made it grow. Otherwise its space
 /// is used again, which is cheaper than to take new space from the file system.
 const CUT_PAGES: i64 = 4 * BEGIN_PAGES;
 
-/// How long a reader may hold the log before the operator is told, and between two such lines.
+/// How long a reader may hold the WAL before the operator is told, and between two such lines.
 const HELD: Duration = Duration::from_secs(30);
 
 /// How long the last checkpoint is tried. A statement that was under way when its connection was dropped goes
 /// on to its end, and keeps another checkpoint out until then.
 const FINISH: Duration = Duration::from_secs(5);
 
-/// The frames of the log, and those that have been carried over, as `pragma wal_checkpoint` reports them.
+/// The frames of the WAL, and those that have been carried over, as `pragma wal_checkpoint` reports them.
 #[derive(Clone, Copy, Debug)]
-struct Log {
+struct Wal {
     /// Whether it could not be done completely.
     busy: bool,
     pages: i64,
     copied: i64,
 }
 
-impl Log {
+impl Wal {
     fn rest(self) -> i64 {
         self.pages - self.copied
     }
 }
 
-/// Keeps the log short for as long as it is polled. The writer holds `turn` during a transaction.
+/// Keeps the WAL short for as long as it is polled. The writer holds `turn` during a transaction.
 pub(super) async fn keep_short(file: &DataFile, turn: &Mutex<()>) {
     let mut told = None;
     loop {
         if let Err(error) = connected(file, turn, &mut told).await {
-            tracing::warn!(reason = %error, "cannot carry the log into the data file, trying again: {error}");
+            tracing::warn!(reason = %error, "cannot carry the WAL into the data file, trying again: {error}");
         }
         sleep(HELD).await;
     }
@@ -71,13 +71,13 @@ async fn connected(file: &DataFile, turn: &Mutex<()>, told: &mut Option<Instant>
     let mut held_since: Option<Instant> = None;
     loop {
         sleep(INTERVAL).await;
-        let log = checkpoint(&mut connection, "pragma wal_checkpoint(noop)").await.map_err(failed)?;
-        metrics(log);
-        if log.rest() < BEGIN_PAGES && held_since.is_none() {
+        let wal = checkpoint(&mut connection, "pragma wal_checkpoint(noop)").await.map_err(failed)?;
+        metrics(wal);
+        if wal.rest() < BEGIN_PAGES && held_since.is_none() {
             continue;
         }
-        let log = shorten(&mut connection, turn).await.map_err(failed)?;
-        if !log.busy {
+        let wal = shorten(&mut connection, turn).await.map_err(failed)?;
+        if !wal.busy {
             held_since = None;
             *told = None;
             continue;
@@ -85,11 +85,11 @@ async fn connected(file: &DataFile, turn: &Mutex<()>, told: &mut Option<Instant>
         let since = *held_since.get_or_insert_with(Instant::now);
         if since.elapsed() >= HELD && told.is_none_or(|told| told.elapsed() >= HELD) {
             *told = Some(Instant::now());
-            let (mib, seconds) = (log.pages / 1024, since.elapsed().as_secs());
+            let (mib, seconds) = (wal.pages / 1024, since.elapsed().as_secs());
             tracing::warn!(
                 wal_mib = mib,
                 held_seconds = seconds,
-                "another reader of the data file has been open for {seconds} s, so its log cannot begin \
+                "another reader of the data file has been open for {seconds} s, so its WAL cannot begin \
                  anew and has grown to {mib} MiB"
             );
         }
@@ -98,21 +98,21 @@ async fn connected(file: &DataFile, turn: &Mutex<()>, told: &mut Option<Instant>
     }
 }
 
-/// Copies what is in the log and has it begin anew.
-async fn shorten(connection: &mut SqliteConnection, turn: &Mutex<()>) -> Result<Log, sqlx::Error> {
+/// Copies what is in the WAL and has it begin anew.
+async fn shorten(connection: &mut SqliteConnection, turn: &Mutex<()>) -> Result<Wal, sqlx::Error> {
     for _ in 0..PASSES {
-        let log = checkpoint(connection, "pragma wal_checkpoint(passive)").await?;
-        if log.rest() < REST_PAGES {
+        let wal = checkpoint(connection, "pragma wal_checkpoint(passive)").await?;
+        if wal.rest() < REST_PAGES {
             break;
         }
     }
     let _writer_waits = turn.lock().await;
-    let log = checkpoint(connection, "pragma wal_checkpoint(passive)").await?;
-    if log.rest() > 0 {
-        // A reader needs what is in the log.
-        return Ok(Log { busy: true, ..log });
+    let wal = checkpoint(connection, "pragma wal_checkpoint(passive)").await?;
+    if wal.rest() > 0 {
+        // A reader needs what is in the WAL.
+        return Ok(Wal { busy: true, ..wal });
     }
-    let mode = if log.pages > CUT_PAGES {
+    let mode = if wal.pages > CUT_PAGES {
         "pragma wal_checkpoint(truncate)"
     } else {
         "pragma wal_checkpoint(restart)"
@@ -120,18 +120,18 @@ async fn shorten(connection: &mut SqliteConnection, turn: &Mutex<()>) -> Result<
     checkpoint(connection, mode).await
 }
 
-async fn checkpoint(connection: &mut SqliteConnection, mode: &'static str) -> Result<Log, sqlx::Error> {
+async fn checkpoint(connection: &mut SqliteConnection, mode: &'static str) -> Result<Wal, sqlx::Error> {
     let (busy, pages, copied): (bool, i64, i64) = sqlx::query_as(mode).fetch_one(connection).await?;
-    Ok(Log { busy, pages, copied })
+    Ok(Wal { busy, pages, copied })
 }
 
-/// Carries all of the log into the file and empties it, so that the file is complete by itself.
+/// Carries all of the WAL into the file and empties it, so that the file is complete by itself.
 pub(super) async fn finish(file: &DataFile) {
     let give_up = Instant::now() + FINISH;
     while let Err(reason) = empty(file).await {
         if Instant::now() >= give_up {
-            // Nothing is lost: the next start reads the log.
-            tracing::warn!(reason, "the log stays beside the data file: {reason}");
+            // Nothing is lost: the next start reads the WAL.
+            tracing::warn!(reason, "the WAL stays beside the data file: {reason}");
             return;
         }
         sleep(INTERVAL).await;
@@ -141,13 +141,13 @@ pub(super) async fn finish(file: &DataFile) {
 /// One attempt at that.
 async fn empty(file: &DataFile) -> Result<(), String> {
     let mut connection = file.connect(Purpose::Checkpoint).await.map_err(|error| error.to_string())?;
-    let log = checkpoint(&mut connection, "pragma wal_checkpoint(truncate)").await;
-    let log = log.map_err(|error| describe(&error))?;
+    let wal = checkpoint(&mut connection, "pragma wal_checkpoint(truncate)").await;
+    let wal = wal.map_err(|error| describe(&error))?;
     connection.close().await.map_err(|error| describe(&error))?;
-    if log.busy { Err("another program reads it".to_owned()) } else { Ok(()) }
+    if wal.busy { Err("another program reads it".to_owned()) } else { Ok(()) }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a figure of so many digits is exact enough")]
-fn metrics(log: Log) {
-    metrics::gauge!("catchall_data_wal_pages").set(log.pages as f64);
+fn metrics(wal: Wal) {
+    metrics::gauge!("catchall_data_wal_pages").set(wal.pages as f64);
 }

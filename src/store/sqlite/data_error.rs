@@ -64,7 +64,7 @@ pub enum DataError {
     Full(PathBuf),
     /// The file is where processes do not share memory.
     #[error(
-        "the data file {path} is on a network file system ({kind}), where SQLite's log is not safe: choose a \
+        "the data file {path} is on a network file system ({kind}), where SQLite's WAL is not safe: choose a \
          local directory with --data"
     )]
     Network {

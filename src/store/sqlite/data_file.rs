@@ -18,7 +18,7 @@ const PAGE: u32 = 1024;
 /// so only another program can hold a lock for this long.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a checkpoint waits for readers to leave the log, while the writer waits for the checkpoint. A
+/// How long a checkpoint waits for readers to leave the WAL, while the writer waits for the checkpoint. A
 /// look-up takes less.
 const READER_TIMEOUT: Duration = Duration::from_millis(50);
 
@@ -26,7 +26,7 @@ const READER_TIMEOUT: Duration = Duration::from_millis(50);
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct DataConfig {
-    /// The file with all data, created if it does not exist. Beside it are its log (-wal), an index to that
+    /// The file with all data, created if it does not exist. Beside it are its WAL (-wal), an index to that
     /// (-shm) and its lock (.lock). It must be on a local file system
     #[arg(long, env = "CATCHALL_DATA", value_name = "FILE", default_value = "./catchall.db")]
     pub data: PathBuf,
@@ -74,7 +74,7 @@ fn in_directory(file: &Path) -> Result<PathBuf, DataError> {
 pub(super) enum Purpose {
     /// Counting and pruning.
     Write,
-    /// Carrying the log into the file.
+    /// Carrying the WAL into the file.
     Checkpoint,
     /// Looking up counters, or all of the file.
     Read,
@@ -144,7 +144,7 @@ pub(super) async fn connect(path: &Path, purpose: Purpose) -> Result<SqliteConne
     // A connection that only reads takes the file as it is.
     let options = if reads { options } else { options.journal_mode(SqliteJournalMode::Wal) };
     let options = options
-        // A commit returns when its log is on the disk.
+        // A commit returns when its WAL is on the disk.
         .synchronous(SqliteSynchronous::Full)
         // Where fsync does not reach the disk itself, as on macOS.
         .pragma("fullfsync", "on")
@@ -159,6 +159,12 @@ pub(super) async fn connect(path: &Path, purpose: Purpose) -> Result<SqliteConne
 
 /// Creates the file under another name and renames it, so that it is there with its schema or not at all.
 async fn create(path: &Path) -> Result<(), DataError> {
+    let wal = beside(path, "-wal");
+    if exists(&wal) {
+        // SQLite would take it for that of the new file.
+        let reason = format!("its WAL {} is there without it", wal.display());
+        return Err(DataError::Damaged { path: path.to_owned(), reason });
+    }
     let failed = |error: &std::io::Error| DataError::of_system(path, error);
     let new = beside(path, ".new");
     for leftover in [&new, &beside(&new, "-journal")] {

@@ -23,19 +23,26 @@ pub(in crate::store) enum MoveState {
     Done,
 }
 
-const STATES: [(MoveState, &str); 4] = [
-    (MoveState::None, "none"),
-    (MoveState::Planned, "planned"),
-    (MoveState::Begun, "begun"),
-    (MoveState::Done, "done"),
-];
+impl MoveState {
+    const ALL: [Self; 4] = [Self::None, Self::Planned, Self::Begun, Self::Done];
+
+    /// The name of the state in the file.
+    fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Planned => "planned",
+            Self::Begun => "begun",
+            Self::Done => "done",
+        }
+    }
+}
 
 /// How far a file has been moved, and where to.
 pub(super) async fn state(connection: &mut SqliteConnection) -> Result<(MoveState, String), sqlx::Error> {
     let (name, to): (String, Option<String>) =
         sqlx::query_as("select move_state, moving_to from data_file").fetch_one(connection).await?;
-    let state =
-        STATES.into_iter().find(|(_, known)| *known == name).map_or(MoveState::Begun, |(state, _)| state);
+    // The table allows no other name. If there is one, the file must not be served.
+    let state = MoveState::ALL.into_iter().find(|state| state.name() == name).unwrap_or(MoveState::Begun);
     Ok((state, to.unwrap_or_default()))
 }
 
@@ -70,9 +77,8 @@ impl Export {
     }
 
     pub(in crate::store) async fn set_state(&mut self, state: MoveState, to: &str) -> Result<(), DataError> {
-        let name = STATES.into_iter().find(|(known, _)| *known == state).map_or("begun", |(_, name)| name);
         let set = sqlx::query("update data_file set move_state = ?, moving_to = ?")
-            .bind(name)
+            .bind(state.name())
             .bind(to)
             .execute(&mut self.connection)
             .await;
@@ -131,7 +137,7 @@ impl Export {
         Ok(rows.into_iter().map(counters).collect())
     }
 
-    /// Carries the log into the file.
+    /// Carries the WAL into the file.
     pub(in crate::store) async fn close(self) {
         checkpoint::finish(&self.file).await;
     }

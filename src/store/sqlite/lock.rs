@@ -1,7 +1,7 @@
 //! The lock that gives a data file to one process.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::data_error::DataError;
@@ -23,20 +23,29 @@ impl Lock {
         let failed = |error: &std::io::Error| DataError::of_system(&path, error);
         let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let mut file = opened.map_err(|error| failed(&error))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
+        match take(&file) {
+            Ok(true) => {}
+            Ok(false) => {
                 let mut pid = String::new();
                 // Its holder may not have written it yet.
                 let _ = file.read_to_string(&mut pid);
                 let pid = if pid.is_empty() { "unknown".into() } else { pid.trim().to_owned() };
                 return Err(DataError::InUse { path: data.to_owned(), pid });
             }
-            Err(TryLockError::Error(error)) => return Err(failed(&error)),
+            Err(error) => return Err(failed(&error)),
         }
         let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
         written.map_err(|error| failed(&error))?;
         Ok(Self { _file: file })
+    }
+}
+
+/// Locks a file until it is closed. `false`: another process has locked it.
+pub(super) fn take(file: &File) -> io::Result<bool> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(error),
     }
 }
 

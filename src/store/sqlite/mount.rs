@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-/// File systems over a network. Processes on two machines would not share the memory that SQLite's log needs,
+/// File systems over a network. Processes on two machines would not share the memory that SQLite's WAL needs,
 /// and their locks cannot be relied on.
 const NETWORK: [&str; 14] = [
     "nfs",

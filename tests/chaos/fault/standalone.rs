@@ -59,7 +59,7 @@ pub(super) async fn disk_full(standalone: &mut Standalone, rng: &mut Rng) -> Res
     let path = standalone.directory()?.join("ballast");
     let mut ballast = File::create(&path).context("the ballast")?;
     let begun = Instant::now();
-    // The log is written over from its beginning now and then, and needs no room until it is longer again.
+    // The WAL is written over from its beginning now and then, and needs no room until it is longer again.
     while process.service.readyz().await.0.is_success() {
         while ballast.write(&[1; 16 * 1024]).is_ok_and(|written| written > 0) {}
         if begun.elapsed() > TIMEOUT {
@@ -98,20 +98,20 @@ pub(super) async fn second_process(standalone: &mut Standalone, rng: &mut Rng) -
     Ok(Lifted { failures, ..Lifted::now() })
 }
 
-/// Events of each request while the log is held, and the domains they are for.
+/// Events of each request while the WAL is held, and the domains they are for.
 const BURST: u32 = 10_000;
 const DOMAINS: u32 = 500;
 
-/// The log begins anew at 64 Ki pages of 1 KiB, unless it is held.
+/// The WAL begins anew at 64 Ki pages of 1 KiB, unless it is held.
 const USUAL_PAGES: f64 = 65_536.0;
 
-/// A log of so many pages is held.
+/// A WAL of so many pages is held.
 const HELD_PAGES: f64 = 1.4 * USUAL_PAGES;
 
-/// How soon a log that is not held any more begins anew. It is looked at once a second.
+/// How soon a WAL that is not held any more begins anew. It is looked at once a second.
 const SHORTENED: Duration = Duration::from_secs(20);
 
-pub(super) async fn held_log(standalone: &mut Standalone, label: &str) -> Result<Lifted> {
+pub(super) async fn held_wal(standalone: &mut Standalone, label: &str) -> Result<Lifted> {
     let mut expected = ExpectedCounts::default();
     let copy = standalone.data.with_file_name("copy.db");
     let backup = stopped_backup(standalone, &copy).await?;
@@ -129,7 +129,7 @@ pub(super) async fn held_log(standalone: &mut Standalone, label: &str) -> Result
             break Ok(());
         }
         if begun.elapsed() > TIMEOUT {
-            break Err(anyhow::anyhow!("a held log has only {longest} pages after {TIMEOUT:?}"));
+            break Err(anyhow::anyhow!("a held WAL has only {longest} pages after {TIMEOUT:?}"));
         }
     };
     signal(&backup, "CONT")?;
@@ -146,11 +146,11 @@ pub(super) async fn held_log(standalone: &mut Standalone, label: &str) -> Result
     let (mib, took) = (longest / 1024.0, lifted.at.elapsed());
     if took < SHORTENED {
         lifted.note =
-            Some(format!("the log grew to {mib:.0} MiB and began anew after {:.1} s", took.as_secs_f64()));
+            Some(format!("the WAL grew to {mib:.0} MiB and began anew after {:.1} s", took.as_secs_f64()));
     } else {
         lifted
             .failures
-            .push(format!("the log grew to {mib:.0} MiB and did not begin anew within {SHORTENED:?}"));
+            .push(format!("the WAL grew to {mib:.0} MiB and did not begin anew within {SHORTENED:?}"));
     }
     let mut check = command("standalone");
     let Output { status, stderr, .. } = ended(spawned(check.args(["check", "--data"]).arg(&copy))?).await?;
@@ -180,7 +180,7 @@ async fn stopped_backup(standalone: &Standalone, copy: &Path) -> Result<Child> {
     bail!("no backup could be stopped while it reads within {TIMEOUT:?}");
 }
 
-/// Whether a process reads from a log: SQLite locks one of five bytes of the index of the log for that.
+/// Whether a process reads from a WAL: SQLite locks one of five bytes of the index of the WAL for that.
 fn holds_log(pid: u32) -> Result<bool> {
     let locks = fs::read_to_string("/proc/locks").context("/proc/locks")?;
     let pid = pid.to_string();

@@ -1,4 +1,4 @@
-//! A disk that is full, and a log that cannot begin anew.
+//! A disk that is full.
 
 use std::fs;
 use std::io::Write;

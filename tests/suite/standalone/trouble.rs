@@ -83,6 +83,16 @@ async fn a_file_of_another_program_a_newer_one_and_a_damaged_one_stay_as_they_ar
     }
 }
 
+#[test]
+fn a_wal_whose_file_is_missing_is_not_taken_for_that_of_a_new_one() {
+    let data = data_file();
+    let wal = data.with_file_name("catchall.db-wal");
+    fs::write(&wal, "the latest transactions").unwrap();
+    let (status, said) = refused(&data);
+    assert_eq!((status, said.contains("is there without it")), (13, true), "{said}");
+    assert_eq!((fs::read(&wal).unwrap().as_slice(), data.exists()), (&b"the latest transactions"[..], false));
+}
+
 #[tokio::test]
 async fn a_file_that_another_process_uses() {
     let data = data_file();

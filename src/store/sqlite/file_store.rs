@@ -17,14 +17,14 @@ use crate::store::EventRetention;
 
 /// An open data file, with the one writer behind it.
 #[derive(Debug)]
-pub struct Store {
+pub struct FileStore {
     file: DataFile,
     queue: Arc<Queue>,
 }
 
-impl Store {
-    /// Opens the data file for this process alone. It is created if it does not exist. Events that touch up to
-    /// `capacity` rows may wait to be counted.
+impl FileStore {
+    /// Opens the data file for this process alone. It is created if it does not exist. Events that touch up
+    /// to `capacity` rows may wait to be counted.
     ///
     /// # Errors
     ///
@@ -60,7 +60,7 @@ impl Store {
         Reader::new(self.file.path.clone(), connections)
     }
 
-    /// Counts, prunes and shortens the log for as long as it is polled. Nothing is counted without it.
+    /// Counts, prunes and shortens the WAL for as long as it is polled. Nothing is counted without it.
     pub async fn run(&self, retention: &EventRetention, dependency: Dependency) {
         let turn = Mutex::default();
         let pruning = Pruning::new(retention);
@@ -70,8 +70,8 @@ impl Store {
         );
     }
 
-    /// Carries the log into the file, so that the file is complete by itself. A process that is killed leaves
-    /// the log beside it, which the next start reads.
+    /// Carries the WAL into the file, so that the file is complete by itself. A process that is killed leaves
+    /// the WAL beside it, which the next start reads.
     pub async fn close(&self) {
         checkpoint::finish(&self.file).await;
     }

@@ -26,7 +26,7 @@ const TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Why a move could not be done.
 #[derive(Debug, thiserror::Error)]
-pub enum TransferError {
+pub enum MoveError {
     /// The file cannot be read or written.
     #[error(transparent)]
     File(#[from] DataError),
@@ -49,7 +49,7 @@ pub enum TransferError {
     Differs(String),
 }
 
-impl From<DatabaseError> for TransferError {
+impl From<DatabaseError> for MoveError {
     fn from(error: DatabaseError) -> Self {
         Self::Ledger(error)
     }
@@ -83,7 +83,7 @@ pub struct Moved {
 
 /// A move that has begun.
 #[derive(Debug)]
-pub struct Transfer {
+pub struct Move {
     file: Export,
     ledger: Database,
     to: String,
@@ -93,13 +93,13 @@ pub struct Transfer {
     found: Moved,
 }
 
-impl Transfer {
+impl Move {
     /// Begins a move, or goes on with one. The ledger's schema is brought up to date.
     ///
     /// # Errors
     ///
     /// When the file or the ledger cannot be used, or do not belong together.
-    pub async fn begin(data: &DataConfig, to: &PostgresUrl) -> Result<Self, TransferError> {
+    pub async fn begin(data: &DataConfig, to: &PostgresUrl) -> Result<Self, MoveError> {
         let mut file = Export::open(data).await?;
         postgres::migrate(to).await?;
         let session = [("statement_timeout", STATEMENT_TIMEOUT), ("lock_timeout", "10s")];
@@ -109,11 +109,11 @@ impl Transfer {
         let to = to.to_string();
         let noted = note(&ledger, file.id).await?;
         match (state, &noted) {
-            (MoveState::None, Some(_)) => return Err(TransferError::Copy(to)),
+            (MoveState::None, Some(_)) => return Err(MoveError::Copy(to)),
             (MoveState::Planned, Some((position, _))) if position.has_begun() => {
-                return Err(TransferError::Copy(to));
+                return Err(MoveError::Copy(to));
             }
-            (MoveState::Begun | MoveState::Done, None) => return Err(TransferError::Elsewhere(before, to)),
+            (MoveState::Begun | MoveState::Done, None) => return Err(MoveError::Elsewhere(before, to)),
             (MoveState::None | MoveState::Planned, _) => {
                 file.set_state(MoveState::Planned, &to).await?;
                 let id = file.id;
@@ -143,7 +143,7 @@ impl Transfer {
     /// # Errors
     ///
     /// When the file cannot be read.
-    pub async fn totals(&mut self) -> Result<(u64, u64), TransferError> {
+    pub async fn totals(&mut self) -> Result<(u64, u64), MoveError> {
         Ok(self.file.totals().await?)
     }
 
@@ -152,7 +152,7 @@ impl Transfer {
     /// # Errors
     ///
     /// When the file or the ledger cannot be used.
-    pub async fn move_claims(&mut self) -> Result<u64, TransferError> {
+    pub async fn move_claims(&mut self) -> Result<u64, MoveError> {
         loop {
             let claims = self.file.claims_after(self.position.claims_through, STEP).await?;
             let Some((last, _)) = claims.last().copied() else { return Ok(0) };
@@ -171,7 +171,7 @@ impl Transfer {
     /// # Errors
     ///
     /// When the file or the ledger cannot be used.
-    pub async fn move_counters(&mut self) -> Result<u64, TransferError> {
+    pub async fn move_counters(&mut self) -> Result<u64, MoveError> {
         loop {
             let rows = self.file.counters_after(&self.position.domains_through, STEP).await?;
             let Some((last, _)) = rows.last().cloned() else { return Ok(0) };
@@ -188,10 +188,10 @@ impl Transfer {
 
     /// Looks how far the ledger has come. The last step of a move that was killed may end after it, on the
     /// server.
-    async fn look_again(&mut self) -> Result<(), TransferError> {
+    async fn look_again(&mut self) -> Result<(), MoveError> {
         let noted = note(&self.ledger, self.file.id).await?;
         let (position, _) =
-            noted.ok_or_else(|| TransferError::Elsewhere(self.to.clone(), self.to.clone()))?;
+            noted.ok_or_else(|| MoveError::Differs("its note of this move is gone".into()))?;
         self.position = position;
         Ok(())
     }
@@ -202,7 +202,7 @@ impl Transfer {
     /// # Errors
     ///
     /// When the file or the ledger cannot be read, or the ledger has less than the file.
-    pub async fn verify(&mut self, from: &str) -> Result<Option<(String, u64)>, TransferError> {
+    pub async fn verify(&mut self, from: &str) -> Result<Option<(String, u64)>, MoveError> {
         let rows = self.file.counters_after(from, STEP).await?;
         let Some((last, _)) = rows.last().cloned() else { return Ok(None) };
         let count = rows.len() as u64;
@@ -213,7 +213,7 @@ impl Transfer {
         }
         let missing = self.ledger.run(TIMEOUT, async move |pool| find_missing(&pool, &rows).await).await?;
         match missing {
-            Some(domain) => Err(TransferError::Differs(format!("{domain} has fewer events there"))),
+            Some(domain) => Err(MoveError::Differs(format!("{domain} has fewer events there"))),
             None => Ok(Some((last, count))),
         }
     }
@@ -224,13 +224,13 @@ impl Transfer {
     /// # Errors
     ///
     /// When they differ, or the ledger or the file cannot be written.
-    pub async fn finish(mut self) -> Result<Moved, TransferError> {
+    pub async fn finish(mut self) -> Result<Moved, MoveError> {
         self.found.claims = self.file.totals().await?.0;
         let id = self.file.id;
         let added = self.ledger.run(TIMEOUT, async move |pool| added(&pool, id).await).await?;
         if added != self.found {
             let (added, found) = (added, self.found);
-            return Err(TransferError::Differs(format!("{added:?} was added, and the file has {found:?}")));
+            return Err(MoveError::Differs(format!("{added:?} was added, and the file has {found:?}")));
         }
         self.ledger.run(TIMEOUT, async move |pool| finish(&pool, id).await).await?;
         self.file.set_state(MoveState::Done, &self.to).await?;
