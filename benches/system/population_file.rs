@@ -37,7 +37,7 @@ pub(crate) async fn fill(domains: u32, servers: &Servers) -> anyhow::Result<(Row
     let loaded = load(&system, domains).await;
     system.clear().await;
     let stats = loaded?;
-    let (bytes, log_left) = (std::fs::metadata(&data)?.len(), wal_megabytes(&data));
+    let (bytes, wal_left) = (std::fs::metadata(&data)?.len(), wal_megabytes(&data));
     let begun = Instant::now();
     let opened = standalone(&data).await?;
     let opening_seconds = begun.elapsed().as_secs_f64();
@@ -45,7 +45,7 @@ pub(crate) async fn fill(domains: u32, servers: &Servers) -> anyhow::Result<(Row
     let difference = compare(domains, &data).await?;
     let stats = RowStats {
         // A stop leaves no WAL, unless something is wrong.
-        file_megabytes: Some(real(bytes) / 1e6 + log_left),
+        file_megabytes: Some(real(bytes) / 1e6 + wal_left),
         opening_seconds: Some(opening_seconds),
         lost: difference.lost,
         duplicated: difference.duplicated,

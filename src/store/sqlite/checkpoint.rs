@@ -1,4 +1,4 @@
-//! Checkpoints: carrying the write-ahead wal (WAL) into the file, beside the writer.
+//! Checkpoints: carrying the write-ahead log (WAL) into the file, beside the writer.
 //!
 //! Commits only append to the WAL. A checkpoint copies the latest version of each page from it into the file.
 //! Most of that is done while commits go on. But the WAL begins anew only when all of it has been copied and
