@@ -25,6 +25,6 @@ RUN install -d -m 700 -o 10001 -g 10001 /data
 VOLUME /data
 # A numeric user, so that an orchestrator can tell that it is not root.
 USER 10001:10001
-# What runs unless a command is given. Who may connect is decided by the ports that are published.
+# What runs unless a command is given. It lets in those with a token (CATCHALL_TOKENS), or everybody (CATCHALL_OPEN=yes).
 CMD ["catchall", "--data", "/data/catchall.db", "--listen", "0.0.0.0:8080", "--ops-listen", "0.0.0.0:9080"]
 EXPOSE 8080 9080

@@ -1,6 +1,9 @@
 //! HTTP: sockets, servers, problem documents and the operations routes.
 
 mod transfer;
+mod access;
+mod tls;
+mod guard;
 mod activity;
 mod budget;
 mod answer;
@@ -10,9 +13,13 @@ mod server;
 mod listen;
 mod problem;
 mod ops;
+mod guard_config;
 
+pub use access::{Caller, EventRates, LimitConfig};
 pub use answer::hold;
 pub use budget::{Budget, Exhausted, Share};
+pub use guard::Guard;
+pub use guard_config::GuardConfig;
 pub use listen::{HttpConfig, serve_per_thread};
 pub use ops::{OpsConfig, serve_ops};
 pub use problem::{Problem, ProblemType, Rejected, domain, json, with_problems};

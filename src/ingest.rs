@@ -43,6 +43,9 @@ pub struct IngestConfig {
     ops: http::OpsConfig,
 
     #[command(flatten)]
+    guard: http::GuardConfig,
+
+    #[command(flatten)]
     intake: IntakeConfig,
 }
 
@@ -82,6 +85,9 @@ pub struct IntakeConfig {
         value_parser = clap::value_parser!(u32).range(32..=1_048_576)
     )]
     body_budget_mib: u32,
+
+    #[command(flatten)]
+    pub(crate) rates: http::EventRates,
 }
 
 /// The program: see [`process::main`].
@@ -100,6 +106,7 @@ pub fn main() -> ExitCode {
 ///
 /// When a port cannot be bound or a server fails; never because the broker is unavailable.
 pub async fn run(config: IngestConfig, process: Process) -> anyhow::Result<()> {
+    let guard = config.guard.load(Some(&config.http), &config.ops, Some(&config.intake.rates))?;
     let (sockets, ops) = (config.http.bind()?, config.ops.bind()?);
     let health = Health::default();
     tracing::info!(
@@ -111,11 +118,11 @@ pub async fn run(config: IngestConfig, process: Process) -> anyhow::Result<()> {
         let (config, health) = (config.clone(), health.clone());
         move || router(&config, &health, &budget)
     };
+    let stop = process.shutdown.clone();
+    let serving = http::serve_per_thread(sockets, &config.http, &guard, router, &health, stop);
     tokio::select! {
-        served = http::serve_per_thread(sockets, &config.http, router, &health, process.shutdown.clone()) => {
-            served
-        }
-        served = http::serve_ops(ops, health.clone(), process.metrics, process.shutdown) => {
+        served = serving => served,
+        served = http::serve_ops(ops, &guard, health.clone(), process.metrics, process.shutdown) => {
             served.context("the operations routes")
         }
     }

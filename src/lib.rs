@@ -5,6 +5,8 @@
 pub mod excerpt;
 pub mod domain_name;
 pub mod idempotency_key;
+pub mod token;
+pub mod grant;
 pub mod event;
 pub mod counters;
 pub mod tally;
@@ -12,6 +14,7 @@ pub mod batch;
 pub mod bulk;
 // The process.
 mod backoff;
+mod reload;
 pub mod batcher;
 pub mod health;
 pub mod shutdown;
@@ -29,3 +32,4 @@ pub mod standalone;
 pub mod migrate;
 // Tools for the system's operators.
 pub mod dead_letters;
+pub mod tokens;

@@ -36,6 +36,9 @@ pub struct QueryConfig {
     ops: http::OpsConfig,
 
     #[command(flatten)]
+    guard: http::GuardConfig,
+
+    #[command(flatten)]
     lookup: LookupConfig,
 }
 
@@ -74,6 +77,7 @@ pub fn main() -> ExitCode {
 ///
 /// When a port cannot be bound or a server fails; never because the replica is unavailable.
 pub async fn run(config: QueryConfig, process: Process) -> anyhow::Result<()> {
+    let guard = config.guard.load(Some(&config.http), &config.ops, None)?;
     let (sockets, ops) = (config.http.bind()?, config.ops.bind()?);
     let health = Health::default();
     tracing::info!(
@@ -87,11 +91,11 @@ pub async fn run(config: QueryConfig, process: Process) -> anyhow::Result<()> {
         let (config, health) = (config.clone(), health.clone());
         move || router(&config, &health)
     };
+    let stop = process.shutdown.clone();
+    let serving = http::serve_per_thread(sockets, &config.http, &guard, router, &health, stop);
     tokio::select! {
-        served = http::serve_per_thread(sockets, &config.http, router, &health, process.shutdown.clone()) => {
-            served
-        }
-        served = http::serve_ops(ops, health.clone(), process.metrics, process.shutdown) => {
+        served = serving => served,
+        served = http::serve_ops(ops, &guard, health.clone(), process.metrics, process.shutdown) => {
             served.context("the operations routes")
         }
         () = watched.watch(health.dependency("replica")) => Ok(()),

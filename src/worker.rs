@@ -45,6 +45,9 @@ pub struct WorkerConfig {
     ops: http::OpsConfig,
 
     #[command(flatten)]
+    guard: http::GuardConfig,
+
+    #[command(flatten)]
     message_limit: MessageLimit,
 
     /// Messages the broker hands out ahead of their acknowledgement. Below 100 the queue runs dry while a
@@ -145,6 +148,7 @@ pub fn main() -> ExitCode {
 /// When the operations port cannot be bound or its server fails; never because the broker or the database is
 /// unavailable.
 pub async fn run(config: WorkerConfig, process: Process) -> anyhow::Result<()> {
+    let guard = config.guard.load(None, &config.ops, None)?;
     let ops = config.ops.bind()?;
     let health = Health::default();
     let ledger = Ledger::new(&config.ledger, "catchall-worker");
@@ -177,7 +181,7 @@ pub async fn run(config: WorkerConfig, process: Process) -> anyhow::Result<()> {
     let worker = Worker { config, broker: health.dependency("broker"), settler };
     tokio::select! {
         () = worker.work(process.shutdown.clone()) => Ok(()),
-        served = http::serve_ops(ops, health.clone(), process.metrics, process.shutdown) => {
+        served = http::serve_ops(ops, &guard, health.clone(), process.metrics, process.shutdown) => {
             served.context("the operations routes")
         }
         () = watching.watch(health.dependency("database")) => Ok(()),

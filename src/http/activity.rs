@@ -9,9 +9,9 @@ use tokio::time::Instant;
 
 use super::transfer;
 
-/// How long a new connection may take until its first request arrives. Without this, silent clients would
-/// hold connections forever.
-const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a new connection may take until its first request arrives, TLS included. Without this, silent
+/// clients would hold connections forever.
+pub(super) const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a connection may take from one request to the end of the next one's head. This includes idle
 /// time, and closing a connection that is about to be used costs the client a retry.

@@ -8,16 +8,21 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::http::{HeaderValue, Request, header};
-use hyper::body::Incoming;
+use axum::response::{IntoResponse, Response};
+use hyper::body::{Body, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_rustls::TlsAcceptor;
 use tower_service::Service;
 
-use super::activity::{Activity, Decision};
+use super::access::{Access, Visitor};
+use super::activity::{Activity, Decision, FIRST_REQUEST_TIMEOUT};
 use super::answer::Answer;
 use super::stream::Stream;
 
@@ -93,7 +98,10 @@ pub(super) fn protocol() -> Builder<TokioExecutor> {
 pub(super) struct Connection<S> {
     pub(super) stream: S,
     /// Returned when the connection ends.
-    pub(super) _place: OwnedSemaphorePermit,
+    pub(super) place: OwnedSemaphorePermit,
+    pub(super) visitor: Visitor,
+    pub(super) access: Arc<Access>,
+    pub(super) activity: Arc<Activity>,
     pub(super) router: Router,
     pub(super) protocol: Arc<Builder<TokioExecutor>>,
     /// Tells the connection what to do, and shows its server that the connection is still open.
@@ -105,14 +113,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection<S> {
     /// Answers requests until one side leaves. Connection errors are not logged: they concern only the
     /// client.
     pub(super) async fn serve(self) {
-        let Self { stream, _place, router, protocol, mut stage, leaving } = self;
-        let activity = Activity::new();
+        let Self { stream, place: _place, visitor, access, activity, router, protocol, mut stage, leaving } =
+            self;
         let requests = Arc::clone(&activity);
-        let answer = service_fn(move |request: Request<Incoming>| {
+        let answer = service_fn(move |mut request: Request<Incoming>| {
             let under_way = requests.begin(request.version());
-            let (answer, leaving) = (router.clone().call(request), Arc::clone(&leaving));
+            // Before routing, and before a byte of the body is read.
+            let checked = access.check(&visitor, &mut request);
+            let (answer, leaving) = (checked.map(|()| router.clone().call(request)), Arc::clone(&leaving));
             async move {
-                let Ok(mut response) = answer.await;
+                let mut response = match answer {
+                    Ok(answer) => {
+                        let Ok(response) = answer.await;
+                        response
+                    }
+                    Err(refused) => refused.into_response(),
+                };
+                protect(&mut response);
                 if leaving.load(Ordering::Relaxed) && !under_way.activity().is_http2() {
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
@@ -154,8 +171,41 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection<S> {
     }
 }
 
+impl Connection<TcpStream> {
+    /// Completes the handshake, then answers requests. The handshake counts against the time for the first
+    /// request. One that fails is not logged, because strangers can cause any number of them.
+    pub(super) async fn serve_securely(mut self, tls: Arc<ServerConfig>) {
+        let handshake = timeout(FIRST_REQUEST_TIMEOUT, TlsAcceptor::from(tls).accept(self.stream));
+        let shaken = tokio::select! {
+            shaken = handshake => shaken,
+            _ = self.stage.wait_for(|stage| *stage == Stage::Closing) => return,
+        };
+        let Ok(Ok(stream)) = shaken else {
+            metrics::counter!("catchall_tls_failed_handshakes_total").increment(1);
+            return;
+        };
+        let Self { place, visitor, access, activity, router, protocol, stage, leaving, .. } = self;
+        Connection { stream, place, visitor, access, activity, router, protocol, stage, leaving }
+            .serve()
+            .await;
+    }
+}
+
+/// Tells browsers to make nothing of a response but what it says it is: not to guess at its type, and to run
+/// or load nothing for it. A page that needs more says so itself.
+fn protect(response: &mut Response) {
+    const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
+    const NOTHING: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
+    if !response.body().is_end_stream() {
+        let headers = response.headers_mut();
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, NOSNIFF);
+        headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(NOTHING);
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::access::Rates;
     use super::*;
     use axum::body::Bytes;
     use axum::routing::{get, put};
@@ -177,10 +227,14 @@ mod tests {
             .route("/slow", get(async || sleep(Duration::from_secs(200)).await));
         let served = tokio::spawn(async move {
             let stage = watch::Sender::new(Stage::Serving);
+            let access = Arc::new(Access::new(None, &[], Rates::default(), 1));
             let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
             let connection = Connection {
                 stream,
-                _place: place,
+                place,
+                visitor: access.connect([192, 0, 2, 1].into()).unwrap(),
+                access,
+                activity: Activity::new(),
                 router,
                 protocol: Arc::new(protocol()),
                 stage: stage.subscribe(),

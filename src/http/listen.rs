@@ -12,6 +12,8 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
+use super::access::LimitConfig;
+use super::guard::Guard;
 use super::server;
 use super::stream;
 use crate::health::Health;
@@ -54,6 +56,9 @@ pub struct HttpConfig {
         value_parser = clap::value_parser!(u32).range(1..)
     )]
     pub max_connections: u32,
+
+    #[command(flatten)]
+    pub(super) limits: LimitConfig,
 }
 
 fn cores() -> u16 {
@@ -61,6 +66,11 @@ fn cores() -> u16 {
 }
 
 impl HttpConfig {
+    /// Connections that one address may have at a time.
+    pub(super) fn address_connections(&self) -> u32 {
+        self.limits.address_connections.unwrap_or(self.max_connections.div_ceil(2))
+    }
+
     /// Binds one socket per thread to the port. Another process of the same user that binds the port the same
     /// way may share it, so a new version can take over before the old one leaves. Clients are accepted only
     /// later, see [`serve_per_thread`].
@@ -135,6 +145,7 @@ pub(super) fn listen(socket: &TcpListener) -> io::Result<()> {
 pub async fn serve_per_thread<R>(
     sockets: Vec<TcpListener>,
     config: &HttpConfig,
+    guard: &Guard,
     router: R,
     health: &Health,
     shutdown: Shutdown,
@@ -153,6 +164,7 @@ where
         opening.push((socket, open));
         let built = built.clone();
         let (router, shutdown, connections) = (router.clone(), shutdown.clone(), Arc::clone(&connections));
+        let door = guard.public();
         std::thread::Builder::new().name("serve".into()).spawn(move || {
             let served = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -163,7 +175,7 @@ where
                         let router = router();
                         drop(built);
                         match opened.await {
-                            Ok(socket) => server::serve(socket, router, connections, shutdown).await,
+                            Ok(socket) => server::serve(socket, door, router, connections, shutdown).await,
                             // The shutdown came before it began.
                             Err(_) => Ok(()),
                         }

@@ -4,23 +4,26 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use anyhow::Context;
-use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use axum::{Extension, Router};
 use futures::FutureExt;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
 
+use super::access::Caller;
+use super::guard::Guard;
 use super::listen::{bind, cannot_listen, listen};
 use super::problem::with_problems;
 use super::server;
+use crate::grant::Scope;
 use crate::health::Health;
 use crate::shutdown::Shutdown;
 
 /// Most connections of operators and metrics collectors at a time: far more than any setup needs.
-const OPS_CONNECTIONS: usize = 100;
+pub(super) const OPS_CONNECTIONS: u32 = 100;
 
 /// Where a process serves its operations routes.
 #[derive(Clone, Debug, clap::Args)]
@@ -56,6 +59,7 @@ impl OpsConfig {
 /// When the server fails.
 pub async fn serve_ops(
     socket: TcpListener,
+    guard: &Guard,
     health: Health,
     metrics: PrometheusHandle,
     shutdown: Shutdown,
@@ -66,9 +70,11 @@ pub async fn serve_ops(
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics_page))
         .with_state(state);
-    let connections = Arc::new(Semaphore::new(OPS_CONNECTIONS));
+    let connections = Arc::new(Semaphore::new(OPS_CONNECTIONS as usize));
     // It answers until the process ends, so operators can watch it stop.
-    server::serve(socket, with_problems(routes), connections, never()).await.context("the HTTP server failed")
+    server::serve(socket, guard.operations(), with_problems(routes), connections, never())
+        .await
+        .context("the HTTP server failed")
 }
 
 fn never() -> Shutdown {
@@ -87,13 +93,18 @@ async fn livez() -> &'static str {
     "alive\n"
 }
 
-async fn readyz(State(Ops { health, shutdown, .. }): State<Ops>) -> (StatusCode, String) {
+/// The reasons name servers, and are for operators.
+async fn readyz(
+    State(Ops { health, shutdown, .. }): State<Ops>,
+    Extension(caller): Extension<Caller>,
+) -> (StatusCode, String) {
     if shutdown.peek().is_some() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".into());
     }
     let ready = health.missing().is_empty();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, format!("{health}\n"))
+    let reasons = if ready || caller.may(Scope::Operate) { health.to_string() } else { "not ready".into() };
+    (status, reasons + "\n")
 }
 
 async fn metrics_page(State(Ops { metrics, .. }): State<Ops>) -> impl IntoResponse {

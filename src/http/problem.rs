@@ -2,7 +2,7 @@
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Serialize, Serializer};
 
@@ -46,11 +46,17 @@ pub enum ProblemType {
     MethodNotAllowed,
     /// The counters cannot be read now: retry.
     Unavailable,
+    /// A valid token is missing.
+    Unauthorized,
+    /// The token does not allow it.
+    Forbidden,
+    /// The client has used up what it may ask in a second: retry later. Nothing was counted.
+    TooManyRequests,
 }
 
 impl ProblemType {
     /// All problem types, as documented.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 17] = [
         Self::NotCounted,
         Self::MaybeCounted,
         Self::QueueFull,
@@ -65,6 +71,9 @@ impl ProblemType {
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::Unavailable,
+        Self::Unauthorized,
+        Self::Forbidden,
+        Self::TooManyRequests,
     ];
 
     /// The problem's URN, its `type` in JSON.
@@ -85,6 +94,9 @@ impl ProblemType {
             Self::NotFound => "urn:catchall:problem:not-found",
             Self::MethodNotAllowed => "urn:catchall:problem:method-not-allowed",
             Self::Unavailable => "urn:catchall:problem:unavailable",
+            Self::Unauthorized => "urn:catchall:problem:unauthorized",
+            Self::Forbidden => "urn:catchall:problem:forbidden",
+            Self::TooManyRequests => "urn:catchall:problem:too-many-requests",
         }
     }
 
@@ -105,6 +117,9 @@ impl ProblemType {
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
+            Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
         }
     }
 
@@ -125,6 +140,9 @@ impl ProblemType {
             Self::NotFound => "Not found",
             Self::MethodNotAllowed => "Method not allowed",
             Self::Unavailable => "Unavailable",
+            Self::Unauthorized => "Unauthorized",
+            Self::Forbidden => "Forbidden",
+            Self::TooManyRequests => "Too many requests",
         }
     }
 }
@@ -144,6 +162,8 @@ pub struct Problem {
     pub detail: String,
     /// The rejected events of a bulk request.
     pub rejected: Vec<Rejected>,
+    /// A header that belongs to the response.
+    pub header: Option<Box<(HeaderName, HeaderValue)>>,
 }
 
 /// A rejected event of a bulk request.
@@ -173,13 +193,20 @@ impl Problem {
     /// A problem without rejected events.
     #[must_use]
     pub fn new(kind: ProblemType, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into(), rejected: Vec::new() }
+        Self { kind, detail: detail.into(), rejected: Vec::new(), header: None }
+    }
+
+    /// The same problem with a header of its own.
+    #[must_use]
+    pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.header = Some(Box::new((name, value)));
+        self
     }
 
     /// The response with the problem document.
     #[must_use]
     pub fn to_json(&self) -> Response<Vec<u8>> {
-        let Self { kind, detail, rejected } = self;
+        let Self { kind, detail, rejected, header: own } = self;
         let status = kind.status();
         let document =
             Document { kind: *kind, title: kind.title(), status: status.as_u16(), detail, rejected };
@@ -187,6 +214,10 @@ impl Problem {
         response.headers_mut().insert(header::CONTENT_TYPE, PROBLEM_JSON);
         if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        if let Some(own) = own {
+            let (name, value) = &**own;
+            response.headers_mut().insert(name, value.clone());
         }
         response
     }

@@ -1,7 +1,7 @@
 //! One server: a socket, its connections, and how it ends each of them.
 
 use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,9 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout_at};
 
+use super::activity::Activity;
 use super::connection::{Connection, Stage, protocol};
+use super::guard::Door;
 use crate::shutdown::{GRACE, Shutdown};
 
 /// How long a stopping server still completes handshakes that have begun: a round trip to clients in the same
@@ -42,11 +44,12 @@ const TROUBLE_OVER: Duration = Duration::from_mins(1);
 /// When the socket cannot be used by the event loop; never because of clients or a lack of file descriptors.
 pub(super) async fn serve(
     socket: TcpListener,
+    door: Door,
     router: Router,
     places: Arc<Semaphore>,
     shutdown: Shutdown,
 ) -> io::Result<()> {
-    let mut server = Server::new(socket.local_addr()?, router, places);
+    let mut server = Server::new(socket.local_addr()?, door, router, places);
     let listener = tokio::net::TcpListener::from_std(socket)?;
     server.accept_until(&listener, shutdown).await;
     let end = tokio::time::Instant::now() + GRACE;
@@ -61,6 +64,7 @@ pub(super) async fn serve(
 
 struct Server {
     address: SocketAddr,
+    door: Door,
     router: Router,
     protocol: Arc<Builder<TokioExecutor>>,
     places: Arc<Semaphore>,
@@ -68,19 +72,22 @@ struct Server {
     /// Whether the stage is past [`Stage::Serving`]; each response reads it.
     leaving: Arc<AtomicBool>,
     full: Trouble,
+    crowded: Trouble,
     failing: Trouble,
 }
 
 impl Server {
-    fn new(address: SocketAddr, router: Router, places: Arc<Semaphore>) -> Self {
+    fn new(address: SocketAddr, door: Door, router: Router, places: Arc<Semaphore>) -> Self {
         Self {
             address,
+            door,
             router,
             protocol: Arc::new(protocol()),
             places,
             stage: watch::Sender::new(Stage::Serving),
             leaving: Arc::default(),
             full: Trouble::default(),
+            crowded: Trouble::default(),
             failing: Trouble::default(),
         }
     }
@@ -94,7 +101,7 @@ impl Server {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => self.admit(stream),
+                Ok((stream, peer)) => self.admit(stream, peer.ip()),
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
                     if self.failing.is_news() {
@@ -118,11 +125,11 @@ impl Server {
     fn accept_rest(&mut self, listener: TcpListener) {
         loop {
             match listener.accept() {
-                Ok((stream, _)) => {
+                Ok((stream, peer)) => {
                     let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
                     // If it cannot be used, its client has already gone.
                     if let Ok(stream) = stream {
-                        self.admit(stream);
+                        self.admit(stream, peer.ip());
                     }
                 }
                 Err(error) if is_of_one_connection(&error) || error.kind() == ErrorKind::Interrupted => {}
@@ -132,8 +139,17 @@ impl Server {
         drop(listener);
     }
 
-    /// Serves a connection without Nagle's delay, or closes it if the connection limit is reached.
-    fn admit(&mut self, stream: TcpStream) {
+    /// Serves a connection without Nagle's delay, or closes it if a connection limit is reached.
+    fn admit(&mut self, stream: TcpStream, peer: IpAddr) {
+        let Some(visitor) = self.door.access.connect(peer) else {
+            if self.crowded.is_news() {
+                tracing::warn!(
+                    %peer,
+                    "closing further connections from {peer}, connection limit of one address reached"
+                );
+            }
+            return;
+        };
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             if self.full.is_news() {
                 let address = self.address;
@@ -148,13 +164,19 @@ impl Server {
         if stream.set_nodelay(true).is_ok() {
             let connection = Connection {
                 stream,
-                _place: place,
+                place,
+                visitor,
+                access: Arc::clone(&self.door.access),
+                activity: Activity::new(),
                 router: self.router.clone(),
                 protocol: Arc::clone(&self.protocol),
                 stage: self.stage.subscribe(),
                 leaving: Arc::clone(&self.leaving),
             };
-            tokio::spawn(connection.serve());
+            match &self.door.tls {
+                None => tokio::spawn(connection.serve()),
+                Some(tls) => tokio::spawn(connection.serve_securely(tls.get())),
+            };
         }
     }
 

@@ -18,7 +18,7 @@ use crate::batch::Batch;
 use crate::bulk::{self, MediaType};
 use crate::event::{Event, Invalid};
 use crate::excerpt::excerpt;
-use crate::http::{self, Budget, Problem, ProblemType, Rejected, Share};
+use crate::http::{self, Budget, Caller, Problem, ProblemType, Rejected, Share};
 use crate::idempotency_key::IdempotencyKey;
 
 /// Memory is taken from the budget in steps of this many bytes while a body is parsed: small enough to stay
@@ -53,15 +53,17 @@ struct BulkAnswer {
 /// has been written.
 async fn post_events(State(bulk): State<Bulk>, request: Request) -> Result<Response, Problem> {
     let mut share = bulk.budget.share();
+    let caller = request.extensions().get::<Caller>().cloned();
     let media_type = media_type(request.headers())?;
     let key = idempotency_key(request.headers())?;
     let body = body::read(request, &mut share).await?;
     let Read { batch, accepted, rejected } = read(body, media_type, key, &mut share).await?;
     let answer = if accepted == 0 && !rejected.is_empty() {
-        let detail = "no event could be read".into();
-        Problem { kind: ProblemType::NothingReadable, detail, rejected }.to_json()
+        let detail = "no event could be read";
+        Problem { rejected, ..Problem::new(ProblemType::NothingReadable, detail) }.to_json()
     } else {
         if accepted > 0 {
+            caller.map_or(Ok(()), |caller| caller.take_events(accepted))?;
             submit(&bulk.intake, accepted, |open| open.merge(batch)).await?;
         }
         http::json(StatusCode::ACCEPTED, &BulkAnswer { accepted, rejected })

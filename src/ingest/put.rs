@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -10,15 +11,18 @@ use super::accept::{Intake, submit};
 use super::key::RequestKey;
 use crate::event::{Event, Outcome, UnknownOutcome};
 use crate::excerpt::excerpt;
-use crate::http::{self, Problem, ProblemType};
+use crate::http::{self, Caller, Problem, ProblemType};
 
 /// `PUT /events/{domain}/delivered|bounced`
 pub(super) async fn put_event(
     State(intake): State<Arc<Intake>>,
+    Extension(caller): Extension<Caller>,
     path: Result<Path<(String, String)>, PathRejection>,
     key: Result<RequestKey, Problem>,
 ) -> Result<StatusCode, Problem> {
     let event = event(path, key)?;
+    caller.take_events(1)?;
+    drop(caller);
     submit(&intake, 1, |batch| batch.record(event)).await?;
     Ok(StatusCode::ACCEPTED)
 }

@@ -39,7 +39,6 @@ pub struct StandaloneConfig {
 }
 
 #[derive(Clone, Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is but one of it")]
 pub(super) enum Command {
     /// Take events and answer queries (the default)
     Serve(ServeConfig),
@@ -106,6 +105,9 @@ pub struct ServeConfig {
 
     #[command(flatten)]
     pub(super) ops: http::OpsConfig,
+
+    #[command(flatten)]
+    pub(super) guard: http::GuardConfig,
 
     #[command(flatten)]
     pub(super) lookup: LookupConfig,

@@ -13,6 +13,7 @@ use crate::{http, ingest, query};
 
 /// Opens the data file, binds, and serves until the shutdown and the grace period after it.
 pub(super) async fn serve(config: ServeConfig, process: Process) -> anyhow::Result<()> {
+    let guard = config.guard.load(Some(&config.http), &config.ops, Some(&config.intake.rates))?;
     let capacity = config.intake.max_waiting_events() * usize::from(config.http.threads);
     let store = FileStore::open(&config.data, capacity).await.map_err(ExitError::from)?;
     let (sockets, ops) = (config.http.bind_alone()?, config.ops.bind()?);
@@ -31,11 +32,11 @@ pub(super) async fn serve(config: ServeConfig, process: Process) -> anyhow::Resu
         }
     };
     let writer = health.dependency("data file");
+    let stop = process.shutdown.clone();
+    let serving = http::serve_per_thread(sockets, &config.http, &guard, router, &health, stop);
     let served = tokio::select! {
-        served = http::serve_per_thread(sockets, &config.http, router, &health, process.shutdown.clone()) => {
-            served
-        }
-        served = http::serve_ops(ops, health.clone(), process.metrics, process.shutdown) => {
+        served = serving => served,
+        served = http::serve_ops(ops, &guard, health.clone(), process.metrics, process.shutdown) => {
             served.context("the operations routes")
         }
         () = store.run(&config.retention, writer) => Ok(()),

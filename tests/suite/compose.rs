@@ -1,5 +1,7 @@
 //! The compose file, compared with what it starts: no container engine runs in the tests.
 
+mod file;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
@@ -12,77 +14,16 @@ use catchall::shutdown::GRACE;
 use catchall::store::postgres;
 use harness::processes::{Service, run};
 use harness::servers::{Servers, eventually, topology};
+use harness::system::directory;
 use serde_json::{Value, json};
 
-const COMPOSE: &str = include_str!("../../docker-compose.yml");
+pub(crate) use file::{by_default, members, text};
+use file::{compose, items, texts, variables};
+
 const DEV: &str = include_str!("../../dev");
 
 /// The services that run a program of this crate, which has their name.
 pub(crate) const PROGRAMS: [&str; 4] = ["ingest", "migrate", "query", "worker"];
-
-/// The compose file as an engine resolves it, with `value(name, default)` for each `${name:-default}`.
-fn compose(mut value: impl FnMut(&str, &str) -> String) -> Value {
-    let mut compose = serde_saphyr::from_str(COMPOSE).unwrap();
-    interpolate(&mut compose, &mut value);
-    compose
-}
-
-/// With nothing set in the environment.
-pub(crate) fn by_default() -> Value {
-    compose(|_, default| default.to_owned())
-}
-
-fn interpolate(node: &mut Value, value: &mut impl FnMut(&str, &str) -> String) {
-    match node {
-        Value::String(text) => *text = interpolated(text, value),
-        Value::Array(items) => items.iter_mut().for_each(|item| interpolate(item, value)),
-        Value::Object(members) => members.values_mut().for_each(|member| interpolate(member, value)),
-        _ => {}
-    }
-}
-
-fn interpolated(text: &str, value: &mut impl FnMut(&str, &str) -> String) -> String {
-    let mut result = String::new();
-    let mut rest = text;
-    while let Some((before, after)) = rest.split_once('$') {
-        result.push_str(before);
-        if let Some(after) = after.strip_prefix('$') {
-            result.push('$');
-            rest = after;
-        } else {
-            let braces = after.strip_prefix('{').and_then(|after| after.split_once('}'));
-            let (variable, after) = braces.unwrap_or_else(|| panic!("neither $$ nor ${{..}} in {text:?}"));
-            let (name, default) = variable.split_once(":-").expect("a variable with a default");
-            result.push_str(&value(name, default));
-            rest = after;
-        }
-    }
-    result + rest
-}
-
-pub(crate) fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_else(|| panic!("{value} is not a text"))
-}
-
-/// The members of an object, if there is one.
-pub(crate) fn members(value: &Value) -> impl Iterator<Item = (&str, &Value)> {
-    value.as_object().into_iter().flatten().map(|(name, value)| (&**name, value))
-}
-
-/// The items of an array, if there is one.
-fn items(value: &Value) -> impl Iterator<Item = &Value> {
-    value.as_array().into_iter().flatten()
-}
-
-fn texts(value: &Value) -> Vec<&str> {
-    items(value).map(text).collect()
-}
-
-/// The variables of a service whose names end like this.
-fn variables<'a>(service: &'a Value, end: &str) -> Vec<(&'a str, &'a str)> {
-    let variables = members(&service["environment"]).map(|(name, value)| (name, text(value)));
-    variables.filter(|(name, _)| name.ends_with(end)).collect()
-}
 
 fn seconds(duration: &Value) -> Duration {
     let duration = text(duration);
@@ -98,7 +39,7 @@ fn awaited<'a>(compose: &'a Value, name: &str) -> BTreeSet<&'a str> {
 
 #[test]
 fn every_program_gets_what_it_needs_and_nothing_it_does_not_know() {
-    let compose = by_default();
+    let (compose, tokens) = (by_default(), directory());
     let ours = members(&compose["services"]).filter(|(_, service)| service["image"] == "catchall");
     assert_eq!(ours.map(|(name, _)| name).collect::<BTreeSet<_>>(), PROGRAMS.into());
     for program in PROGRAMS {
@@ -110,7 +51,15 @@ fn every_program_gets_what_it_needs_and_nothing_it_does_not_know() {
             let known = help.split("[env: ").any(|rest| rest.split(['=', ']']).next() == Some(name));
             assert!(known, "catchall-{program} does not know {name}");
             // An address no machine has, and a port nobody listens on: all that may go wrong.
-            let value = if name.ends_with("LISTEN") { "203.0.113.1:1" } else { value };
+            let value = match name {
+                "CATCHALL_LISTEN" | "CATCHALL_OPS_LISTEN" => "203.0.113.1:1",
+                // A directory without a token, where the container's is mounted.
+                "CATCHALL_TOKENS" => {
+                    assert_eq!(service["volumes"][0]["target"], value);
+                    tokens.to_str().unwrap()
+                }
+                _ => value,
+            };
             given.push((name, value.replace("@primary:5432", "@127.0.0.1:1")));
         }
         let given: Vec<(&str, &str)> = given.iter().map(|(name, value)| (*name, &**value)).collect();

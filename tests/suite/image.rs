@@ -57,8 +57,11 @@ fn the_image_serves_the_standalone_by_default_with_its_data_in_a_volume() {
         .iter()
         .map(|argument| if argument.starts_with("/data/") { "/missing/catchall.db" } else { argument })
         .collect();
-    let (status, _, said) = harness::processes::run("standalone", &arguments, &[]);
+    let (status, _, said) = harness::processes::run("standalone", &arguments, &[("CATCHALL_OPEN", "yes")]);
     assert_eq!(status.code(), Some(10), "{said}");
+    let (status, _, said) = harness::processes::run("standalone", &arguments, &[]);
+    assert_eq!(status.code(), Some(2), "{said}");
+    assert!(said.contains("CATCHALL_TOKENS"), "{said}");
     let data = command.iter().find(|argument| argument.starts_with("/data/"));
     assert!(data.is_some(), "{command:?}");
     let (_, user) = image.split_once("\nUSER ").unwrap();

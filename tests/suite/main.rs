@@ -2,6 +2,7 @@
 //!
 //! `./dev test` starts the servers and sets the variables that [`harness::servers`] reads.
 
+mod access;
 mod bounds;
 mod clocks;
 mod compose;
@@ -24,6 +25,7 @@ mod retention;
 mod seams;
 mod standalone;
 mod tidy;
+mod tls;
 mod unit;
 mod watermarks;
 mod delivery_batches;

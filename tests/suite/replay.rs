@@ -259,8 +259,8 @@ async fn what_may_have_been_counted_long_ago_is_skipped_and_named() {
     servers.settle_at("doubt.com", 4, 0).await;
 }
 
-/// A worker may have met the claim of a dead letter for the last time as long before its death as it may hold a
-/// message.
+/// A worker may have met the claim of a dead letter for the last time as long before its death as it may hold
+/// a message.
 #[tokio::test]
 async fn what_is_in_doubt_follows_from_the_longest_hold() {
     let servers = Servers::fresh().await;

@@ -43,7 +43,7 @@ fn it_does_not_restart_where_only_a_person_can_help() {
 #[test]
 fn it_may_write_where_its_data_is() {
     let directory = format!("/var/lib/{}/", setting("StateDirectory"));
-    let data = setting("Environment").strip_prefix("CATCHALL_DATA=").unwrap();
+    let data = setting("Environment=CATCHALL_DATA");
     assert!(data.starts_with(&directory), "{data}");
     let seconds: u64 = setting("TimeoutStopSec").parse().unwrap();
     assert!(seconds > catchall::shutdown::GRACE.as_secs());

@@ -9,6 +9,8 @@ pub mod stats;
 pub mod columns;
 pub mod panics;
 pub mod http;
+pub mod authority;
+pub mod tls;
 pub mod sql;
 pub mod expected;
 pub mod amqp;

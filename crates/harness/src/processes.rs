@@ -161,8 +161,16 @@ impl Service {
 
     /// The answer of a path of the operations routes.
     pub async fn ops(&self, path: &str) -> (StatusCode, String) {
-        let uri = format!("http://{}{path}", self.ops_address());
-        let (status, _, body) = send(Request::get(uri).body(Full::default()).unwrap()).await;
+        self.ops_with(path, &[]).await
+    }
+
+    /// The same with headers of the request.
+    pub async fn ops_with(&self, path: &str, headers: &[(&str, &str)]) -> (StatusCode, String) {
+        let mut request = Request::get(format!("http://{}{path}", self.ops_address()));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let (status, _, body) = send(request.body(Full::default()).unwrap()).await;
         (status, body)
     }
 

@@ -80,6 +80,19 @@ impl System {
     }
 }
 
+/// A directory of its own for what a test writes.
+///
+/// # Panics
+///
+/// When it cannot be made.
+#[must_use]
+pub fn directory() -> PathBuf {
+    let all = instance::data("tests").expect("./dev says where");
+    let directory = all.join(uuid::Uuid::now_v7().to_string());
+    std::fs::create_dir_all(&directory).expect("the instance's directory can be written");
+    directory
+}
+
 /// The path of a data file that does not exist yet, in a directory of its own.
 ///
 /// # Panics

@@ -219,14 +219,19 @@ fn check(command: &str, dev_help: &str) {
             }
         }
         ["cargo", name, ref arguments @ ..] => options(arguments, &help_of(env!("CARGO"), &[name, "--help"])),
-        ["sudo", "install", .., file, _] => {
+        ["sudo", "catchall-token", ref arguments @ ..] | ["catchall-token", ref arguments @ ..] => {
+            let [arguments @ .., "--file", _] = arguments else { panic!("{command}: for which file?") };
+            let (status, token, line) = harness::processes::run("token", arguments, &[]);
+            assert!(status.success() && token.starts_with("catchall_"), "{command}: {line}");
+        }
+        ["sudo", "install", .., file, _] if file != "-d" => {
             assert!(file.starts_with("target/") || Path::new(ROOT).join(file).exists(), "{command}");
         }
         ["sudo", "systemctl", .., unit] => {
             assert!(Path::new(ROOT).join(format!("systemd/{unit}.service")).exists(), "{command}");
         }
         // No container engine runs in the tests: `image.rs` compares the image with the program.
-        ["docker", "build" | "run", ..] => {}
+        ["docker", "build" | "run", ..] | ["sudo", "install", "-d", _] => {}
         ["eval", ..] => assert_eq!(command, "eval \"$(./dev env)\""),
         _ => panic!("nothing runs or checks {command:?}"),
     }

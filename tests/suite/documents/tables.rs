@@ -89,10 +89,15 @@ fn the_table_of_the_configuration_is_that_of_the_programs() {
             if services == "all" || services.split(", ").any(|service| service == *program) {
                 documented.insert(variable.clone());
                 let help = help(program);
-                let of_variable = help.split(&*format!("[env: {variable}")).nth(1).unwrap_or_default();
+                let (before, of_variable) = help.split_once(&format!("[env: {variable}")).unwrap_or_default();
+                let option = before.rsplit("\n      --").next().and_then(|rest| rest.split(' ').next());
+                let usages = help.lines().filter(|line| line.starts_with("Usage:"));
+                let asked = option.is_some_and(|option| {
+                    usages.clone().any(|usage| usage.contains(&format!(" --{option} ")))
+                });
                 let of_variable = of_variable.split("[env: ").next().unwrap();
                 let given = of_variable.split("[default: ").nth(1).and_then(|rest| rest.split(']').next());
-                defaults.insert(given.unwrap_or("required").to_owned());
+                defaults.insert(given.unwrap_or(if asked { "required" } else { "none" }).to_owned());
             }
         }
         if default != "one per core" {

@@ -1,0 +1,7 @@
+//! `catchall-token`: makes access tokens.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    catchall::tokens::main()
+}

@@ -1,0 +1,177 @@
+//! Access: who may do what, and how much of it.
+
+mod allowance;
+mod peers;
+mod proxies;
+mod token_set;
+mod config;
+mod refusal;
+mod caller;
+mod visitor;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::http::{HeaderMap, Request, header};
+use metrics::Counter;
+
+use super::problem::Problem;
+use crate::grant::Scope;
+use crate::reload::Reloaded;
+use peers::{Peer, Peers};
+use proxies::{Proxies, ProxyNet};
+use refusal::Refusal;
+use token_set::{Holder, TokenSet};
+
+pub use caller::Caller;
+pub use config::{EventRates, LimitConfig};
+
+pub(super) use allowance::Rates;
+pub(super) use config::AccessConfig;
+pub(super) use visitor::Visitor;
+
+/// What a request needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Need {
+    /// Nothing: anybody may ask.
+    Nothing,
+    /// A valid token.
+    Token,
+    /// A valid token with this scope.
+    Scope(Scope),
+}
+
+/// What a request of a path needs, on every listener. Whatever is not named here is not told to strangers:
+/// they do not even learn that there is nothing.
+fn need(path: &str) -> Need {
+    let first = path.strip_prefix('/').unwrap_or(path).split('/').next().unwrap_or_default();
+    match first {
+        "livez" | "readyz" | "openapi.json" | "docs" => Need::Nothing,
+        "events" => Need::Scope(Scope::Write),
+        "domains" => Need::Scope(Scope::Read),
+        "metrics" => Need::Scope(Scope::Operate),
+        _ => Need::Token,
+    }
+}
+
+/// Whom a listener lets in.
+#[derive(Debug)]
+pub(super) struct Access {
+    /// `None`: everybody may do everything.
+    tokens: Option<Arc<Reloaded<TokenSet>>>,
+    proxies: Proxies,
+    peers: Peers,
+    metrics: Metrics,
+}
+
+impl Access {
+    pub(super) fn new(
+        tokens: Option<Arc<Reloaded<TokenSet>>>,
+        proxies: &[ProxyNet],
+        per_address: Rates,
+        address_connections: u32,
+    ) -> Self {
+        Self {
+            tokens,
+            proxies: Proxies::new(proxies),
+            peers: Peers::new(per_address, address_connections),
+            metrics: Metrics::register(),
+        }
+    }
+
+    /// A connection from an address, unless it has as many as it may.
+    pub(super) fn connect(&self, address: IpAddr) -> Option<Visitor> {
+        if self.proxies.contain(address) {
+            return Some(Visitor::proxy(address));
+        }
+        self.peers.connect(address).map(Visitor::Client)
+    }
+
+    /// Checks a request before anything else is done with it, and says in its extensions who has sent it.
+    ///
+    /// # Errors
+    ///
+    /// Why the request is refused.
+    pub(super) fn check<B>(&self, visitor: &Visitor, request: &mut Request<B>) -> Result<(), Problem> {
+        let refused = |refusal: Refusal| {
+            self.metrics.count(&refusal);
+            Problem::from(refusal)
+        };
+        let peer = visitor.peer(&self.proxies, &self.peers, request.headers());
+        peer.allowance().take_request().map_err(|wait| refused(Refusal::TooManyRequests(wait)))?;
+        let holder = match &self.tokens {
+            None => None,
+            Some(tokens) => {
+                let holder = holder(&tokens.get(), &peer, request).map_err(refused)?;
+                if let Some(holder) = &holder {
+                    let taken = holder.allowance().take_request();
+                    taken.map_err(|wait| refused(Refusal::TooManyRequests(wait)))?;
+                }
+                holder
+            }
+        };
+        let stranger = self.tokens.is_some() && holder.is_none();
+        request.extensions_mut().insert(Caller::new(peer, holder, stranger));
+        Ok(())
+    }
+}
+
+/// The holder of the token in a request; `None` where none is needed and none is valid.
+fn holder<B>(tokens: &TokenSet, peer: &Peer, request: &Request<B>) -> Result<Option<Arc<Holder>>, Refusal> {
+    let need = need(request.uri().path());
+    let invalid = match bearer(request.headers()).map(|token| tokens.holder(token)) {
+        Some(Ok(holder)) => {
+            return match need {
+                Need::Scope(scope) if !holder.may(scope) => Err(Refusal::Forbidden(scope)),
+                _ => Ok(Some(holder)),
+            };
+        }
+        Some(Err(invalid)) => Some(invalid),
+        None => None,
+    };
+    if need == Need::Nothing {
+        return Ok(None);
+    }
+    // Whoever has a valid token is not held up by those at the same address who have none.
+    peer.refuse().map_err(Refusal::TooManyFailures)?;
+    Err(Refusal::Unauthorized(invalid))
+}
+
+/// The token in a request (RFC 6750, section 2.1), if there is exactly one.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let (value, None) = (values.next()?, values.next()) else { return None };
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_matches(' '))
+}
+
+#[derive(Debug)]
+struct Metrics {
+    unauthorized: Counter,
+    forbidden: Counter,
+    throttled: Counter,
+}
+
+impl Metrics {
+    fn register() -> Self {
+        Self {
+            unauthorized: metrics::counter!("catchall_http_unauthorized_total"),
+            forbidden: metrics::counter!("catchall_http_forbidden_total"),
+            throttled: metrics::counter!("catchall_http_throttled_total"),
+        }
+    }
+
+    fn count(&self, refusal: &Refusal) {
+        let counter = match refusal {
+            Refusal::Unauthorized(_) => &self.unauthorized,
+            Refusal::Forbidden(_) => &self.forbidden,
+            Refusal::TooManyRequests(_) | Refusal::TooManyEvents(_) | Refusal::TooManyFailures(_) => {
+                &self.throttled
+            }
+        };
+        counter.increment(1);
+    }
+}
+
+#[cfg(test)]
+mod tests;

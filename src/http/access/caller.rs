@@ -1,0 +1,43 @@
+//! Callers: who has sent a request, for its handler.
+
+use std::sync::Arc;
+
+use super::peers::Peer;
+use super::refusal::Refusal;
+use super::token_set::Holder;
+use crate::grant::Scope;
+use crate::http::problem::Problem;
+
+/// Who has sent a request. The listener puts it into the request's extensions.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    peer: Arc<Peer>,
+    holder: Option<Arc<Holder>>,
+    /// Whether tokens are asked for, and this caller has none.
+    stranger: bool,
+}
+
+impl Caller {
+    pub(super) fn new(peer: Arc<Peer>, holder: Option<Arc<Holder>>, stranger: bool) -> Self {
+        Self { peer, holder, stranger }
+    }
+
+    /// Whether the caller may do what the scope allows.
+    #[must_use]
+    pub fn may(&self, scope: Scope) -> bool {
+        !self.stranger && self.holder.as_ref().is_none_or(|holder| holder.may(scope))
+    }
+
+    /// Takes the events of one request from what the caller's address and token have left.
+    ///
+    /// # Errors
+    ///
+    /// A problem that says how long to wait, where one of them has not so many left.
+    pub fn take_events(&self, events: usize) -> Result<(), Problem> {
+        let holder = self.holder.as_ref().map(|holder| holder.allowance());
+        for allowance in [Some(self.peer.allowance()), holder].into_iter().flatten() {
+            allowance.take_events(events).map_err(Refusal::TooManyEvents)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,138 @@
+//! What is said about access in arguments and environment.
+
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::allowance::Rates;
+use super::proxies::ProxyNet;
+use super::token_set::TokenSet;
+use crate::grant::{Grant, grants};
+use crate::reload::{Contents, Reloaded};
+
+/// Whether everybody is let in who can reach a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Open {
+    /// Only those with a token, or nobody beyond this machine.
+    No,
+    /// Everybody.
+    Yes,
+}
+
+/// Who may come in.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+pub(in crate::http) struct AccessConfig {
+    /// File of the tokens that let clients in, one in a line, or a directory of such files; catchall-token
+    /// makes them. A change counts within 5 s. Without tokens a service listens on this machine only
+    #[arg(long, env = "CATCHALL_TOKENS", value_name = "PATH")]
+    tokens: Option<PathBuf>,
+
+    /// Let everybody in who can reach the ports, without a token
+    #[arg(long, env = "CATCHALL_OPEN", value_name = "WHETHER", default_value = "no")]
+    open: Open,
+}
+
+impl AccessConfig {
+    /// Checks that no network can reach a door without a lock, by mistake. Each address comes with the
+    /// variable that sets it.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that says what to set.
+    pub(in crate::http) fn check(&self, addresses: &[(&str, SocketAddr)]) -> Result<(), String> {
+        if self.open == Open::Yes {
+            return match self.tokens {
+                Some(_) => {
+                    Err("CATCHALL_OPEN lets everybody in, and CATCHALL_TOKENS does not: set one of them"
+                        .into())
+                }
+                None => Ok(()),
+            };
+        }
+        match (&self.tokens, addresses.iter().find(|address| is_reachable(address))) {
+            (None, Some((variable, address))) => Err(format!(
+                "{variable} is {address}, which others than this machine may reach: name a file of tokens in \
+                 CATCHALL_TOKENS (catchall-token makes them), or let everybody in by CATCHALL_OPEN=yes"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether tokens are sent to an address that a network can reach.
+    pub(in crate::http) fn sends_tokens_over(&self, addresses: &[(&str, SocketAddr)]) -> bool {
+        self.tokens.is_some() && addresses.iter().any(is_reachable)
+    }
+
+    /// Reads the tokens, if there are to be any.
+    pub(in crate::http) fn load(&self, rates: Rates) -> Result<Option<Arc<Reloaded<TokenSet>>>, String> {
+        let Some(path) = self.tokens.clone() else { return Ok(None) };
+        let make = move |contents: &Contents, before: Option<&TokenSet>| {
+            let none = TokenSet::default();
+            let set = TokenSet::new(all_grants(contents)?, rates, before.unwrap_or(&none))?;
+            #[expect(clippy::cast_precision_loss, reason = "there are not so many")]
+            metrics::gauge!("catchall_tokens").set(set.len() as f64);
+            Ok(set)
+        };
+        let tokens =
+            Reloaded::load(vec![path], make).map_err(|reason| format!("CATCHALL_TOKENS: {reason}"))?;
+        Ok(Some(Arc::new(tokens)))
+    }
+}
+
+/// Whether others than this machine may reach an address.
+fn is_reachable((_, address): &(&str, SocketAddr)) -> bool {
+    !address.ip().to_canonical().is_loopback()
+}
+
+fn all_grants(contents: &Contents) -> Result<Vec<Grant>, String> {
+    let mut all = Vec::new();
+    for (path, bytes) in contents.iter() {
+        let read = std::str::from_utf8(bytes).map_err(|_| "it is not text".to_owned()).and_then(grants);
+        all.extend(read.map_err(|reason| format!("{}: {reason}", path.display()))?);
+    }
+    Ok(all)
+}
+
+/// How much one client may ask of this process.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+pub struct LimitConfig {
+    /// Addresses or networks of proxies whose header X-Forwarded-For is believed, separated by commas. Limits
+    /// of addresses then hold for the clients of the proxies
+    #[arg(long, env = "CATCHALL_PROXIES", value_name = "NETWORKS", value_delimiter = ',')]
+    pub(in crate::http) proxies: Vec<ProxyNet>,
+
+    /// Connections that one address may have at a time, so that it cannot shut out the others; by default
+    /// half of all. Of IPv6, each /64 is one address
+    #[arg(
+        long,
+        env = "CATCHALL_ADDRESS_CONNECTIONS",
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub(in crate::http) address_connections: Option<u32>,
+
+    /// Requests that one address may send to this process in a second; more get a 429. Not limited by default
+    #[arg(long, env = "CATCHALL_ADDRESS_REQUESTS_PER_SEC", value_name = "N")]
+    pub(in crate::http) address_requests_per_sec: Option<NonZeroU32>,
+
+    /// The same for the holder of one token
+    #[arg(long, env = "CATCHALL_TOKEN_REQUESTS_PER_SEC", value_name = "N")]
+    pub(in crate::http) token_requests_per_sec: Option<NonZeroU32>,
+}
+
+/// How many events one client may send to this process.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+pub struct EventRates {
+    /// Events that one address may send to this process in a second, at least one full bulk request at once;
+    /// more get a 429. Not limited by default
+    #[arg(long, env = "CATCHALL_ADDRESS_EVENTS_PER_SEC", value_name = "N")]
+    pub(in crate::http) address_events_per_sec: Option<NonZeroU32>,
+
+    /// The same for the holder of one token
+    #[arg(long, env = "CATCHALL_TOKEN_EVENTS_PER_SEC", value_name = "N")]
+    pub(in crate::http) token_events_per_sec: Option<NonZeroU32>,
+}

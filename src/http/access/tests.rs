@@ -1,0 +1,211 @@
+//! Who is let in, as the check of a request decides it.
+
+use axum::http::StatusCode;
+
+use super::*;
+use crate::grant::grants;
+use crate::http::problem::ProblemType;
+use crate::token::{Token, TokenDigest};
+
+const WRITER: [u8; 32] = [1; 32];
+const READER: [u8; 32] = [2; 32];
+const OPERATOR: [u8; 32] = [3; 32];
+const FORMER: [u8; 32] = [4; 32];
+const STRANGER: [u8; 32] = [5; 32];
+
+fn digest(digits: [u8; 32]) -> TokenDigest {
+    Token::from_digits(digits).digest()
+}
+
+fn bearer_of(digits: [u8; 32]) -> String {
+    format!("Bearer {}", Token::from_digits(digits).expose())
+}
+
+/// An access with a token for each scope, and one that has expired.
+fn access(per_token: Rates, per_address: Rates) -> Access {
+    let file = format!(
+        "writer write {}\nreader read {}\noperator operate {}\nformer write,read,operate {}\n",
+        format_args!("{} never", digest(WRITER)),
+        format_args!("{} never", digest(READER)),
+        format_args!("{} never", digest(OPERATOR)),
+        format_args!("{} 2020-01-01", digest(FORMER)),
+    );
+    let make = move |_: &crate::reload::Contents, _: Option<&TokenSet>| {
+        TokenSet::new(grants(&file)?, per_token, &TokenSet::default())
+    };
+    let tokens = Reloaded::load(Vec::new(), make).unwrap();
+    let proxies = ["198.51.100.1".parse().unwrap()];
+    Access::new(Some(Arc::new(tokens)), &proxies, per_address, 10)
+}
+
+fn unlimited() -> Access {
+    access(Rates::default(), Rates::default())
+}
+
+/// What a request of a path hears, and who has sent it where it is let in.
+fn ask(access: &Access, path: &str, headers: &[(&str, &str)]) -> Result<Caller, Problem> {
+    let visitor = access.connect([192, 0, 2, 1].into()).unwrap();
+    ask_as(access, &visitor, path, headers)
+}
+
+fn ask_as(
+    access: &Access,
+    visitor: &Visitor,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> Result<Caller, Problem> {
+    let mut request = Request::builder().uri(path);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let mut request = request.body(()).unwrap();
+    access.check(visitor, &mut request)?;
+    Ok(request.extensions().get::<Caller>().unwrap().clone())
+}
+
+fn header_of(problem: &Problem, name: &str) -> String {
+    problem.to_json().headers()[name].to_str().unwrap().to_owned()
+}
+
+#[test]
+fn each_path_needs_its_scope_and_what_is_not_known_needs_a_token() {
+    let access = unlimited();
+    let tokens = [None, Some(WRITER), Some(READER), Some(OPERATOR), Some(FORMER), Some(STRANGER)];
+    let paths = [
+        ("/livez", [200; 6]),
+        ("/readyz", [200; 6]),
+        ("/events", [401, 200, 403, 403, 401, 401]),
+        ("/events/example.com/delivered", [401, 200, 403, 403, 401, 401]),
+        ("/domains/example.com", [401, 403, 200, 403, 401, 401]),
+        ("/domains", [401, 403, 200, 403, 401, 401]),
+        ("/metrics", [401, 403, 403, 200, 401, 401]),
+        ("/events.", [401, 200, 200, 200, 401, 401]),
+        ("//events", [401, 200, 200, 200, 401, 401]),
+        ("/", [401, 200, 200, 200, 401, 401]),
+        ("/livez/", [200; 6]),
+        ("/eventsx/livez", [401, 200, 200, 200, 401, 401]),
+    ];
+    for (number, (path, expected)) in paths.into_iter().enumerate() {
+        let statuses = tokens.map(|token| {
+            let bearer = token.map(bearer_of);
+            let headers: Vec<_> = bearer.iter().map(|bearer| ("authorization", bearer.as_str())).collect();
+            // From addresses of their own, which are not refused too often.
+            let visitor = Visitor::proxy([198, 51, 100, 1].into());
+            let from = format!("203.0.113.{number}");
+            let headers = [headers, vec![("x-forwarded-for", from.as_str())]].concat();
+            ask_as(&access, &visitor, path, &headers)
+                .map_or_else(|problem| problem.kind.status().as_u16(), |_| 200)
+        });
+        assert_eq!(statuses, expected, "{path}");
+    }
+}
+
+#[test]
+fn a_challenge_says_what_is_missing() {
+    let access = unlimited();
+    let challenge = |path: &str, headers: &[(&str, &str)]| {
+        let problem = ask(&access, path, headers).unwrap_err();
+        (problem.kind, header_of(&problem, "www-authenticate"), problem.detail)
+    };
+    let (kind, challenged, _) = challenge("/events", &[]);
+    assert_eq!((kind, &*challenged), (ProblemType::Unauthorized, r#"Bearer realm="catchall""#));
+    for (bearer, expected) in [
+        (bearer_of(FORMER), "it expired at 2020-01-01T00:00:00Z"),
+        (bearer_of(STRANGER), "nobody holds it"),
+        (bearer_of(STRANGER).replacen('5', "6", 1), "its checksum does not match, so a character is wrong"),
+        ("bearer  secret\"".into(), "a token is catchall_ and 38 letters and digits"),
+    ] {
+        let (kind, challenged, detail) = challenge("/events", &[("authorization", &bearer)]);
+        assert_eq!(kind, ProblemType::Unauthorized);
+        let error =
+            format!(r#"Bearer realm="catchall", error="invalid_token", error_description="{expected}""#);
+        assert_eq!((challenged, detail), (error, format!("the token is not valid: {expected}")));
+    }
+    let (kind, challenged, detail) = challenge("/events", &[("authorization", &bearer_of(READER))]);
+    assert_eq!(kind, ProblemType::Forbidden);
+    assert_eq!(challenged, r#"Bearer realm="catchall", error="insufficient_scope", scope="write""#);
+    assert!(detail.contains("the scope write"), "{detail}");
+}
+
+#[test]
+fn a_token_stands_in_the_one_header_that_the_standard_names() {
+    let (writer, access) = (bearer_of(WRITER), unlimited());
+    let token = writer.strip_prefix("Bearer ").unwrap();
+    for (headers, let_in) in [
+        (&[("authorization", &*writer)][..], true),
+        (&[("Authorization", &format!("bEARER {token}"))], true),
+        (&[("authorization", &format!("Bearer   {token} "))], true),
+        (&[("authorization", token)], false),
+        (&[("authorization", &format!("Basic {token}"))], false),
+        (&[("authorization", &writer), ("authorization", &writer)], false),
+        (&[("authorization", &format!("Bearer {token},{token}"))], false),
+        (&[("x-authorization", &writer)], false),
+    ] {
+        assert_eq!(ask(&access, "/events", headers).is_ok(), let_in, "{headers:?}");
+    }
+    assert!(ask(&access, &format!("/events?access_token={token}"), &[]).is_err());
+}
+
+#[test]
+fn a_caller_may_what_the_token_says_and_a_stranger_nothing() {
+    let access = unlimited();
+    let may = |access: &Access, token: Option<[u8; 32]>| {
+        let bearer = token.map(bearer_of);
+        let headers: Vec<_> = bearer.iter().map(|bearer| ("authorization", bearer.as_str())).collect();
+        let caller = ask(access, "/readyz", &headers).unwrap();
+        Scope::ALL.map(|scope| caller.may(scope))
+    };
+    assert_eq!(may(&access, None), [false; 3]);
+    assert_eq!(may(&access, Some(STRANGER)), [false; 3]);
+    assert_eq!(may(&access, Some(OPERATOR)), [false, false, true]);
+    assert_eq!(may(&Access::new(None, &[], Rates::default(), 1), None), [true; 3]);
+}
+
+#[test]
+fn failures_are_throttled_and_hold_up_nobody_with_a_token() {
+    let access = unlimited();
+    let failed: Vec<_> = (0..30).map(|_| ask(&access, "/events", &[]).unwrap_err()).collect();
+    assert!(failed[..10].iter().all(|problem| problem.kind == ProblemType::Unauthorized));
+    let last = failed.last().unwrap();
+    assert_eq!(last.kind.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(header_of(last, "retry-after"), "1");
+    assert!(ask(&access, "/events", &[("authorization", &bearer_of(WRITER))]).is_ok());
+}
+
+#[test]
+fn a_token_and_an_address_have_so_many_requests_and_events() {
+    let one = Rates { requests: std::num::NonZeroU32::new(1), events: std::num::NonZeroU32::new(1) };
+    let bearer = bearer_of(WRITER);
+    let headers = [("authorization", bearer.as_str())];
+    for access in [access(one, Rates::default()), access(Rates::default(), one)] {
+        let caller = ask(&access, "/events", &headers).unwrap();
+        let problem = ask(&access, "/events", &headers).unwrap_err();
+        assert_eq!(problem.kind, ProblemType::TooManyRequests);
+        assert_eq!(header_of(&problem, "retry-after"), "1");
+        assert_eq!(caller.take_events(10_000), Ok(()));
+        let problem = caller.take_events(100).unwrap_err();
+        assert_eq!(problem.kind, ProblemType::TooManyRequests);
+        let wait: u64 = header_of(&problem, "retry-after").parse().unwrap();
+        assert!((90..=101).contains(&wait), "{wait}");
+    }
+}
+
+#[test]
+fn behind_a_proxy_each_client_has_limits_of_its_own() {
+    let one = Rates { requests: std::num::NonZeroU32::new(1), events: None };
+    let access = access(Rates::default(), one);
+    let ask_from =
+        |visitor: &Visitor, from: &str| ask_as(&access, visitor, "/livez", &[("x-forwarded-for", from)]);
+    let proxy = access.connect([198, 51, 100, 1].into()).unwrap();
+    for number in 0..200 {
+        assert!(ask_from(&proxy, &format!("203.0.113.{number}")).is_ok());
+    }
+    assert!(ask_from(&proxy, "203.0.113.7").is_err());
+    // Nobody else is believed.
+    let client = access.connect([192, 0, 2, 1].into()).unwrap();
+    assert!(ask_from(&client, "203.0.113.201").is_ok());
+    assert!(ask_from(&client, "203.0.113.202").is_err());
+    // A proxy has as many connections as there are.
+    let connections: Vec<_> = (0..20).map(|_| access.connect([198, 51, 100, 1].into())).collect();
+    assert!(connections.iter().all(Option::is_some));
+}

@@ -1,0 +1,42 @@
+//! Visitors: the client at the other end of a connection, or the proxy that brings the requests of many.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::http::HeaderMap;
+
+use super::peers::{Connected, Peer, Peers};
+use super::proxies::Proxies;
+
+/// Most addresses that a connection of a proxy remembers, so that few of its requests have to look for theirs
+/// among all.
+const MAX_REMEMBERED: usize = 64;
+
+/// Who is at the other end of a connection.
+#[derive(Debug)]
+pub(in crate::http) enum Visitor {
+    Client(Connected),
+    Proxy { address: IpAddr, remembered: Mutex<HashMap<IpAddr, Arc<Peer>>> },
+}
+
+impl Visitor {
+    pub(super) fn proxy(address: IpAddr) -> Self {
+        Self::Proxy { address, remembered: Mutex::default() }
+    }
+
+    /// Where a request on the connection comes from.
+    pub(super) fn peer(&self, proxies: &Proxies, peers: &Peers, headers: &HeaderMap) -> Arc<Peer> {
+        match self {
+            Self::Client(connected) => Arc::clone(connected.peer()),
+            Self::Proxy { address, remembered } => {
+                let origin = proxies.origin(*address, headers);
+                let mut remembered = remembered.lock().unwrap_or_else(PoisonError::into_inner);
+                if remembered.len() >= MAX_REMEMBERED && !remembered.contains_key(&origin) {
+                    remembered.clear();
+                }
+                Arc::clone(remembered.entry(origin).or_insert_with(|| peers.at(origin)))
+            }
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! The guard of a process's listeners: whom they let in, and the certificate with which they answer.
+
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+
+use super::access::Access;
+use crate::reload::Reloaded;
+
+/// What all listeners of a process share.
+#[derive(Clone, Debug)]
+pub struct Guard {
+    pub(super) public: Arc<Access>,
+    pub(super) operations: Arc<Access>,
+    pub(super) tls: Option<Arc<Reloaded<ServerConfig>>>,
+}
+
+impl Guard {
+    /// The door of the listeners for clients.
+    pub(super) fn public(&self) -> Door {
+        Door { access: Arc::clone(&self.public), tls: self.tls.clone() }
+    }
+
+    /// The door of the operations routes. Limits of addresses do not hold there, where a collector of metrics
+    /// may share its address with a client.
+    pub(super) fn operations(&self) -> Door {
+        Door { access: Arc::clone(&self.operations), tls: self.tls.clone() }
+    }
+}
+
+/// What one listener asks of those who come in.
+#[derive(Clone, Debug)]
+pub(super) struct Door {
+    pub(super) access: Arc<Access>,
+    pub(super) tls: Option<Arc<Reloaded<ServerConfig>>>,
+}

@@ -1,0 +1,73 @@
+//! What is said about the guard in arguments and environment.
+
+use std::sync::Arc;
+
+use super::access::{Access, AccessConfig, EventRates, Rates};
+use super::guard::Guard;
+use super::listen::HttpConfig;
+use super::ops::{OPS_CONNECTIONS, OpsConfig};
+use super::tls::TlsConfig;
+use crate::process::ExitError;
+
+/// Who may come in, and with which certificate the listeners answer.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+pub struct GuardConfig {
+    #[command(flatten)]
+    access: AccessConfig,
+
+    #[command(flatten)]
+    tls: TlsConfig,
+}
+
+impl GuardConfig {
+    /// Reads tokens and certificates, and keeps them current while the event loop runs on which this is
+    /// called. `http` and `events` are for a process that serves clients. Nothing is bound yet.
+    ///
+    /// # Errors
+    ///
+    /// When a file cannot be read or used, or a network could reach a port that nothing guards.
+    pub fn load(
+        &self,
+        http: Option<&HttpConfig>,
+        ops: &OpsConfig,
+        events: Option<&EventRates>,
+    ) -> Result<Guard, ExitError> {
+        let invalid = |sentence| ExitError { status: 2, sentence };
+        let listen = http.map(|http| ("CATCHALL_LISTEN", http.listen));
+        let addresses: Vec<_> = listen.into_iter().chain([("CATCHALL_OPS_LISTEN", ops.ops_listen)]).collect();
+        self.access.check(&addresses).map_err(invalid)?;
+        if self.access.sends_tokens_over(&addresses) && !self.tls.is_on() {
+            tracing::warn!(
+                "tokens cross the network in plain text: set CATCHALL_TLS_CERT, or let a proxy on this machine \
+                 speak TLS"
+            );
+        }
+        let limits = http.map(|http| &http.limits);
+        let per_token = Rates {
+            requests: limits.and_then(|limits| limits.token_requests_per_sec),
+            events: events.and_then(|events| events.token_events_per_sec),
+        };
+        let tokens = self.access.load(per_token).map_err(invalid)?;
+        let tls = self.tls.load().map_err(invalid)?;
+        if let Some(tokens) = &tokens {
+            let stale = metrics::gauge!("catchall_tokens_stale");
+            tokio::spawn(Arc::clone(tokens).watch("tokens", stale));
+        }
+        if let Some(tls) = &tls {
+            let stale = metrics::gauge!("catchall_tls_stale");
+            tokio::spawn(Arc::clone(tls).watch("certificates", stale));
+        }
+        let per_address = Rates {
+            requests: limits.and_then(|limits| limits.address_requests_per_sec),
+            events: events.and_then(|events| events.address_events_per_sec),
+        };
+        let proxies = limits.map(|limits| limits.proxies.as_slice()).unwrap_or_default();
+        let connections = http.map(HttpConfig::address_connections).unwrap_or_default();
+        Ok(Guard {
+            public: Arc::new(Access::new(tokens.clone(), proxies, per_address, connections)),
+            operations: Arc::new(Access::new(tokens, &[], Rates::default(), OPS_CONNECTIONS / 2)),
+            tls,
+        })
+    }
+}

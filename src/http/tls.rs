@@ -1,0 +1,114 @@
+//! TLS of the listeners.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+
+use crate::reload::{Contents, Reloaded};
+
+/// The protocols that clients may choose from, the better one first.
+const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+/// The certificate of the listeners. Without one they speak plain HTTP.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+pub(super) struct TlsConfig {
+    /// Certificate chain of this service in PEM, its own certificate first: with it, all ports speak TLS
+    /// only. A renewed file counts within 5 s
+    #[arg(
+        id = "tls_cert",
+        long = "tls-cert",
+        env = "CATCHALL_TLS_CERT",
+        value_name = "FILE",
+        requires = "tls_key"
+    )]
+    cert: Option<PathBuf>,
+
+    /// Private key of the certificate, in PEM
+    #[arg(
+        id = "tls_key",
+        long = "tls-key",
+        env = "CATCHALL_TLS_KEY",
+        value_name = "FILE",
+        requires = "tls_cert"
+    )]
+    key: Option<PathBuf>,
+
+    /// Certificates in PEM of the authorities for clients: with it, a client needs a certificate that one of
+    /// them has signed, beside its token
+    #[arg(
+        id = "tls_client_ca",
+        long = "tls-client-ca",
+        env = "CATCHALL_TLS_CLIENT_CA",
+        value_name = "FILE",
+        requires = "tls_cert"
+    )]
+    client_ca: Option<PathBuf>,
+}
+
+impl TlsConfig {
+    /// Reads the files, if there are to be any.
+    pub(super) fn load(&self) -> Result<Option<Arc<Reloaded<ServerConfig>>>, String> {
+        let (Some(cert), Some(key)) = (self.cert.clone(), self.key.clone()) else { return Ok(None) };
+        let authorities = self.client_ca.clone();
+        let paths =
+            [Some(cert.clone()), Some(key.clone()), authorities.clone()].into_iter().flatten().collect();
+        let make = move |contents: &Contents, _: Option<&ServerConfig>| {
+            config(contents, &cert, &key, authorities.as_deref())
+        };
+        let config =
+            Reloaded::load(paths, make).map_err(|reason| format!("CATCHALL_TLS_CERT and _KEY: {reason}"))?;
+        Ok(Some(Arc::new(config)))
+    }
+
+    /// Whether the listeners speak TLS.
+    pub(super) fn is_on(&self) -> bool {
+        self.cert.is_some()
+    }
+}
+
+fn config(
+    contents: &Contents,
+    cert: &Path,
+    key: &Path,
+    authorities: Option<&Path>,
+) -> Result<ServerConfig, String> {
+    let chain = certificates(contents, cert)?;
+    let wrong_key = |error: &dyn std::fmt::Display| format!("{}: no private key: {error}", key.display());
+    let secret = PrivateKeyDer::from_pem_slice(contents.of(key)?).map_err(|error| wrong_key(&error))?;
+    let builder = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?;
+    let builder = match authorities {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            let mut roots = RootCertStore::empty();
+            for authority in certificates(contents, path)? {
+                roots.add(authority).map_err(|error| format!("{}: {error}", path.display()))?;
+            }
+            let provider = Arc::new(aws_lc_rs::default_provider());
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+            builder
+                .with_client_cert_verifier(verifier.map_err(|error| format!("{}: {error}", path.display()))?)
+        }
+    };
+    let mut config = builder
+        .with_single_cert(chain, secret)
+        .map_err(|error| format!("{} and {}: {error}", cert.display(), key.display()))?;
+    config.alpn_protocols = PROTOCOLS.map(Vec::from).into();
+    Ok(config)
+}
+
+fn certificates(contents: &Contents, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(contents.of(path)?).collect();
+    let certificates = read.map_err(|error| format!("{}: {error}", path.display()))?;
+    if certificates.is_empty() {
+        return Err(format!("{}: no certificate in it", path.display()));
+    }
+    Ok(certificates)
+}
