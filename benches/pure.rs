@@ -80,6 +80,66 @@ mod domain_name {
     }
 }
 
+/// What every listener does with a request before it is routed.
+mod access {
+    use super::{Bencher, ItemsCount};
+    use catchall::grant::Grant;
+    use catchall::http::{Guard, GuardConfig, HttpConfig, OpsConfig};
+    use catchall::token::Token;
+    use clap::{Args, FromArgMatches};
+    use hyper::Request;
+
+    /// Tokens in the file.
+    const TOKENS: u8 = 50;
+
+    fn parse<C: Args + FromArgMatches>(arguments: &[&str]) -> C {
+        let command = C::augment_args(clap::Command::new("bench").no_binary_name(true));
+        C::from_arg_matches(&command.get_matches_from(arguments)).expect("the arguments are valid")
+    }
+
+    /// A guard with tokens, and with limits that nobody reaches; and one of the tokens.
+    fn guard() -> (Guard, Token) {
+        let token = |number| Token::from_digits([number; 32]);
+        let grants = (0..TOKENS).map(|number| Grant {
+            name: format!("holder-{number}").parse().expect("a name"),
+            scopes: "write".parse().expect("scopes"),
+            digest: token(number).digest(),
+            expiry: "2999-01-01".parse().expect("a time"),
+        });
+        let file = std::env::temp_dir().join(format!("catchall-bench-tokens-{}", std::process::id()));
+        let lines: Vec<String> = grants.map(|grant| grant.to_string()).collect();
+        std::fs::write(&file, lines.join("\n")).expect("the file can be written");
+        let path = file.to_str().expect("a path in UTF-8");
+        let config: GuardConfig = parse(&["--tokens", path]);
+        let limit = "1000000000";
+        let http: HttpConfig = parse(&[
+            "--listen=127.0.0.1:0",
+            &format!("--address-requests-per-sec={limit}"),
+            &format!("--token-requests-per-sec={limit}"),
+        ]);
+        let ops: OpsConfig = parse(&["--ops-listen=127.0.0.1:0"]);
+        let guard = config.load(Some(&http), &ops, None).expect("the file is valid");
+        std::fs::remove_file(file).expect("it is there");
+        (guard, token(7))
+    }
+
+    #[divan::bench]
+    fn check(bencher: Bencher<'_, '_>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        let _entered = runtime.enter();
+        let (guard, token) = guard();
+        let visitor = guard.connect([127, 0, 0, 1].into()).expect("the first connection");
+        let request = Request::put("/events/nukosiqiguvo.nl/delivered")
+            .header("authorization", format!("Bearer {}", token.expose()));
+        let request = request.body(()).expect("a request");
+        bencher.counter(ItemsCount::new(1_usize)).with_inputs(|| request.clone()).bench_local_refs(
+            |request| {
+                visitor.check(request).expect("the token is valid");
+            },
+        );
+    }
+}
+
 /// What ingest does with the body of a bulk request.
 mod read_bulk {
     use super::{Batch, Bencher, EVENTS, ItemsCount, MediaType, SHAPES, Shape, black_box, bulk, request};

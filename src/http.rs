@@ -15,7 +15,7 @@ mod problem;
 mod ops;
 mod guard_config;
 
-pub use access::{Caller, EventRates, LimitConfig};
+pub use access::{Caller, EventRates, LimitConfig, Visitor};
 pub use answer::hold;
 pub use budget::{Budget, Exhausted, Share};
 pub use guard::Guard;

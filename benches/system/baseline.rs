@@ -52,11 +52,8 @@ pub(crate) fn myself(part: &str) -> anyhow::Result<Command> {
 
 /// Serves until SIGTERM. Prints the address once it is ready.
 pub(crate) fn serve(baseline: Baseline, naive: Option<&Naive>) -> anyhow::Result<()> {
-    let config = http::HttpConfig {
-        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-        threads: THREADS,
-        max_connections: 10_000,
-    };
+    let config = http::HttpConfig::new(SocketAddr::from(([127, 0, 0, 1], 0)), THREADS, 10_000);
+    let guard = http::Guard::open();
     let sockets = config.bind()?;
     let address = sockets[0].local_addr()?;
     let database_url = naive.map(|naive| naive.database_url.clone()).unwrap_or_default();
@@ -83,7 +80,7 @@ pub(crate) fn serve(baseline: Baseline, naive: Option<&Naive>) -> anyhow::Result
             std::future::pending::<anyhow::Result<()>>().await
         };
         tokio::select! {
-            served = http::serve_per_thread(sockets, &config, router, &health, shutdown) => served,
+            served = http::serve_per_thread(sockets, &config, &guard, router, &health, shutdown) => served,
             failed = announcing => failed,
         }
     })

@@ -7,7 +7,7 @@ mod token_set;
 mod config;
 mod refusal;
 mod caller;
-mod visitor;
+mod source;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use crate::reload::Reloaded;
 use peers::{Peer, Peers};
 use proxies::{Proxies, ProxyNet};
 use refusal::Refusal;
+use source::Source;
 use token_set::{Holder, TokenSet};
 
 pub use caller::Caller;
@@ -28,7 +29,6 @@ pub use config::{EventRates, LimitConfig};
 
 pub(super) use allowance::Rates;
 pub(super) use config::AccessConfig;
-pub(super) use visitor::Visitor;
 
 /// What a request needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,13 +78,24 @@ impl Access {
             metrics: Metrics::register(),
         }
     }
+}
 
+/// Who is at the other end of a connection.
+#[derive(Debug)]
+pub struct Visitor {
+    access: Arc<Access>,
+    source: Source,
+}
+
+impl Visitor {
     /// A connection from an address, unless it has as many as it may.
-    pub(super) fn connect(&self, address: IpAddr) -> Option<Visitor> {
-        if self.proxies.contain(address) {
-            return Some(Visitor::proxy(address));
-        }
-        self.peers.connect(address).map(Visitor::Client)
+    pub(super) fn connect(access: &Arc<Access>, address: IpAddr) -> Option<Self> {
+        let source = if access.proxies.contain(address) {
+            Source::proxy(address)
+        } else {
+            Source::Client(access.peers.connect(address)?)
+        };
+        Some(Self { access: Arc::clone(access), source })
     }
 
     /// Checks a request before anything else is done with it, and says in its extensions who has sent it.
@@ -92,25 +103,23 @@ impl Access {
     /// # Errors
     ///
     /// Why the request is refused.
-    pub(super) fn check<B>(&self, visitor: &Visitor, request: &mut Request<B>) -> Result<(), Problem> {
+    pub fn check<B>(&self, request: &mut Request<B>) -> Result<(), Problem> {
+        let Access { tokens, proxies, peers, metrics } = &*self.access;
         let refused = |refusal: Refusal| {
-            self.metrics.count(&refusal);
+            metrics.count(&refusal);
             Problem::from(refusal)
         };
-        let peer = visitor.peer(&self.proxies, &self.peers, request.headers());
+        let peer = self.source.peer(proxies, peers, request.headers());
         peer.allowance().take_request().map_err(|wait| refused(Refusal::TooManyRequests(wait)))?;
-        let holder = match &self.tokens {
+        let holder = match tokens {
             None => None,
-            Some(tokens) => {
-                let holder = holder(&tokens.get(), &peer, request).map_err(refused)?;
-                if let Some(holder) = &holder {
-                    let taken = holder.allowance().take_request();
-                    taken.map_err(|wait| refused(Refusal::TooManyRequests(wait)))?;
-                }
-                holder
-            }
+            Some(tokens) => holder(&tokens.get(), &peer, request).map_err(refused)?,
         };
-        let stranger = self.tokens.is_some() && holder.is_none();
+        if let Some(holder) = &holder {
+            let taken = holder.allowance().take_request();
+            taken.map_err(|wait| refused(Refusal::TooManyRequests(wait)))?;
+        }
+        let stranger = tokens.is_some() && holder.is_none();
         request.extensions_mut().insert(Caller::new(peer, holder, stranger));
         Ok(())
     }

@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tower_service::Service;
 
-use super::access::{Access, Visitor};
+use super::access::Visitor;
 use super::activity::{Activity, Decision, FIRST_REQUEST_TIMEOUT};
 use super::answer::Answer;
 use super::stream::Stream;
@@ -100,7 +100,6 @@ pub(super) struct Connection<S> {
     /// Returned when the connection ends.
     pub(super) place: OwnedSemaphorePermit,
     pub(super) visitor: Visitor,
-    pub(super) access: Arc<Access>,
     pub(super) activity: Arc<Activity>,
     pub(super) router: Router,
     pub(super) protocol: Arc<Builder<TokioExecutor>>,
@@ -113,13 +112,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection<S> {
     /// Answers requests until one side leaves. Connection errors are not logged: they concern only the
     /// client.
     pub(super) async fn serve(self) {
-        let Self { stream, place: _place, visitor, access, activity, router, protocol, mut stage, leaving } =
-            self;
+        let Self { stream, place: _place, visitor, activity, router, protocol, mut stage, leaving } = self;
         let requests = Arc::clone(&activity);
         let answer = service_fn(move |mut request: Request<Incoming>| {
             let under_way = requests.begin(request.version());
             // Before routing, and before a byte of the body is read.
-            let checked = access.check(&visitor, &mut request);
+            let checked = visitor.check(&mut request);
             let (answer, leaving) = (checked.map(|()| router.clone().call(request)), Arc::clone(&leaving));
             async move {
                 let mut response = match answer {
@@ -184,10 +182,8 @@ impl Connection<TcpStream> {
             metrics::counter!("catchall_tls_failed_handshakes_total").increment(1);
             return;
         };
-        let Self { place, visitor, access, activity, router, protocol, stage, leaving, .. } = self;
-        Connection { stream, place, visitor, access, activity, router, protocol, stage, leaving }
-            .serve()
-            .await;
+        let Self { place, visitor, activity, router, protocol, stage, leaving, .. } = self;
+        Connection { stream, place, visitor, activity, router, protocol, stage, leaving }.serve().await;
     }
 }
 
@@ -205,7 +201,7 @@ fn protect(response: &mut Response) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::access::Rates;
+    use super::super::access::{Access, Rates};
     use super::*;
     use axum::body::Bytes;
     use axum::routing::{get, put};
@@ -232,8 +228,7 @@ mod tests {
             let connection = Connection {
                 stream,
                 place,
-                visitor: access.connect([192, 0, 2, 1].into()).unwrap(),
-                access,
+                visitor: Visitor::connect(&access, [192, 0, 2, 1].into()).unwrap(),
                 activity: Activity::new(),
                 router,
                 protocol: Arc::new(protocol()),

@@ -1,10 +1,11 @@
 //! The guard of a process's listeners: whom they let in, and the certificate with which they answer.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use rustls::ServerConfig;
 
-use super::access::Access;
+use super::access::{Access, Rates, Visitor};
 use crate::reload::Reloaded;
 
 /// What all listeners of a process share.
@@ -16,6 +17,20 @@ pub struct Guard {
 }
 
 impl Guard {
+    /// Lets everybody in, without TLS.
+    #[must_use]
+    pub fn open() -> Self {
+        let access = Arc::new(Access::new(None, &[], Rates::default(), u32::MAX));
+        Self { public: Arc::clone(&access), operations: access, tls: None }
+    }
+
+    /// A client that connects from an address, as the listeners for clients see it; `None` where it has as many
+    /// connections as it may.
+    #[must_use]
+    pub fn connect(&self, address: IpAddr) -> Option<Visitor> {
+        Visitor::connect(&self.public, address)
+    }
+
     /// The door of the listeners for clients.
     pub(super) fn public(&self) -> Door {
         Door { access: Arc::clone(&self.public), tls: self.tls.clone() }

@@ -66,6 +66,12 @@ fn cores() -> u16 {
 }
 
 impl HttpConfig {
+    /// A service at this address, with so many threads and connections, and without limits for one client.
+    #[must_use]
+    pub fn new(listen: SocketAddr, threads: u16, max_connections: u32) -> Self {
+        Self { listen, threads, max_connections, limits: LimitConfig::default() }
+    }
+
     /// Connections that one address may have at a time.
     pub(super) fn address_connections(&self) -> u32 {
         self.limits.address_connections.unwrap_or(self.max_connections.div_ceil(2))

@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout_at};
 
+use super::access::Visitor;
 use super::activity::Activity;
 use super::connection::{Connection, Stage, protocol};
 use super::guard::Door;
@@ -141,7 +142,7 @@ impl Server {
 
     /// Serves a connection without Nagle's delay, or closes it if a connection limit is reached.
     fn admit(&mut self, stream: TcpStream, peer: IpAddr) {
-        let Some(visitor) = self.door.access.connect(peer) else {
+        let Some(visitor) = Visitor::connect(&self.door.access, peer) else {
             if self.crowded.is_news() {
                 tracing::warn!(
                     %peer,
@@ -166,7 +167,6 @@ impl Server {
                 stream,
                 place,
                 visitor,
-                access: Arc::clone(&self.door.access),
                 activity: Activity::new(),
                 router: self.router.clone(),
                 protocol: Arc::clone(&self.protocol),

@@ -96,7 +96,7 @@ fn all_grants(contents: &Contents) -> Result<Vec<Grant>, String> {
 }
 
 /// How much one client may ask of this process.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 #[group(skip)]
 pub struct LimitConfig {
     /// Addresses or networks of proxies whose header X-Forwarded-For is believed, separated by commas. Limits

@@ -22,7 +22,7 @@ fn bearer_of(digits: [u8; 32]) -> String {
 }
 
 /// An access with a token for each scope, and one that has expired.
-fn access(per_token: Rates, per_address: Rates) -> Access {
+fn access(per_token: Rates, per_address: Rates) -> Arc<Access> {
     let file = format!(
         "writer write {}\nreader read {}\noperator operate {}\nformer write,read,operate {}\n",
         format_args!("{} never", digest(WRITER)),
@@ -35,31 +35,29 @@ fn access(per_token: Rates, per_address: Rates) -> Access {
     };
     let tokens = Reloaded::load(Vec::new(), make).unwrap();
     let proxies = ["198.51.100.1".parse().unwrap()];
-    Access::new(Some(Arc::new(tokens)), &proxies, per_address, 10)
+    Arc::new(Access::new(Some(Arc::new(tokens)), &proxies, per_address, 10))
 }
 
-fn unlimited() -> Access {
+fn unlimited() -> Arc<Access> {
     access(Rates::default(), Rates::default())
 }
 
-/// What a request of a path hears, and who has sent it where it is let in.
-fn ask(access: &Access, path: &str, headers: &[(&str, &str)]) -> Result<Caller, Problem> {
-    let visitor = access.connect([192, 0, 2, 1].into()).unwrap();
-    ask_as(access, &visitor, path, headers)
+fn connect(access: &Arc<Access>, address: [u8; 4]) -> Visitor {
+    Visitor::connect(access, address.into()).unwrap()
 }
 
-fn ask_as(
-    access: &Access,
-    visitor: &Visitor,
-    path: &str,
-    headers: &[(&str, &str)],
-) -> Result<Caller, Problem> {
+/// What a request of a path hears, and who has sent it where it is let in.
+fn ask(access: &Arc<Access>, path: &str, headers: &[(&str, &str)]) -> Result<Caller, Problem> {
+    ask_as(&connect(access, [192, 0, 2, 1]), path, headers)
+}
+
+fn ask_as(visitor: &Visitor, path: &str, headers: &[(&str, &str)]) -> Result<Caller, Problem> {
     let mut request = Request::builder().uri(path);
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
     let mut request = request.body(()).unwrap();
-    access.check(visitor, &mut request)?;
+    visitor.check(&mut request)?;
     Ok(request.extensions().get::<Caller>().unwrap().clone())
 }
 
@@ -90,11 +88,10 @@ fn each_path_needs_its_scope_and_what_is_not_known_needs_a_token() {
             let bearer = token.map(bearer_of);
             let headers: Vec<_> = bearer.iter().map(|bearer| ("authorization", bearer.as_str())).collect();
             // From addresses of their own, which are not refused too often.
-            let visitor = Visitor::proxy([198, 51, 100, 1].into());
+            let visitor = connect(&access, [198, 51, 100, 1]);
             let from = format!("203.0.113.{number}");
             let headers = [headers, vec![("x-forwarded-for", from.as_str())]].concat();
-            ask_as(&access, &visitor, path, &headers)
-                .map_or_else(|problem| problem.kind.status().as_u16(), |_| 200)
+            ask_as(&visitor, path, &headers).map_or_else(|problem| problem.kind.status().as_u16(), |_| 200)
         });
         assert_eq!(statuses, expected, "{path}");
     }
@@ -149,7 +146,7 @@ fn a_token_stands_in_the_one_header_that_the_standard_names() {
 #[test]
 fn a_caller_may_what_the_token_says_and_a_stranger_nothing() {
     let access = unlimited();
-    let may = |access: &Access, token: Option<[u8; 32]>| {
+    let may = |access: &Arc<Access>, token: Option<[u8; 32]>| {
         let bearer = token.map(bearer_of);
         let headers: Vec<_> = bearer.iter().map(|bearer| ("authorization", bearer.as_str())).collect();
         let caller = ask(access, "/readyz", &headers).unwrap();
@@ -158,7 +155,7 @@ fn a_caller_may_what_the_token_says_and_a_stranger_nothing() {
     assert_eq!(may(&access, None), [false; 3]);
     assert_eq!(may(&access, Some(STRANGER)), [false; 3]);
     assert_eq!(may(&access, Some(OPERATOR)), [false, false, true]);
-    assert_eq!(may(&Access::new(None, &[], Rates::default(), 1), None), [true; 3]);
+    assert_eq!(may(&Arc::new(Access::new(None, &[], Rates::default(), 1)), None), [true; 3]);
 }
 
 #[test]
@@ -194,18 +191,17 @@ fn a_token_and_an_address_have_so_many_requests_and_events() {
 fn behind_a_proxy_each_client_has_limits_of_its_own() {
     let one = Rates { requests: std::num::NonZeroU32::new(1), events: None };
     let access = access(Rates::default(), one);
-    let ask_from =
-        |visitor: &Visitor, from: &str| ask_as(&access, visitor, "/livez", &[("x-forwarded-for", from)]);
-    let proxy = access.connect([198, 51, 100, 1].into()).unwrap();
+    let ask_from = |visitor: &Visitor, from: &str| ask_as(visitor, "/livez", &[("x-forwarded-for", from)]);
+    let proxy = connect(&access, [198, 51, 100, 1]);
     for number in 0..200 {
         assert!(ask_from(&proxy, &format!("203.0.113.{number}")).is_ok());
     }
     assert!(ask_from(&proxy, "203.0.113.7").is_err());
     // Nobody else is believed.
-    let client = access.connect([192, 0, 2, 1].into()).unwrap();
+    let client = connect(&access, [192, 0, 2, 1]);
     assert!(ask_from(&client, "203.0.113.201").is_ok());
     assert!(ask_from(&client, "203.0.113.202").is_err());
     // A proxy has as many connections as there are.
-    let connections: Vec<_> = (0..20).map(|_| access.connect([198, 51, 100, 1].into())).collect();
+    let connections: Vec<_> = (0..20).map(|_| Visitor::connect(&access, [198, 51, 100, 1].into())).collect();
     assert!(connections.iter().all(Option::is_some));
 }

@@ -1,4 +1,4 @@
-//! Visitors: the client at the other end of a connection, or the proxy that brings the requests of many.
+//! Sources: the client at the other end of a connection, or the proxy that brings the requests of many.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -15,12 +15,12 @@ const MAX_REMEMBERED: usize = 64;
 
 /// Who is at the other end of a connection.
 #[derive(Debug)]
-pub(in crate::http) enum Visitor {
+pub(super) enum Source {
     Client(Connected),
     Proxy { address: IpAddr, remembered: Mutex<HashMap<IpAddr, Arc<Peer>>> },
 }
 
-impl Visitor {
+impl Source {
     pub(super) fn proxy(address: IpAddr) -> Self {
         Self::Proxy { address, remembered: Mutex::default() }
     }
