@@ -49,7 +49,7 @@ pub(crate) async fn events(
     let counted = system.counted().await;
     let before = system.micros();
     let machine = MachineTime::now();
-    let load = LoadRun::start(spec, &system.ingest_url(), Some(&servers.amqp_url), &[])?;
+    let load = LoadRun::start(spec, &system.ingest_url(), &system.client_variables(), &[])?;
     let sending = async { tokio::try_join!(load.end(), beside) };
     let (((report, load_micros), beside), mut looks) = observed(system, scraping, sending).await?;
     let sent = Instant::now();

@@ -22,6 +22,12 @@ pub(crate) enum Row {
     AloneKeyed,
     /// The standalone: 1,000 PUT/s by HTTP/1.1, waves: the latency
     AlonePaced,
+    /// The standalone: PUT by HTTP/1.1 with a token, waves: what its check costs
+    AloneToken,
+    /// The standalone: PUT by HTTP/1.1 with a token and over TLS, waves
+    AloneTls,
+    /// The standalone: the same with a connection, and so a handshake, for each PUT
+    AloneHandshake,
     /// The standalone: the large population into a new file by POST in key order; its size, and opening it
     AloneFile,
     /// The standalone: GET of any domain of that file
@@ -111,6 +117,9 @@ impl Row {
             | Self::AloneBulk
             | Self::AloneKeyed
             | Self::AlonePaced
+            | Self::AloneToken
+            | Self::AloneTls
+            | Self::AloneHandshake
             | Self::AloneFile
             | Self::AloneGet
             | Self::AloneUniform

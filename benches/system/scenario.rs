@@ -20,7 +20,7 @@ use crate::reader::{self, read};
 use crate::row::Row;
 use crate::scale::Scale;
 use crate::stats::RowStats;
-use crate::system::{Processes, RunningSystem, Scraping};
+use crate::system::{Guarding, Processes, RunningSystem, Scraping};
 use crate::table::RowTable;
 use crate::verification::{Sample, between, compare};
 
@@ -59,6 +59,9 @@ const ALONE_PACE: f64 = 1_000.0;
 /// the commit, so each connection can send little more than a request per transaction.
 const ALONE_UNIFORM: f64 = 80_000.0;
 const ALONE_CONNECTIONS: u32 = 64;
+
+/// Connections at a time of the row in which each makes a handshake: enough to keep the processor busy.
+const HANDSHAKING: u32 = 32;
 
 /// What a row does.
 enum Scenario {
@@ -178,6 +181,9 @@ fn scenario(row: Row, scale: &Scale, table: &RowTable, datasets: &Datasets) -> a
         | Row::AloneBulk
         | Row::AloneKeyed
         | Row::AlonePaced
+        | Row::AloneToken
+        | Row::AloneTls
+        | Row::AloneHandshake
         | Row::AloneFile
         | Row::AloneGet
         | Row::AloneUniform => alone(row, scale, slowness, datasets)?,
@@ -207,6 +213,12 @@ fn alone(row: Row, scale: &Scale, slowness: f64, datasets: &Datasets) -> anyhow:
         Row::AloneBulk => Scenario::Events(new(), bulk),
         Row::AloneKeyed => Scenario::Events(new(), LoadSpec { keyed: true, ..put }),
         Row::AlonePaced => Scenario::Events(new(), LoadSpec { rate: Some(ALONE_PACE), ..put }),
+        Row::AloneToken => Scenario::Events(Processes::Guarded(data_file(), Guarding::Token), put),
+        Row::AloneTls => Scenario::Events(Processes::Guarded(data_file(), Guarding::Tls), put),
+        Row::AloneHandshake => {
+            let spec = LoadSpec { reconnect: true, connections: Some(HANDSHAKING), ..put };
+            Scenario::Events(Processes::Guarded(data_file(), Guarding::Tls), spec)
+        }
         Row::AloneFile => Scenario::Fill(scale.domains),
         Row::AloneGet => Scenario::Reads(filled()?, scale.domains, None),
         Row::AloneUniform => {

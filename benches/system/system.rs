@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use catchall::broker::EVENTS;
+use harness::access::Access;
 use harness::instance::pid;
 use harness::processes::{Service, metric};
 use harness::servers::Servers;
@@ -32,13 +33,24 @@ pub(crate) enum Processes {
     Readers,
     /// The standalone with this data file, which is created if it does not exist.
     Standalone(PathBuf),
+    /// The same, which asks for something.
+    Guarded(PathBuf, Guarding),
+}
+
+/// What a standalone asks for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Guarding {
+    /// A token.
+    Token,
+    /// A token, and TLS.
+    Tls,
 }
 
 impl Processes {
     /// Where the counts are while none of these processes runs.
     pub(crate) fn books(&self, servers: &Servers) -> Books {
         match self {
-            Self::Standalone(data) => Books::File(data.clone()),
+            Self::Standalone(data) | Self::Guarded(data, _) => Books::File(data.clone()),
             _ => Books::Database(servers.database_url.clone()),
         }
     }
@@ -46,10 +58,14 @@ impl Processes {
 
 /// Starts a standalone with this data file and returns once it is ready.
 pub(crate) async fn standalone(data: &Path) -> anyhow::Result<Service> {
+    guarded(data, Access::default()).await
+}
+
+async fn guarded(data: &Path, access: Access) -> anyhow::Result<Service> {
     let data = data.to_str().context("the path of a data file is not UTF-8")?;
     let threads = THREADS.to_string();
     let variables = [("CATCHALL_DATA", data), ("CATCHALL_THREADS", &threads)];
-    Ok(Service::ready("standalone", &Servers::none(), &variables).await)
+    Ok(Service::guarded("standalone", &Servers::none(), &variables, access).await)
 }
 
 /// Ends services with SIGTERM and waits for them.
@@ -142,6 +158,13 @@ impl RunningSystem {
             }
             Processes::Readers => system.query = Some(Service::ready("query", servers, &threads).await),
             Processes::Standalone(data) => system.standalone = Some((standalone(&data).await?, data)),
+            Processes::Guarded(data, guarding) => {
+                let access = match guarding {
+                    Guarding::Token => Access::by_token(),
+                    Guarding::Tls => Access::by_tls(),
+                };
+                system.standalone = Some((guarded(&data, access).await?, data));
+            }
         }
         Ok(system)
     }
@@ -150,6 +173,13 @@ impl RunningSystem {
     pub(crate) fn ingest_url(&self) -> String {
         let ingest = self.ingest.as_ref().or(self.alone()).map(Service::url);
         ingest.or_else(|| self.baseline.as_ref().map(BaselineProcess::url)).unwrap_or_default()
+    }
+
+    /// The variables of the load tool.
+    pub(crate) fn client_variables(&self) -> Vec<(&str, &str)> {
+        let mut variables = self.alone().map(|service| service.access().of_client()).unwrap_or_default();
+        variables.push(("CATCHALL_AMQP_URL", &self.servers.amqp_url));
+        variables
     }
 
     /// The address at which counters are read.

@@ -10,6 +10,7 @@ mod replication;
 mod restarts;
 mod sessions;
 mod standalone;
+mod strangers;
 mod unreadable;
 mod wires;
 
@@ -85,6 +86,8 @@ pub(crate) enum Fault {
     SlowConnections,
     /// a thousand HTTP/2 streams whose bodies trickle in or whose answers nobody reads
     SlowStreams,
+    /// a thousand slow heads, and floods of requests that are malformed, too large, half open or without a token
+    Strangers,
     /// small requests whose error messages would repeat ten megabytes, and messages of the same kind
     Amplification,
     /// one message a second that no client library can parse, among a thousand good ones
@@ -290,6 +293,7 @@ impl Fault {
             Self::FullQueue => alarms::full_queue(subject.cluster()?, rng).await,
             Self::SlowConnections => clients::slow_connections(subject.cluster()?, label).await,
             Self::SlowStreams => clients::slow_streams(subject.cluster()?, label).await,
+            Self::Strangers => strangers::attack(subject.cluster()?, label).await,
             Self::Amplification => unreadable::amplification(subject.cluster()?, label).await,
             Self::UnparsableMessages => unreadable::unparsable(subject.cluster()?, label).await,
             Self::DeepHeaders => unreadable::deep_headers(subject.cluster()?, label).await,

@@ -100,7 +100,9 @@ impl WayLoad {
         let compared = ["--verify", "--query-url", subject.domains_url()];
         let limits = ["--retry-for", "120", "--settle-within", "120"];
         let more = [&compared[..], &limits].concat();
-        let run = LoadRun::start(&spec, subject.events_url(), subject.amqp_url(), &more)?;
+        let variables: Vec<_> =
+            subject.amqp_url().map(|url| ("CATCHALL_AMQP_URL", url)).into_iter().collect();
+        let run = LoadRun::start(&spec, subject.events_url(), &variables, &more)?;
         Ok(Self { name, seed, run })
     }
 

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use harness::access::Access;
 use harness::processes::{Service, metric, run};
 use harness::servers::{Servers, eventually};
 use harness::system::{System, data_file, directory};
@@ -354,5 +355,25 @@ fn the_tool_says_what_is_wrong_with_its_arguments() {
         assert_eq!((code, &*stdout), (Some(2), ""), "{stderr}");
         assert!(stderr.starts_with("catchall-token: ") && stderr.contains(says), "{stderr}");
         assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+}
+
+#[tokio::test]
+async fn the_load_tool_speaks_tls_and_shows_its_token() {
+    let data = data_file();
+    let more = [("CATCHALL_DATA", data.to_str().unwrap())];
+    let service = Service::guarded("standalone", &Servers::none(), &more, Access::by_tls()).await;
+    let url = service.url();
+    assert!(url.starts_with("https://localhost:"), "{url}");
+    for via in [&["put"][..], &["put", "--reconnect"], &["put-h2"], &["bulk"]] {
+        let addresses = ["--events", "300", "--verify", "--ingest-url", &url, "--query-url", &url, "--via"];
+        let arguments = [&addresses[..], via].concat();
+        let (status, report, stderr) = run("load", &arguments, &service.access().of_client());
+        assert_eq!(status.code(), Some(0), "{via:?}: {report}{stderr}");
+        // Without them it does not get in.
+        let (status, _, stderr) = run("load", &arguments, &service.access().of_client()[..1]);
+        assert!(status.code() == Some(3) && stderr.contains("https needs --ca"), "{stderr}");
+        let (status, _, stderr) = run("load", &arguments, &service.access().of_client()[1..]);
+        assert!(status.code() == Some(3) && stderr.contains("401"), "{stderr}");
     }
 }

@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 
+use crate::access::{Authorities, Token};
 use crate::amqp::AmqpUrl;
 use crate::run::Keys;
 use crate::target::Target;
@@ -93,6 +94,10 @@ pub struct LoadConfig {
     #[arg(long, help_heading = "Sending")]
     pub(crate) keyed: bool,
 
+    /// Open a connection for each request, to measure what that costs (put and bulk)
+    #[arg(long, help_heading = "Sending")]
+    pub(crate) reconnect: bool,
+
     /// How long to retry an event that reaches no server or, with a key, is not acknowledged
     #[arg(long = "retry-for", value_name = "SECONDS", default_value_t = 60, help_heading = "Sending")]
     pub(crate) retry_for_secs: u32,
@@ -116,7 +121,7 @@ pub struct LoadConfig {
         default_value = "http://127.0.0.1:8080",
         help_heading = "Addresses"
     )]
-    pub(crate) ingest_url: Target,
+    ingest_url: Target,
 
     /// Address of query
     #[arg(
@@ -126,7 +131,22 @@ pub struct LoadConfig {
         default_value = "http://127.0.0.1:8081",
         help_heading = "Addresses"
     )]
-    pub(crate) query_url: Target,
+    query_url: Target,
+
+    /// Token for ingest and query, where they ask for one. Other users of this machine can read an argument;
+    /// they cannot read the variable
+    #[arg(
+        long,
+        env = "CATCHALL_TOKEN",
+        value_name = "TOKEN",
+        hide_env_values = true,
+        help_heading = "Addresses"
+    )]
+    token: Option<Token>,
+
+    /// Certificates in PEM of the authorities for https
+    #[arg(long, env = "CATCHALL_CA", value_name = "FILE", help_heading = "Addresses")]
+    ca: Option<Authorities>,
 
     /// Address of the broker, for amqp: amqp://USER:PASSWORD@HOST:PORT/VHOST
     #[arg(
@@ -165,7 +185,10 @@ impl LoadConfig {
     ///
     /// Says which options do not.
     pub fn check(&self) -> Result<(), &'static str> {
-        let Self { via, workload, streams, batch, domains, amqp_url, .. } = self;
+        let Self { via, workload, streams, batch, domains, amqp_url, reconnect, .. } = self;
+        if *reconnect && !matches!(via, Via::Put | Via::Bulk) {
+            return Err("--reconnect goes with --via put or bulk");
+        }
         if streams.is_some() && !matches!(via, Via::PutH2 | Via::Amqp) {
             return Err(
                 "--streams goes with --via put-h2 or amqp: over HTTP/1.1 a connection has one request",
@@ -189,7 +212,7 @@ impl LoadConfig {
 pub(crate) enum Via {
     /// One PUT per event, over HTTP/1.1
     Put,
-    /// One PUT per event, over HTTP/2 without TLS
+    /// One PUT per event, over HTTP/2
     PutH2,
     /// Many events per POST, over HTTP/1.1
     Bulk,
@@ -266,6 +289,20 @@ impl Plan {
             Via::Amqp => Keys::Request,
             Via::Put | Via::PutH2 | Via::Bulk => Keys::Event,
         }
+    }
+
+    /// Where events are sent.
+    pub(crate) fn ingest(&self) -> Target {
+        self.asking(&self.config.ingest_url)
+    }
+
+    /// Where counters are read.
+    pub(crate) fn query(&self) -> Target {
+        self.asking(&self.config.query_url)
+    }
+
+    fn asking(&self, target: &Target) -> Target {
+        target.clone().asking(self.config.token.clone(), self.config.ca.clone())
     }
 
     /// The address of the broker.

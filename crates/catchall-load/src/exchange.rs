@@ -43,8 +43,13 @@ pub(crate) fn insert_headers(
     headers: &mut HeaderMap,
     content_type: Option<HeaderValue>,
     idempotency_key: Option<HeaderValue>,
+    authorization: Option<HeaderValue>,
 ) {
-    let named = [(header::CONTENT_TYPE, content_type), (IDEMPOTENCY_KEY, idempotency_key)];
+    let named = [
+        (header::CONTENT_TYPE, content_type),
+        (IDEMPOTENCY_KEY, idempotency_key),
+        (header::AUTHORIZATION, authorization),
+    ];
     for (name, value) in named {
         if let Some(value) = value {
             headers.insert(name, value);

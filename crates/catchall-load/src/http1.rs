@@ -19,6 +19,8 @@ use crate::target::Target;
 pub(crate) struct Http1 {
     timeout: RequestTimeout,
     connection: Connection,
+    /// Whether each request opens a connection.
+    reconnecting: bool,
 }
 
 #[derive(Debug)]
@@ -29,23 +31,27 @@ struct Connection {
 }
 
 impl Http1 {
-    /// Opens a connection to `target`. A response may take as long as `timeout`.
+    /// Opens a connection to `target`, or one for each request. A response may take as long as `timeout`.
     ///
     /// # Errors
     ///
     /// When the server cannot be reached.
-    pub(crate) async fn connect(target: Target, timeout: Duration) -> Result<Self, Failure> {
+    pub(crate) async fn connect(
+        target: Target,
+        timeout: Duration,
+        reconnecting: bool,
+    ) -> Result<Self, Failure> {
         let host = HeaderValue::from_str(target.authority().as_str()).expect("an authority is visible ASCII");
         let mut connection = Connection { target, host, requests: None };
         connection.open().await?;
-        Ok(Self { timeout: RequestTimeout::new(timeout), connection })
+        Ok(Self { timeout: RequestTimeout::new(timeout), connection, reconnecting })
     }
 }
 
 impl Connection {
     async fn open(&mut self) -> Result<(), Failure> {
         let unsent = |reason: &dyn std::fmt::Display| Failure::Unsent(reason.to_string());
-        let stream = self.target.connect().await.map_err(|error| unsent(&error))?;
+        let stream = self.target.connect(b"http/1.1").await.map_err(|error| unsent(&error))?;
         let (requests, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| unsent(&error))?;
         // Its errors are reported to the request in flight.
@@ -64,7 +70,7 @@ impl Connection {
             }
         };
         requests.ready().await.map_err(|error| Failure::Unsent(describe(&error)))?;
-        let sent = requests.try_send_request(request(call, &self.host)).await;
+        let sent = requests.try_send_request(request(call, &self.host, self.target.authorization())).await;
         let response = sent.map_err(|mut error| {
             // A message that is handed back was not written at all: the server had closed the idle
             // connection.
@@ -78,16 +84,20 @@ impl Connection {
 
 impl Client for Http1 {
     async fn exchange(&mut self, call: HttpRequest) -> Result<HttpResponse, Failure> {
-        let Self { timeout, connection } = self;
+        let Self { timeout, connection, reconnecting } = self;
         let answer = timeout.wait(pin!(connection.send(call))).await.flatten();
-        if answer.is_err() {
+        if answer.is_err() || *reconnecting {
             connection.requests = None;
         }
         answer
     }
 }
 
-fn request(call: HttpRequest, host: &HeaderValue) -> Request<Full<Bytes>> {
+fn request(
+    call: HttpRequest,
+    host: &HeaderValue,
+    authorization: Option<HeaderValue>,
+) -> Request<Full<Bytes>> {
     let path =
         PathAndQuery::from_maybe_shared(call.path).expect("paths are made of letters, dots and slashes");
     let mut request = Request::new(Full::new(call.body));
@@ -95,7 +105,7 @@ fn request(call: HttpRequest, host: &HeaderValue) -> Request<Full<Bytes>> {
     *request.uri_mut() = Uri::from(path);
     let headers = request.headers_mut();
     headers.insert(header::HOST, host.clone());
-    insert_headers(headers, call.content_type, call.idempotency_key);
+    insert_headers(headers, call.content_type, call.idempotency_key, authorization);
     request
 }
 

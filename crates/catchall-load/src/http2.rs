@@ -1,4 +1,4 @@
-//! A connection of HTTP/2 without TLS, shared by many requests at a time.
+//! A connection of HTTP/2, shared by many requests at a time.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use h2::client::{Builder, ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream};
-use http::uri::{PathAndQuery, Scheme};
+use http::uri::PathAndQuery;
 use http::{Request, Uri, uri};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -93,7 +93,7 @@ impl Http2 {
     }
 
     async fn open(&self) -> Result<SendRequest<Bytes>, String> {
-        let stream = self.target.connect().await?;
+        let stream = self.target.connect(b"h2").await?;
         let (mut requests, connection) = Builder::new()
             .initial_max_send_streams(self.streams)
             .initial_connection_window_size(WINDOW)
@@ -181,7 +181,7 @@ impl Client for Http2Stream {
 
 fn request(call: HttpRequest, target: &Target) -> (Request<()>, Bytes) {
     let mut parts = uri::Parts::default();
-    parts.scheme = Some(Scheme::HTTP);
+    parts.scheme = Some(target.scheme().clone());
     parts.authority = Some(target.authority().clone());
     let path = PathAndQuery::from_maybe_shared(call.path);
     parts.path_and_query = Some(path.expect("paths are made of letters, dots and slashes"));
@@ -189,7 +189,7 @@ fn request(call: HttpRequest, target: &Target) -> (Request<()>, Bytes) {
     *request.method_mut() = call.method;
     *request.uri_mut() = Uri::from_parts(parts).expect("it has all three parts");
     let headers = request.headers_mut();
-    insert_headers(headers, call.content_type, call.idempotency_key);
+    insert_headers(headers, call.content_type, call.idempotency_key, target.authorization());
     (request, call.body)
 }
 

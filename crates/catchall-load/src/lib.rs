@@ -25,6 +25,7 @@ mod reading;
 mod report;
 mod run;
 mod sender;
+mod access;
 mod target;
 mod verification;
 mod waves;
@@ -100,13 +101,14 @@ pub async fn run(config: LoadConfig, interrupt: impl Future<Output = ()>) -> any
 }
 
 async fn http1(plan: &Plan) -> anyhow::Result<Vec<Http1>> {
-    let target = &plan.config.ingest_url;
-    let connections = (0..plan.connections).map(|_| Http1::connect(target.clone(), plan.timeout));
+    let target = plan.ingest();
+    let connect = |_| Http1::connect(target.clone(), plan.timeout, plan.config.reconnect);
+    let connections = (0..plan.connections).map(connect);
     try_join_all(connections).await.with_context(|| format!("cannot reach ingest at {target}"))
 }
 
 async fn http2(plan: &Plan) -> anyhow::Result<Vec<http2::Http2Stream>> {
-    let target = &plan.config.ingest_url;
+    let target = plan.ingest();
     let connections = (0..plan.connections).map(|_| Http2::connect(target.clone(), plan.streams));
     let connections = try_join_all(connections).await;
     let connections = connections.with_context(|| format!("cannot reach ingest at {target}"))?;
@@ -121,13 +123,14 @@ async fn run_with<C: Transport + 'static>(
     mut interrupt: Pin<&mut impl Future<Output = ()>>,
 ) -> anyhow::Result<Report> {
     let display = Display::detect();
-    let LoadConfig { workload, events, verify, query_url, threshold, .. } = &plan.config;
+    let LoadConfig { workload, events, verify, threshold, .. } = &plan.config;
     eprintln!("{} events of {workload}, seed {}, by {}", HumanCount(*events), plan.seed, plan.config.via);
     let mut run = Run::new(plan.workload(), plan.keys(), plan.retry_for);
     let mut comparing = None;
     if *verify {
         let mut reader =
-            CounterReader::connect(query_url, plan.names, *threshold, plan.timeout, plan.retry_for).await?;
+            CounterReader::connect(plan.query(), plan.names, *threshold, plan.timeout, plan.retry_for)
+                .await?;
         let snapshot = Snapshot::read(plan.workload(), *events, &mut reader, display, plan.settle_within);
         let snapshot = unless(interrupt.as_mut(), snapshot).await?;
         *run.record.get_mut() = Some(SendRecord::with_domains(plan.population()));

@@ -46,7 +46,7 @@ impl CounterReader {
     ///
     /// When it cannot be reached.
     pub(crate) async fn connect(
-        target: &Target,
+        target: Target,
         names: Names,
         threshold: u64,
         timeout: Duration,
@@ -58,7 +58,7 @@ impl CounterReader {
             let connection = connection.with_context(|| format!("cannot read counters at {target}"))?;
             streams.extend((0..STREAMS).map(|_| Rc::clone(&connection).stream(timeout)));
         }
-        Ok(Self { streams, target: target.clone(), names, threshold, retry_for })
+        Ok(Self { streams, target, names, threshold, retry_for })
     }
 
     /// Reads each domain and calls `tell` with its index in `domains`, in any order.

@@ -23,4 +23,5 @@ pub mod small_disk;
 pub mod dead_letters;
 pub mod instance;
 pub mod system;
+pub mod access;
 pub mod load;

@@ -33,6 +33,8 @@ pub struct LoadSpec {
     pub streams: Option<u32>,
     /// Whether each event, or each message, has a key.
     pub keyed: bool,
+    /// Whether each request opens a connection.
+    pub reconnect: bool,
     /// Events per second; `None`: a closed loop.
     pub rate: Option<f64>,
     /// How much is sent.
@@ -60,13 +62,15 @@ impl LoadSpec {
         connections: None,
         streams: None,
         keyed: false,
+        reconnect: false,
         rate: None,
         amount: Amount::Seconds(1),
         seed: 0,
     };
 
     fn arguments(&self) -> Vec<String> {
-        let Self { via, shape, domains, batch, connections, streams, keyed, rate, amount, seed } = self;
+        let Self { via, shape, domains, batch, connections, streams, keyed, reconnect, rate, amount, seed } =
+            self;
         let events = match amount {
             Amount::Seconds(_) => ENOUGH,
             Amount::Events(events) => *events,
@@ -83,7 +87,9 @@ impl LoadSpec {
             ("--rate", rate.map(|rate| rate.to_string())),
         ];
         let options = options.into_iter().filter_map(|(name, value)| Some([name.to_owned(), value?]));
-        options.flatten().chain(keyed.then(|| "--keyed".to_owned())).collect()
+        let flags = [("--keyed", *keyed), ("--reconnect", *reconnect)];
+        let flags = flags.into_iter().filter(|(_, set)| *set).map(|(flag, _)| flag.to_owned());
+        options.flatten().chain(flags).collect()
     }
 }
 
@@ -161,7 +167,7 @@ pub struct LoadRun {
 }
 
 impl LoadRun {
-    /// Starts the load tool with these options and `more` arguments.
+    /// Starts the load tool with these options, variables and `more` arguments.
     ///
     /// # Errors
     ///
@@ -169,12 +175,12 @@ impl LoadRun {
     pub fn start(
         spec: &LoadSpec,
         ingest_url: &str,
-        amqp_url: Option<&str>,
+        variables: &[(&str, &str)],
         more: &[&str],
     ) -> anyhow::Result<Self> {
         let mut command = command("load");
         command.args(["--json", "--ingest-url", ingest_url]).args(spec.arguments()).args(more);
-        command.envs(amqp_url.map(|url| ("CATCHALL_AMQP_URL", url)));
+        command.envs(variables.iter().copied());
         let process = JsonProcess::start(&mut command).context("cannot start catchall-load")?;
         Ok(Self { process, amount: spec.amount })
     }

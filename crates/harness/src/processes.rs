@@ -12,6 +12,7 @@ use http_body_util::Full;
 use hyper::{HeaderMap, Method, Request, StatusCode};
 use serde_json::Value;
 
+use crate::access::Access;
 use crate::http::send;
 use crate::servers::{Servers, eventually};
 
@@ -52,6 +53,7 @@ pub struct Service {
     name: &'static str,
     child: Child,
     log: Arc<Mutex<Vec<Value>>>,
+    access: Access,
 }
 
 impl Drop for Service {
@@ -82,7 +84,26 @@ impl Service {
 
     /// Starts a service on free ports and returns once it has bound them.
     pub async fn launch(name: &'static str, servers: &Servers, more: &[(&str, &str)]) -> Self {
-        Self::launch_by(command(name), name, servers, more).await
+        Self::launch_by(command(name), name, servers, more, Access::default()).await
+    }
+
+    /// Starts a service that asks for what `access` has, and returns once it is ready.
+    pub async fn guarded(
+        name: &'static str,
+        servers: &Servers,
+        more: &[(&str, &str)],
+        access: Access,
+    ) -> Self {
+        let variables: Vec<(String, String)> = access
+            .of_service()
+            .iter()
+            .chain(more)
+            .map(|(name, value)| ((*name).into(), (*value).into()))
+            .collect();
+        let variables: Vec<_> = variables.iter().map(|(name, value)| (&**name, &**value)).collect();
+        let service = Self::launch_by(command(name), name, servers, &variables, access).await.opened().await;
+        service.becomes_ready().await;
+        service
     }
 
     async fn launch_by(
@@ -90,6 +111,7 @@ impl Service {
         name: &'static str,
         servers: &Servers,
         more: &[(&str, &str)],
+        access: Access,
     ) -> Self {
         let mut variables = HashMap::from([
             ("CATCHALL_AMQP_URL", &*servers.amqp_url),
@@ -108,7 +130,7 @@ impl Service {
                 lines.lock().unwrap().push(serde_json::from_str(&line).unwrap_or(Value::String(line)));
             }
         });
-        let service = Self { name, child, log };
+        let service = Self { name, child, log, access };
         eventually("the service says where it listens", async || service.logged("ops_listen")).await;
         service
     }
@@ -133,7 +155,7 @@ impl Service {
         servers: &Servers,
         more: &[(&str, &str)],
     ) -> Self {
-        let service = Self::launch_by(command, name, servers, more).await.opened().await;
+        let service = Self::launch_by(command, name, servers, more, Access::default()).await.opened().await;
         service.becomes_ready().await;
         service
     }
@@ -166,12 +188,25 @@ impl Service {
 
     /// The same with headers of the request.
     pub async fn ops_with(&self, path: &str, headers: &[(&str, &str)]) -> (StatusCode, String) {
-        let mut request = Request::get(format!("http://{}{path}", self.ops_address()));
-        for (name, value) in headers {
-            request = request.header(*name, *value);
+        let address = self.ops_address();
+        let mut request = Request::get(format!("http://{address}{path}"));
+        let bearer = self.access.bearer.iter().map(|bearer| ("authorization", &**bearer));
+        for (name, value) in bearer.chain(headers.iter().copied()) {
+            request = request.header(name, value);
         }
-        let (status, _, body) = send(request.body(Full::default()).unwrap()).await;
+        let request = request.body(Full::default()).unwrap();
+        if let Some(tls) = &self.access.tls {
+            let (status, _, body) = Box::pin(tls.send(&address, request)).await.unwrap();
+            return (status, body);
+        }
+        let (status, _, body) = send(request).await;
         (status, body)
+    }
+
+    /// How to get in.
+    #[must_use]
+    pub fn access(&self) -> &Access {
+        &self.access
     }
 
     /// The value of a metric; 0 for one that was never set.
@@ -183,7 +218,12 @@ impl Service {
     /// The URL of the service.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.address())
+        let address = self.address();
+        match &self.access.tls {
+            None => format!("http://{address}"),
+            // Its certificate is for this name.
+            Some(_) => address.replace("127.0.0.1", "https://localhost"),
+        }
     }
 
     /// Host and port of the service.

@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use futures::future::join_all;
-use h2::client::Builder;
+use h2::client;
 use harness::expected::ExpectedCounts;
 use harness::http::{HttpClient, HttpResult};
 use harness::stats::percentile;
 use http_body_util::Full;
+use hyper::http::request::Builder;
 use hyper::{Request, StatusCode, header};
 use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
@@ -26,7 +27,7 @@ use super::Lifted;
 use crate::cluster::Cluster;
 
 /// HTTP/1.1 connections, or HTTP/2 streams.
-const SLOW: usize = 1000;
+pub(super) const SLOW: usize = 1000;
 
 /// One slow client in so many reads no answer; the bodies of the others trickle in.
 const READS_NOTHING: usize = 4;
@@ -35,10 +36,10 @@ const READS_NOTHING: usize = 4;
 const STREAMS: usize = 50;
 
 /// How often a few bytes of each body are sent.
-const TRICKLE: Duration = Duration::from_millis(700);
+pub(super) const TRICKLE: Duration = Duration::from_millis(700);
 
 /// How soon a slow client reconnects after it was given up.
-const BACK: Duration = Duration::from_secs(1);
+pub(super) const BACK: Duration = Duration::from_secs(1);
 
 /// The content length of a trickling body.
 const BODY: usize = 1 << 20;
@@ -83,7 +84,8 @@ const TIMES: u32 = 2;
 const FLOOR: Duration = Duration::from_millis(1500);
 
 pub(super) async fn slow_connections(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
-    let address = address(cluster)?;
+    let honest = Honest { url: &cluster.ingest_url, bearer: None };
+    let address = honest.address()?;
     let present = Arc::new(AtomicUsize::new(0));
     let slow = {
         let present = Arc::clone(&present);
@@ -102,11 +104,12 @@ pub(super) async fn slow_connections(cluster: &mut Cluster, label: &str) -> Resu
             join_all(clients).await;
         }
     };
-    beside(cluster, label, slow, &present).await
+    honest.beside(label, slow, &present).await
 }
 
 pub(super) async fn slow_streams(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
-    let address = address(cluster)?;
+    let honest = Honest { url: &cluster.ingest_url, bearer: None };
+    let address = honest.address()?;
     let present = Arc::new(AtomicUsize::new(0));
     let slow = {
         let present = Arc::clone(&present);
@@ -121,55 +124,118 @@ pub(super) async fn slow_streams(cluster: &mut Cluster, label: &str) -> Result<L
             join_all(connections).await;
         }
     };
-    beside(cluster, label, slow, &present).await
+    honest.beside(label, slow, &present).await
 }
 
 /// Waits until it is the turn of client `number` of `all`.
-async fn come(number: usize, all: usize) {
+pub(super) async fn come(number: usize, all: usize) {
     let share = |count: usize| u32::try_from(count).expect("there are a thousand");
     tokio::time::sleep(GATHER * share(number) / share(all)).await;
 }
 
-fn address(cluster: &Cluster) -> Result<SocketAddr> {
-    cluster.ingest_url.replace("http://", "").parse().with_context(|| cluster.ingest_url.clone())
+/// Normal clients of an ingest.
+pub(super) struct Honest<'a> {
+    pub(super) url: &'a str,
+    /// The value of the header `Authorization`, if ingest asks for a token.
+    pub(super) bearer: Option<&'a str>,
 }
 
-/// Measures normal clients alone, and then beside slow ones.
-async fn beside(
-    cluster: &Cluster,
-    label: &str,
-    slow: impl Future<Output = ()> + Send + 'static,
-    present: &AtomicUsize,
-) -> Result<Lifted> {
-    let mut expected = ExpectedCounts::default();
-    let quiet = honest(cluster, &format!("quiet.{label}"), &mut expected).await;
-    let mut slow_clients = JoinSet::new();
-    slow_clients.spawn(slow);
-    let begun = Instant::now();
-    while present.load(Ordering::Relaxed) < SLOW && begun.elapsed() < GATHER + GATHER / 2 {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+impl Honest<'_> {
+    pub(super) fn address(&self) -> Result<SocketAddr> {
+        self.url.replace("http://", "").parse().with_context(|| self.url.to_owned())
     }
-    let gathered = present.load(Ordering::Relaxed);
-    let beside = honest(cluster, &format!("beside.{label}"), &mut expected).await;
-    slow_clients.shutdown().await;
-    let mut lifted = Lifted { expected, ..Lifted::now() };
-    let mut words = Vec::new();
-    for (kind, latencies) in &beside.latencies {
-        let quiet = percentile(quiet.latencies.get(kind).map_or(&[], Vec::as_slice), 99);
-        let now = percentile(latencies, 99);
-        let line = format!("p99 of {kind} {:.0} ms, quiet {:.0}", millis(now), millis(quiet));
-        if *kind != FIRST && now > FLOOR.max(quiet * TIMES) {
-            lifted.failures.push(format!("beside {gathered} slow clients: {line}"));
+
+    /// Measures normal clients alone, and then beside slow ones.
+    pub(super) async fn beside(
+        &self,
+        label: &str,
+        slow: impl Future<Output = ()> + Send + 'static,
+        present: &AtomicUsize,
+    ) -> Result<Lifted> {
+        let mut expected = ExpectedCounts::default();
+        let quiet = self.send(&format!("quiet.{label}"), &mut expected).await;
+        let mut slow_clients = JoinSet::new();
+        slow_clients.spawn(slow);
+        let begun = Instant::now();
+        while present.load(Ordering::Relaxed) < SLOW && begun.elapsed() < GATHER + GATHER / 2 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        words.push(line);
+        let gathered = present.load(Ordering::Relaxed);
+        let beside = self.send(&format!("beside.{label}"), &mut expected).await;
+        slow_clients.shutdown().await;
+        let mut lifted = Lifted { expected, ..Lifted::now() };
+        let mut words = Vec::new();
+        for (kind, latencies) in &beside.latencies {
+            let quiet = percentile(quiet.latencies.get(kind).map_or(&[], Vec::as_slice), 99);
+            let now = percentile(latencies, 99);
+            let line = format!("p99 of {kind} {:.0} ms, quiet {:.0}", millis(now), millis(quiet));
+            if *kind != FIRST && now > FLOOR.max(quiet * TIMES) {
+                lifted.failures.push(format!("beside {gathered} slow clients: {line}"));
+            }
+            words.push(line);
+        }
+        lifted.failures.extend(quiet.wrong.into_iter().chain(beside.wrong).take(3));
+        // Some may be reconnecting.
+        if gathered < SLOW / 2 {
+            lifted.failures.push(format!("only {gathered} of {SLOW} slow clients were connected"));
+        }
+        lifted.note = Some(format!("{} beside {gathered} slow clients", words.join(", ")));
+        Ok(lifted)
     }
-    lifted.failures.extend(quiet.wrong.into_iter().chain(beside.wrong).take(3));
-    // Some may be reconnecting.
-    if gathered < SLOW / 2 {
-        lifted.failures.push(format!("only {gathered} of {SLOW} slow clients were connected"));
+    /// Sends PUTs and bulk requests in turn for some seconds.
+    async fn send(&self, label: &str, expected: &mut ExpectedCounts) -> Measured {
+        let measured = RefCell::new(Measured::default());
+        let bounds = RefCell::new(Vec::new());
+        let clients = (0..HONEST).map(|client| {
+            let (measured, bounds) = (&measured, &bounds);
+            async move {
+                let http = HttpClient::with_keep_alive();
+                let mut until = Instant::now();
+                for number in 0.. {
+                    if number == 1 {
+                        until = Instant::now() + MEASURE;
+                    } else if number > 0 && Instant::now() >= until {
+                        return;
+                    }
+                    let domain = format!("h{client}-{number}.{label}.test");
+                    let (kind, events, request) = match number {
+                        0 => (FIRST, 1, self.put(&domain)),
+                        even if even % 2 == 0 => ("PUT", 1, self.put(&domain)),
+                        _ => ("POST", 20, self.post(&domain, 20)),
+                    };
+                    let sent = Instant::now();
+                    let answer = http.send(request, TIMEOUT).await;
+                    let good = measured.borrow_mut().add(kind, sent.elapsed(), &answer);
+                    bounds.borrow_mut().push((domain, if good { events } else { 0 }, events));
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        });
+        join_all(clients).await;
+        for (domain, least, most) in bounds.into_inner() {
+            expected.expect(domain, least, most);
+        }
+        measured.into_inner()
     }
-    lifted.note = Some(format!("{} beside {gathered} slow clients", words.join(", ")));
-    Ok(lifted)
+
+    fn put(&self, domain: &str) -> Request<Full<Bytes>> {
+        let request = self.authorized(Request::put(format!("{}/events/{domain}/delivered", self.url)));
+        request.body(Full::default()).expect("it is a request")
+    }
+
+    fn post(&self, domain: &str, events: usize) -> Request<Full<Bytes>> {
+        let body = format!("{{\"domain\":\"{domain}\",\"event\":\"delivered\"}}\n").repeat(events);
+        let request = self.authorized(Request::post(format!("{}/events", self.url)));
+        let request = request.header(header::CONTENT_TYPE, "application/x-ndjson");
+        request.body(Full::from(body)).expect("it is a request")
+    }
+
+    fn authorized(&self, request: Builder) -> Builder {
+        match self.bearer {
+            Some(bearer) => request.header(header::AUTHORIZATION, bearer),
+            None => request,
+        }
+    }
 }
 
 /// Latencies by kind of request, and wrong answers.
@@ -192,62 +258,15 @@ impl Measured {
     }
 }
 
-/// Sends PUTs and bulk requests in turn for some seconds.
-async fn honest(cluster: &Cluster, label: &str, expected: &mut ExpectedCounts) -> Measured {
-    let measured = RefCell::new(Measured::default());
-    let bounds = RefCell::new(Vec::new());
-    let clients = (0..HONEST).map(|client| {
-        let (measured, bounds) = (&measured, &bounds);
-        async move {
-            let http = HttpClient::with_keep_alive();
-            let mut until = Instant::now();
-            for number in 0.. {
-                if number == 1 {
-                    until = Instant::now() + MEASURE;
-                } else if number > 0 && Instant::now() >= until {
-                    return;
-                }
-                let domain = format!("h{client}-{number}.{label}.test");
-                let (kind, events, request) = match number {
-                    0 => (FIRST, 1, put(&cluster.ingest_url, &domain)),
-                    even if even % 2 == 0 => ("PUT", 1, put(&cluster.ingest_url, &domain)),
-                    _ => ("POST", 20, post(&cluster.ingest_url, &domain, 20)),
-                };
-                let sent = Instant::now();
-                let answer = http.send(request, TIMEOUT).await;
-                let good = measured.borrow_mut().add(kind, sent.elapsed(), &answer);
-                bounds.borrow_mut().push((domain, if good { events } else { 0 }, events));
-                tokio::time::sleep(PAUSE).await;
-            }
-        }
-    });
-    join_all(clients).await;
-    for (domain, least, most) in bounds.into_inner() {
-        expected.expect(domain, least, most);
-    }
-    measured.into_inner()
-}
-
-fn put(url: &str, domain: &str) -> Request<Full<Bytes>> {
-    let request = Request::put(format!("{url}/events/{domain}/delivered"));
-    request.body(Full::default()).expect("it is a request")
-}
-
-fn post(url: &str, domain: &str, events: usize) -> Request<Full<Bytes>> {
-    let body = format!("{{\"domain\":\"{domain}\",\"event\":\"delivered\"}}\n").repeat(events);
-    let request = Request::post(format!("{url}/events")).header(header::CONTENT_TYPE, "application/x-ndjson");
-    request.body(Full::from(body)).expect("it is a request")
-}
-
 fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 
 /// Counts the slow clients that are connected.
-struct Present<'a>(&'a AtomicUsize);
+pub(super) struct Present<'a>(&'a AtomicUsize);
 
 impl<'a> Present<'a> {
-    fn new(present: &'a AtomicUsize) -> Self {
+    pub(super) fn new(present: &'a AtomicUsize) -> Self {
         present.fetch_add(1, Ordering::Relaxed);
         Self(present)
     }
@@ -303,7 +322,7 @@ async fn connection(address: SocketAddr, number: usize, present: &AtomicUsize) -
 /// Slow streams of one connection, until it is given up or all of them are.
 async fn streams(address: SocketAddr, present: &AtomicUsize) -> anyhow::Result<()> {
     let stream = TcpStream::connect(address).await?;
-    let (requests, connection) = Builder::new()
+    let (requests, connection) = client::Builder::new()
         .initial_window_size(ROOM)
         .initial_connection_window_size(1 << 20)
         .enable_push(false)
