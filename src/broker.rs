@@ -9,6 +9,7 @@
 mod filter;
 mod url;
 mod error;
+mod tls;
 mod connect;
 mod topology;
 mod message;
@@ -27,4 +28,5 @@ pub use error::BrokerError;
 pub use message::{DEAD, Delivery, EVENTS, Message, Priority, Timestamp};
 pub use publish_request::PublishError;
 pub use publisher::Publisher;
+pub use tls::BrokerTlsConfig;
 pub use url::{AmqpUrl, BrokerConfig, MessageLimit};

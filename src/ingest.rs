@@ -19,6 +19,7 @@ use tokio::time::sleep;
 use crate::broker::{self, Publisher};
 use crate::health::Health;
 use crate::http::{self, Budget};
+use crate::network::NetworkConfig;
 use crate::process::{self, Process};
 use crate::store::BatchSink;
 use accept::{Intake, flush};
@@ -41,6 +42,9 @@ pub struct IngestConfig {
 
     #[command(flatten)]
     ops: http::OpsConfig,
+
+    #[command(flatten)]
+    network: NetworkConfig,
 
     #[command(flatten)]
     guard: http::GuardConfig,
@@ -106,6 +110,7 @@ pub fn main() -> ExitCode {
 ///
 /// When a port cannot be bound or a server fails; never because the broker is unavailable.
 pub async fn run(config: IngestConfig, process: Process) -> anyhow::Result<()> {
+    config.network.check(&[config.broker.exposure()])?;
     let guard = config.guard.load(Some(&config.http), &config.ops, Some(&config.intake.rates))?;
     let (sockets, ops) = (config.http.bind()?, config.ops.bind()?);
     let health = Health::default();

@@ -20,6 +20,7 @@ pub mod health;
 pub mod shutdown;
 pub mod telemetry;
 pub mod process;
+pub mod network;
 pub mod http;
 // Boundaries: one door per vendor.
 pub mod store;

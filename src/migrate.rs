@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use crate::network::NetworkConfig;
 use crate::process::{self, Process};
 use crate::store::ledger::Primary;
 use crate::store::postgres;
@@ -16,7 +17,19 @@ pub fn main() -> ExitCode {
     )
 }
 
-async fn run(primary: Primary, _: Process) -> anyhow::Result<()> {
+/// What a migration needs to know.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+struct MigrateConfig {
+    #[command(flatten)]
+    primary: Primary,
+
+    #[command(flatten)]
+    network: NetworkConfig,
+}
+
+async fn run(MigrateConfig { primary, network }: MigrateConfig, _: Process) -> anyhow::Result<()> {
+    network.check(&[primary.exposure()])?;
     postgres::migrate(&primary.database_url).await?;
     println!("the schema of {} is up to date", primary.database_url);
     Ok(())

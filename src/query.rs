@@ -12,6 +12,7 @@ use axum::routing::get;
 
 use crate::health::{Dependency, Health};
 use crate::http;
+use crate::network::NetworkConfig;
 use crate::process::{self, Process};
 use crate::store::CounterSource;
 use crate::store::replica::{self, Replica};
@@ -34,6 +35,9 @@ pub struct QueryConfig {
 
     #[command(flatten)]
     ops: http::OpsConfig,
+
+    #[command(flatten)]
+    network: NetworkConfig,
 
     #[command(flatten)]
     guard: http::GuardConfig,
@@ -77,6 +81,7 @@ pub fn main() -> ExitCode {
 ///
 /// When a port cannot be bound or a server fails; never because the replica is unavailable.
 pub async fn run(config: QueryConfig, process: Process) -> anyhow::Result<()> {
+    config.network.check(&[config.replica.exposure()])?;
     let guard = config.guard.load(Some(&config.http), &config.ops, None)?;
     let (sockets, ops) = (config.http.bind()?, config.ops.bind()?);
     let health = Health::default();

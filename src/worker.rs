@@ -18,6 +18,7 @@ use crate::backoff::backoff;
 use crate::broker::{self, Deliveries, MessageLimit, Publisher};
 use crate::health::{Dependency, Health};
 use crate::http;
+use crate::network::NetworkConfig;
 use crate::process::{self, Process};
 use crate::shutdown::Shutdown;
 use crate::store::ledger::{self, Ledger, Moment, RetentionConfig};
@@ -43,6 +44,9 @@ pub struct WorkerConfig {
 
     #[command(flatten)]
     ops: http::OpsConfig,
+
+    #[command(flatten)]
+    network: NetworkConfig,
 
     #[command(flatten)]
     guard: http::GuardConfig,
@@ -148,6 +152,7 @@ pub fn main() -> ExitCode {
 /// When the operations port cannot be bound or its server fails; never because the broker or the database is
 /// unavailable.
 pub async fn run(config: WorkerConfig, process: Process) -> anyhow::Result<()> {
+    config.network.check(&[config.broker.exposure(), config.ledger.primary.exposure()])?;
     let guard = config.guard.load(None, &config.ops, None)?;
     let ops = config.ops.bind()?;
     let health = Health::default();

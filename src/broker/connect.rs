@@ -4,15 +4,19 @@ use std::net::Shutdown;
 use std::sync::{Arc, OnceLock};
 
 use futures::{Stream, StreamExt, future};
-use lapin::tcp::TLSConfig;
-use lapin::uri::{AMQPScheme, AMQPUri};
+
+use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
 use lapin::{AsyncTcpStream, Connection, ConnectionProperties, ErrorKind, Event};
 use socket2::SockRef;
+use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_util::compat::TokioAsyncReadCompatExt;
+use tokio_util::either::Either;
 
 use super::error::BrokerError;
-use super::filter::{Filtered, FrameFilter, Wire, reactor, runtime};
+use super::filter::{Filtered, FrameFilter, runtime};
 use super::url::{AmqpUrl, BrokerConfig, FRAME_MAX};
+use crate::network::tls_fault;
 
 /// Opens a connection under `name`, which the broker's management pages show.
 pub(super) async fn connect(config: &BrokerConfig, name: &str) -> Result<Connection, BrokerError> {
@@ -31,28 +35,31 @@ pub(super) async fn connect_limited(
     largest_body: u32,
 ) -> Result<Connection, BrokerError> {
     let url = &config.amqp_url;
+    let mut uri = url.uri.clone();
+    if config.tls.has_certificate() && !url.names_user {
+        uri.query.auth_mechanism = Some(SASLMechanism::External);
+    }
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let socket = Arc::new(OnceLock::new());
     let opened = Arc::clone(&socket);
+    let tls = config.tls.clone();
     let attempt = Connection::connector(
-        url.0.clone(),
+        uri,
         runtime(),
-        async move |uri, runtime| {
+        async move |uri, _| {
             let AMQPUri { scheme, authority, query, .. } = uri;
-            let address = runtime.to_socket_addrs((authority.host.clone(), authority.port));
-            let wire = Wire::connect(&reactor(), address).await?;
-            if let AsyncTcpStream::Plain(wire) = &wire {
-                // It is set only once, because there is one attempt.
-                let _ = opened.set(SockRef::from(wire.get_ref()).try_clone()?);
-            }
+            let stream = TcpStream::connect((authority.host.clone(), authority.port)).await?;
+            stream.set_nodelay(true)?;
+            // It is set only once, because there is one attempt.
+            let _ = opened.set(SockRef::from(&stream).try_clone()?);
             let wire = match scheme {
-                AMQPScheme::AMQP => wire,
-                AMQPScheme::AMQPS => wire.into_tls(&authority.host, TLSConfig::default()).await?,
+                AMQPScheme::AMQP => Either::Left(stream),
+                AMQPScheme::AMQPS => Either::Right(tls.connect(&authority.host, stream).await?),
             };
             let frame_max = query.frame_max.unwrap_or(FRAME_MAX);
             let filter = FrameFilter::new(largest_body.into(), frame_max as usize);
             // Plain to the library, because any TLS is inside the wire.
-            Ok(AsyncTcpStream::Plain(Filtered::new(wire, filter)))
+            Ok(AsyncTcpStream::Plain(Filtered::new(wire.compat(), filter)))
         },
         properties,
     );
@@ -73,6 +80,7 @@ pub(super) async fn connect_limited(
 /// What went wrong, in words an operator can act on; lapin's own words where there are no better ones.
 pub(super) fn describe(error: &lapin::Error, url: &AmqpUrl) -> String {
     match error.kind() {
+        ErrorKind::IOError(io) if let Some(fault) = tls_fault(&**io) => fault,
         ErrorKind::IOError(io) => match io.kind() {
             std::io::ErrorKind::ConnectionRefused => "connection refused".into(),
             std::io::ErrorKind::ConnectionAborted => {
@@ -80,7 +88,7 @@ pub(super) fn describe(error: &lapin::Error, url: &AmqpUrl) -> String {
                     "the connection was closed during the handshake: behind a balancer the broker it \
                                   chose is down, or the broker is starting or stopping"
                         .to_owned();
-                if url.0.scheme == AMQPScheme::AMQP {
+                if url.uri.scheme == AMQPScheme::AMQP {
                     likely += ", or the port expects TLS (amqps) or another protocol";
                 }
                 likely

@@ -8,4 +8,4 @@ mod frames;
 mod stream;
 
 pub(in crate::broker) use frames::FrameFilter;
-pub(in crate::broker) use stream::{Filtered, Wire, reactor, runtime};
+pub(in crate::broker) use stream::{Filtered, runtime};

@@ -4,7 +4,10 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use lapin::uri::AMQPUri;
+use lapin::uri::{AMQPScheme, AMQPUri};
+
+use super::tls::BrokerTlsConfig;
+use crate::network::is_local;
 
 /// The default timeout of a connection attempt, in milliseconds, which the URL may override. An attempt only
 /// has to cross a network and log in.
@@ -25,11 +28,33 @@ pub struct BrokerConfig {
     /// URL of RabbitMQ: amqp://USER:PASSWORD@HOST:PORT/VHOST, or amqps:// for TLS; the vhost / is written %2f
     #[arg(long, env = "CATCHALL_AMQP_URL", value_name = "URL", hide_env_values = true)]
     pub amqp_url: AmqpUrl,
+
+    /// TLS to the broker.
+    #[command(flatten)]
+    pub tls: BrokerTlsConfig,
+}
+
+impl BrokerConfig {
+    /// A broker whose certificate, if it has one, is signed by an authority of the system.
+    #[must_use]
+    pub fn new(amqp_url: AmqpUrl) -> Self {
+        Self { amqp_url, tls: BrokerTlsConfig::default() }
+    }
+
+    /// The variable of the URL, and what strangers can do on the way to the broker.
+    #[must_use]
+    pub fn exposure(&self) -> (&'static str, Option<&'static str>) {
+        ("CATCHALL_AMQP_URL", self.amqp_url.exposure())
+    }
 }
 
 /// An AMQP URL. It is printed without user and password.
 #[derive(Clone, PartialEq, Eq)]
-pub struct AmqpUrl(pub(super) AMQPUri);
+pub struct AmqpUrl {
+    pub(super) uri: AMQPUri,
+    /// Whether it says who connects.
+    pub(super) names_user: bool,
+}
 
 impl FromStr for AmqpUrl {
     type Err = String;
@@ -41,20 +66,28 @@ impl FromStr for AmqpUrl {
         uri.query.heartbeat.get_or_insert(HEARTBEAT_SECS);
         uri.query.connection_timeout.get_or_insert(CONNECT_TIMEOUT_MS);
         uri.query.frame_max.get_or_insert(FRAME_MAX);
-        Ok(Self(uri))
+        let names_user = uri.query.auth_mechanism.is_some() || url.contains('@');
+        Ok(Self { uri, names_user })
     }
 }
 
 impl AmqpUrl {
+    /// What strangers can do on the way to the broker, and how to prevent it.
+    #[must_use]
+    pub fn exposure(&self) -> Option<&'static str> {
+        let open = self.uri.scheme == AMQPScheme::AMQP && !is_local(&self.uri.authority.host);
+        open.then_some("whoever is on the way reads the password and the events: use amqps://")
+    }
+
     /// How long an attempt to connect may take.
     pub(super) fn connect_timeout(&self) -> Duration {
-        Duration::from_millis(self.0.query.connection_timeout.unwrap_or(CONNECT_TIMEOUT_MS))
+        Duration::from_millis(self.uri.query.connection_timeout.unwrap_or(CONNECT_TIMEOUT_MS))
     }
 }
 
 impl fmt::Display for AmqpUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let AMQPUri { scheme, authority, vhost, .. } = &self.0;
+        let AMQPUri { scheme, authority, vhost, .. } = &self.uri;
         write!(f, "{scheme}://{}:{}/{}", authority.host, authority.port, vhost.replace('/', "%2f"))
     }
 }
@@ -91,7 +124,7 @@ mod tests {
         let url: AmqpUrl = "amqps://alice:s3cret@broker:5671/%2f?heartbeat=30".parse().unwrap();
         assert_eq!(url.to_string(), "amqps://broker:5671/%2f");
         assert_eq!(format!("{url:?}"), "amqps://broker:5671/%2f");
-        assert_eq!(url.0.query.heartbeat, Some(30));
+        assert_eq!(url.uri.query.heartbeat, Some(30));
         let error = "http://alice:s3cret@broker".parse::<AmqpUrl>().unwrap_err();
         assert!(!error.contains("s3cret"), "{error}");
     }

@@ -4,6 +4,7 @@ use clap::{Args, Subcommand};
 
 use super::selection::{Prefix, Selection};
 use crate::broker;
+use crate::network::NetworkConfig;
 use crate::store::ledger;
 
 const AFTER_HELP: &str = "\
@@ -48,6 +49,9 @@ Exit status:
 pub struct DeadLettersConfig {
     #[command(subcommand)]
     pub(super) command: Command,
+
+    #[command(flatten)]
+    pub(super) network: NetworkConfig,
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -71,6 +75,20 @@ pub(super) enum Command {
     Replay(Replay),
     /// Take dead letters out for good
     Discard(Discard),
+}
+
+impl Command {
+    /// The variables of the URLs, and what strangers can do on the way there.
+    pub(super) fn exposures(&self) -> Vec<(&'static str, Option<&'static str>)> {
+        let (broker, primary) = match self {
+            Self::Count(Count { broker, .. })
+            | Self::List(List { broker, .. })
+            | Self::Show(Show { broker, .. })
+            | Self::Discard(Discard { broker, .. }) => (broker, None),
+            Self::Replay(Replay { broker, ledger, .. }) => (broker, Some(&ledger.primary)),
+        };
+        [broker.exposure()].into_iter().chain(primary.map(ledger::Primary::exposure)).collect()
+    }
 }
 
 #[derive(Clone, Debug, Args)]

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 
 use crate::http;
 use crate::ingest::IntakeConfig;
+use crate::network::NetworkConfig;
 use crate::query::LookupConfig;
 use crate::store::EventRetention;
 use crate::store::postgres::PostgresUrl;
@@ -89,6 +90,9 @@ pub(super) struct MoveConfig {
     /// password given as an argument; they cannot read the variable
     #[arg(long, env = "CATCHALL_DATABASE_URL", value_name = "URL", hide_env_values = true)]
     pub(super) to: PostgresUrl,
+
+    #[command(flatten)]
+    pub(super) network: NetworkConfig,
 }
 
 /// What the standalone needs to know to serve.

@@ -14,6 +14,7 @@ use crate::store::moving::{Move, MoveError, Moved};
 /// Moves what has not been moved yet, verifies all of it, and prints what it was. What is wrong with the file
 /// has an exit status of its own.
 pub(super) async fn move_to(config: &MoveConfig, shutdown: Shutdown) -> anyhow::Result<()> {
+    config.network.check(&[("CATCHALL_DATABASE_URL", config.to.exposure())])?;
     carry(config, shutdown).await.map_err(|error| match error.downcast() {
         Ok(MoveError::File(error)) => ExitError::from(error).into(),
         Ok(error) => error.into(),

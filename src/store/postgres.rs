@@ -5,12 +5,13 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 use tokio::sync::watch;
 
 use super::schema;
 use crate::health::Dependency;
+use crate::network::{is_local, tls_fault};
 
 /// How long a query waits for a connection of the pool. The pool's default is 30 s. After two seconds it is
 /// better to refuse the query, while the client still listens.
@@ -50,6 +51,16 @@ impl FromStr for PostgresUrl {
 }
 
 impl PostgresUrl {
+    /// What strangers can do on the way to the database, and how to prevent it.
+    #[must_use]
+    pub fn exposure(&self) -> Option<&'static str> {
+        let local = self.0.get_socket().is_some() || is_local(self.0.get_host());
+        let verified = matches!(self.0.get_ssl_mode(), PgSslMode::VerifyFull);
+        (!local && !verified).then_some(
+            "whoever is on the way can pass for the database: add ?sslmode=verify-full&sslrootcert=FILE",
+        )
+    }
+
     /// Opens one connection, under this name.
     pub(super) async fn connect(&self, application: &str) -> Result<PgConnection, DatabaseError> {
         let options = self.0.clone().application_name(application);
@@ -296,6 +307,7 @@ pub(super) fn describe(error: &sqlx::Error) -> String {
         sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
             "connection refused".into()
         }
+        error if let Some(fault) = tls_fault(error) => fault,
         sqlx::Error::PoolTimedOut => "no connection was available in time".into(),
         sqlx::Error::Configuration(reason) => reason.to_string(),
         error => error.to_string(),

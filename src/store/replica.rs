@@ -27,9 +27,18 @@ const STALE: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct ReplicaConfig {
-    /// Postgres replica: postgres://USER:PASSWORD@HOST:PORT/DATABASE, with ?sslmode=require for TLS
+    /// Postgres replica: postgres://USER:PASSWORD@HOST:PORT/DATABASE. On another machine add
+    /// ?sslmode=verify-full&sslrootcert=FILE
     #[arg(long, env = "CATCHALL_REPLICA_URL", value_name = "URL", hide_env_values = true)]
     pub replica_url: PostgresUrl,
+}
+
+impl ReplicaConfig {
+    /// The variable of the URL, and what strangers can do on the way to the replica.
+    #[must_use]
+    pub fn exposure(&self) -> (&'static str, Option<&'static str>) {
+        ("CATCHALL_REPLICA_URL", self.replica_url.exposure())
+    }
 }
 
 /// A replica.

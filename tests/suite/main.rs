@@ -23,6 +23,7 @@ mod replay;
 mod restarts;
 mod retention;
 mod seams;
+mod secure_servers;
 mod standalone;
 mod tidy;
 mod tls;

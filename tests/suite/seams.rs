@@ -117,7 +117,7 @@ impl<S: BatchSink, C: CounterSource> Backend<S, C> {
 async fn the_broker_and_the_replica_keep_their_word() {
     let servers = Servers::fresh().await;
     let _worker = Service::ready("worker", &servers, &[]).await;
-    let broker = BrokerConfig { amqp_url: servers.amqp_url.parse().unwrap() };
+    let broker = BrokerConfig::new(servers.amqp_url.parse().unwrap());
     let health = Health::default();
     let sink = Publisher::connect(broker, "catchall-tests".into(), health.dependency("broker"), TIMEOUT);
     let replica = ReplicaConfig { replica_url: servers.replica_url.parse().unwrap() };

@@ -150,7 +150,7 @@ async fn a_watermark_overtakes_no_message_of_any_priority() {
     const HIGH: [Option<u8>; 7] = [Some(9), Some(255), Some(5), Some(31), Some(30), Some(32), Some(200)];
     let servers = Servers::fresh().await;
     let client = servers.publisher().await;
-    let config = broker::BrokerConfig { amqp_url: servers.amqp_url.parse().unwrap() };
+    let config = broker::BrokerConfig::new(servers.amqp_url.parse().unwrap());
     let broker = Health::default().dependency("broker");
     let publisher = Publisher::connect(config, "watermarks".into(), broker, Duration::from_secs(30));
     let mut overtaken_by_highest = 0;

@@ -29,6 +29,9 @@ pub(crate) struct Reading {
     pub(crate) status_is_right: bool,
 }
 
+/// Answers to a client without the right token.
+const REFUSALS: [StatusCode; 2] = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
+
 /// Reads counters, many domains at a time.
 #[derive(Debug)]
 pub(crate) struct CounterReader {
@@ -99,6 +102,8 @@ async fn read(
         let path = format!("/domains/{domain}");
         let reason = match stream.exchange(HttpRequest::new(Method::GET, path.into())).await {
             Ok(answer) if answer.status == StatusCode::OK => return reading(&answer.body, domain, threshold),
+            // Another try would be refused like this one.
+            Ok(answer) if REFUSALS.contains(&answer.status) => return Err(anyhow!(answer.reason())),
             Ok(answer) => answer.reason(),
             Err(failure) => failure.to_string(),
         };

@@ -11,7 +11,10 @@ use async_rs::util::RuntimeParts;
 use async_rs::{Runtime, Tokio};
 use futures::Stream;
 use futures::io::{AsyncRead, AsyncWrite, IoSlice};
-use lapin::AsyncTcpStream;
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+use tokio_util::compat::Compat;
+use tokio_util::either::Either;
 
 use super::frames::FrameFilter;
 
@@ -19,7 +22,7 @@ use super::frames::FrameFilter;
 const CHUNK: usize = 64 << 10;
 
 /// A connection, with or without TLS.
-pub(in crate::broker) type Wire = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
+pub(in crate::broker) type Wire = Compat<Either<TcpStream, TlsStream<TcpStream>>>;
 
 /// A wire whose frames pass through a filter on their way in.
 pub(in crate::broker) struct Filtered {
@@ -88,11 +91,6 @@ impl AsyncWrite for Filtered {
     fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.wire).poll_close(context)
     }
-}
-
-/// The reactor that opens connections.
-pub(in crate::broker) fn reactor() -> Tokio {
-    Tokio::current()
 }
 
 /// The runtime given to the library: tokio with [`Filtered`] connections.

@@ -32,9 +32,18 @@ const STANDSTILL: &str = "10s";
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct Primary {
-    /// Postgres primary: postgres://USER:PASSWORD@HOST:PORT/DATABASE, with ?sslmode=require for TLS
+    /// Postgres primary: postgres://USER:PASSWORD@HOST:PORT/DATABASE. On another machine add
+    /// ?sslmode=verify-full&sslrootcert=FILE
     #[arg(long, env = "CATCHALL_DATABASE_URL", value_name = "URL", hide_env_values = true)]
     pub database_url: PostgresUrl,
+}
+
+impl Primary {
+    /// The variable of the URL, and what strangers can do on the way to the primary.
+    #[must_use]
+    pub fn exposure(&self) -> (&'static str, Option<&'static str>) {
+        ("CATCHALL_DATABASE_URL", self.database_url.exposure())
+    }
 }
 
 /// The address of the ledger, and how long it may take.

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use futures::future::{join, join_all};
 use harness::access::Access;
 use harness::processes::Service;
+use harness::usage;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -42,6 +43,9 @@ const REQUESTS: [(&str, &str); 8] = [
 /// How long a stranger waits for an answer.
 const ANSWER: Duration = Duration::from_millis(500);
 
+/// Most memory of the attacked ingest, in megabytes: what a quiet one takes, and 80 kB for each connection.
+const MEMORY: u64 = 128;
+
 /// The domain that no stranger may touch.
 const DOMAIN: &str = "example.com";
 
@@ -67,8 +71,12 @@ pub(super) async fn attack(cluster: &mut Cluster, label: &str) -> Result<Lifted>
     if answered < 1000 {
         lifted.failures.push(format!("only {answered} requests of strangers were answered"));
     }
+    let megabytes = usage::peak_megabytes(ingest.pid()).unwrap_or_default();
+    if megabytes > MEMORY {
+        lifted.failures.push(format!("the attacked ingest used {megabytes} MB; the limit is {MEMORY}"));
+    }
     let note = lifted.note.take().unwrap_or_default();
-    lifted.note = Some(format!("{note} and {answered} refused requests"));
+    lifted.note = Some(format!("{note} and {answered} refused requests; {megabytes} MB"));
     Ok(lifted)
 }
 
