@@ -13,8 +13,8 @@ use crate::process::ExitError;
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[group(skip)]
 pub struct NetworkConfig {
-    /// Trust the network to the broker and the databases: their URLs may then go without TLS to other machines, or
-    /// with TLS that does not verify who answers
+    /// Trust the network to the broker and the databases: their URLs may then go without TLS to other
+    /// machines, or with TLS that does not verify who answers
     #[arg(
         long,
         env = "CATCHALL_TRUSTED_NETWORK",
@@ -28,8 +28,8 @@ pub struct NetworkConfig {
 }
 
 impl NetworkConfig {
-    /// Checks the URLs of servers. Each comes with its variable, and with what a stranger could do on the way there,
-    /// if anything.
+    /// Checks the URLs of servers. Each comes with its variable, and with what a stranger could do on the way
+    /// there, if anything.
     ///
     /// # Errors
     ///
@@ -58,8 +58,8 @@ pub fn is_local(host: &str) -> bool {
         || address.is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
-/// What is wrong with a server whose TLS failed, in words an operator can act on; `None` where the error is of
-/// another kind.
+/// What is wrong with a server whose TLS failed, in words an operator can act on; `None` where the error is
+/// of another kind.
 #[must_use]
 pub fn tls_fault(error: &(dyn Error + 'static)) -> Option<String> {
     let mut cause = Some(error);

@@ -1,5 +1,5 @@
-//! The contents of the table at the start of a row: as they are, empty, or a population that is in memory; and
-//! the data file that has the same population.
+//! The contents of the table at the start of a row: as they are, empty, or a population that is in memory;
+//! and the data file that has the same population.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -15,13 +15,13 @@ use tokio_rustls::client::TlsStream;
 #[derive(Clone, Debug, Default, clap::Args)]
 #[group(skip)]
 pub struct BrokerTlsConfig {
-    /// Certificates in PEM of the only authorities that may have signed the broker's; without it, those of the system.
-    /// It is read anew for each connection, like the next two
+    /// Certificates in PEM of the only authorities that may have signed the broker's; without it, those of
+    /// the system. It is read anew for each connection, like the next two
     #[arg(id = "amqp_ca", long = "amqp-ca", env = "CATCHALL_AMQP_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
 
-    /// Certificate chain in PEM that this process shows to the broker. If the URL names no user, the broker takes the
-    /// user from it (EXTERNAL)
+    /// Certificate chain in PEM that this process shows to the broker. If the URL names no user, the broker
+    /// takes the user from it (EXTERNAL)
     #[arg(
         id = "amqp_cert",
         long = "amqp-cert",

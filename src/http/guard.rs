@@ -24,8 +24,8 @@ impl Guard {
         Self { public: Arc::clone(&access), operations: access, tls: None }
     }
 
-    /// A client that connects from an address, as the listeners for clients see it; `None` where it has as many
-    /// connections as it may.
+    /// A client that connects from an address, as the listeners for clients see it; `None` where it has as
+    /// many connections as it may.
     #[must_use]
     pub fn connect(&self, address: IpAddr) -> Option<Visitor> {
         Visitor::connect(&self.public, address)

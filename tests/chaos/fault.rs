@@ -86,7 +86,8 @@ pub(crate) enum Fault {
     SlowConnections,
     /// a thousand HTTP/2 streams whose bodies trickle in or whose answers nobody reads
     SlowStreams,
-    /// a thousand slow heads, and floods of requests that are malformed, too large, half open or without a token
+    /// a thousand slow heads, and floods of requests that are malformed, too large, half open or without a
+    /// token
     Strangers,
     /// small requests whose error messages would repeat ten megabytes, and messages of the same kind
     Amplification,
