@@ -133,7 +133,8 @@ fn parse<C: Args>(
     about: &'static str,
     arguments: impl Iterator<Item = OsString>,
 ) -> Result<Arguments<C>, ParseError> {
-    let mut command = Arguments::<C>::command().name(name).about(about);
+    let command = Arguments::<C>::command().name(name).about(about);
+    let mut command = with_secret_files(command).map_err(ParseError::Sentence)?;
     let parsed =
         command.try_get_matches_from_mut(arguments).and_then(|matches| Arguments::from_arg_matches(&matches));
     parsed.map_err(|error| match error.kind() {
@@ -144,6 +145,35 @@ fn parse<C: Args>(
         }
         _ => ParseError::Help(error),
     })
+}
+
+/// Takes secrets from files: the value of a variable that holds one may be in the file that the variable with
+/// `_FILE` names, as orchestrators provide them.
+fn with_secret_files(mut command: clap::Command) -> Result<clap::Command, String> {
+    let mut wrong = None;
+    command = command.mut_args(|argument| secret_from_file(argument, &mut wrong));
+    command = command
+        .mut_subcommands(|subcommand| subcommand.mut_args(|argument| secret_from_file(argument, &mut wrong)));
+    wrong.map_or(Ok(command), Err)
+}
+
+fn secret_from_file(argument: Arg, wrong: &mut Option<String>) -> Arg {
+    let variable = argument.get_env().filter(|_| argument.is_hide_env_values_set());
+    let Some(variable) = variable.and_then(|variable| variable.to_str()) else { return argument };
+    let Some(path) = std::env::var_os(format!("{variable}_FILE")) else { return argument };
+    if std::env::var_os(variable).is_some() {
+        *wrong = Some(format!("{variable} and {variable}_FILE are both set: set one of them"));
+        return argument;
+    }
+    match std::fs::read_to_string(&path) {
+        Ok(text) => {
+            argument.required(false).default_value(text.trim_end().to_owned()).hide_default_value(true)
+        }
+        Err(error) => {
+            *wrong = Some(format!("{variable}_FILE: cannot read {}: {error}", path.display()));
+            argument
+        }
+    }
 }
 
 /// What is wrong with a value, naming the variable it may have come from. Clap's own sentence names only

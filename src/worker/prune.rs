@@ -2,6 +2,7 @@
 //! to prune.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::mem;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -23,7 +24,7 @@ const SOON: Duration = Duration::from_secs(3);
 /// watermark is sent by the first worker that finds one due, and claims that one worker is pruning are
 /// skipped by the others.
 pub(super) async fn prune(ledger: Ledger, watermarks: Publisher, config: RetentionConfig) {
-    let mut rest = soon();
+    let (mut rest, mut failing) = (soon(), false);
     loop {
         tokio::select! {
             () = tokio::time::sleep(rest) => {}
@@ -31,10 +32,16 @@ pub(super) async fn prune(ledger: Ledger, watermarks: Publisher, config: Retenti
             () = ledger.clock_set_back() => {}
         }
         rest = match pass(&ledger, &watermarks, &config).await {
-            Ok(()) => config.watermark_interval(),
-            // The availability of database and broker is reported elsewhere.
+            Ok(()) => {
+                failing = false;
+                config.watermark_interval()
+            }
             Err(error) => {
-                tracing::debug!(reason = %error, "upkeep of the claims failed: {error}");
+                // Whether database and broker are available is reported elsewhere; a right that is missing is
+                // not.
+                if !mem::replace(&mut failing, true) {
+                    tracing::warn!(reason = %error, "upkeep of the claims failed, trying again: {error}");
+                }
                 soon().min(config.watermark_interval())
             }
         };

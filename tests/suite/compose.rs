@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use catchall::broker::{self, DEAD, EVENTS};
+use catchall::broker;
 use catchall::shutdown::GRACE;
 use catchall::store::postgres;
 use harness::processes::{Service, run};
@@ -20,10 +20,12 @@ use serde_json::{Value, json};
 pub(crate) use file::{by_default, members, text};
 use file::{compose, items, texts, variables};
 
+const OPERATING: &str = include_str!("../../docs/operating.md");
+const ROLES: &str = include_str!("../../postgres/roles.sql");
 const DEV: &str = include_str!("../../dev");
 
 /// The services that run a program of this crate, which has their name.
-pub(crate) const PROGRAMS: [&str; 4] = ["ingest", "migrate", "query", "worker"];
+pub(crate) const PROGRAMS: [&str; 5] = ["dead", "ingest", "migrate", "query", "worker"];
 
 fn seconds(duration: &Value) -> Duration {
     let duration = text(duration);
@@ -44,8 +46,10 @@ fn every_program_gets_what_it_needs_and_nothing_it_does_not_know() {
     assert_eq!(ours.map(|(name, _)| name).collect::<BTreeSet<_>>(), PROGRAMS.into());
     for program in PROGRAMS {
         let service = &compose["services"][program];
-        assert_eq!(service["command"], json!([format!("catchall-{program}")]));
-        let (_, help, _) = run(program, &["--help"], &[]);
+        let started = if program == "dead" { "entrypoint" } else { "command" };
+        assert_eq!(service[started], json!([format!("catchall-{program}")]));
+        let command: &[&str] = if program == "dead" { &["replay", "--all"] } else { &[] };
+        let (_, help, _) = run(program, &[command, &["--help"]].concat(), &[]);
         let mut given = Vec::new();
         for (name, value) in variables(service, "") {
             let known = help.split("[env: ").any(|rest| rest.split(['=', ']']).next() == Some(name));
@@ -60,12 +64,18 @@ fn every_program_gets_what_it_needs_and_nothing_it_does_not_know() {
                 }
                 _ => value,
             };
-            given.push((name, value.replace("@primary:5432", "@127.0.0.1:1")));
+            given.push((
+                name,
+                value.replace("@primary:5432", "@127.0.0.1:1").replace("@rabbitmq:", "@127.0.0.1:"),
+            ));
         }
         let given: Vec<(&str, &str)> = given.iter().map(|(name, value)| (*name, &**value)).collect();
-        let (status, _, stderr) = run(program, &[], &given);
-        let reason =
-            if program == "migrate" { "connection refused" } else { "cannot listen on 203.0.113.1:1" };
+        let (status, _, stderr) = run(program, command, &given);
+        let reason = match program {
+            "migrate" => "connection refused",
+            "dead" => "no connection was available in time",
+            _ => "cannot listen on 203.0.113.1:1",
+        };
         assert!(status.code() == Some(1) && stderr.contains(reason), "{stderr}");
     }
 }
@@ -86,6 +96,8 @@ fn every_address_is_that_of_a_service_which_is_waited_for() {
         }
     }
     let expected = [
+        ("dead", "amqp://rabbitmq:5672/%2f"),
+        ("dead", "postgres://primary:5432/catchall"),
         ("ingest", "amqp://rabbitmq:5672/%2f"),
         ("migrate", "postgres://primary:5432/catchall"),
         ("query", "postgres://replica:5432/catchall"),
@@ -190,7 +202,7 @@ fn everything_starts_in_order_and_up_wait_comes_back() {
     }
     assert_eq!(one_shots, ["migrate", "roles"].into());
     for (name, service) in members(services) {
-        if one_shots.contains(name) {
+        if one_shots.contains(name) || service["profiles"] == json!(["tools"]) {
             assert!(matches!(service["restart"].as_str(), None | Some("no")), "{name} would not end");
         } else {
             assert_eq!(service["restart"], "unless-stopped", "{name}");
@@ -210,7 +222,8 @@ fn mounted(compose: &Value, name: &str) -> BTreeMap<String, String> {
         let source = &compose["configs"][text(&config["source"])];
         let content = match source["file"].as_str() {
             Some(file) => {
-                assert!(DEV.contains(file), "./dev does not use {file}");
+                let name = Path::new(file).file_name().unwrap().to_str().unwrap();
+                assert!(DEV.contains(file) || ROLES.contains(name), "./dev does not use {file}");
                 std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap()
             }
             None => text(&source["content"]).to_owned(),
@@ -259,14 +272,18 @@ fn the_broker_has_the_topology_and_a_user_who_cannot_change_it() {
     let folder = setting(&files["/etc/rabbitmq/conf.d/90-definitions.conf"], "definitions.local.path");
     let definitions = files.iter().filter(|(path, _)| path.starts_with(folder));
     let definitions: Vec<Value> = definitions.map(|(_, json)| serde_json::from_str(json).unwrap()).collect();
-    let rights = "^catchall\\.(events|dead)$";
-    assert_eq!([EVENTS, DEAD], ["catchall.events", "catchall.dead"]);
-    let users = json!({
-        "users": [{"name": "catchall", "password": "CATCHALL_AMQP_PASSWORD", "tags": ""}],
-        "permissions": [{"user": "catchall", "vhost": "/", "configure": "^$", "write": rights, "read": rights}],
+    let users = ["ingest", "worker", "publisher", "dead", "monitoring"].map(|user| {
+        let tags = if user == "monitoring" { user } else { "" };
+        let password = format!("CATCHALL_AMQP_{}_PASSWORD", user.to_uppercase());
+        json!({"name": format!("catchall_{user}"), "password": password, "tags": tags})
     });
     // Loaded in the order of their names: what the permissions are about comes first.
-    assert_eq!(definitions, [topology(), users]);
+    let [first, second, third] = &definitions[..] else { panic!("{definitions:?}") };
+    assert_eq!([first, second], [&topology(), &json!({"users": users})]);
+    let permissions = items(&third["permissions"]);
+    let of_whom: Vec<&str> = permissions.clone().map(|permission| text(&permission["user"])).collect();
+    assert_eq!(of_whom, users.iter().map(|user| text(&user["name"])).collect::<Vec<_>>());
+    assert!(permissions.into_iter().all(|permission| permission["configure"] == "^$"));
 }
 
 #[test]
@@ -306,25 +323,37 @@ fn the_replica_is_like_the_primary_and_follows_it() {
 }
 
 #[test]
-fn a_secret_has_one_name_and_one_default() {
+fn a_secret_has_to_be_set_and_is_that_of_one_user() {
     let mut defaults: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let compose = compose(|name, default| {
         defaults.entry(name.to_owned()).or_default().insert(default.to_owned());
         name.to_owned()
     });
-    assert!(defaults.values().all(|defaults| defaults.len() == 1), "{defaults:?}");
-    let mut secrets: BTreeSet<&str> =
-        defaults.keys().filter(|name| name.ends_with("PASSWORD")).map(|name| &**name).collect();
-    for (variable, login) in [
-        ("CATCHALL_AMQP_URL", "catchall:CATCHALL_AMQP_PASSWORD"),
-        ("CATCHALL_DATABASE_URL", "catchall:CATCHALL_PASSWORD"),
-        ("CATCHALL_REPLICA_URL", "catchall_query:CATCHALL_QUERY_PASSWORD"),
+    let secrets = defaults.iter().filter(|(name, _)| name.ends_with("PASSWORD"));
+    assert!(
+        secrets.clone().all(|(name, defaults)| *defaults == [name.clone()].into()),
+        "a default: {defaults:?}"
+    );
+    let mut secrets: BTreeSet<&str> = secrets.map(|(name, _)| &**name).collect();
+    // The line of the pages makes all of them.
+    let (_, names) = OPERATING.split_once("$ for name in ").unwrap();
+    let (names, _) = names.split_once(';').unwrap();
+    let made: BTreeSet<String> =
+        names.split(' ').map(|name| format!("CATCHALL_{}PASSWORD", name.trim_matches('"'))).collect();
+    assert_eq!(made, secrets.iter().map(|name| (*name).to_owned()).collect());
+    for (name, variable, login) in [
+        ("ingest", "CATCHALL_AMQP_URL", "catchall_ingest:CATCHALL_AMQP_INGEST_PASSWORD"),
+        ("worker", "CATCHALL_AMQP_URL", "catchall_worker:CATCHALL_AMQP_WORKER_PASSWORD"),
+        ("dead", "CATCHALL_AMQP_URL", "catchall_dead:CATCHALL_AMQP_DEAD_PASSWORD"),
+        ("migrate", "CATCHALL_DATABASE_URL", "catchall:CATCHALL_PASSWORD"),
+        ("worker", "CATCHALL_DATABASE_URL", "catchall_worker:CATCHALL_WORKER_PASSWORD"),
+        ("dead", "CATCHALL_DATABASE_URL", "catchall_worker:CATCHALL_WORKER_PASSWORD"),
+        ("query", "CATCHALL_REPLICA_URL", "catchall_query:CATCHALL_QUERY_PASSWORD"),
     ] {
-        for (name, service) in members(&compose["services"]) {
-            for (_, url) in variables(service, variable) {
-                assert!(url.contains(&format!("://{login}@")), "{name}: {url}");
-            }
-        }
+        let [(_, url)] = variables(&compose["services"][name], variable)[..] else {
+            panic!("{name} {variable}")
+        };
+        assert!(url.contains(&format!("://{login}@")), "{name}: {url}");
     }
     let value = |service: &str, variable: &str| text(&compose["services"][service]["environment"][variable]);
     for (service, variable, name) in [
@@ -337,12 +366,14 @@ fn a_secret_has_one_name_and_one_default() {
     // The scripts read the passwords they set from the environment.
     let roles = &compose["services"]["roles"];
     for (path, script) in mounted(&compose, "roles") {
-        assert!(texts(&roles["command"]).windows(2).any(|pair| pair == ["-f", &path]), "{path} is not run");
+        let runs = texts(&roles["command"]).windows(2).any(|pair| pair == ["-f", &path]);
+        assert!(runs || path == "/sql/grants.sql", "{path} is not run");
         for line in script.lines().filter(|line| line.starts_with("\\getenv ")) {
             let name = line.split_whitespace().nth(2).unwrap();
             assert_eq!(value("roles", name), name);
             assert!(secrets.remove(name));
         }
     }
-    assert_eq!(secrets, ["CATCHALL_AMQP_PASSWORD", "CATCHALL_SUPERUSER_PASSWORD"].into());
+    secrets.retain(|name| !name.starts_with("CATCHALL_AMQP_"));
+    assert_eq!(secrets, ["CATCHALL_SUPERUSER_PASSWORD"].into());
 }

@@ -122,6 +122,8 @@ impl Service {
             ("CATCHALL_LOG_FORMAT", "json"),
         ]);
         variables.extend(more.iter().copied());
+        // Of servers that a process has none of, or finds in another way.
+        variables.retain(|_, value| !value.is_empty());
         let mut child = command.envs(variables).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
         let (lines, stderr) = (Arc::clone(&log), BufReader::new(child.stderr.take().unwrap()));

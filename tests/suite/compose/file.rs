@@ -59,7 +59,7 @@ pub(crate) fn members(value: &Value) -> impl Iterator<Item = (&str, &Value)> {
 }
 
 /// The items of an array, if there is one.
-pub(super) fn items(value: &Value) -> impl Iterator<Item = &Value> {
+pub(super) fn items(value: &Value) -> impl Iterator<Item = &Value> + Clone {
     value.as_array().into_iter().flatten()
 }
 

@@ -232,6 +232,13 @@ fn check(command: &str, dev_help: &str) {
         }
         // No container engine runs in the tests: `image.rs` compares the image with the program.
         ["docker", "build" | "run", ..] | ["sudo", "install", "-d", _] => {}
+        ["for", "name", "in", ..] => {
+            // As many as the compose file asks for: `compose.rs` compares their names.
+            let script = command.replace(">.env", "");
+            let output = Command::new("bash").args(["-euc", &script]).output().unwrap();
+            let lines = String::from_utf8(output.stdout).unwrap();
+            assert!(output.status.success() && lines.lines().all(|line| line.len() > 40), "{lines}");
+        }
         ["eval", ..] => assert_eq!(command, "eval \"$(./dev env)\""),
         _ => panic!("nothing runs or checks {command:?}"),
     }
