@@ -29,3 +29,6 @@ pub mod standalone;
 pub mod migrate;
 // Tools for the system's operators.
 pub mod dead_letters;
+// For fuzzing, and for the tests that repeat what it found.
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
