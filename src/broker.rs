@@ -30,3 +30,15 @@ pub use publish_request::PublishError;
 pub use publisher::Publisher;
 pub use tls::BrokerTlsConfig;
 pub use url::{AmqpUrl, BrokerConfig, MessageLimit};
+
+/// A target for fuzzing: a message.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_message(data: &[u8]) {
+    message::fuzzed::message(data);
+}
+
+/// A target for fuzzing: what comes from a wire.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_frames(data: &[u8]) {
+    filter::fuzz_frames(data);
+}

@@ -3,6 +3,7 @@
 use std::ops::AddAssign;
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::event::Outcome;
 
@@ -52,7 +53,7 @@ impl AddAssign for Counters {
 }
 
 /// The status of a domain according to its counters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
 pub enum Status {
     /// Too few events to tell.
     #[serde(rename = "unknown")]

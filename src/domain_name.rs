@@ -8,6 +8,7 @@ use compact_str::CompactString;
 use idna::AsciiDenyList;
 use idna::uts46::{DnsLength, Hyphens, Uts46};
 use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
 
 /// Longest spelling that is parsed, in bytes. A name of 253 octets can be written with up to four bytes per
 /// character; a longer text cannot become a domain name and is refused before any work.
@@ -26,8 +27,28 @@ const MAX_LABEL: usize = 63;
 /// and it is not an IP address. Equality and order compare bytes, as the database does (`collate "C"`).
 ///
 /// A name of up to 24 octets, as most are, needs no allocation.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, ToSchema)]
+#[schema(
+    value_type = String,
+    description = "A domain name in the one spelling that is counted: ASCII, lower case, no dot at the end.",
+    min_length = 3,
+    max_length = 253,
+    pattern = r"^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$",
+    examples("example.com", "xn--mller-kva.de"),
+)]
 pub struct DomainName(CompactString);
+
+/// A domain name as clients may write it, for the API's document: see [`DomainName::parse`].
+#[derive(ToSchema)]
+#[schema(
+    value_type = String,
+    description = "A domain name in any spelling: case does not matter, one dot at the end is ignored, and \
+        Unicode becomes Punycode. It has at least two labels of 1 to 63 octets and at most 253 octets in all, \
+        letters, digits and inner hyphens only, and is not an IP address.",
+    format = "idn-hostname",
+    examples("example.com", "ExAmPle.COM.", "m\u{fc}ller.example"),
+)]
+pub struct DomainSpelling(#[expect(dead_code, reason = "it only describes")] String);
 
 /// Why a text is not a [`DomainName`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

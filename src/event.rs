@@ -14,18 +14,20 @@ use std::str::FromStr;
 
 use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::ser::{Serialize, SerializeStruct, Serializer};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::domain_name::DomainName;
+use crate::domain_name::{DomainName, DomainSpelling};
 use crate::excerpt::excerpt;
-use crate::idempotency_key::IdempotencyKey;
+use crate::idempotency_key::{IdempotencyKey, KeySpelling};
 
 /// Most messages one event may stand for. It keeps the sums of a batch far below 64 bits, so a publisher's
 /// mistake is refused here and never reaches the ledger.
 pub const MAX_COUNT: u64 = 1_000_000_000;
 
 /// Whether a message was delivered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ToSchema)]
+#[schema(rename_all = "lowercase")]
 pub enum Outcome {
     /// The receiving server accepted it.
     Delivered,
@@ -62,15 +64,20 @@ impl FromStr for Outcome {
 }
 
 /// The outcome of one or more messages to one domain.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, ToSchema)]
+#[schema(examples(json!({"domain": "example.com", "event": "delivered", "count": 3, "id": "message-4711"})))]
 pub struct Event {
     /// The domain the messages were sent to.
+    #[schema(value_type = DomainSpelling)]
     pub domain: DomainName,
     /// Whether they were delivered.
+    #[schema(rename = "event")]
     pub outcome: Outcome,
-    /// How many messages, 1 to [`MAX_COUNT`].
+    /// How many messages, 1 to 1,000,000,000.
+    #[schema(required = false, minimum = 1, maximum = 1_000_000_000, default = 1)]
     pub count: u64,
     /// The key under which the event counts once; without one it counts each time it is sent.
+    #[schema(rename = "id", value_type = Option<KeySpelling>)]
     pub key: Option<IdempotencyKey>,
 }
 
@@ -276,6 +283,23 @@ impl<'de> Deserialize<'de> for Count {
                     Err(E::invalid_value(de::Unexpected::Unsigned(count), &self))
                 }
             }
+
+            /// JSON has one kind of number, and some programs write a whole one as `3.0`.
+            fn visit_f64<E: de::Error>(self, count: f64) -> Result<Count, E> {
+                #[expect(clippy::cast_precision_loss, reason = "the limit is far below 2^53")]
+                let most = MAX_COUNT as f64;
+                if count.fract() == 0.0 && (1.0..=most).contains(&count) {
+                    #[expect(
+                        clippy::cast_possible_truncation,
+                        clippy::cast_sign_loss,
+                        reason = "just checked"
+                    )]
+                    let count = count as u64;
+                    Ok(Count(count))
+                } else {
+                    Err(E::invalid_value(de::Unexpected::Float(count), &self))
+                }
+            }
         }
 
         deserializer.deserialize_any(CountVisitor)
@@ -283,96 +307,4 @@ impl<'de> Deserialize<'de> for Count {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn read(json: &str) -> Result<Event, String> {
-        let read = Event::from_json(json.as_bytes()).map_err(|error| error.to_string());
-        // Messages are read through `Deserialize`.
-        let batch: Result<Event, _> = serde_json::from_str(json);
-        assert_eq!(batch.map_err(|error| error.to_string()), read);
-        read
-    }
-
-    #[test]
-    fn an_error_names_the_part_that_is_to_blame() {
-        for (json, invalid) in [
-            (r#"{"domain":"localhost","event":"bounced"}"#, Invalid::Domain),
-            (r#"{"event":"bounced","domain":7}"#, Invalid::Domain),
-            (r#"{"id":"","domain":"a.com","event":"bounced"}"#, Invalid::Key),
-            (r#"{"id":7,"domain":"a.com","event":"bounced"}"#, Invalid::Key),
-            (r#"{"domain":"a.com","event":"opened"}"#, Invalid::Event),
-            (r#"{"domain":"a.com","id":"x"}"#, Invalid::Event),
-            (r#"{"domain":"a.com","id":"x","event":"bounced"} x"#, Invalid::Event),
-            (r#"{"domain":"a.com","domain":"b.com","event":"bounced"}"#, Invalid::Event),
-            ("7", Invalid::Event),
-        ] {
-            assert_eq!(Event::from_json(json.as_bytes()).unwrap_err().invalid, invalid, "{json}");
-        }
-    }
-
-    #[test]
-    fn count_and_id_are_optional_and_other_fields_are_ignored() {
-        let event = read(r#"{"domain": "Example.com.", "event": "delivered", "sent": {"by": ["mta-1"]}}"#);
-        let domain = DomainName::parse("example.com").unwrap();
-        assert_eq!(event, Ok(Event { domain, outcome: Outcome::Delivered, count: 1, key: None }));
-        let event =
-            read(r#"{"id": "a", "count": 1000000000, "event": "bounced", "domain": "ex\u0061mple.com"}"#);
-        assert_eq!(event.as_ref().map(|e| (e.outcome, e.count)), Ok((Outcome::Bounced, MAX_COUNT)));
-        assert_eq!(event.unwrap().key, Some("a".parse().unwrap()));
-        assert_eq!(read(r#"{"domain":"a.com","event":"bounced","id":null}"#).unwrap().key, None);
-    }
-
-    #[test]
-    fn what_is_no_event_says_why() {
-        for (json, reason) in [
-            ("", "EOF while parsing a value"),
-            ("7", "expected an event"),
-            (r#"["a.com", "delivered"]"#, "expected an event"),
-            ("{}", "missing field `domain`"),
-            (r#"{"domain":"a.com"}"#, "missing field `event`"),
-            (r#"{"event":"bounced"}"#, "missing field `domain`"),
-            (r#"{"domain":7,"event":"bounced"}"#, "expected a string"),
-            (r#"{"domain":"localhost","event":"bounced"}"#, "at least two labels"),
-            (r#"{"domain":"a.com","domain":"b.com","event":"bounced"}"#, "duplicate field `domain`"),
-            (r#"{"domain":"a.com","event":"opened"}"#, "unknown event \"opened\""),
-            (r#"{"domain":"a.com","event":{"bounced":null}}"#, "expected a string"),
-            (r#"{"domain":"a.com","event":"bounced","count":0}"#, "a count from 1 to 1000000000"),
-            (r#"{"domain":"a.com","event":"bounced","count":-1}"#, "a count from 1 to 1000000000"),
-            (r#"{"domain":"a.com","event":"bounced","count":1.5}"#, "a count from 1 to 1000000000"),
-            (r#"{"domain":"a.com","event":"bounced","count":"3"}"#, "a count from 1 to 1000000000"),
-            (r#"{"domain":"a.com","event":"bounced","count":null}"#, "a count from 1 to 1000000000"),
-            (r#"{"domain":"a.com","event":"bounced","count":1000000001}"#, "a count from 1 to 1000000000"),
-            (r#"{"domain":"a.com","event":"bounced","id":""}"#, "1 to 255 bytes, this one has 0"),
-            (r#"{"domain":"a.com","event":"bounced","id":5}"#, "expected a string"),
-            (r#"{"domain":"a.com","event":"bounced"} x"#, "trailing characters"),
-        ] {
-            let error = read(json).unwrap_err();
-            assert!(error.contains(reason), "{json}: {error}");
-        }
-        assert!(
-            serde_json::from_slice::<Event>(b"{\"domain\":\"a\xff.com\",\"event\":\"bounced\"}").is_err()
-        );
-    }
-
-    proptest! {
-        #[test]
-        fn an_event_survives_the_wire(
-            name in "[a-z]{1,10}\\.(com|net)",
-            delivered in any::<bool>(),
-            count in 1..=MAX_COUNT,
-            key in prop::option::of("\\PC{1,60}"),
-        ) {
-            let event = Event {
-                domain: DomainName::parse(&name).unwrap(),
-                outcome: if delivered { Outcome::Delivered } else { Outcome::Bounced },
-                count,
-                key: key.map(|key| key.parse().unwrap()),
-            };
-            let json = serde_json::to_string(&event).unwrap();
-            prop_assert_eq!(read(&json), Ok(event));
-        }
-
-    }
-}
+mod tests;

@@ -12,6 +12,9 @@ mod connection;
 mod server;
 mod listen;
 mod problem;
+mod problem_responses;
+mod page;
+mod openapi;
 mod ops;
 mod guard_config;
 
@@ -21,6 +24,8 @@ pub use budget::{Budget, Exhausted, Share};
 pub use guard::Guard;
 pub use guard_config::GuardConfig;
 pub use listen::{HttpConfig, serve_per_thread};
+pub use openapi::{About, documented};
 pub use ops::{OpsConfig, serve_ops};
 pub use problem::{Problem, ProblemType, Rejected, domain, json, with_problems};
+pub use problem_responses::{Responses, problem_responses};
 pub use transfer::deadline as transfer_deadline;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 /// Longest idempotency key in bytes. It equals the limit of AMQP's `message_id`, so one key fits everywhere.
@@ -15,6 +16,18 @@ pub const MAX_KEY: usize = 255;
 /// claims' index dense); any other string becomes its version 5 UUID (RFC 9562, 5.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IdempotencyKey(Uuid);
+
+/// A key as clients write it, for the API's document.
+#[derive(ToSchema)]
+#[schema(
+    value_type = String,
+    description = "A key of 1 to 255 bytes in UTF-8. Keys are compared byte by byte.",
+    format = "idempotency-key",
+    min_length = 1,
+    max_length = 255,
+    examples("message-4711", "0192f3a4-7c00-7000-8000-00000000beef"),
+)]
+pub struct KeySpelling(#[expect(dead_code, reason = "it only describes")] String);
 
 /// Why a string cannot be an [`IdempotencyKey`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -6,6 +6,8 @@ mod key;
 mod put;
 mod body;
 mod bulk;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,8 +15,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
-use axum::routing::put;
 use tokio::time::sleep;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt};
+use utoipa_axum::routes;
 
 use crate::broker::{self, Publisher};
 use crate::health::Health;
@@ -23,10 +26,15 @@ use crate::network::NetworkConfig;
 use crate::process::{self, Process};
 use crate::store::BatchSink;
 use accept::{Intake, flush};
-use put::put_event;
 
 /// How often the metric of the body budget is updated.
 const SHOW_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the document of its requests says first.
+const ABOUT: http::About = http::About {
+    title: "catchall-ingest",
+    description: "Takes delivery events, and answers once they are on disk.",
+};
 
 /// What ingest needs to know.
 #[derive(Clone, Debug, clap::Args)]
@@ -167,16 +175,15 @@ fn router(config: &IngestConfig, health: &Health, budget: &Budget) -> Router {
     let broker = health.dependency("broker");
     let timeout = config.intake.timeout();
     let publisher = Publisher::connect(config.broker.clone(), "catchall-ingest".into(), broker, timeout);
-    http::with_problems(routes(&config.intake, budget, publisher))
+    http::documented(ABOUT, routes(&config.intake, budget, publisher))
 }
 
 /// The routes of one thread. Their events go to the sink, and their bodies take memory from the budget. Must
 /// be called on the thread's event loop.
-pub(crate) fn routes<S: BatchSink>(config: &IntakeConfig, budget: &Budget, sink: S) -> Router {
+pub(crate) fn routes<S: BatchSink>(config: &IntakeConfig, budget: &Budget, sink: S) -> OpenApiRouter {
     let intake = Arc::new(Intake::new(config.max_waiting_events()));
     tokio::spawn(flush(Arc::clone(&intake), sink, config.timeout()));
-    Router::new()
-        .route("/events/{domain}/{outcome}", put(put_event))
-        .with_state(Arc::clone(&intake))
-        .route("/events", bulk::route(intake, budget.clone()))
+    OpenApiRouter::default()
+        .routes(routes!(put::put_event).with_state(Arc::clone(&intake)))
+        .routes(bulk::route(intake, budget.clone()))
 }

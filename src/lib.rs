@@ -34,3 +34,6 @@ pub mod migrate;
 // Tools for the system's operators.
 pub mod dead_letters;
 pub mod tokens;
+// For fuzzing, and for the tests that repeat what it found.
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use axum::Router;
-use axum::routing::get;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt};
+use utoipa_axum::routes;
 
 use crate::health::{Dependency, Health};
 use crate::http;
@@ -16,10 +17,14 @@ use crate::network::NetworkConfig;
 use crate::process::{self, Process};
 use crate::store::CounterSource;
 use crate::store::replica::{self, Replica};
-use domain::{Domains, get_domain};
+use domain::Domains;
 use lookup::{Lookups, read, warm_up};
 
 pub(crate) use lookup::READS_AT_ONCE;
+
+/// What the document of its requests says first.
+const ABOUT: http::About =
+    http::About { title: "catchall-query", description: "Tells which e-mail domains are catch-alls." };
 
 /// What query needs to know.
 #[derive(Clone, Debug, clap::Args)]
@@ -110,17 +115,21 @@ pub async fn run(config: QueryConfig, process: Process) -> anyhow::Result<()> {
 /// The routes of one thread, with the replica behind them. Must be called on the thread's event loop.
 fn router(config: &QueryConfig, health: &Health) -> Router {
     let replica = Replica::new(&config.replica, READS_AT_ONCE);
-    http::with_problems(routes(&config.lookup, replica, health.dependency("replica")))
+    http::documented(ABOUT, routes(&config.lookup, replica, health.dependency("replica")))
 }
 
 /// The routes of one thread, with readers of their own. Must be called on the thread's event loop. The
 /// dependency is up once each of the [`READS_AT_ONCE`] readers has read.
-pub(crate) fn routes<S: CounterSource>(config: &LookupConfig, source: S, dependency: Dependency) -> Router {
+pub(crate) fn routes<S: CounterSource>(
+    config: &LookupConfig,
+    source: S,
+    dependency: Dependency,
+) -> OpenApiRouter {
     let (source, lookups) = (Arc::new(source), Arc::new(Lookups::new(config.max_waiting_reads as usize)));
     for _ in 0..READS_AT_ONCE {
         tokio::spawn(read(Arc::clone(&lookups), Arc::clone(&source)));
     }
     tokio::spawn(warm_up(source, dependency));
     let domains = Domains { lookups, threshold: config.threshold };
-    Router::new().route("/domains/{domain}", get(get_domain)).with_state(domains)
+    OpenApiRouter::default().routes(routes!(domain::get_domain).with_state(domains))
 }

@@ -5,7 +5,11 @@
 
 mod content;
 mod frames;
+#[cfg(any(test, fuzzing))]
+mod fuzzed;
 mod stream;
 
 pub(in crate::broker) use frames::FrameFilter;
+#[cfg(any(test, fuzzing))]
+pub(in crate::broker) use fuzzed::frames as fuzz_frames;
 pub(in crate::broker) use stream::{Filtered, runtime};

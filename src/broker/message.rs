@@ -3,6 +3,9 @@
 //! The body is that of [`Batch`](crate::batch::Batch): one event or an array of events, in JSON. Everything
 //! else that catchall reads or writes in a message is here.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzzed;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

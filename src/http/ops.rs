@@ -4,19 +4,23 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use anyhow::Context;
+use axum::Extension;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use axum::routing::get;
-use axum::{Extension, Router};
 use futures::FutureExt;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
+use utoipa::IntoResponses;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use super::access::Caller;
 use super::guard::Guard;
 use super::listen::{bind, cannot_listen, listen};
-use super::problem::with_problems;
+use super::openapi::{About, documented};
+use super::problem::ProblemType;
+use super::problem_responses::{Responses, problem_responses};
 use super::server;
 use crate::grant::Scope;
 use crate::health::Health;
@@ -24,6 +28,12 @@ use crate::shutdown::Shutdown;
 
 /// Most connections of operators and metrics collectors at a time: far more than any setup needs.
 pub(super) const OPS_CONNECTIONS: u32 = 100;
+
+/// What the document of the operations routes says first.
+const ABOUT: About = About {
+    title: "catchall: operations",
+    description: "Tells operators and machines how a process of catchall is.",
+};
 
 /// Where a process serves its operations routes.
 #[derive(Clone, Debug, clap::Args)]
@@ -65,20 +75,29 @@ pub async fn serve_ops(
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     let state = Ops { health, metrics, shutdown };
-    let routes = Router::new()
-        .route("/livez", get(livez))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics_page))
+    let routes = OpenApiRouter::default()
+        .routes(routes!(livez))
+        .routes(routes!(readyz))
+        .routes(routes!(metrics_page))
         .with_state(state);
     let connections = Arc::new(Semaphore::new(OPS_CONNECTIONS as usize));
     // It answers until the process ends, so operators can watch it stop.
-    server::serve(socket, guard.operations(), with_problems(routes), connections, never())
+    server::serve(socket, guard.operations(), documented(ABOUT, routes), connections, never())
         .await
         .context("the HTTP server failed")
 }
 
 fn never() -> Shutdown {
     std::future::pending().boxed().shared()
+}
+
+/// The problems of who asks for the metrics, for their document.
+struct MetricsProblems;
+
+impl IntoResponses for MetricsProblems {
+    fn responses() -> Responses {
+        problem_responses(&[ProblemType::MethodNotAllowed])
+    }
 }
 
 /// The state that the routes report.
@@ -89,11 +108,35 @@ struct Ops {
     shutdown: Shutdown,
 }
 
+#[utoipa::path(
+    get,
+    path = "/livez",
+    summary = "Whether the process runs",
+    description = "No fault outside the process changes this answer.",
+    tag = "Operations",
+    responses(
+        (status = 200, description = "It runs.", body = String, content_type = "text/plain; charset=utf-8")
+    ),
+    security(())
+)]
 async fn livez() -> &'static str {
     "alive\n"
 }
 
 /// The reasons name servers, and are for operators.
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    summary = "Whether the process can do its work",
+    tag = "Operations",
+    responses(
+        (status = 200, description = "All it depends on is available.", body = String,
+            content_type = "text/plain; charset=utf-8"),
+        (status = 503, description = "The process stops, or something is not available: the body says what, to those who may operate.",
+            body = String, content_type = "text/plain; charset=utf-8")
+    ),
+    security(())
+)]
 async fn readyz(
     State(Ops { health, shutdown, .. }): State<Ops>,
     Extension(caller): Extension<Caller>,
@@ -107,6 +150,18 @@ async fn readyz(
     (status, reasons + "\n")
 }
 
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    summary = "The metrics of the process",
+    description = "In the text format of Prometheus.",
+    tag = "Operations",
+    responses(
+        (status = 200, description = "The metrics.", body = String, content_type = "text/plain; version=0.0.4"),
+        MetricsProblems
+    ),
+    security((), ("token" = ["operate"]))
+)]
 async fn metrics_page(State(Ops { metrics, .. }): State<Ops>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render())
 }

@@ -5,12 +5,16 @@ use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
 
 use crate::domain_name::DomainName;
 use crate::excerpt::excerpt;
 
 /// `Retry-After` of a 503, in seconds: short enough to lose little time, long enough for a broker to recover.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// What the `type` of every problem begins with.
+pub(super) const PREFIX: &str = "urn:catchall:problem:";
 
 /// The media type of a [`Problem`].
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
@@ -124,7 +128,7 @@ impl ProblemType {
     }
 
     /// The problem's title, the same for each occurrence.
-    fn title(self) -> &'static str {
+    pub(super) fn title(self) -> &'static str {
         match self {
             Self::NotCounted => "Nothing was counted",
             Self::MaybeCounted => "It may have been counted",
@@ -167,7 +171,7 @@ pub struct Problem {
 }
 
 /// A rejected event of a bulk request.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Rejected {
     /// Its index among the events of the request, from 0.
     pub index: usize,
@@ -178,13 +182,20 @@ pub struct Rejected {
     pub detail: String,
 }
 
-#[derive(Serialize)]
-struct Document<'a> {
+/// A problem document (RFC 9457).
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub(super) struct Document<'a> {
     #[serde(rename = "type")]
     kind: ProblemType,
+    /// What kind of problem it is, for people.
     title: &'static str,
+    /// The status of the answer.
     status: u16,
+    /// What is wrong with this request, for people. It may change.
     detail: &'a str,
+    /// The rejected events of a bulk request.
+    #[schema(value_type = Vec<Rejected>, required = false)]
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     rejected: &'a [Rejected],
 }
@@ -266,9 +277,13 @@ async fn not_found(uri: Uri) -> Problem {
     Problem::new(ProblemType::NotFound, format!("there is nothing at {}", excerpt(uri.path())))
 }
 
-async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
+/// The router adds the header `Allow`. (It answers `HEAD` itself, like `GET`.)
+async fn method_not_allowed(method: Method, uri: Uri) -> Response {
+    if method == Method::OPTIONS {
+        return StatusCode::NO_CONTENT.into_response();
+    }
     let detail = excerpt(format_args!("{method} is not allowed at {}", uri.path()));
-    Problem::new(ProblemType::MethodNotAllowed, detail)
+    Problem::new(ProblemType::MethodNotAllowed, detail).into_response()
 }
 
 #[cfg(test)]

@@ -14,6 +14,10 @@ use hyper::body::{Body as _, Frame, SizeHint};
 use tokio::sync::Notify;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout};
+use utoipa::IntoParams;
+use utoipa::openapi::Required;
+use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::schema::{ObjectBuilder, Type};
 
 use super::accept::not_counted;
 use crate::excerpt::excerpt;
@@ -66,6 +70,22 @@ impl Packing {
                 Self::Gzip => bytes + 64 * 1024,
                 Self::Zstd => 2 * bytes + 192 * 1024,
             }
+    }
+}
+
+/// The header that says how a body is packed, for the API's document.
+pub(super) struct BodyEncoding;
+
+impl IntoParams for BodyEncoding {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let encodings = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(["gzip", "zstd"]));
+        let parameter = ParameterBuilder::new()
+            .name("Content-Encoding")
+            .parameter_in(ParameterIn::Header)
+            .required(Required::False)
+            .description(Some("How the body is packed, if it is."))
+            .schema(Some(encodings));
+        vec![parameter.build()]
     }
 }
 

@@ -6,14 +6,16 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::map_request;
 use axum::response::Response;
-use axum::routing::{MethodRouter, post};
 use serde::Serialize;
 use tokio::task::yield_now;
 use tower_http::decompression::RequestDecompressionLayer;
+use utoipa::{IntoResponses, ToSchema};
+use utoipa_axum::router::{UtoipaMethodRouter, UtoipaMethodRouterExt};
+use utoipa_axum::routes;
 
 use super::accept::{Intake, submit};
-use super::body::{self, exhausted};
-use super::key::idempotency_key;
+use super::body::{self, BodyEncoding, exhausted};
+use super::key::{RequestKey, idempotency_key};
 use crate::batch::Batch;
 use crate::bulk::{self, MediaType};
 use crate::event::{Event, Invalid};
@@ -36,21 +38,96 @@ struct Bulk {
 }
 
 /// The route. Its events go to the intake, and its memory is taken from the budget.
-pub(super) fn route(intake: Arc<Intake>, budget: Budget) -> MethodRouter {
-    post(post_events)
+pub(super) fn route(intake: Arc<Intake>, budget: Budget) -> UtoipaMethodRouter {
+    routes!(post_events)
         .layer((map_request(body::observe), RequestDecompressionLayer::new().pass_through_unaccepted(true)))
         .with_state(Bulk { intake, budget })
 }
 
+/// A body of one event per line, for the API's document.
+#[derive(ToSchema)]
+#[schema(
+    description = "One event per line, each a JSON object.",
+    value_type = Vec<Event>,
+    min_items = 1,
+    max_items = 10_000
+)]
+struct Lines(#[expect(dead_code, reason = "it only describes")] Vec<Event>);
+
+/// A body that is an array, for the API's document.
+#[derive(ToSchema)]
+#[schema(description = "An array of events.", value_type = Vec<Event>, max_items = 10_000)]
+struct Array(#[expect(dead_code, reason = "it only describes")] Vec<Event>);
+
 /// The response to a bulk request that was accepted at least in part.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct BulkAnswer {
+    /// How many events will be counted.
     accepted: usize,
+    /// The events that cannot be read.
     rejected: Vec<Rejected>,
+}
+
+/// The problems of a bulk request, for the API's document.
+struct BulkProblems;
+
+impl IntoResponses for BulkProblems {
+    fn responses() -> http::Responses {
+        use ProblemType::{
+            InvalidBody, InvalidKey, MaybeCounted, MethodNotAllowed, NotCounted, NothingReadable, QueueFull,
+            Timeout, TooLarge, UnsupportedMediaType,
+        };
+        http::problem_responses(&[
+            InvalidBody,
+            InvalidKey,
+            NothingReadable,
+            MethodNotAllowed,
+            Timeout,
+            TooLarge,
+            UnsupportedMediaType,
+            NotCounted,
+            MaybeCounted,
+            QueueFull,
+        ])
+    }
 }
 
 /// `POST /events`. The memory that the request holds is given back only when the response, whatever it is,
 /// has been written.
+#[utoipa::path(
+    post,
+    path = "/events",
+    summary = "Send many events",
+    description = "Counts the readable events of the request, at most 10,000, and names the others by their \
+        position. The body has at most 10 MiB, measured after decompression. Under an `Idempotency-Key`, each \
+        event without an `id` of its own counts once under that key and its position: so repeat such a request \
+        unchanged.",
+    tag = "Events",
+    params(
+        RequestKey,
+        BodyEncoding,
+    ),
+    request_body(
+        description = "The events. Members that are not described here are ignored.",
+        content(
+            (Lines = "application/x-ndjson"),
+            (Array = "application/json", example = json!([
+                {"domain": "example.com", "event": "delivered", "count": 3},
+                {"domain": "example.org", "event": "bounced", "id": "message-4711"}
+            ])),
+        )
+    ),
+    responses(
+        (status = 202, description = "The readable events are on disk, and will be counted exactly once.",
+            body = BulkAnswer, example = json!({"accepted": 1, "rejected": [{
+                "index": 1, "type": "urn:catchall:problem:invalid-domain",
+                "detail": "a domain name has at least two labels, as in example.com at line 1 column 22"
+            }]})
+        ),
+        BulkProblems
+    ),
+    security((), ("token" = ["write"]))
+)]
 async fn post_events(State(bulk): State<Bulk>, request: Request) -> Result<Response, Problem> {
     let mut share = bulk.budget.share();
     let caller = request.extensions().get::<Caller>().cloned();

@@ -6,14 +6,54 @@ use axum::Extension;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use utoipa::IntoResponses;
 
 use super::accept::{Intake, submit};
 use super::key::RequestKey;
+use crate::domain_name::DomainSpelling;
 use crate::event::{Event, Outcome, UnknownOutcome};
 use crate::excerpt::excerpt;
 use crate::http::{self, Caller, Problem, ProblemType};
 
+/// The problems of an event, for the API's document.
+struct EventProblems;
+
+impl IntoResponses for EventProblems {
+    fn responses() -> http::Responses {
+        use ProblemType::{
+            InvalidDomain, InvalidKey, MaybeCounted, MethodNotAllowed, NotCounted, NotFound, QueueFull,
+        };
+        http::problem_responses(&[
+            InvalidDomain,
+            InvalidKey,
+            NotFound,
+            MethodNotAllowed,
+            NotCounted,
+            MaybeCounted,
+            QueueFull,
+        ])
+    }
+}
+
 /// `PUT /events/{domain}/delivered|bounced`
+#[utoipa::path(
+    put,
+    path = "/events/{domain}/{outcome}",
+    summary = "Send one event",
+    description = "Counts one message that was delivered or has bounced. The answer comes when the event is on \
+        disk.",
+    tag = "Events",
+    params(
+        ("domain" = inline(DomainSpelling), Path, description = "The recipient's domain."),
+        ("outcome" = inline(Outcome), Path, description = "What became of the message."),
+        RequestKey,
+    ),
+    responses(
+        (status = 202, description = "The event is on disk, and will be counted exactly once."),
+        EventProblems
+    ),
+    security((), ("token" = ["write"]))
+)]
 pub(super) async fn put_event(
     State(intake): State<Arc<Intake>>,
     Extension(caller): Extension<Caller>,

@@ -6,10 +6,11 @@ use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use serde::Serialize;
+use utoipa::{IntoResponses, ToSchema};
 
 use super::lookup::{Lookups, look_up};
 use crate::counters::{Counters, Status};
-use crate::domain_name::DomainName;
+use crate::domain_name::{DomainName, DomainSpelling};
 use crate::excerpt::excerpt;
 use crate::http::{self, Problem, ProblemType};
 
@@ -22,15 +23,44 @@ pub(super) struct Domains {
 }
 
 /// What is known of a domain.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct DomainReport {
     domain: DomainName,
     status: Status,
+    /// Messages that were delivered.
     delivered: u64,
+    /// Messages that bounced.
     bounced: u64,
 }
 
+/// The problems of a question, for the API's document.
+struct QuestionProblems;
+
+impl IntoResponses for QuestionProblems {
+    fn responses() -> http::Responses {
+        use ProblemType::{InvalidDomain, MethodNotAllowed, NotFound, Unavailable};
+        http::problem_responses(&[InvalidDomain, NotFound, MethodNotAllowed, Unavailable])
+    }
+}
+
 /// `GET /domains/{domain}`. A domain that was never seen has had no events, which is a normal response.
+#[utoipa::path(
+    get,
+    path = "/domains/{domain}",
+    summary = "Ask about a domain",
+    description = "Tells what is known of a domain. One that was never seen is `unknown`, which is an answer \
+        and not an error. A status only moves from `unknown` to `catch-all`, and from either to \
+        `not catch-all`.",
+    tag = "Domains",
+    params(("domain" = inline(DomainSpelling), Path, description = "The domain.")),
+    responses(
+        (status = 200, description = "What is known of the domain.", body = DomainReport, example = json!(
+            {"domain": "example.com", "status": "catch-all", "delivered": 1234, "bounced": 0}
+        )),
+        QuestionProblems
+    ),
+    security((), ("token" = ["read"]))
+)]
 pub(super) async fn get_domain(
     State(Domains { lookups, threshold }): State<Domains>,
     path: Result<Path<String>, PathRejection>,

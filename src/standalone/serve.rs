@@ -11,6 +11,12 @@ use crate::process::{ExitError, Process};
 use crate::store::sqlite::FileStore;
 use crate::{http, ingest, query};
 
+/// What the document of its requests says first.
+const ABOUT: http::About = http::About {
+    title: "catchall",
+    description: "Takes delivery events, and tells which e-mail domains are catch-alls.",
+};
+
 /// Opens the data file, binds, and serves until the shutdown and the grace period after it.
 pub(super) async fn serve(config: ServeConfig, process: Process) -> anyhow::Result<()> {
     let guard = config.guard.load(Some(&config.http), &config.ops, Some(&config.intake.rates))?;
@@ -28,7 +34,7 @@ pub(super) async fn serve(config: ServeConfig, process: Process) -> anyhow::Resu
             let events = ingest::routes(&config.intake, &budget, store.writer());
             let domains =
                 query::routes(&config.lookup, store.reader(connections), health.dependency("data file"));
-            http::with_problems(events.merge(domains))
+            http::documented(ABOUT, events.merge(domains))
         }
     };
     let writer = health.dependency("data file");

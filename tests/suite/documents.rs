@@ -17,13 +17,13 @@ const PAGES: [(&str, &str); 8] = [
 ];
 
 const README: &str = include_str!("../../README.md");
-const API: &str = include_str!("../../docs/api.md");
+pub(super) const API: &str = include_str!("../../docs/api.md");
 const CONFIGURATION: &str = include_str!("../../docs/configuration.md");
 const OPERATING: &str = include_str!("../../docs/operating.md");
 const ARCHITECTURE: &str = include_str!("../../ARCHITECTURE.md");
 
 /// The text between two headings.
-fn section<'a>(document: &'a str, from: &str, to: &str) -> &'a str {
+pub(super) fn section<'a>(document: &'a str, from: &str, to: &str) -> &'a str {
     let (_, rest) = document.split_once(from).unwrap_or_else(|| panic!("no {from:?}"));
     rest.split_once(to).unwrap_or_else(|| panic!("no {to:?} after {from:?}")).0
 }

@@ -17,10 +17,10 @@ const DOORS: [(&str, &str); 4] =
     [("lapin", "src/broker"), ("async_rs", "src/broker"), ("sqlx", "src/store"), ("hyper_util", "src/http")];
 
 /// A file of Rust.
-struct Source {
+pub(super) struct Source {
     /// Its path from the top of the repository.
-    path: String,
-    text: String,
+    pub(super) path: String,
+    pub(super) text: String,
     syntax: syn::File,
 }
 
@@ -40,7 +40,7 @@ fn find(folder: &Path, found: &mut Vec<PathBuf>) {
 }
 
 /// All files under these folders.
-fn sources(folders: &[&str]) -> Vec<Source> {
+pub(super) fn sources(folders: &[&str]) -> Vec<Source> {
     let mut paths = Vec::new();
     for folder in folders {
         find(&root().join(folder), &mut paths);

@@ -97,7 +97,7 @@ impl FrameFilter {
     }
 
     /// Takes the next bytes from the peer, and appends to `out` the bytes to hand on.
-    pub(super) fn push(&mut self, mut input: &[u8], out: &mut Vec<u8>) {
+    pub(in crate::broker) fn push(&mut self, mut input: &[u8], out: &mut Vec<u8>) {
         while !input.is_empty() {
             let (now, later) = match self.state {
                 State::Head => input.split_at(input.len().min(self.head_size() - self.held.len())),

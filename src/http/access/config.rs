@@ -124,7 +124,7 @@ pub struct LimitConfig {
 }
 
 /// How many events one client may send to this process.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 #[group(skip)]
 pub struct EventRates {
     /// Events that one address may send to this process in a second, at least one full bulk request at once;

@@ -1,0 +1,153 @@
+//! Problems as an operation's document describes them: a response for each status, with an example of each
+//! problem.
+
+use std::collections::BTreeMap;
+
+use axum::http::StatusCode;
+use serde_json::{Value, json};
+use utoipa::openapi::content::ContentBuilder;
+use utoipa::openapi::example::{Example, ExampleBuilder};
+use utoipa::openapi::header::{Header, HeaderBuilder};
+use utoipa::openapi::response::{Response, ResponseBuilder};
+use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::{Ref, RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
+
+use super::problem::{Document, PREFIX, ProblemType};
+
+/// The responses of an operation, by their status.
+pub type Responses = BTreeMap<String, RefOr<Response>>;
+
+/// What any request can hear where the service has tokens or limits.
+const ACCESS: [ProblemType; 3] =
+    [ProblemType::Unauthorized, ProblemType::Forbidden, ProblemType::TooManyRequests];
+
+fn name(kind: ProblemType) -> &'static str {
+    kind.urn().trim_start_matches(PREFIX)
+}
+
+fn example(kind: ProblemType) -> (&'static str, RefOr<Example>) {
+    let (_, detail) = describe(kind);
+    let value = json!({
+        "type": kind.urn(), "title": kind.title(), "status": kind.status().as_u16(), "detail": detail,
+    });
+    (name(kind), ExampleBuilder::new().summary(kind.title()).value(Some(value)).into())
+}
+
+impl PartialSchema for ProblemType {
+    fn schema() -> RefOr<Schema> {
+        let urns = Self::ALL.map(|kind| kind.urn().to_owned());
+        let schema = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(urns));
+        schema.description(Some("The kind of problem: a program decides by it.")).into()
+    }
+}
+
+impl ToSchema for ProblemType {}
+
+/// When a problem occurs, and an example of its detail.
+fn describe(kind: ProblemType) -> (&'static str, &'static str) {
+    use ProblemType as Kind;
+    match kind {
+        Kind::NotCounted => (
+            "events cannot be taken now, and nothing of the request was counted",
+            "too many events are waiting, nothing was counted",
+        ),
+        Kind::MaybeCounted => (
+            "the request may have been counted: repeat it under the same key",
+            "no confirmation came in time: the event may or may not be counted",
+        ),
+        Kind::QueueFull => (
+            "the queue is at its limit, and a part of the request may have been counted",
+            "the queue is at its limit: the event may or may not be counted",
+        ),
+        Kind::InvalidDomain => (
+            "the domain is not a domain name",
+            "the domain \"localhost\" is not valid: a domain name has at least two labels, as in example.com",
+        ),
+        Kind::InvalidEvent => {
+            ("an event of a bulk request is not valid", "missing field `event` at line 1 column 25")
+        }
+        Kind::InvalidKey => (
+            "the key is empty or too long, or is given twice",
+            "the header Idempotency-Key is not valid: it is given more than once",
+        ),
+        Kind::InvalidBody => ("the body cannot be read as what it is called", "the body has no event"),
+        Kind::NothingReadable => {
+            ("not one event can be read; `rejected` says why, for each", "no event could be read")
+        }
+        Kind::TooLarge => ("the body has too many events or bytes", "a request has at most 10000 events"),
+        Kind::Timeout => (
+            "the body arrives too slowly; nothing was counted",
+            "the body arrived too slowly, or not within 30s: nothing was counted",
+        ),
+        Kind::UnsupportedMediaType => (
+            "the content type or encoding is not one of those above",
+            "the content type \"text/csv\" is not read here: send application/x-ndjson or application/json",
+        ),
+        Kind::NotFound => ("there is nothing at this path", "there is nothing at /events/example.com/opened"),
+        Kind::MethodNotAllowed => {
+            ("the path does not take this method", "DELETE is not allowed at /domains/example.com")
+        }
+        Kind::Unavailable => ("the counters cannot be read now: ask again", "the database cannot be read"),
+        Kind::Unauthorized => (
+            "the service has tokens, and the request has none that is valid",
+            "this needs a token: send the header Authorization: Bearer and the token",
+        ),
+        Kind::Forbidden => (
+            "the token does not allow this request",
+            "this needs a token with the scope write, which yours has not",
+        ),
+        Kind::TooManyRequests => (
+            "the token or the address may not send so much in a second, and nothing was counted",
+            "more requests than are allowed in a second",
+        ),
+    }
+}
+
+/// The responses of an operation that can have these problems, and those of who may send it.
+#[must_use]
+pub fn problem_responses(kinds: &[ProblemType]) -> Responses {
+    let mut by_status: BTreeMap<StatusCode, Vec<ProblemType>> = BTreeMap::new();
+    for kind in kinds.iter().copied().chain(ACCESS) {
+        by_status.entry(kind.status()).or_default().push(kind);
+    }
+    by_status
+        .into_iter()
+        .map(|(status, problems)| (status.as_str().into(), response(status, &problems)))
+        .collect()
+}
+
+fn response(status: StatusCode, problems: &[ProblemType]) -> RefOr<Response> {
+    let said = problems.iter().map(|kind| format!("`{}`: {}.", name(*kind), describe(*kind).0));
+    let content = ContentBuilder::new()
+        .schema(Some(Ref::from_schema_name(Document::name())))
+        .examples_from_iter(problems.iter().map(|kind| example(*kind)));
+    let mut response = ResponseBuilder::new()
+        .description(said.collect::<Vec<_>>().join(" "))
+        .content("application/problem+json", content.build());
+    if let Some((name, header)) = header(status) {
+        response = response.header(name, header);
+    }
+    response.into()
+}
+
+/// The header that goes with a status.
+fn header(status: StatusCode) -> Option<(&'static str, Header)> {
+    let described = |kind, description: &str, example: Value| {
+        let schema = ObjectBuilder::new().schema_type(kind).examples([example]);
+        HeaderBuilder::new().schema(Some(schema)).description(Some(description)).build()
+    };
+    let header = match status {
+        StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
+            ("Retry-After", described(Type::Integer, "Seconds to wait before the next try.", json!(1)))
+        }
+        StatusCode::METHOD_NOT_ALLOWED => {
+            ("Allow", described(Type::String, "The methods that the path takes.", json!("GET,HEAD")))
+        }
+        StatusCode::UNAUTHORIZED => {
+            ("WWW-Authenticate", described(Type::String, "How to show who you are.", json!("Bearer")))
+        }
+        _ => return None,
+    };
+    Some(header)
+}
