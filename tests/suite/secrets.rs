@@ -47,6 +47,28 @@ async fn no_log_no_answer_and_no_list_of_processes_shows_a_password() {
     }
 }
 
+#[tokio::test]
+async fn a_password_that_a_server_refuses_does_not_show() {
+    let mut servers = Servers::fresh().await;
+    for url in [&mut servers.amqp_url, &mut servers.database_url, &mut servers.replica_url] {
+        let (scheme, rest) = url.split_once("://").unwrap();
+        let (login, place) = rest.split_once('@').unwrap();
+        let (user, _) = login.split_once(':').unwrap();
+        *url = format!("{scheme}://{user}:{PASSWORD}@{place}");
+    }
+    for (program, reason) in [
+        ("ingest", "ACCESS_REFUSED"),
+        ("worker", "password authentication failed"),
+        ("query", "password authentication failed"),
+    ] {
+        let more = [("CATCHALL_LOG", "debug")];
+        let service = Service::start(program, &servers, &more).await;
+        service.becomes_unready(reason).await;
+        let shown = service.readyz().await.1 + &service.ops("/metrics").await.1 + &service.log().concat();
+        assert!(service.has_logged(reason) && !shown.contains(PASSWORD), "{program}: {shown}");
+    }
+}
+
 #[test]
 fn no_help_and_no_error_shows_a_password() {
     let urls = urls();
