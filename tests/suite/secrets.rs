@@ -134,6 +134,20 @@ async fn a_url_comes_from_a_file_too() {
         assert_eq!(status.code(), Some(2), "{stderr}");
         assert!(stderr.contains(says) && stderr.lines().count() == 1, "{stderr}");
     }
+    // What needs no database asks for no file.
+    let nowhere = ("CATCHALL_DATABASE_URL_FILE", "/nowhere");
+    for (program, arguments) in
+        [("migrate", &["--help"][..]), ("migrate", &["--version"]), ("standalone", &["check"])]
+    {
+        let (_, said, stderr) =
+            run(program, arguments, &[nowhere, ("CATCHALL_DATA", "/nowhere/catchall.db")]);
+        assert!(!(said + &stderr).contains("URL_FILE: "), "{program} {arguments:?}: {stderr}");
+    }
+    for (program, arguments) in [("standalone", &["move"][..]), ("dead", &["replay", "--all"])] {
+        let broker = ("CATCHALL_AMQP_URL", "amqp://127.0.0.1:1");
+        let (status, _, stderr) = run(program, arguments, &[nowhere, broker]);
+        assert!(status.code() == Some(2) && stderr.contains("URL_FILE: cannot read"), "{program}: {stderr}");
+    }
     let wrong = directory.join("wrong");
     fs::write(&wrong, PASSWORD).unwrap();
     let (status, _, stderr) = run("migrate", &[], &[("CATCHALL_DATABASE_URL_FILE", wrong.to_str().unwrap())]);
