@@ -12,9 +12,10 @@ use tokio::net::TcpStream;
 const PUT: &str = "PUT /events/by-hand.example/delivered HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const ACCEPTED: &str = "HTTP/1.1 202 Accepted";
 
-/// Each thread logs a trouble of its own.
 /// One address may have all connections, which are few.
 const ALL_OF_ONE: (&str, &str) = ("CATCHALL_ADDRESS_CONNECTIONS", "2");
+
+/// Each thread logs a trouble of its own.
 const ONE_THREAD: (&str, &str) = ("CATCHALL_THREADS", "1");
 
 /// These tests are about connections: a broker that is slow on a busy machine must not end them.
