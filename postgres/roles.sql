@@ -30,8 +30,4 @@ grant connect on database catchall to catchall_worker, catchall_query;
 \connect catchall
 -- An earlier version granted more than is needed.
 alter default privileges for role catchall revoke select on tables from catchall_query;
-revoke all on all tables in schema public from catchall_query;
-select to_regclass('domain_counters') is not null as migrated \gset
-\if :migrated
-  \ir grants.sql
-\endif
+\ir grants.sql

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser};
+use clap::{Arg, ArgMatches, Args, CommandFactory, FromArgMatches, Parser};
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::shutdown::{self, Shutdown};
@@ -133,10 +133,13 @@ fn parse<C: Args>(
     about: &'static str,
     arguments: impl Iterator<Item = OsString>,
 ) -> Result<Arguments<C>, ParseError> {
-    let command = Arguments::<C>::command().name(name).about(about);
-    let mut command = with_secret_files(command).map_err(ParseError::Sentence)?;
-    let parsed =
-        command.try_get_matches_from_mut(arguments).and_then(|matches| Arguments::from_arg_matches(&matches));
+    let mut faults = Vec::new();
+    let mut command = with_secret_files(Arguments::<C>::command().name(name).about(about), &mut faults);
+    let matches = command.try_get_matches_from_mut(arguments);
+    if let Some(fault) = matches.as_ref().ok().and_then(|matches| fault(&command, matches, faults)) {
+        return Err(ParseError::Sentence(fault));
+    }
+    let parsed = matches.and_then(|matches| Arguments::from_arg_matches(&matches));
     parsed.map_err(|error| match error.kind() {
         ErrorKind::ValueValidation | ErrorKind::InvalidValue | ErrorKind::MissingRequiredArgument => {
             // Clap has not built the subcommands that it did not parse.
@@ -147,33 +150,41 @@ fn parse<C: Args>(
     })
 }
 
+/// An argument whose secret cannot be taken from its file, and why.
+type SecretFault = (clap::Id, String);
+
 /// Takes secrets from files: the value of a variable that holds one may be in the file that the variable with
 /// `_FILE` names, as orchestrators provide them.
-fn with_secret_files(mut command: clap::Command) -> Result<clap::Command, String> {
-    let mut wrong = None;
-    command = command.mut_args(|argument| secret_from_file(argument, &mut wrong));
-    command = command
-        .mut_subcommands(|subcommand| subcommand.mut_args(|argument| secret_from_file(argument, &mut wrong)));
-    wrong.map_or(Ok(command), Err)
+fn with_secret_files(command: clap::Command, faults: &mut Vec<SecretFault>) -> clap::Command {
+    let command = command.mut_args(|argument| secret_from_file(argument, faults));
+    command.mut_subcommands(|subcommand| subcommand.mut_args(|argument| secret_from_file(argument, faults)))
 }
 
-fn secret_from_file(argument: Arg, wrong: &mut Option<String>) -> Arg {
+fn secret_from_file(argument: Arg, faults: &mut Vec<SecretFault>) -> Arg {
     let variable = argument.get_env().filter(|_| argument.is_hide_env_values_set());
     let Some(variable) = variable.and_then(|variable| variable.to_str()) else { return argument };
     let Some(path) = std::env::var_os(format!("{variable}_FILE")) else { return argument };
-    if std::env::var_os(variable).is_some() {
-        *wrong = Some(format!("{variable} and {variable}_FILE are both set: set one of them"));
-        return argument;
-    }
-    match std::fs::read_to_string(&path) {
-        Ok(text) => {
-            argument.required(false).default_value(text.trim_end().to_owned()).hide_default_value(true)
+    let fault = if std::env::var_os(variable).is_some() {
+        format!("{variable} and {variable}_FILE are both set: set one of them")
+    } else {
+        match std::fs::read_to_string(&path) {
+            Ok(text) => {
+                let value = text.trim_end().to_owned();
+                return argument.required(false).default_value(value).hide_default_value(true);
+            }
+            Err(error) => format!("{variable}_FILE: cannot read {}: {error}", path.display()),
         }
-        Err(error) => {
-            *wrong = Some(format!("{variable}_FILE: cannot read {}: {error}", path.display()));
-            argument
-        }
-    }
+    };
+    faults.push((argument.get_id().clone(), fault));
+    // The fault is told instead of a value that is missing.
+    argument.required(false)
+}
+
+/// The first fault that concerns the command which is run: others need no secret, and help needs none.
+fn fault(command: &clap::Command, matches: &ArgMatches, faults: Vec<SecretFault>) -> Option<String> {
+    let run = matches.subcommand_name().and_then(|name| command.find_subcommand(name)).unwrap_or(command);
+    let concerns = |(id, _): &SecretFault| run.get_arguments().any(|argument| argument.get_id() == id);
+    faults.into_iter().find(concerns).map(|(_, fault)| fault)
 }
 
 /// What is wrong with a value, naming the variable it may have come from. Clap's own sentence names only

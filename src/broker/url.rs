@@ -1,6 +1,7 @@
 //! The broker's URL, and the limit of its messages.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -63,12 +64,24 @@ impl FromStr for AmqpUrl {
         // The parser's own error is not repeated: it can hold parts of the URL, and so of the password.
         let mut uri: AMQPUri =
             url.parse().map_err(|_| "not an AMQP URL, as in amqp://user:password@host:5672/%2f")?;
+        if let Some(address) = ipv6_host(url) {
+            // The parser takes such a host for none, and would lead to this machine.
+            uri.authority.host = address.to_string();
+        }
         uri.query.heartbeat.get_or_insert(HEARTBEAT_SECS);
         uri.query.connection_timeout.get_or_insert(CONNECT_TIMEOUT_MS);
         uri.query.frame_max.get_or_insert(FRAME_MAX);
         let names_user = uri.query.auth_mechanism.is_some() || url.contains('@');
         Ok(Self { uri, names_user })
     }
+}
+
+/// The host of a URL, if it is an address of IPv6, which stands in brackets.
+fn ipv6_host(url: &str) -> Option<Ipv6Addr> {
+    let (_, rest) = url.split_once("://")?;
+    let authority = rest.split(['/', '?', '#']).next()?;
+    let host = authority.rsplit('@').next()?;
+    host.strip_prefix('[')?.split_once(']')?.0.parse().ok()
 }
 
 impl AmqpUrl {
@@ -88,7 +101,12 @@ impl AmqpUrl {
 impl fmt::Display for AmqpUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let AMQPUri { scheme, authority, vhost, .. } = &self.uri;
-        write!(f, "{scheme}://{}:{}/{}", authority.host, authority.port, vhost.replace('/', "%2f"))
+        let (host, port, vhost) = (&authority.host, authority.port, vhost.replace('/', "%2f"));
+        if host.contains(':') {
+            write!(f, "{scheme}://[{host}]:{port}/{vhost}")
+        } else {
+            write!(f, "{scheme}://{host}:{port}/{vhost}")
+        }
     }
 }
 
@@ -127,5 +145,19 @@ mod tests {
         assert_eq!(url.uri.query.heartbeat, Some(30));
         let error = "http://alice:s3cret@broker".parse::<AmqpUrl>().unwrap_err();
         assert!(!error.contains("s3cret"), "{error}");
+    }
+
+    #[test]
+    fn an_address_of_ipv6_is_the_host() {
+        let url: AmqpUrl = "amqp://alice:s3cret@[2001:db8::1]/%2f".parse().unwrap();
+        assert_eq!(url.uri.authority.host, "2001:db8::1");
+        assert_eq!(url.to_string(), "amqp://[2001:db8::1]:5672/%2f");
+        assert!(url.exposure().is_some(), "it is another machine's");
+        let here: AmqpUrl = "amqp://[::1]:5673/x?heartbeat=30".parse().unwrap();
+        assert_eq!(here.to_string(), "amqp://[::1]:5673/x");
+        assert_eq!(here.exposure(), None);
+        // A password may hold brackets.
+        let name: AmqpUrl = "amqp://alice:%5B::1%5D@broker/x".parse().unwrap();
+        assert_eq!(name.to_string(), "amqp://broker:5672/x");
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
-use sqlx::{AssertSqlSafe, PgConnection, SqlSafeStr};
+use sqlx::{PgConnection, SqlSafeStr};
 
 /// SQLSTATE of a query for a table that does not exist.
 const UNDEFINED_TABLE: &str = "42P01";
@@ -24,9 +24,6 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
     ])
 });
 
-/// The lock of those who grant: any number that nobody else uses.
-const GRANT_LOCK: i64 = 0x6361_7463_6861_6c6c;
-
 /// Why a database does not fit this build.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 enum SchemaError {
@@ -44,9 +41,7 @@ const GRANTS: &str = include_str!("../../postgres/grants.sql");
 /// Applies the missing migrations, and grants the roles what they need of the tables.
 pub(super) async fn migrate(connection: &mut PgConnection) -> Result<(), MigrateError> {
     MIGRATIONS.run(&mut *connection).await?;
-    // Two that grant at the same time would fail at each other's rows of the catalogue.
-    let grants = format!("begin; select pg_advisory_xact_lock({GRANT_LOCK}); {GRANTS} commit;");
-    sqlx::raw_sql(AssertSqlSafe(grants)).execute(connection).await?;
+    sqlx::raw_sql(GRANTS).execute(connection).await?;
     Ok(())
 }
 

@@ -336,7 +336,7 @@ fn a_secret_has_to_be_set_and_is_that_of_one_user() {
     );
     let mut secrets: BTreeSet<&str> = secrets.map(|(name, _)| &**name).collect();
     // The line of the pages makes all of them.
-    let (_, names) = OPERATING.split_once("$ for name in ").unwrap();
+    let (_, names) = OPERATING.split_once("for name in ").unwrap();
     let (names, _) = names.split_once(';').unwrap();
     let made: BTreeSet<String> =
         names.split(' ').map(|name| format!("CATCHALL_{}PASSWORD", name.trim_matches('"'))).collect();

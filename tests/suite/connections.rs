@@ -12,6 +12,9 @@ use tokio::net::TcpStream;
 const PUT: &str = "PUT /events/by-hand.example/delivered HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const ACCEPTED: &str = "HTTP/1.1 202 Accepted";
 
+/// One address may have all connections, which are few.
+const ALL_OF_ONE: (&str, &str) = ("CATCHALL_ADDRESS_CONNECTIONS", "2");
+
 /// Each thread logs a trouble of its own.
 const ONE_THREAD: (&str, &str) = ("CATCHALL_THREADS", "1");
 
@@ -106,8 +109,12 @@ async fn a_connection_that_makes_no_request_is_closed() {
 #[tokio::test]
 async fn connections_beyond_the_cap_are_closed_until_a_place_is_free() {
     let servers = Servers::fresh().await;
-    let ingest =
-        Service::ready("ingest", &servers, &[("CATCHALL_MAX_CONNECTIONS", "2"), ONE_THREAD, PATIENT]).await;
+    let ingest = Service::ready(
+        "ingest",
+        &servers,
+        &[("CATCHALL_MAX_CONNECTIONS", "2"), ALL_OF_ONE, ONE_THREAD, PATIENT],
+    )
+    .await;
     let address = ingest.address();
     let (mut first, second) = (Wire::used(&address).await, Wire::used(&address).await);
     for _ in 0..3 {

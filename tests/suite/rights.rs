@@ -10,7 +10,7 @@ use harness::sql;
 use hyper::Method;
 use lapin::options::{
     BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
-    QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
+    QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
 };
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind};
@@ -111,20 +111,28 @@ enum Act {
     ReadEvents,
     ReadDead,
     Purge,
+    PurgeDead,
     Declare,
     Delete,
+    UnbindEvents,
+    EventsFromDead,
+    DeadFromEvents,
 }
 
 impl Act {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 12] = [
         Self::PublishEvents,
         Self::PublishDead,
         Self::PublishElsewhere,
         Self::ReadEvents,
         Self::ReadDead,
         Self::Purge,
+        Self::PurgeDead,
         Self::Declare,
         Self::Delete,
+        Self::UnbindEvents,
+        Self::EventsFromDead,
+        Self::DeadFromEvents,
     ];
 
     async fn of(self, channel: &Channel) -> lapin::Result<()> {
@@ -140,6 +148,7 @@ impl Act {
             }
             Self::ReadDead => channel.basic_get(DEAD.into(), BasicGetOptions::default()).await.map(drop),
             Self::Purge => channel.queue_purge(EVENTS.into(), QueuePurgeOptions::default()).await.map(drop),
+            Self::PurgeDead => channel.queue_purge(DEAD.into(), QueuePurgeOptions::default()).await.map(drop),
             Self::Declare => {
                 let options = ExchangeDeclareOptions::default();
                 channel.exchange_declare("mine".into(), ExchangeKind::Fanout, options, fields()).await?;
@@ -147,8 +156,19 @@ impl Act {
                 channel.queue_declare("mine".into(), options, fields()).await.map(drop)
             }
             Self::Delete => channel.queue_delete(DEAD.into(), QueueDeleteOptions::default()).await.map(drop),
+            // Of a binding that there is not, so that the others find theirs.
+            Self::UnbindEvents => {
+                channel.queue_unbind(EVENTS.into(), EVENTS.into(), "none".into(), fields()).await
+            }
+            Self::EventsFromDead => bind(channel, EVENTS, DEAD).await,
+            Self::DeadFromEvents => bind(channel, DEAD, EVENTS).await,
         }
     }
+}
+
+async fn bind(channel: &Channel, queue: &str, exchange: &str) -> lapin::Result<()> {
+    let options = QueueBindOptions::default();
+    channel.queue_bind(queue.into(), exchange.into(), "".into(), options, FieldTable::default()).await
 }
 
 async fn publish(channel: &Channel, exchange: &str) -> lapin::Result<()> {
@@ -166,10 +186,21 @@ async fn a_user_of_the_broker_may_do_nothing_else() {
     let servers = servers().await;
     for (user, may) in [
         ("catchall_ingest", &[Act::PublishEvents][..]),
-        // Who may read a queue may also empty it.
-        ("catchall_worker", &[Act::PublishEvents, Act::PublishDead, Act::ReadEvents, Act::Purge]),
+        // Who may read a queue may also empty it. Who may read an exchange and write a queue may bind them, and
+        // the two have one name.
+        (
+            "catchall_worker",
+            &[
+                Act::PublishEvents,
+                Act::PublishDead,
+                Act::ReadEvents,
+                Act::Purge,
+                Act::UnbindEvents,
+                Act::DeadFromEvents,
+            ],
+        ),
         ("catchall_publisher", &[Act::PublishEvents]),
-        ("catchall_dead", &[Act::PublishEvents, Act::ReadDead]),
+        ("catchall_dead", &[Act::PublishEvents, Act::ReadDead, Act::PurgeDead, Act::EventsFromDead]),
         ("catchall_monitoring", &[]),
     ] {
         let url = of(&servers.amqp_url, "rabbitmq", user);
@@ -233,6 +264,25 @@ async fn a_role_of_the_database_may_do_nothing_else() {
                 "{role}: {statement}: {said}"
             );
         }
+    }
+}
+
+/// In containers the roles are made before the migration that makes a table.
+#[tokio::test]
+async fn the_grants_fit_tables_that_are_older_and_withdraw_what_is_not_needed() {
+    let servers = Servers::bare().await;
+    servers.execute(include_str!("../../migrations/0001_ledger.sql")).await;
+    servers.execute("grant select on all tables in schema public to catchall_query").await;
+    servers.execute(include_str!("../../postgres/grants.sql")).await;
+    for (role, table, right, may) in [
+        ("catchall_worker", "domain_counters", "update", 1),
+        ("catchall_worker", "domain_counters", "delete", 0),
+        ("catchall_worker", "event_claims", "delete", 1),
+        ("catchall_query", "domain_counters", "select", 1),
+        ("catchall_query", "event_claims", "select", 0),
+    ] {
+        let has = format!("select has_table_privilege('{role}', '{table}', '{right}')::int::bigint");
+        assert_eq!(servers.number(&has).await, may, "{role}: {right} {table}");
     }
 }
 
