@@ -7,16 +7,19 @@
 
 use crate::domain_name::DomainName;
 use crate::idempotency_key::{IdempotencyKey, MAX_KEY};
-use crate::{broker, ingest};
+use crate::{broker, http, ingest};
 
 /// A function that panics if the bytes break a promise.
 pub type Target = fn(&[u8]);
 
 /// All targets, by their names.
-pub const TARGETS: [(&str, Target); 5] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("domain_name", domain_name),
     ("idempotency_key", idempotency_key),
     ("bulk", ingest::fuzzed::bulk),
+    ("tokens", http::fuzzed::tokens),
+    ("authorization", http::fuzzed::authorization),
+    ("forwarded_for", http::fuzzed::forwarded_for),
     ("message", broker::fuzz_message),
     ("frames", broker::fuzz_frames),
 ];

@@ -18,6 +18,8 @@ mod openapi;
 mod ops;
 mod guard_config;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use access::fuzzed;
 pub use access::{Caller, EventRates, LimitConfig, Visitor};
 pub use answer::hold;
 pub use budget::{Budget, Exhausted, Share};

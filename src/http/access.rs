@@ -182,5 +182,7 @@ impl Metrics {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
 #[cfg(test)]
 mod tests;

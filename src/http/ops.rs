@@ -132,8 +132,8 @@ async fn livez() -> &'static str {
     responses(
         (status = 200, description = "All it depends on is available.", body = String,
             content_type = "text/plain; charset=utf-8"),
-        (status = 503, description = "The process stops, or something is not available: the body says what, to those who may operate.",
-            body = String, content_type = "text/plain; charset=utf-8")
+        (status = 503, description = "The process stops, or something is not available. The body says what, \
+            to those who may operate.", body = String, content_type = "text/plain; charset=utf-8")
     ),
     security(())
 )]

@@ -29,7 +29,7 @@ pub(crate) fn poisons() -> Vec<(Vec<u8>, BasicProperties, &'static str)> {
         (r#"{"domain":"a.com","event":"clicked"}"#, "unknown event \"clicked\""),
         (r#"{"domain":"a.com","event":"delivered","count":0}"#, "a count from 1 to 1000000000"),
         (r#"{"domain":"a.com","event":"delivered","count":-5}"#, "a count from 1 to 1000000000"),
-        (r#"{"domain":"a.com","event":"delivered","count":1e3}"#, "a count from 1 to 1000000000"),
+        (r#"{"domain":"a.com","event":"delivered","count":1.5}"#, "a count from 1 to 1000000000"),
         (r#"{"domain":"a.com","event":"delivered","id":7}"#, "expected a string"),
         (
             r#"[{"domain":"poisoned.com","event":"delivered"},{"domain":"poisoned.com"}]"#,
