@@ -46,6 +46,7 @@ pub fn main() -> ExitCode {
 /// skipped, a reference is unknown or ambiguous, or the command was interrupted.
 pub async fn run(config: DeadLettersConfig, process: Process) -> anyhow::Result<()> {
     let shutdown = process.shutdown;
+    config.command.broker().check()?;
     config.network.check(&config.command.exposures())?;
     match config.command {
         Command::Count(command) => count(&command).await,

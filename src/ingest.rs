@@ -118,6 +118,7 @@ pub fn main() -> ExitCode {
 ///
 /// When a port cannot be bound or a server fails; never because the broker is unavailable.
 pub async fn run(config: IngestConfig, process: Process) -> anyhow::Result<()> {
+    config.broker.check()?;
     config.network.check(&[config.broker.exposure()])?;
     let guard = config.guard.load(Some(&config.http), &config.ops, Some(&config.intake.rates))?;
     let (sockets, ops) = (config.http.bind()?, config.ops.bind()?);

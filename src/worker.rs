@@ -152,6 +152,7 @@ pub fn main() -> ExitCode {
 /// When the operations port cannot be bound or its server fails; never because the broker or the database is
 /// unavailable.
 pub async fn run(config: WorkerConfig, process: Process) -> anyhow::Result<()> {
+    config.broker.check()?;
     config.network.check(&[config.broker.exposure(), config.ledger.primary.exposure()])?;
     let guard = config.guard.load(None, &config.ops, None)?;
     let ops = config.ops.bind()?;

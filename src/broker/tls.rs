@@ -43,6 +43,11 @@ pub struct BrokerTlsConfig {
 }
 
 impl BrokerTlsConfig {
+    /// Whether anything is set, which has a meaning only for TLS.
+    pub(super) fn is_set(&self) -> bool {
+        self.ca.is_some() || self.cert.is_some()
+    }
+
     /// Whether this process shows a certificate.
     pub(super) fn has_certificate(&self) -> bool {
         self.cert.is_some()

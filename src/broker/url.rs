@@ -9,6 +9,7 @@ use lapin::uri::{AMQPScheme, AMQPUri};
 
 use super::tls::BrokerTlsConfig;
 use crate::network::is_local;
+use crate::process::ExitError;
 
 /// The default timeout of a connection attempt, in milliseconds, which the URL may override. An attempt only
 /// has to cross a network and log in.
@@ -40,6 +41,20 @@ impl BrokerConfig {
     #[must_use]
     pub fn new(amqp_url: AmqpUrl) -> Self {
         Self { amqp_url, tls: BrokerTlsConfig::default() }
+    }
+
+    /// Checks that what is said about TLS belongs to the URL.
+    ///
+    /// # Errors
+    ///
+    /// When the URL is one without TLS.
+    pub fn check(&self) -> Result<(), ExitError> {
+        if self.tls.is_set() && self.amqp_url.uri.scheme == AMQPScheme::AMQP {
+            let sentence = "CATCHALL_AMQP_CA and CATCHALL_AMQP_CERT are for TLS, and CATCHALL_AMQP_URL begins \
+                            with amqp://: write amqps://";
+            return Err(ExitError { status: 2, sentence: sentence.into() });
+        }
+        Ok(())
     }
 
     /// The variable of the URL, and what strangers can do on the way to the broker.

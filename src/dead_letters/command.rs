@@ -78,16 +78,24 @@ pub(super) enum Command {
 }
 
 impl Command {
-    /// The variables of the URLs, and what strangers can do on the way there.
-    pub(super) fn exposures(&self) -> Vec<(&'static str, Option<&'static str>)> {
-        let (broker, primary) = match self {
+    /// The broker of any command.
+    pub(super) fn broker(&self) -> &broker::BrokerConfig {
+        match self {
             Self::Count(Count { broker, .. })
             | Self::List(List { broker, .. })
             | Self::Show(Show { broker, .. })
-            | Self::Discard(Discard { broker, .. }) => (broker, None),
-            Self::Replay(Replay { broker, ledger, .. }) => (broker, Some(&ledger.primary)),
+            | Self::Replay(Replay { broker, .. })
+            | Self::Discard(Discard { broker, .. }) => broker,
+        }
+    }
+
+    /// The variables of the URLs, and what strangers can do on the way there.
+    pub(super) fn exposures(&self) -> Vec<(&'static str, Option<&'static str>)> {
+        let primary = match self {
+            Self::Replay(Replay { ledger, .. }) => Some(&ledger.primary),
+            _ => None,
         };
-        [broker.exposure()].into_iter().chain(primary.map(ledger::Primary::exposure)).collect()
+        [self.broker().exposure()].into_iter().chain(primary.map(ledger::Primary::exposure)).collect()
     }
 }
 

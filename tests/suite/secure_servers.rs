@@ -187,6 +187,12 @@ fn a_url_that_protects_nothing_is_refused_unless_the_network_is_trusted() {
             assert!(!stderr.contains("s3cret") && stderr.lines().count() == 1, "{stderr}");
         }
     }
+    for (program, command) in [("ingest", &[][..]), ("dead", &["count"])] {
+        let plain = [("CATCHALL_AMQP_URL", "amqp://127.0.0.1:1"), ("CATCHALL_AMQP_CA", "/nowhere/ca.pem")];
+        let (status, _, stderr) = run(program, command, &plain);
+        assert_eq!(status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains("CATCHALL_AMQP_URL begins with amqp://: write amqps://"), "{stderr}");
+    }
     let trusted = [("CATCHALL_DATABASE_URL", postgres), ("CATCHALL_TRUSTED_NETWORK", "yes")];
     let (status, _, stderr) = run("migrate", &[], &trusted);
     assert_eq!(status.code(), Some(1), "{stderr}");
