@@ -15,8 +15,8 @@ use crate::token::Token;
 /// The proxy that is believed.
 const PROXY: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
-/// A token file is read to grants that are written as they are read, or not at all; and a set of them knows each
-/// token once.
+/// A token file is read to grants that are written as they are read, or not at all; and a set of them knows
+/// each token once.
 pub(crate) fn tokens(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Ok(token) = text.parse::<Token>() {
@@ -35,8 +35,8 @@ pub(crate) fn tokens(data: &[u8]) {
     }
 }
 
-/// Where tokens are asked for, nobody gets in by a header, whatever is in it; and what it is answered is short and
-/// can be sent.
+/// Where tokens are asked for, nobody gets in by a header, whatever is in it; and what it is answered is
+/// short and can be sent.
 pub(crate) fn authorization(data: &[u8]) {
     let Ok(value) = HeaderValue::from_bytes(data) else { return };
     let make = |_: &Contents, _: Option<&TokenSet>| {
@@ -53,8 +53,8 @@ pub(crate) fn authorization(data: &[u8]) {
     assert!(refused.status().is_client_error() && refused.body().len() < 600, "{refused:?}");
 }
 
-/// Where a request comes from is an address that the header has, or that of the proxy; and never one that stands
-/// before an address of somebody else.
+/// Where a request comes from is an address that the header has, or that of the proxy; and never one that
+/// stands before an address of somebody else.
 pub(crate) fn forwarded_for(data: &[u8]) {
     let proxies = Proxies::new(&[PROXY.to_string().parse().expect("an address")]);
     let Ok(value) = HeaderValue::from_bytes(data) else { return };
