@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Frame, SizeHint};
 use tokio::sync::Notify;
@@ -55,7 +55,7 @@ enum Packing {
 
 impl Packing {
     fn of(headers: &HeaderMap) -> Self {
-        match headers.get(header::CONTENT_ENCODING).map(header::HeaderValue::as_bytes) {
+        match headers.get(header::CONTENT_ENCODING).map(HeaderValue::as_bytes) {
             Some(b"gzip") => Self::Gzip,
             Some(b"zstd") => Self::Zstd,
             _ => Self::None,
@@ -100,6 +100,15 @@ struct Wire {
 /// Must run before the body is unpacked: notes how it is packed, and counts the bytes that arrive. Only those
 /// show the client's speed, however well it packs.
 pub(super) async fn observe(mut request: Request) -> Request {
+    // The names of encodings have no case (RFC 9110, 8.4.1), but what unpacks knows only one spelling.
+    let mut encodings = request.headers().get_all(header::CONTENT_ENCODING).iter();
+    if let (Some(encoding), None) = (encodings.next(), encodings.next()) {
+        let known = [HeaderValue::from_static("gzip"), HeaderValue::from_static("zstd")];
+        let same = |known: &HeaderValue| known.as_bytes().eq_ignore_ascii_case(encoding.as_bytes());
+        if let Some(known) = known.into_iter().find(same) {
+            request.headers_mut().insert(header::CONTENT_ENCODING, known);
+        }
+    }
     let wire = Wire { packing: Packing::of(request.headers()), arrived: Arc::default() };
     request.extensions_mut().insert(wire.clone());
     request.map(|body| Body::new(Observed { body, wire }))

@@ -48,13 +48,19 @@ fn read_properties(properties: &[u8], body: &[u8]) {
     }
     let _ = (delivery.watermark(), delivery.content_type(), delivery.content_encoding());
     let dead = Message::dead_letter(&delivery, "because").properties;
-    assert_eq!(parsed(&written(&dead)), dead);
+    survives(&dead);
     let replayed = original(&dead, Some("id"));
-    assert_eq!(parsed(&written(&replayed)), replayed);
+    survives(&replayed);
     assert_eq!(replayed.message_id().as_ref().map(ShortString::as_str), Some("id"));
     for name in replayed.headers().iter().flat_map(FieldTable::inner).map(|(name, _)| name.as_str()) {
         assert!(!name.starts_with(OURS) && !TRACES.iter().any(|trace| name.starts_with(trace)), "{name}");
     }
+}
+
+/// What is written is read again as the same. (As bytes: a header may be a number that is not equal to itself.)
+fn survives(properties: &BasicProperties) {
+    let written_once = written(properties);
+    assert_eq!(written(&parsed(&written_once)), written_once);
 }
 
 /// The properties of a content header.
