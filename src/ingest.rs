@@ -34,6 +34,7 @@ const SHOW_INTERVAL: Duration = Duration::from_secs(1);
 const ABOUT: http::About = http::About {
     title: "catchall-ingest",
     description: "Takes delivery events, and answers once they are on disk.",
+    address: "127.0.0.1:8080",
 };
 
 /// What ingest needs to know.

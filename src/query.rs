@@ -23,8 +23,11 @@ use lookup::{Lookups, read, warm_up};
 pub(crate) use lookup::READS_AT_ONCE;
 
 /// What the document of its requests says first.
-const ABOUT: http::About =
-    http::About { title: "catchall-query", description: "Tells which e-mail domains are catch-alls." };
+const ABOUT: http::About = http::About {
+    title: "catchall-query",
+    description: "Tells which e-mail domains are catch-alls.",
+    address: "127.0.0.1:8081",
+};
 
 /// What query needs to know.
 #[derive(Clone, Debug, clap::Args)]

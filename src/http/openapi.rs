@@ -23,6 +23,8 @@ pub struct About {
     pub title: &'static str,
     /// What it does.
     pub description: &'static str,
+    /// Where it answers unless it is told otherwise, for examples.
+    pub address: &'static str,
 }
 
 /// What holds for every port.
@@ -45,9 +47,9 @@ struct Documents {
 }
 
 impl Documents {
-    fn of(api: &OpenApi) -> Self {
+    fn of(api: &OpenApi, address: &str) -> Self {
         let document = serde_json::to_value(api).expect("a document is made of strings and numbers");
-        Self { json: document.to_string().into(), page: page::render(&document).into() }
+        Self { json: document.to_string().into(), page: page::render(&document, address).into() }
     }
 }
 
@@ -60,11 +62,11 @@ pub fn documented(about: About, routes: OpenApiRouter) -> Router {
         .routes(routes!(docs))
         .routes(routes!(style))
         .split_for_parts();
-    with_problems(router.with_state(Arc::new(Documents::of(&api))))
+    with_problems(router.with_state(Arc::new(Documents::of(&api, about.address))))
 }
 
 /// A document without any request yet.
-fn beginning(About { title, description }: About) -> OpenApi {
+fn beginning(About { title, description, .. }: About) -> OpenApi {
     let license = LicenseBuilder::new().name("MIT or Apache-2.0").identifier(Some(env!("CARGO_PKG_LICENSE")));
     let info = InfoBuilder::new()
         .title(title)

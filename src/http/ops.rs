@@ -33,6 +33,7 @@ pub(super) const OPS_CONNECTIONS: u32 = 100;
 const ABOUT: About = About {
     title: "catchall: operations",
     description: "Tells operators and machines how a process of catchall is.",
+    address: "127.0.0.1:9080",
 };
 
 /// Where a process serves its operations routes.

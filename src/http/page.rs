@@ -14,14 +14,14 @@ struct Operation<'a> {
     of: &'a Value,
 }
 
-/// The page of a document.
-pub(super) fn render(document: &Value) -> String {
+/// The page of a document, with requests to an address as examples.
+pub(super) fn render(document: &Value, address: &str) -> String {
     let mut page = String::new();
-    write_page(&mut page, document).expect("a string takes whatever is written");
+    write_page(&mut page, document, address).expect("a string takes whatever is written");
     page
 }
 
-fn write_page(page: &mut String, document: &Value) -> fmt::Result {
+fn write_page(page: &mut String, document: &Value, address: &str) -> fmt::Result {
     let info = &document["info"];
     let (title, operations) = (Text(&info["title"]), operations(document));
     write!(
@@ -49,7 +49,7 @@ fn write_page(page: &mut String, document: &Value) -> fmt::Result {
             tag = operation.of["tags"][0].as_str();
             writeln!(page, "<h2>{}</h2>", Text(&operation.of["tags"][0]))?;
         }
-        write_operation(page, document, operation)?;
+        write_operation(page, document, operation, address)?;
     }
     page.write_str("<h2>Objects</h2>\n")?;
     for (name, schema) in members(&document["components"]["schemas"]) {
@@ -76,7 +76,7 @@ fn operations(document: &Value) -> Vec<Operation<'_>> {
     found
 }
 
-fn write_operation(page: &mut String, document: &Value, operation: &Operation) -> fmt::Result {
+fn write_operation(page: &mut String, document: &Value, operation: &Operation, address: &str) -> fmt::Result {
     let (anchor, of) = (operation.anchor(), operation.of);
     write!(
         page,
@@ -93,7 +93,7 @@ fn write_operation(page: &mut String, document: &Value, operation: &Operation) -
             "<p>Where there are <a href=\"#token\">tokens</a>: one for <code>{scope}</code>.</p>"
         )?;
     }
-    write_command(page, document, operation)?;
+    write_command(page, document, operation, address)?;
     write_parameters(page, document, of)?;
     if let Some(content) = of["requestBody"]["content"].as_object() {
         let description = Words(&of["requestBody"]["description"]);
@@ -116,7 +116,7 @@ fn write_operation(page: &mut String, document: &Value, operation: &Operation) -
 }
 
 /// A command line that sends the request.
-fn write_command(page: &mut String, document: &Value, operation: &Operation) -> fmt::Result {
+fn write_command(page: &mut String, document: &Value, operation: &Operation, address: &str) -> fmt::Result {
     let mut path = operation.path.to_owned();
     for parameter in operation.of["parameters"].as_array().into_iter().flatten() {
         let schema = resolve(document, &parameter["schema"]);
@@ -132,7 +132,7 @@ fn write_command(page: &mut String, document: &Value, operation: &Operation) -> 
         _ if !body.is_null() => write!(command, "--json '{body}' ")?,
         method => write!(command, "-X {} ", method.to_ascii_uppercase())?,
     }
-    write!(command, "http://127.0.0.1:8080{path}")?;
+    write!(command, "http://{address}{path}")?;
     writeln!(page, "<pre><code>{}</code></pre>", Escaped(&command))
 }
 

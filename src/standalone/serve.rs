@@ -15,6 +15,7 @@ use crate::{http, ingest, query};
 const ABOUT: http::About = http::About {
     title: "catchall",
     description: "Takes delivery events, and tells which e-mail domains are catch-alls.",
+    address: "127.0.0.1:8080",
 };
 
 /// Opens the data file, binds, and serves until the shutdown and the grace period after it.
