@@ -13,9 +13,6 @@ use crate::tidy::{Source, sources};
 
 const METHODS: [&str; 8] = ["get", "put", "post", "delete", "patch", "head", "options", "trace"];
 
-/// Problems that only a service with tokens or with a limit of requests has.
-const OF_ACCESS: [&str; 3] = ["unauthorized", "forbidden", "too-many-requests"];
-
 /// The document of a service.
 async fn document(service: &Service) -> Value {
     let (status, headers, body) = service.request(Method::GET, "/openapi.json", &[], "").await;
@@ -125,7 +122,7 @@ async fn the_problems_of_the_documents_are_those_of_the_page() {
     let document = document(system.events()).await;
     let rows = section(API, "\n## Problems\n", "\n## ").lines();
     let of_page = rows.filter_map(|row| row.strip_prefix("| `")?.split('`').next());
-    let of_page: BTreeSet<&str> = of_page.chain(OF_ACCESS).collect();
+    let of_page: BTreeSet<&str> = of_page.collect();
     let urn = |name: &str| format!("urn:catchall:problem:{name}");
     let all: BTreeSet<String> = of_page.into_iter().map(urn).collect();
     let kinds = document["components"]["schemas"]["ProblemType"]["enum"].as_array().unwrap();
