@@ -87,6 +87,18 @@ fn one_provider_does_all_cryptography() {
 }
 
 #[test]
+fn the_fuzzing_has_a_lock_file_that_is_current() {
+    // It is a workspace of its own, and `cargo update` of this one does not touch it.
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--locked", "--manifest-path", "fuzz/Cargo.toml"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "cargo update --workspace --manifest-path fuzz/Cargo.toml: {told}");
+}
+
+#[test]
 fn every_dependency_has_a_licence_and_a_source_that_are_allowed() {
     let platform = format!("{ARCH}-unknown-linux-gnu");
     assert!(list("targets").contains(&*platform));
