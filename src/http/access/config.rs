@@ -5,20 +5,14 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use clap::ArgAction;
+use clap::builder::BoolishValueParser;
+
 use super::allowance::Rates;
 use super::proxies::ProxyNet;
 use super::token_set::TokenSet;
 use crate::grant::{Grant, grants};
 use crate::reload::{Contents, Reloaded};
-
-/// Whether everybody is let in who can reach a listener.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Open {
-    /// Only those with a token, or nobody beyond this machine.
-    No,
-    /// Everybody.
-    Yes,
-}
 
 /// Who may come in.
 #[derive(Clone, Debug, clap::Args)]
@@ -30,8 +24,15 @@ pub(in crate::http) struct AccessConfig {
     tokens: Option<PathBuf>,
 
     /// Let everybody in who can reach the ports, without a token
-    #[arg(long, env = "CATCHALL_OPEN", value_name = "WHETHER", default_value = "no")]
-    open: Open,
+    #[arg(
+        long,
+        env = "CATCHALL_OPEN",
+        value_name = "WHETHER",
+        default_value = "no",
+        action = ArgAction::Set,
+        value_parser = BoolishValueParser::new()
+    )]
+    open: bool,
 }
 
 impl AccessConfig {
@@ -42,7 +43,7 @@ impl AccessConfig {
     ///
     /// A sentence that says what to set.
     pub(in crate::http) fn check(&self, addresses: &[(&str, SocketAddr)]) -> Result<(), String> {
-        if self.open == Open::Yes {
+        if self.open {
             return match self.tokens {
                 Some(_) => {
                     Err("CATCHALL_OPEN lets everybody in, and CATCHALL_TOKENS does not: set one of them"
