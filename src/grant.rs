@@ -159,9 +159,12 @@ impl FromStr for Expiry {
         if text == NEVER {
             return Ok(Self::NEVER);
         }
-        let date =
-            || Date::parse(text, &Iso8601::DATE).map(|date| date.with_time(Time::MIDNIGHT).assume_utc());
-        OffsetDateTime::parse(text, &Rfc3339).or_else(|_| date()).map(|end| Self(Some(end))).map_err(|_| {
+        // The standard knows other forms, and years that have no RFC 3339 form.
+        let date = || {
+            let date = Date::parse(text, &Iso8601::DATE).ok().filter(|date| date.to_string() == text)?;
+            Some(date.with_time(Time::MIDNIGHT).assume_utc())
+        };
+        OffsetDateTime::parse(text, &Rfc3339).ok().or_else(date).map(|end| Self(Some(end))).ok_or_else(|| {
             excerpt(format_args!("{text:?} is not a time, as in 2027-01-31, 2027-01-31T12:00:00Z or never"))
         })
     }
@@ -294,6 +297,9 @@ mod tests {
             ("-1d", "is not a time"),
             ("4000000000d", "write never"),
             ("2027-02-29", "is not a time"),
+            ("-001040-101", "is not a time"),
+            ("2027-W10-1", "is not a time"),
+            ("+12027-01-31", "is not a time"),
             ("tomorrow", "is not a time"),
         ] {
             let error = Expiry::from_argument(text, NOW).unwrap_err();
