@@ -1,4 +1,5 @@
-//! HTTP: sockets, servers, problem documents and the operations routes.
+//! HTTP: sockets, TLS, who may come in, servers, problem documents, the OpenAPI document and the operations
+//! routes.
 
 mod transfer;
 mod access;
@@ -28,6 +29,6 @@ pub use guard_config::GuardConfig;
 pub use listen::{HttpConfig, serve_per_thread};
 pub use openapi::{About, documented};
 pub use ops::{OpsConfig, serve_ops};
-pub use problem::{Problem, ProblemType, Rejected, domain, json, with_problems};
+pub use problem::{Problem, ProblemType, Rejected, domain, json};
 pub use problem_responses::{Responses, problem_responses};
 pub use transfer::deadline as transfer_deadline;

@@ -4,7 +4,6 @@ use std::net::Shutdown;
 use std::sync::{Arc, OnceLock};
 
 use futures::{Stream, StreamExt, future};
-
 use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
 use lapin::{AsyncTcpStream, Connection, ConnectionProperties, ErrorKind, Event};
 use socket2::SockRef;

@@ -174,11 +174,11 @@ impl Connection<TcpStream> {
     /// request. One that fails is not logged, because strangers can cause any number of them.
     pub(super) async fn serve_securely(mut self, tls: Arc<ServerConfig>) {
         let handshake = timeout(FIRST_REQUEST_TIMEOUT, TlsAcceptor::from(tls).accept(self.stream));
-        let shaken = tokio::select! {
-            shaken = handshake => shaken,
+        let completed = tokio::select! {
+            completed = handshake => completed,
             _ = self.stage.wait_for(|stage| *stage == Stage::Closing) => return,
         };
-        let Ok(Ok(stream)) = shaken else {
+        let Ok(Ok(stream)) = completed else {
             metrics::counter!("catchall_tls_failed_handshakes_total").increment(1);
             return;
         };

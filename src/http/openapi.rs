@@ -114,7 +114,6 @@ async fn docs(State(documents): State<Arc<Documents>>) -> impl IntoResponse {
     let headers = [
         (header::CONTENT_TYPE, "text/html; charset=utf-8"),
         (header::CONTENT_SECURITY_POLICY, POLICY),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
     ];
     (headers, documents.page.clone())
@@ -132,7 +131,5 @@ async fn docs(State(documents): State<Arc<Documents>>) -> impl IntoResponse {
     security(())
 )]
 async fn style() -> impl IntoResponse {
-    let headers =
-        [(header::CONTENT_TYPE, "text/css; charset=utf-8"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
-    (headers, include_str!("page.css"))
+    ([(header::CONTENT_TYPE, "text/css; charset=utf-8")], include_str!("page.css"))
 }

@@ -269,7 +269,7 @@ pub fn json(status: StatusCode, value: &impl Serialize) -> Response<Vec<u8>> {
 }
 
 /// Adds problem documents for unknown paths and methods.
-pub fn with_problems<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S> {
+pub(super) fn with_problems<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S> {
     routes.fallback(not_found).method_not_allowed_fallback(method_not_allowed)
 }
 

@@ -95,7 +95,7 @@ fn describe(kind: ProblemType) -> (&'static str, &'static str) {
         ),
         Kind::Forbidden => (
             "the token does not allow this request",
-            "this needs a token with the scope write, which yours has not",
+            "this needs a token with the scope write, which yours lacks",
         ),
         Kind::TooManyRequests => (
             "the token or the address may not send so much in a second, and nothing was counted",

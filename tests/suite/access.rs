@@ -255,7 +255,7 @@ async fn reasons_and_metrics_are_for_operators() {
 #[tokio::test]
 async fn a_holder_sends_so_many_events_and_no_more_and_nobody_else_pays_for_it() {
     let tokens = Tokens::new();
-    let (first, second) = (tokens.add("first", "write,read"), tokens.add("second", "write"));
+    let (first, second) = (tokens.add("first", "write,read,operate"), tokens.add("second", "write"));
     let limit = ("CATCHALL_TOKEN_EVENTS_PER_SEC", "10");
     for system in System::both(&[tokens.variable(), limit]).await {
         let post = async |bearer: &str, events: usize| {
@@ -267,6 +267,8 @@ async fn a_holder_sends_so_many_events_and_no_more_and_nobody_else_pays_for_it()
         let (status, headers, body) = post(&first, 5000).await;
         assert_eq!(status, StatusCode::TOO_MANY_REQUESTS);
         assert!(body.contains("urn:catchall:problem:too-many-requests"), "{body}");
+        let (_, metrics) = system.events().ops_with("/metrics", &[("authorization", &*first)]).await;
+        assert!(metric(&metrics, "catchall_http_throttled_total") > 0.0, "{metrics}");
         let wait: u64 = headers["retry-after"].to_str().unwrap().parse().unwrap();
         assert!((400..=501).contains(&wait), "{wait}");
         assert_eq!(post(&second, 10_000).await.0, StatusCode::ACCEPTED);

@@ -127,8 +127,7 @@ async fn a_worker_counts_nothing_where_commits_do_not_last() {
     let worker = Service::start("worker", &servers, &[]).await;
     worker.becomes_unready(OFF).await;
     worker.becomes_unready(REASON).await;
-    // The log comes by another way than the answer of /readyz.
-    eventually("it is in the log", async || worker.has_logged(OFF).then_some(())).await;
+    worker.logs(OFF).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(publisher.waiting(EVENTS).await, 1, "nothing is taken that could not be counted");
 

@@ -33,7 +33,7 @@ async fn what_the_primary_does_not_write_in_time_is_counted_in_smaller_delivery_
     );
     let sum = "select sum(delivered)::int8 from domain_counters where domain like 'd%.com'";
     assert_eq!(servers.number(sum).await, MESSAGES);
-    assert!(worker.has_logged("rows were not written in time, the next delivery batches are smaller"));
+    worker.logs("rows were not written in time, the next delivery batches are smaller").await;
     let (_, metrics) = worker.ops("/metrics").await;
     let limit = metrics.lines().find_map(|line| line.strip_prefix("catchall_worker_row_limit "));
     let limit: f64 = limit.expect("the limit is a metric").parse().unwrap();

@@ -256,6 +256,12 @@ impl Service {
         self.log.lock().unwrap().iter().map(ToString::to_string).collect()
     }
 
+    /// Waits until a line of the log contains a text. The log comes by another way than answers, and may come
+    /// later than what it is about.
+    pub async fn logs(&self, text: &str) {
+        eventually(&format!("{text:?} is in the log"), async || self.has_logged(text).then_some(())).await;
+    }
+
     /// Whether any line of the log contains a text.
     #[must_use]
     pub fn has_logged(&self, text: &str) -> bool {

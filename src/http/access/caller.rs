@@ -36,7 +36,10 @@ impl Caller {
     pub fn take_events(&self, events: usize) -> Result<(), Problem> {
         let holder = self.holder.as_ref().map(|holder| holder.allowance());
         for allowance in [Some(self.peer.allowance()), holder].into_iter().flatten() {
-            allowance.take_events(events).map_err(Refusal::TooManyEvents)?;
+            allowance.take_events(events).map_err(|wait| {
+                metrics::counter!("catchall_http_throttled_total").increment(1);
+                Refusal::TooManyEvents(wait)
+            })?;
         }
         Ok(())
     }

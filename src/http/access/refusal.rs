@@ -42,7 +42,7 @@ impl From<Refusal> for Problem {
             }
             Refusal::Forbidden(scope) => {
                 let scope = scope.name();
-                let detail = format!("this needs a token with the scope {scope}, which yours has not");
+                let detail = format!("this needs a token with the scope {scope}, which yours lacks");
                 let challenge =
                     format!(r#"Bearer realm="catchall", error="insufficient_scope", scope="{scope}""#);
                 challenged(ProblemType::Forbidden, detail, challenge)
