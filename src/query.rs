@@ -1,26 +1,44 @@
-//! Query: tells what is known of a domain, from a replica.
+//! Query: tells what is known of domains, from a replica.
 
 mod lookup;
+mod source;
+mod parameters;
+mod rows;
 mod domain;
+mod names;
+mod list;
+mod totals;
+mod feed;
+mod changes;
 
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
 use axum::Router;
+use axum::http::HeaderValue;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt};
 use utoipa_axum::routes;
 
 use crate::health::{Dependency, Health};
-use crate::http;
+use crate::http::{self, Budget};
 use crate::network::NetworkConfig;
 use crate::process::{self, Process};
-use crate::store::CounterSource;
+use crate::shutdown::Shutdown;
+use crate::store::DomainSource;
 use crate::store::replica::{self, Replica};
+use changes::Changes;
 use domain::Domains;
+use feed::Feed;
+use list::Lists;
 use lookup::{Lookups, read, warm_up};
+use source::Source;
 
 pub(crate) use lookup::READS_AT_ONCE;
+
+/// What may be kept of an answer: all of it, if it is asked for again before it is used. An answer is as fresh
+/// as what it was read from, and no older by any cache.
+const NO_CACHE: HeaderValue = HeaderValue::from_static("no-cache");
 
 /// What the document of its requests says first.
 const ABOUT: http::About = http::About {
@@ -58,9 +76,11 @@ pub struct QueryConfig {
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct LookupConfig {
-    /// Delivered events that a domain without a bounce must exceed to be a catch-all
-    #[arg(long, env = "CATCHALL_THRESHOLD", value_name = "N", default_value_t = 1000)]
-    threshold: u64,
+    /// Delivered events that a domain without a bounce must exceed to be a catch-all, if look-ups of this
+    /// process are to go by another threshold than the database [default: that of the database, 1000 unless
+    /// it was changed]
+    #[arg(long, env = "CATCHALL_THRESHOLD", value_name = "N")]
+    threshold: Option<u64>,
 
     /// Requests that may wait for the database, on each thread. Further requests get a 503 at once
     #[arg(
@@ -101,8 +121,9 @@ pub async fn run(config: QueryConfig, process: Process) -> anyhow::Result<()> {
     );
     let watched = Replica::new(&config.replica, READS_AT_ONCE);
     let router = {
-        let (config, health) = (config.clone(), health.clone());
-        move || router(&config, &health)
+        let (config, health, stop) = (config.clone(), health.clone(), process.shutdown.clone());
+        let budget = budget();
+        move || router(&config, &health, &budget, stop.clone())
     };
     let stop = process.shutdown.clone();
     let serving = http::serve_per_thread(sockets, &config.http, &guard, router, &health, stop);
@@ -116,23 +137,39 @@ pub async fn run(config: QueryConfig, process: Process) -> anyhow::Result<()> {
 }
 
 /// The routes of one thread, with the replica behind them. Must be called on the thread's event loop.
-fn router(config: &QueryConfig, health: &Health) -> Router {
+fn router(config: &QueryConfig, health: &Health, budget: &Budget, shutdown: Shutdown) -> Router {
     let replica = Replica::new(&config.replica, READS_AT_ONCE);
-    http::documented(ABOUT, routes(&config.lookup, replica, health.dependency("replica")))
+    let routes = routes(&config.lookup, replica, health.dependency("replica"), budget, shutdown);
+    http::documented(ABOUT, routes)
+}
+
+/// Memory for the bodies of look-ups, of all threads.
+pub(crate) fn budget() -> Budget {
+    Budget::new(names::BUDGET)
 }
 
 /// The routes of one thread, with readers of their own. Must be called on the thread's event loop. The
-/// dependency is up once each of the [`READS_AT_ONCE`] readers has read.
-pub(crate) fn routes<S: CounterSource>(
+/// dependency is up once each of the [`READS_AT_ONCE`] readers has read. Answers that have no end of their
+/// own end with the shutdown.
+pub(crate) fn routes<S: DomainSource>(
     config: &LookupConfig,
     source: S,
     dependency: Dependency,
+    budget: &Budget,
+    shutdown: Shutdown,
 ) -> OpenApiRouter {
     let (source, lookups) = (Arc::new(source), Arc::new(Lookups::new(config.max_waiting_reads as usize)));
     for _ in 0..READS_AT_ONCE {
         tokio::spawn(read(Arc::clone(&lookups), Arc::clone(&source)));
     }
-    tokio::spawn(warm_up(source, dependency));
+    tokio::spawn(warm_up(Arc::clone(&source), dependency));
+    let source = Source::new(source);
     let domains = Domains { lookups, threshold: config.threshold };
-    OpenApiRouter::default().routes(routes!(domain::get_domain).with_state(domains))
+    let changes = Changes::new(Feed::new(source.clone()), shutdown);
+    OpenApiRouter::default()
+        .routes(routes!(domain::get_domain).with_state(domains))
+        .routes(names::route(source.clone(), config.threshold, budget.clone()))
+        .routes(routes!(list::list_domains).with_state(Lists::new(source.clone())))
+        .routes(routes!(totals::get_totals).with_state(source))
+        .routes(routes!(changes::get_changes).with_state(changes))
 }

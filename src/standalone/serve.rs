@@ -26,15 +26,16 @@ pub(super) async fn serve(config: ServeConfig, process: Process) -> anyhow::Resu
     let (sockets, ops) = (config.http.bind_alone()?, config.ops.bind()?);
     let health = Health::default();
     greet(&store, sockets[0].local_addr()?, ops.local_addr()?);
-    let budget = config.intake.budget();
+    let (budget, lookups) = (config.intake.budget(), query::budget());
     let store = Arc::new(store);
     let connections = query::READS_AT_ONCE as usize * usize::from(config.http.threads);
     let router = {
         let (config, store, health) = (config.clone(), Arc::clone(&store), health.clone());
+        let stop = process.shutdown.clone();
         move || {
             let events = ingest::routes(&config.intake, &budget, store.writer());
-            let domains =
-                query::routes(&config.lookup, store.reader(connections), health.dependency("data file"));
+            let (reader, dependency) = (store.reader(connections), health.dependency("data file"));
+            let domains = query::routes(&config.lookup, reader, dependency, &lookups, stop.clone());
             http::documented(ABOUT, events.merge(domains))
         }
     };
