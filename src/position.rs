@@ -107,7 +107,8 @@ mod tests {
                 domain: DomainName::parse(name).ok(),
             };
             prop_assert_eq!(position(&one).cmp(&position(&two)), one.cmp(&two));
-            prop_assert!(Position { transaction: one.0, domain: None } < position(&one));
+            let before = Position { transaction: one.0, domain: None };
+            prop_assert!(before < position(&one));
         }
     }
 }

@@ -12,12 +12,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
 use super::parameters::{Parameters, invalid, limit};
-use super::rows::Format;
+use super::rows::{Format, content_type};
 use super::source::Source;
 use crate::classified::DomainReport;
 use crate::counters::Status;
 use crate::domain_name::DomainName;
 use crate::http::{self, Problem, ProblemType};
+use crate::row_format::RowFormat;
 use crate::store::{Page, PageRequest};
 
 /// Domains of a page, unless the client asks for another number, and at most.
@@ -122,10 +123,10 @@ pub(super) async fn list_domains(
     parameters: Parameters,
 ) -> Result<Response, Problem> {
     let format = Format::of(&headers);
-    let most = if format == Format::Json { MAX_LIMIT } else { u32::MAX };
-    let usual = if format == Format::Json { LIMIT } else { u32::MAX };
-    let request = selection(parameters, usual, most)?;
-    if format == Format::Json { page(&lists, request).await } else { stream(&lists, request, format).await }
+    match format {
+        Format::Json => page(&lists, selection(parameters, LIMIT, MAX_LIMIT)?).await,
+        Format::Rows(format) => stream(&lists, selection(parameters, u32::MAX, u32::MAX)?, format).await,
+    }
 }
 
 /// Reads the parameters.
@@ -165,7 +166,7 @@ async fn page(lists: &Lists, request: PageRequest) -> Result<Response, Problem> 
 }
 
 /// Streams a selection. The first page is read before the answer begins, so that it can still be a problem.
-async fn stream(lists: &Lists, mut request: PageRequest, format: Format) -> Result<Response, Problem> {
+async fn stream(lists: &Lists, mut request: PageRequest, format: RowFormat) -> Result<Response, Problem> {
     let Ok(place) = Arc::clone(&lists.streams).try_acquire_owned() else {
         return Err(Problem::new(ProblemType::Unavailable, "too many lists are being streamed"));
     };
@@ -177,7 +178,7 @@ async fn stream(lists: &Lists, mut request: PageRequest, format: Format) -> Resu
     let body = futures::stream::unfold(sent, async |mut sent| sent.recv().await.map(|part| (part, sent)));
     let mut response = Response::new(Body::from_stream(body));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, format.content_type());
+    headers.insert(header::CONTENT_TYPE, content_type(format));
     headers.insert(header::CACHE_CONTROL, super::NO_CACHE);
     headers.insert(SNAPSHOT, NONE);
     Ok(response)
@@ -194,7 +195,7 @@ async fn send(
     mut request: PageRequest,
     mut left: u32,
     mut page: Page,
-    format: Format,
+    format: RowFormat,
     parts: mpsc::Sender<Result<Bytes, BrokenOff>>,
     _place: OwnedSemaphorePermit,
 ) {
