@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use crate::classified::DomainReport;
-use crate::timestamp::Timestamp;
+use crate::utc_time::UtcTime;
 
 /// How rows are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ impl RowFormat {
                 .and_then(|()| rows.write_all(b"\n")),
             Self::Csv => {
                 let DomainReport { domain, status, delivered, bounced, since } = report;
-                let since = since.as_ref().map(Timestamp::to_string).unwrap_or_default();
+                let since = since.as_ref().map(UtcTime::to_string).unwrap_or_default();
                 write!(rows, "{domain},{},{delivered},{bounced},{since}\r\n", status.name())
             }
         };
@@ -53,7 +53,7 @@ mod tests {
             status: Status::NotCatchAll,
             delivered: 7,
             bounced: 1,
-            since: Some(Timestamp(0)),
+            since: Some(UtcTime(0)),
         };
         let row = |format: RowFormat, report: &DomainReport| {
             let mut rows = Vec::new();

@@ -9,6 +9,7 @@ mod event_retention;
 mod schema;
 pub mod maintenance;
 pub mod postgres;
+mod feed;
 pub mod ledger;
 pub mod replica;
 pub mod sqlite;

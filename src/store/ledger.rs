@@ -15,6 +15,7 @@ mod reset;
 mod reclassify;
 mod import;
 mod admin;
+mod relay;
 
 pub use ack_deadline::AckDeadline;
 pub use admin::LedgerAdmin;
@@ -23,4 +24,5 @@ pub use apply::{Ledger, LedgerConfig, Primary};
 pub use apply_request::{ApplyError, ApplyRequest, Entry};
 pub use clock::Moment;
 pub(super) use count::{begin, count_old, rule};
+pub use relay::{RelayTurn, Relayed};
 pub use retention::{ClaimKind, Horizon, Pruning, RetentionConfig, Watermark};

@@ -7,7 +7,7 @@ use crate::counters::{Counters, Status};
 use crate::domain_name::DomainName;
 use crate::process::ExitError;
 use crate::tally::Tally;
-use crate::timestamp::Timestamp;
+use crate::utc_time::UtcTime;
 
 /// Who does something, and why: for the audit log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,7 +104,7 @@ pub struct ImportStep {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditEntry {
     /// When.
-    pub at: Timestamp,
+    pub at: UtcTime,
     /// What: "reset", "reclassify" or "import".
     pub action: String,
     /// To what: a domain, a threshold, a file.

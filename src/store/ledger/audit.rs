@@ -4,7 +4,7 @@ use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::store::maintenance::{AuditEntry, Signature};
-use crate::timestamp::Timestamp;
+use crate::utc_time::UtcTime;
 
 const WRITE: &str = "\
 -- catchall: note what an operator did
@@ -40,7 +40,7 @@ pub(super) async fn read(pool: &PgPool, limit: u32) -> Result<Vec<AuditEntry>, s
     let rows: Vec<(i64, String, String, String, String, String)> =
         sqlx::query_as(READ).bind(i64::from(limit)).fetch_all(pool).await?;
     let entry = |(at, action, subject, by, reason, details)| AuditEntry {
-        at: Timestamp(at),
+        at: UtcTime(at),
         action,
         subject,
         signature: Signature { by, reason },

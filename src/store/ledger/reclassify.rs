@@ -35,6 +35,13 @@ const BEGIN_WALK: &str = "\
 -- catchall: set the rule
 update classification set threshold = $1, walked_through = $2, walk = walk + 1 returning walk";
 
+/// A position that is not to come before long is of another server, from which the tables were restored. What
+/// the walk writes is after the present.
+const RELAY_TO_THE_PRESENT: &str = "\
+-- catchall: bring the relay into the present of the feed
+update change_relay set changed_in = pg_current_xact_id()::text::bigint, domain = '', holder = null, held_until = now()
+where changed_in > pg_current_xact_id()::text::bigint";
+
 /// Sets the threshold and begins a walk, or takes over the one that has begun.
 pub(super) async fn begin_walk(
     pool: &PgPool,
@@ -53,6 +60,7 @@ pub(super) async fn begin_walk(
         .bind(from.unwrap_or_default())
         .fetch_one(&mut *transaction)
         .await?;
+    sqlx::query(RELAY_TO_THE_PRESENT).execute(&mut *transaction).await?;
     if !is_resumed {
         let details = json!({ "before": before });
         audit::write(&mut transaction, "reclassify", &threshold.to_string(), signature, details).await?;

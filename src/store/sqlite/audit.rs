@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use sqlx::sqlite::SqliteConnection;
 
 use crate::store::maintenance::{AuditEntry, Signature};
-use crate::timestamp::Timestamp;
+use crate::utc_time::UtcTime;
 
 const WRITE: &str = "\
 -- catchall: note what an operator did
@@ -49,7 +49,7 @@ pub(super) async fn read(
     let rows: Vec<(i64, String, String, String, String, String)> =
         sqlx::query_as(READ).bind(limit).fetch_all(connection).await?;
     let entry = |(at, action, subject, by, reason, details)| AuditEntry {
-        at: Timestamp(at),
+        at: UtcTime(at),
         action,
         subject,
         signature: Signature { by, reason },
