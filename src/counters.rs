@@ -1,5 +1,6 @@
 //! The counters of a domain, and the one rule that classifies it.
 
+use std::fmt::{self, Display};
 use std::ops::AddAssign;
 
 use serde::Serialize;
@@ -64,6 +65,16 @@ pub enum Status {
     /// The domain has refused mail for some address.
     #[serde(rename = "not catch-all")]
     NotCatchAll,
+}
+
+impl Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "unknown",
+            Self::CatchAll => "catch-all",
+            Self::NotCatchAll => "not catch-all",
+        })
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod lookup;
 mod domain;
+mod socketmap;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -15,12 +16,16 @@ use crate::health::{Dependency, Health};
 use crate::http;
 use crate::network::NetworkConfig;
 use crate::process::{self, Process};
+use crate::shutdown::Shutdown;
 use crate::store::CounterSource;
 use crate::store::replica::{self, Replica};
 use domain::Domains;
 use lookup::{Lookups, read, warm_up};
+use socketmap::Socketmap;
 
 pub(crate) use lookup::READS_AT_ONCE;
+pub use socketmap::SocketmapConfig;
+pub(crate) use socketmap::both;
 
 /// What the document of its requests says first.
 const ABOUT: http::About = http::About {
@@ -52,6 +57,9 @@ pub struct QueryConfig {
 
     #[command(flatten)]
     lookup: LookupConfig,
+
+    #[command(flatten)]
+    socketmap: SocketmapConfig,
 }
 
 /// The rule's threshold, and how much may wait for an answer.
@@ -92,6 +100,7 @@ pub async fn run(config: QueryConfig, process: Process) -> anyhow::Result<()> {
     config.network.check(&[config.replica.exposure()])?;
     let guard = config.guard.load(Some(&config.http), &config.ops, None)?;
     let (sockets, ops) = (config.http.bind()?, config.ops.bind()?);
+    let socketmap = config.socketmap.bind(&config.guard)?;
     let health = Health::default();
     tracing::info!(
         listen = %sockets[0].local_addr()?,
@@ -100,6 +109,12 @@ pub async fn run(config: QueryConfig, process: Process) -> anyhow::Result<()> {
         "answering queries"
     );
     let watched = Replica::new(&config.replica, READS_AT_ONCE);
+    let mail = socketmap.map(|socketmap| {
+        let replica = config.replica.clone();
+        let replica = move || Replica::new(&replica, READS_AT_ONCE);
+        let dependency = health.dependency("replica");
+        serve_socketmap(socketmap, &config.lookup, replica, dependency, process.shutdown.clone())
+    });
     let router = {
         let (config, health) = (config.clone(), health.clone());
         move || router(&config, &health)
@@ -107,7 +122,7 @@ pub async fn run(config: QueryConfig, process: Process) -> anyhow::Result<()> {
     let stop = process.shutdown.clone();
     let serving = http::serve_per_thread(sockets, &config.http, &guard, router, &health, stop);
     tokio::select! {
-        served = serving => served,
+        served = both(serving, mail) => served,
         served = http::serve_ops(ops, &guard, health.clone(), process.metrics, process.shutdown) => {
             served.context("the operations routes")
         }
@@ -121,18 +136,36 @@ fn router(config: &QueryConfig, health: &Health) -> Router {
     http::documented(ABOUT, routes(&config.lookup, replica, health.dependency("replica")))
 }
 
-/// The routes of one thread, with readers of their own. Must be called on the thread's event loop. The
-/// dependency is up once each of the [`READS_AT_ONCE`] readers has read.
+/// The routes of one thread, with readers of their own. Must be called on the thread's event loop.
 pub(crate) fn routes<S: CounterSource>(
     config: &LookupConfig,
     source: S,
     dependency: Dependency,
 ) -> OpenApiRouter {
+    let domains = domains(config, source, dependency);
+    OpenApiRouter::default().routes(routes!(domain::get_domain).with_state(domains))
+}
+
+/// Serves a socketmap on a thread of its own, with readers of its own, until the shutdown and the grace period
+/// after it. `source` is called on the event loop of that thread.
+pub(crate) fn serve_socketmap<S: CounterSource>(
+    socketmap: Socketmap,
+    config: &LookupConfig,
+    source: impl FnOnce() -> S + Send + 'static,
+    dependency: Dependency,
+    shutdown: Shutdown,
+) -> impl Future<Output = anyhow::Result<()>> {
+    let config = config.clone();
+    socketmap::serve(socketmap, move || domains(&config, source(), dependency), shutdown)
+}
+
+/// What the handlers of one thread need, with readers of its own. Must be called on the thread's event loop.
+/// The dependency is up once each of the [`READS_AT_ONCE`] readers has read.
+fn domains<S: CounterSource>(config: &LookupConfig, source: S, dependency: Dependency) -> Domains {
     let (source, lookups) = (Arc::new(source), Arc::new(Lookups::new(config.max_waiting_reads as usize)));
     for _ in 0..READS_AT_ONCE {
         tokio::spawn(read(Arc::clone(&lookups), Arc::clone(&source)));
     }
     tokio::spawn(warm_up(source, dependency));
-    let domains = Domains { lookups, threshold: config.threshold };
-    OpenApiRouter::default().routes(routes!(domain::get_domain).with_state(domains))
+    Domains { lookups, threshold: config.threshold }
 }
