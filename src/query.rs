@@ -27,6 +27,12 @@ pub(crate) use lookup::READS_AT_ONCE;
 pub use socketmap::SocketmapConfig;
 pub(crate) use socketmap::both;
 
+/// For the fuzzer: see [`socketmap::fuzz`].
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_socketmap(data: &[u8]) {
+    socketmap::fuzz(data);
+}
+
 /// What the document of its requests says first.
 const ABOUT: http::About = http::About {
     title: "catchall-query",

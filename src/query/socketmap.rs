@@ -46,3 +46,25 @@ pub(crate) async fn both(
     let mail = async { OptionFuture::from(mail).await.transpose() };
     try_join(http, mail).await.map(|_| ())
 }
+
+/// Requests are read as they come: one answer for each, in their order, whatever is between the reads; and what
+/// is told is a reply of the protocol.
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(data: &[u8]) {
+    const LONGEST: usize = 4096;
+    let mut rest = data;
+    while let Ok(Some((payload, taken))) = netstring::first(rest, LONGEST) {
+        assert!(payload.len() <= LONGEST && taken > payload.len());
+        assert!((0..taken).all(|part| netstring::first(&rest[..part], LONGEST) == Ok(None)));
+        let reply = match question::domain(payload) {
+            Ok(name) => {
+                assert!(payload.len() > name.as_str().split('.').count());
+                question::Reply::of(crate::counters::Status::CatchAll)
+            }
+            Err(reply) => reply,
+        };
+        let text = reply.text();
+        assert!(["OK ", "NOTFOUND ", "PERM "].iter().any(|word| text.starts_with(word)) && text.len() < 100);
+        rest = &rest[taken..];
+    }
+}

@@ -102,22 +102,25 @@ fn clear(path: &Path) -> Result<(), NotBound> {
 #[derive(Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
-    device: u64,
-    inode: u64,
+    identity: (u64, u64),
 }
 
 impl SocketFile {
     fn of(path: &Path) -> io::Result<Self> {
-        let metadata = fs::symlink_metadata(path)?;
-        Ok(Self { path: path.to_owned(), device: metadata.dev(), inode: metadata.ino() })
+        Ok(Self { path: path.to_owned(), identity: identity(path)? })
     }
+}
+
+/// What tells a file from every other one: its device and inode.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
         let _turn = turn(&self.path);
-        let now = Self::of(&self.path);
-        if now.is_ok_and(|now| (now.device, now.inode) == (self.device, self.inode)) {
+        if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
             // What is left is replaced by the next process.
             let _ = fs::remove_file(&self.path);
         }
