@@ -24,8 +24,14 @@ begin
             ('catchall_worker', 'event_claims', 'select, insert, update, delete'),
             ('catchall_worker', 'watermarks', 'select, insert, update, delete'),
             ('catchall_worker', 'queue_progress', 'select'),
+            ('catchall_worker', 'classification', 'select'),
+            ('catchall_worker', 'domain_statuses', 'select, insert, update'),
+            ('catchall_worker', 'totals', 'select, insert, update, delete'),
             ('catchall_worker', '_sqlx_migrations', 'select'),
             ('catchall_query', 'domain_counters', 'select'),
+            ('catchall_query', 'classification', 'select'),
+            ('catchall_query', 'domain_statuses', 'select'),
+            ('catchall_query', 'totals', 'select'),
             ('catchall_query', '_sqlx_migrations', 'select')
         ) as given (role, name, rights)
         where to_regrole(role) is not null and to_regclass('public.' || name) is not null

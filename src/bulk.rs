@@ -87,14 +87,18 @@ pub fn events(
 }
 
 /// The elements of a JSON array. Reading stops at the first element beyond [`MAX_EVENTS`].
-fn elements(body: &[u8]) -> Result<Vec<&[u8]>, BodyError> {
+///
+/// # Errors
+///
+/// When it is not an array, or has more elements.
+pub fn elements(body: &[u8]) -> Result<Vec<&[u8]>, BodyError> {
     struct Elements<'a, 'de>(&'a mut Vec<&'de [u8]>);
 
     impl<'de> Visitor<'de> for Elements<'_, 'de> {
         type Value = ();
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an array of events")
+            f.write_str("an array")
         }
 
         fn visit_str<E: de::Error>(self, _: &str) -> Result<(), E> {

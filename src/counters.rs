@@ -1,7 +1,7 @@
 //! The counters of a domain, and the one rule that classifies it.
 
-use std::fmt::{self, Display};
 use std::ops::AddAssign;
+use std::str::FromStr;
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -54,9 +54,10 @@ impl AddAssign for Counters {
 }
 
 /// The status of a domain according to its counters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
 pub enum Status {
     /// Too few events to tell.
+    #[default]
     #[serde(rename = "unknown")]
     Unknown,
     /// The domain accepts mail for any address.
@@ -67,13 +68,57 @@ pub enum Status {
     NotCatchAll,
 }
 
-impl Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Status {
+    /// All of them, from the first that a domain can have to the last.
+    pub const ALL: [Self; 3] = [Self::Unknown, Self::CatchAll, Self::NotCatchAll];
+
+    /// The name, as everywhere outside.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
             Self::Unknown => "unknown",
             Self::CatchAll => "catch-all",
             Self::NotCatchAll => "not catch-all",
-        })
+        }
+    }
+
+    /// The name where a space would have to be written as something else, as in a path.
+    #[must_use]
+    pub fn slug(self) -> &'static str {
+        match self {
+            Self::NotCatchAll => "not-catch-all",
+            status => status.name(),
+        }
+    }
+
+    /// The number by which the stores know it.
+    #[must_use]
+    pub fn number(self) -> i16 {
+        match self {
+            Self::Unknown => 0,
+            Self::CatchAll => 1,
+            Self::NotCatchAll => 2,
+        }
+    }
+
+    /// The status of a number. A store allows no other number.
+    #[must_use]
+    pub fn from_number(number: i16) -> Self {
+        Self::ALL.into_iter().find(|status| status.number() == number).unwrap_or_default()
+    }
+}
+
+/// There is no such status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a status is \"catch-all\", \"not catch-all\" or \"unknown\"")]
+pub struct NoStatus;
+
+impl FromStr for Status {
+    type Err = NoStatus;
+
+    /// Takes the name or the [`slug`](Self::slug).
+    fn from_str(text: &str) -> Result<Self, NoStatus> {
+        Self::ALL.into_iter().find(|status| [status.name(), status.slug()].contains(&text)).ok_or(NoStatus)
     }
 }
 
@@ -97,6 +142,17 @@ mod tests {
             let counters = Counters { delivered, bounced };
             assert_eq!(counters.status(1000), status, "{counters:?}");
         }
+    }
+
+    #[test]
+    fn a_status_is_found_by_its_names_and_its_number() {
+        for status in Status::ALL {
+            assert_eq!(status.name().parse(), Ok(status));
+            assert_eq!(status.slug().parse(), Ok(status));
+            assert_eq!(Status::from_number(status.number()), status);
+            assert_eq!(serde_json::to_value(status).unwrap(), status.name());
+        }
+        assert_eq!("Catch-all".parse::<Status>(), Err(NoStatus));
     }
 
     #[test]

@@ -4,7 +4,6 @@ mod spacing;
 mod accept;
 mod key;
 mod put;
-mod body;
 mod bulk;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzed;

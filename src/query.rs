@@ -1,27 +1,41 @@
-//! Query: tells what is known of a domain, from a replica.
+//! Query: tells what is known of domains, from a replica.
 
 mod lookup;
+mod source;
+mod parameters;
+mod rows;
 mod domain;
 mod socketmap;
+mod names;
+mod list;
+mod maps;
+mod totals;
+mod feed;
+mod changes;
 
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
 use axum::Router;
+use axum::http::HeaderValue;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt};
 use utoipa_axum::routes;
 
 use crate::health::{Dependency, Health};
-use crate::http;
+use crate::http::{self, Budget};
 use crate::network::NetworkConfig;
 use crate::process::{self, Process};
 use crate::shutdown::Shutdown;
-use crate::store::CounterSource;
+use crate::store::DomainSource;
 use crate::store::replica::{self, Replica};
+use changes::Changes;
 use domain::Domains;
+use feed::Feed;
+use list::Lists;
 use lookup::{Lookups, read, warm_up};
 use socketmap::Socketmap;
+use source::Source;
 
 pub(crate) use lookup::READS_AT_ONCE;
 pub use socketmap::SocketmapConfig;
@@ -32,6 +46,10 @@ pub(crate) use socketmap::both;
 pub(crate) fn fuzz_socketmap(data: &[u8]) {
     socketmap::fuzz(data);
 }
+
+/// What may be kept of an answer: all of it, if it is asked for again before it is used. An answer is as fresh
+/// as what it was read from, and no older by any cache.
+const NO_CACHE: HeaderValue = HeaderValue::from_static("no-cache");
 
 /// What the document of its requests says first.
 const ABOUT: http::About = http::About {
@@ -72,9 +90,11 @@ pub struct QueryConfig {
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct LookupConfig {
-    /// Delivered events that a domain without a bounce must exceed to be a catch-all
-    #[arg(long, env = "CATCHALL_THRESHOLD", value_name = "N", default_value_t = 1000)]
-    threshold: u64,
+    /// Delivered events that a domain without a bounce must exceed to be a catch-all, if look-ups of this
+    /// process are to go by another threshold than the database [default: that of the database, 1000 unless
+    /// it was changed]
+    #[arg(long, env = "CATCHALL_THRESHOLD", value_name = "N")]
+    threshold: Option<u64>,
 
     /// Requests that may wait for the database, on each thread. Further requests get a 503 at once
     #[arg(
@@ -122,8 +142,9 @@ pub async fn run(config: QueryConfig, process: Process) -> anyhow::Result<()> {
         serve_socketmap(socketmap, &config.lookup, replica, dependency, process.shutdown.clone())
     });
     let router = {
-        let (config, health) = (config.clone(), health.clone());
-        move || router(&config, &health)
+        let (config, health, stop) = (config.clone(), health.clone(), process.shutdown.clone());
+        let budget = budget();
+        move || router(&config, &health, &budget, stop.clone())
     };
     let stop = process.shutdown.clone();
     let serving = http::serve_per_thread(sockets, &config.http, &guard, router, &health, stop);
@@ -137,24 +158,43 @@ pub async fn run(config: QueryConfig, process: Process) -> anyhow::Result<()> {
 }
 
 /// The routes of one thread, with the replica behind them. Must be called on the thread's event loop.
-fn router(config: &QueryConfig, health: &Health) -> Router {
+fn router(config: &QueryConfig, health: &Health, budget: &Budget, shutdown: Shutdown) -> Router {
     let replica = Replica::new(&config.replica, READS_AT_ONCE);
-    http::documented(ABOUT, routes(&config.lookup, replica, health.dependency("replica")))
+    let routes = routes(&config.lookup, replica, health.dependency("replica"), budget, shutdown);
+    http::documented(ABOUT, routes)
 }
 
-/// The routes of one thread, with readers of their own. Must be called on the thread's event loop.
-pub(crate) fn routes<S: CounterSource>(
+/// Memory for the bodies of look-ups, of all threads.
+pub(crate) fn budget() -> Budget {
+    Budget::new(names::BUDGET)
+}
+
+/// The routes of one thread, with readers of their own. Must be called on the thread's event loop. Answers that
+/// have no end of their own end with the shutdown.
+pub(crate) fn routes<S: DomainSource>(
     config: &LookupConfig,
     source: S,
     dependency: Dependency,
+    budget: &Budget,
+    shutdown: Shutdown,
 ) -> OpenApiRouter {
-    let domains = domains(config, source, dependency);
-    OpenApiRouter::default().routes(routes!(domain::get_domain).with_state(domains))
+    let source = Arc::new(source);
+    let domains = domains(config, Arc::clone(&source), dependency);
+    let source = Source::new(source);
+    let changes = Changes::new(Feed::new(source.clone()), shutdown);
+    let lists = Lists::new(source.clone());
+    OpenApiRouter::default()
+        .routes(routes!(domain::get_domain).with_state(domains))
+        .routes(names::route(source.clone(), config.threshold, budget.clone()))
+        .routes(routes!(list::list_domains).with_state(lists.clone()))
+        .routes(routes!(maps::get_map).with_state(lists))
+        .routes(routes!(totals::get_totals).with_state(source))
+        .routes(routes!(changes::get_changes).with_state(changes))
 }
 
 /// Serves a socketmap on a thread of its own, with readers of its own, until the shutdown and the grace period
 /// after it. `source` is called on the event loop of that thread.
-pub(crate) fn serve_socketmap<S: CounterSource>(
+pub(crate) fn serve_socketmap<S: DomainSource>(
     socketmap: Socketmap,
     config: &LookupConfig,
     source: impl FnOnce() -> S + Send + 'static,
@@ -162,13 +202,14 @@ pub(crate) fn serve_socketmap<S: CounterSource>(
     shutdown: Shutdown,
 ) -> impl Future<Output = anyhow::Result<()>> {
     let config = config.clone();
-    socketmap::serve(socketmap, move || domains(&config, source(), dependency), shutdown)
+    let domains = move || domains(&config, Arc::new(source()), dependency);
+    socketmap::serve(socketmap, domains, shutdown)
 }
 
-/// What the handlers of one thread need, with readers of its own. Must be called on the thread's event loop.
-/// The dependency is up once each of the [`READS_AT_ONCE`] readers has read.
-fn domains<S: CounterSource>(config: &LookupConfig, source: S, dependency: Dependency) -> Domains {
-    let (source, lookups) = (Arc::new(source), Arc::new(Lookups::new(config.max_waiting_reads as usize)));
+/// What looks up names on one thread, with readers of its own. Must be called on the thread's event loop. The
+/// dependency is up once each of the [`READS_AT_ONCE`] readers has read.
+fn domains<S: DomainSource>(config: &LookupConfig, source: Arc<S>, dependency: Dependency) -> Domains {
+    let lookups = Arc::new(Lookups::new(config.max_waiting_reads as usize));
     for _ in 0..READS_AT_ONCE {
         tokio::spawn(read(Arc::clone(&lookups), Arc::clone(&source)));
     }

@@ -1,4 +1,4 @@
-//! The two seams of the system: where accepted batches go, and where counters are read.
+//! The two seams of the system: where accepted batches go, and where it is read what is known of domains.
 //!
 //! Roles know only these traits. Each has two implementations: in a cluster the broker, from which a worker
 //! counts into the [`ledger`] on the Postgres primary, and the Postgres [`replica`]; in the standalone the
@@ -19,8 +19,11 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::batch::Batch;
-use crate::counters::Counters;
+use crate::classified::{Classified, DomainReport};
+use crate::counters::Status;
 use crate::domain_name::DomainName;
+use crate::position::Position;
+use crate::totals::Totals;
 
 pub use applied::Applied;
 pub use event_retention::EventRetention;
@@ -52,20 +55,97 @@ pub enum NotAccepted {
     Full(Arc<str>),
 }
 
-/// Where counters are read.
-pub trait CounterSource: Send + Sync + 'static {
-    /// The counters of each name, in the order of `names`. A name that was never seen has had no events.
+/// Where it is read what is known of domains.
+pub trait DomainSource: Send + Sync + 'static {
+    /// What is known of each name, in the order of `names`. A name that was never seen has had no events.
     ///
     /// # Errors
     ///
-    /// When the counters cannot be read at present.
-    fn counters(
+    /// When it cannot be read at present.
+    fn look_up(
         &self,
         names: &[DomainName],
-    ) -> impl Future<Output = Result<Vec<Counters>, Unreadable>> + Send;
+    ) -> impl Future<Output = Result<Vec<Classified>, Unreadable>> + Send;
+
+    /// The next domains of a selection, in key order.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be read at present.
+    fn list(&self, page: PageRequest) -> impl Future<Output = Result<Page, Unreadable>> + Send;
+
+    /// Totals over all domains, with the events of each of the last `minutes`.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be read at present.
+    fn totals(&self, minutes: u32) -> impl Future<Output = Result<Totals, Unreadable>> + Send;
+
+    /// The first changes after a position, at most `limit`: one for each domain, at its latest. Whatever
+    /// becomes visible later comes after all of them.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be read at present.
+    fn changes(
+        &self,
+        after: Position,
+        limit: u32,
+    ) -> impl Future<Output = Result<Vec<Change>, Unreadable>> + Send;
+
+    /// The position that all changes so far are before, and all later ones after.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read at present.
+    fn head(&self) -> impl Future<Output = Result<Position, Unreadable>> + Send;
+
+    /// A position that is another one whenever a domain has another status than before; that of the beginning
+    /// if none has one. Unlike the head, it stays where it is while events change no status.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read at present.
+    fn last_change(&self) -> impl Future<Output = Result<Position, Unreadable>> + Send;
 }
 
-/// Counters could not be read. The reason is for operators.
+/// Which domains to list, and how many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PageRequest {
+    /// Only those of this status.
+    pub status: Option<Status>,
+    /// Only names that begin with this: lower case ASCII.
+    pub prefix: String,
+    /// Only names after this one.
+    pub after: Option<DomainName>,
+    /// At most so many.
+    pub limit: u32,
+}
+
+/// Some domains of a selection.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// The domains, in key order.
+    pub domains: Vec<DomainReport>,
+    /// Where the next page begins: after this name. `None`: this was the last one. A page can have fewer
+    /// domains than were asked for, or none, and not be the last.
+    pub next: Option<DomainName>,
+}
+
+/// The latest change of a domain's status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// What is known of the domain now.
+    pub report: DomainReport,
+    /// Its place in the feed.
+    pub position: Position,
+}
+
+/// Rows that are looked at to find those of a page whose domains have no row of their own: the unknown ones.
+/// It takes some tens of milliseconds.
+const ROWS_OF_A_PAGE: u32 = 20_000;
+
+/// Something could not be read. The reason is for operators.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Unreadable(Arc<str>);

@@ -125,6 +125,16 @@ impl Request {
     }
 }
 
+impl Request {
+    /// Records that the response waits for this side, and the client for it.
+    pub(super) fn waits(&mut self) {
+        // Another response may use the slot meanwhile.
+        if let Some(place) = self.place.take() {
+            self.activity.state().answers[place] = None;
+        }
+    }
+}
+
 impl Drop for Request {
     fn drop(&mut self) {
         let mut state = self.activity.state();

@@ -48,6 +48,9 @@ pub(super) struct Answer {
     share: Option<Arc<Share>>,
     begun: Instant,
     moved: u64,
+    /// Whether the body is made while it is sent. Such a body may pause for any time, and be of any length:
+    /// each step has to be read in time, and not the whole.
+    streams: bool,
 }
 
 impl Answer {
@@ -59,10 +62,11 @@ impl Answer {
         if let Some(share) = &share {
             share.begin_transfer(Arc::clone(request.activity().give_up()));
         }
-        if !body.is_end_stream() {
+        let streams = body.size_hint().exact().is_none();
+        if !body.is_end_stream() && !streams {
             request.answers(begun, 0);
         }
-        let answer = Self { body, rest: Bytes::new(), request, share, begun, moved: 0 };
+        let answer = Self { body, rest: Bytes::new(), request, share, begun, moved: 0, streams };
         Response::from_parts(head, answer)
     }
 }
@@ -77,14 +81,19 @@ impl hyper::body::Body for Answer {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = &mut *self;
-        if this.moved > 0 {
+        if this.moved > 0 && !this.streams {
             this.request.answers(this.begun, this.moved);
             if let Some(share) = &this.share {
                 share.moved(this.moved);
             }
         }
         if this.rest.is_empty() {
-            match ready!(Pin::new(&mut this.body).poll_frame(context)) {
+            let frame = Pin::new(&mut this.body).poll_frame(context);
+            if frame.is_pending() && this.streams {
+                // All that there was has been taken, so the client owes nothing.
+                this.request.waits();
+            }
+            match ready!(frame) {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => this.rest = data,
                     Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
@@ -94,6 +103,9 @@ impl hyper::body::Body for Answer {
         }
         let step = this.rest.split_to(this.rest.len().min(STEP));
         this.moved += step.len() as u64;
+        if this.streams {
+            this.request.answers(Instant::now(), step.len() as u64);
+        }
         Poll::Ready(Some(Ok(Frame::data(step))))
     }
 
@@ -113,11 +125,35 @@ impl hyper::body::Body for Answer {
 
 #[cfg(test)]
 mod tests {
-    use super::super::activity::Activity;
+    use std::time::Duration;
+
+    use super::super::activity::{Activity, Decision};
     use super::super::budget::Budget;
+    use super::super::transfer;
     use super::*;
     use axum::http::Version;
     use http_body_util::BodyExt;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_may_pause_but_what_it_gave_has_to_be_read() {
+        let (steps, given) = tokio::sync::mpsc::channel::<Bytes>(1);
+        let body = Body::from_stream(futures::stream::unfold(given, async |mut given| {
+            given.recv().await.map(|step| (Ok::<_, axum::Error>(step), given))
+        }));
+        let activity = Activity::new();
+        let mut answer = Answer::to(activity.begin(Version::HTTP_11), Response::new(body)).into_body();
+        for _ in 0..3 {
+            // Nothing to read for a long time.
+            let waits = tokio::time::timeout(Duration::from_secs(1000), answer.frame()).await;
+            assert!(waits.is_err());
+            assert!(matches!(activity.look(), Decision::Keep(_)));
+            steps.send(Bytes::from_static(b"step")).await.unwrap();
+            answer.frame().await.unwrap().unwrap();
+        }
+        // The last step is not read.
+        tokio::time::advance(transfer::GRACE + Duration::from_secs(1)).await;
+        assert_eq!(activity.look(), Decision::Stuck);
+    }
 
     #[tokio::test]
     async fn a_large_answer_goes_in_steps_and_is_held_until_the_last_is_gone() {

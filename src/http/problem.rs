@@ -34,6 +34,8 @@ pub enum ProblemType {
     InvalidEvent,
     /// A key is empty, too long, or given twice.
     InvalidKey,
+    /// A parameter of the query string is unknown or invalid.
+    InvalidParameter,
     /// A body cannot be read as its content type and encoding declare.
     InvalidBody,
     /// None of the events of a bulk request could be read.
@@ -60,13 +62,14 @@ pub enum ProblemType {
 
 impl ProblemType {
     /// All problem types, as documented.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::NotCounted,
         Self::MaybeCounted,
         Self::QueueFull,
         Self::InvalidDomain,
         Self::InvalidEvent,
         Self::InvalidKey,
+        Self::InvalidParameter,
         Self::InvalidBody,
         Self::NothingReadable,
         Self::TooLarge,
@@ -90,6 +93,7 @@ impl ProblemType {
             Self::InvalidDomain => "urn:catchall:problem:invalid-domain",
             Self::InvalidEvent => "urn:catchall:problem:invalid-event",
             Self::InvalidKey => "urn:catchall:problem:invalid-key",
+            Self::InvalidParameter => "urn:catchall:problem:invalid-parameter",
             Self::InvalidBody => "urn:catchall:problem:invalid-body",
             Self::NothingReadable => "urn:catchall:problem:nothing-readable",
             Self::TooLarge => "urn:catchall:problem:too-large",
@@ -114,6 +118,7 @@ impl ProblemType {
             Self::InvalidDomain
             | Self::InvalidEvent
             | Self::InvalidKey
+            | Self::InvalidParameter
             | Self::InvalidBody
             | Self::NothingReadable => StatusCode::BAD_REQUEST,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -136,6 +141,7 @@ impl ProblemType {
             Self::InvalidDomain => "Invalid domain",
             Self::InvalidEvent => "Invalid event",
             Self::InvalidKey => "Invalid key",
+            Self::InvalidParameter => "Invalid parameter",
             Self::InvalidBody => "Invalid body",
             Self::NothingReadable => "No event could be read",
             Self::TooLarge => "Too large",

@@ -71,6 +71,10 @@ fn describe(kind: ProblemType) -> (&'static str, &'static str) {
             "the key is empty or too long, or is given twice",
             "the header Idempotency-Key is not valid: it is given more than once",
         ),
+        Kind::InvalidParameter => (
+            "a parameter is unknown, given twice, or has no such value",
+            "the parameter status is not valid: a status is \"catch-all\", \"not catch-all\" or \"unknown\"",
+        ),
         Kind::InvalidBody => ("the body cannot be read as what it is called", "the body has no event"),
         Kind::NothingReadable => {
             ("not one event can be read; `rejected` says why, for each", "no event could be read")

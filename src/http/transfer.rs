@@ -13,8 +13,7 @@ pub(super) const MIN_RATE: u64 = 16 * 1024;
 pub(super) const GRACE: Duration = Duration::from_secs(10);
 
 /// When a transfer is given up that began at `begun` and has moved `moved` bytes.
-#[must_use]
-pub fn deadline(begun: Instant, moved: u64) -> Instant {
+pub(super) fn deadline(begun: Instant, moved: u64) -> Instant {
     begun + GRACE + Duration::from_millis(moved.saturating_mul(1000) / MIN_RATE)
 }
 

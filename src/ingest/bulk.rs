@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::StatusCode;
 use axum::middleware::map_request;
 use axum::response::Response;
 use serde::Serialize;
@@ -14,14 +14,17 @@ use utoipa_axum::router::{UtoipaMethodRouter, UtoipaMethodRouterExt};
 use utoipa_axum::routes;
 
 use super::accept::{Intake, submit};
-use super::body::{self, BodyEncoding, exhausted};
 use super::key::{RequestKey, idempotency_key};
 use crate::batch::Batch;
 use crate::bulk::{self, MediaType};
 use crate::event::{Event, Invalid};
 use crate::excerpt::excerpt;
-use crate::http::{self, Budget, Caller, Problem, ProblemType, Rejected, Share};
+use crate::http::{self, BodyEncoding, BodyRules, Budget, Caller, Problem, ProblemType, Rejected, Share};
 use crate::idempotency_key::IdempotencyKey;
+
+/// What holds for bodies: 10,000 events of a kilobyte each.
+const BODY: BodyRules =
+    BodyRules { max: 10 * 1024 * 1024, refused: ProblemType::NotCounted, then: ": nothing was counted" };
 
 /// Memory is taken from the budget in steps of this many bytes while a body is parsed: small enough to stay
 /// near the truth, large enough to cost nothing.
@@ -40,7 +43,7 @@ struct Bulk {
 /// The route. Its events go to the intake, and its memory is taken from the budget.
 pub(super) fn route(intake: Arc<Intake>, budget: Budget) -> UtoipaMethodRouter {
     routes!(post_events)
-        .layer((map_request(body::observe), RequestDecompressionLayer::new().pass_through_unaccepted(true)))
+        .layer((map_request(http::observe), RequestDecompressionLayer::new().pass_through_unaccepted(true)))
         .with_state(Bulk { intake, budget })
 }
 
@@ -131,9 +134,9 @@ impl IntoResponses for BulkProblems {
 async fn post_events(State(bulk): State<Bulk>, request: Request) -> Result<Response, Problem> {
     let mut share = bulk.budget.share();
     let caller = request.extensions().get::<Caller>().cloned();
-    let media_type = media_type(request.headers())?;
+    let media_type = http::media_type(request.headers())?;
     let key = idempotency_key(request.headers())?;
-    let body = body::read(request, &mut share).await?;
+    let body = http::read(request, BODY, &mut share).await?;
     let Read { batch, accepted, rejected } = read(body, media_type, key, &mut share).await?;
     let answer = if accepted == 0 && !rejected.is_empty() {
         let detail = "no event could be read";
@@ -145,7 +148,7 @@ async fn post_events(State(bulk): State<Bulk>, request: Request) -> Result<Respo
         }
         http::json(StatusCode::ACCEPTED, &BulkAnswer { accepted, rejected })
     };
-    share.shrink_to(body::REQUEST + answer.body().len());
+    share.shrink_to(http::REQUEST + answer.body().len());
     Ok(http::hold(answer, share))
 }
 
@@ -176,7 +179,7 @@ async fn read(
             Problem::new(ProblemType::InvalidBody, excerpt(error))
         }
     })?;
-    let body_takes = body::REQUEST + body.capacity() + events.len() * size_of::<&[u8]>();
+    let body_takes = http::REQUEST + body.capacity() + events.len() * size_of::<&[u8]>();
     let (mut result_takes, mut held) = (0, body_takes);
     for (index, event) in events.enumerate() {
         match event {
@@ -199,14 +202,14 @@ async fn read(
         }
         if body_takes + result_takes > held {
             held = body_takes + result_takes + STEP;
-            share.hold(held).await.map_err(exhausted)?;
+            share.hold(held).await.map_err(|error| BODY.exhausted(error))?;
         }
         if index % EVENTS_AT_A_STRETCH == EVENTS_AT_A_STRETCH - 1 {
             yield_now().await;
         }
     }
     drop(body);
-    share.shrink_to(body::REQUEST + result_takes);
+    share.shrink_to(http::REQUEST + result_takes);
     Ok(read)
 }
 
@@ -222,15 +225,4 @@ fn takes_rejected(detail: &str) -> usize {
     /// The name of its type.
     const TYPE: usize = 64;
     2 * size_of::<Rejected>() + 2 * (TYPE + detail.len())
-}
-
-fn media_type(headers: &HeaderMap) -> Result<MediaType, Problem> {
-    let named = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let named = named.ok_or_else(|| {
-        let detail = format!("the header Content-Type is missing: {}", bulk::MEDIA_TYPES);
-        Problem::new(ProblemType::UnsupportedMediaType, detail)
-    })?;
-    named.parse().map_err(|error: bulk::UnknownMediaType| {
-        Problem::new(ProblemType::UnsupportedMediaType, error.to_string())
-    })
 }

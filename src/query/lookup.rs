@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use futures::future::try_join_all;
 
 use crate::batcher::Batcher;
-use crate::counters::Counters;
+use crate::classified::Classified;
 use crate::domain_name::DomainName;
 use crate::health::Dependency;
 use crate::http::{Problem, ProblemType};
-use crate::store::CounterSource;
+use crate::store::DomainSource;
 
 /// Reads that each thread has under way at a time. One would leave the source idle while rows are decoded.
 /// More would make the batches smaller and the cost per name higher.
@@ -22,7 +22,7 @@ const WARM_UP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What one read found, in the order of the names, for every request in it; `None` when the source did not
 /// answer.
-pub(super) type Found = Option<Arc<[Counters]>>;
+pub(super) type Found = Option<Arc<[Classified]>>;
 
 /// Handlers of one thread submit names here, and its readers take them.
 pub(super) type Lookups = Batcher<Vec<DomainName>, Found>;
@@ -44,8 +44,8 @@ impl From<NotLookedUp> for Problem {
     }
 }
 
-/// The counters of a name.
-pub(super) async fn look_up(lookups: &Lookups, name: &DomainName) -> Result<Counters, NotLookedUp> {
+/// What is known of a name.
+pub(super) async fn look_up(lookups: &Lookups, name: &DomainName) -> Result<Classified, NotLookedUp> {
     let mut place = 0;
     let ticket = lookups.submit(1, |names| {
         place = names.len();
@@ -59,9 +59,9 @@ pub(super) async fn look_up(lookups: &Lookups, name: &DomainName) -> Result<Coun
 
 /// Opens the connections of a thread before the process is ready. Otherwise the first requests would wait for
 /// them, and in vain if they took too long.
-pub(super) async fn warm_up<S: CounterSource>(source: Arc<S>, dependency: Dependency) {
+pub(super) async fn warm_up<S: DomainSource>(source: Arc<S>, dependency: Dependency) {
     // All at once: reads one after the other would share one connection.
-    while try_join_all((0..READS_AT_ONCE).map(|_| source.counters(&[]))).await.is_err() {
+    while try_join_all((0..READS_AT_ONCE).map(|_| source.look_up(&[]))).await.is_err() {
         // The watch over the source finds and reports the reason.
         tokio::time::sleep(WARM_UP_INTERVAL).await;
     }
@@ -69,7 +69,7 @@ pub(super) async fn warm_up<S: CounterSource>(source: Arc<S>, dependency: Depend
 }
 
 /// Takes the names that have gathered, reads them in one query and answers every request, forever.
-pub(super) async fn read<S: CounterSource>(lookups: Arc<Lookups>, source: Arc<S>) {
+pub(super) async fn read<S: DomainSource>(lookups: Arc<Lookups>, source: Arc<S>) {
     let reads = metrics::counter!("catchall_query_reads_total");
     let failed = metrics::counter!("catchall_query_failed_reads_total");
     let read_seconds = metrics::histogram!("catchall_query_read_seconds");
@@ -77,7 +77,7 @@ pub(super) async fn read<S: CounterSource>(lookups: Arc<Lookups>, source: Arc<S>
     loop {
         let flush = lookups.take().await;
         let begun = Instant::now();
-        let found = match source.counters(&flush.items).await {
+        let found = match source.look_up(&flush.items).await {
             Ok(found) => {
                 reads.increment(flush.answer.weight() as u64);
                 read_seconds.record(begun.elapsed());

@@ -27,7 +27,7 @@ pub(super) async fn serve(config: ServeConfig, process: Process) -> anyhow::Resu
     let socketmap = config.socketmap.bind_alone(&config.guard)?;
     let health = Health::default();
     greet(&store, sockets[0].local_addr()?, ops.local_addr()?);
-    let budget = config.intake.budget();
+    let (budget, lookups) = (config.intake.budget(), query::budget());
     let store = Arc::new(store);
     let readers = usize::from(config.http.threads) + usize::from(socketmap.is_some());
     let connections = query::READS_AT_ONCE as usize * readers;
@@ -41,10 +41,11 @@ pub(super) async fn serve(config: ServeConfig, process: Process) -> anyhow::Resu
     });
     let router = {
         let (config, store, health) = (config.clone(), Arc::clone(&store), health.clone());
+        let stop = process.shutdown.clone();
         move || {
             let events = ingest::routes(&config.intake, &budget, store.writer());
-            let domains =
-                query::routes(&config.lookup, store.reader(connections), health.dependency("data file"));
+            let (reader, dependency) = (store.reader(connections), health.dependency("data file"));
+            let domains = query::routes(&config.lookup, reader, dependency, &lookups, stop.clone());
             http::documented(ABOUT, events.merge(domains))
         }
     };

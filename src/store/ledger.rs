@@ -5,12 +5,16 @@ mod durability;
 mod ack_deadline;
 mod apply_request;
 mod claims;
+mod statuses;
+mod totals;
+mod count;
 mod apply;
 mod retention;
 
 pub use ack_deadline::AckDeadline;
+pub(super) use apply::check_durability;
 pub use apply::{Ledger, LedgerConfig, Primary};
-pub(super) use apply::{add, check_durability};
 pub use apply_request::{ApplyError, ApplyRequest, Entry};
 pub use clock::Moment;
+pub(super) use count::{begin, count_old, rule};
 pub use retention::{ClaimKind, Horizon, Pruning, RetentionConfig, Watermark};

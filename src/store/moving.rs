@@ -11,7 +11,7 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 use super::ledger;
-use super::postgres::{self, Database, DatabaseError, PostgresUrl};
+use super::postgres::{self, Database, DatabaseError, PostgresUrl, Steps};
 use super::sqlite::{DataConfig, DataError, Export, MoveState};
 use crate::counters::Counters;
 use crate::domain_name::DomainName;
@@ -177,8 +177,8 @@ impl Move {
             let Some((last, _)) = rows.last().cloned() else { return Ok(0) };
             let (id, from, count) = (self.file.id, self.position.domains_through.clone(), rows.len() as u64);
             let tally = tally(rows, self.file.path())?;
-            let add = async move |pool: PgPool| add_counters(&pool, id, &from, &tally).await;
-            if self.ledger.run(TIMEOUT, add).await? {
+            let add = async move |pool: PgPool, steps| add_counters(&pool, &steps, id, &from, &tally).await;
+            if self.ledger.run_steps(TIMEOUT, add).await? {
                 self.position.domains_through = last;
                 return Ok(count);
             }
@@ -306,8 +306,14 @@ async fn add_claims(
 }
 
 /// The same for counters.
-async fn add_counters(pool: &PgPool, id: Uuid, from: &str, tally: &Tally) -> Result<bool, sqlx::Error> {
-    let mut transaction = pool.begin().await?;
+async fn add_counters(
+    pool: &PgPool,
+    steps: &Steps,
+    id: Uuid,
+    from: &str,
+    tally: &Tally,
+) -> Result<bool, sqlx::Error> {
+    let mut transaction = ledger::begin(pool).await?;
     let (mut delivered, mut bounced) = (0_u128, 0_u128);
     for (_, counters) in tally.iter() {
         delivered += u128::from(counters.delivered);
@@ -332,7 +338,8 @@ async fn add_counters(pool: &PgPool, id: Uuid, from: &str, tally: &Tally) -> Res
         return Ok(false);
     }
     let borrowed: Tally<&DomainName> = tally.iter().map(|(domain, counters)| (domain, *counters)).collect();
-    ledger::add(&mut transaction, &borrowed).await?;
+    let rule = ledger::rule(&mut transaction).await?;
+    ledger::count_old(&mut transaction, steps, id, rule, &borrowed).await?;
     transaction.commit().await.map(|()| true)
 }
 

@@ -1,17 +1,28 @@
-//! The Postgres replica: counters, read over connections that cannot write.
+//! The Postgres replica: what is known of domains, read over connections that cannot write.
+
+mod row;
+mod look_up;
+mod pages;
+mod totals;
+mod feed;
 
 use std::mem;
 use std::time::Duration;
 
 use super::postgres::{Database, DatabaseError, PostgresUrl};
-use super::{CounterSource, Unreadable};
-use crate::counters::Counters;
+use super::{Change, DomainSource, Page, PageRequest, Unreadable};
+use crate::classified::Classified;
 use crate::domain_name::DomainName;
 use crate::health::Dependency;
+use crate::position::Position;
+use crate::totals::Totals;
 
 /// A session with these settings cannot write, whatever server the URL leads to. The server cancels a read
 /// after 2 s, when it is of no more use to anyone.
 const SESSION: [(&str, &str); 2] = [("default_transaction_read_only", "on"), ("statement_timeout", "2s")];
+
+/// Pages are read by plans that know their limits: a plan for any limit would sort all domains first.
+const PAGES: [(&str, &str); 1] = [("plan_cache_mode", "force_custom_plan")];
 
 /// How long a read may take before its connection is given up. This is longer than the server lets it run.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,28 +54,24 @@ impl ReplicaConfig {
 
 /// A replica.
 #[derive(Clone, Debug)]
-pub struct Replica(Database);
+pub struct Replica {
+    /// For look-ups by name.
+    names: Database,
+    /// For all that reads more than what it was asked by name: it never holds up a look-up.
+    pages: Database,
+}
 
 impl Replica {
-    /// A replica that is connected to on first use, with at most `connections` connections.
+    /// A replica that is connected to on first use. It looks up names over at most so many connections, and
+    /// uses as many for everything else.
     #[must_use]
     pub fn new(config: &ReplicaConfig, connections: u32) -> Self {
-        Self(Database::new(&config.replica_url, "catchall-query", connections, &SESSION))
-    }
-
-    async fn read(&self, names: &[DomainName]) -> Result<Vec<Counters>, DatabaseError> {
-        let mut counters = vec![Counters::default(); names.len()];
-        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-        let read = async move |pool| sqlx::query_as(READ).bind(names).fetch_all(&pool).await;
-        let rows: Vec<(i64, i64, i64)> = self.0.run(READ_TIMEOUT, read).await?;
-        let count = |bigint: i64| u64::try_from(bigint).unwrap_or(0);
-        for (place, delivered, bounced) in rows {
-            let place = usize::try_from(place - 1).ok().and_then(|place| counters.get_mut(place));
-            if let Some(counters) = place {
-                *counters = Counters { delivered: count(delivered), bounced: count(bounced) };
-            }
+        let url = &config.replica_url;
+        let pages: Vec<_> = SESSION.into_iter().chain(PAGES).collect();
+        Self {
+            names: Database::new(url, "catchall-query", connections, &SESSION),
+            pages: Database::new(url, "catchall-query pages", connections, &pages),
         }
-        Ok(counters)
     }
 
     /// Keeps `replica` and the metrics of its lag up to date for as long as it is polled. A replica that
@@ -74,7 +81,7 @@ impl Replica {
         let lag = metrics::gauge!("catchall_replica_lag_seconds");
         let receiving = metrics::gauge!("catchall_replica_receiving");
         let mut behind = false;
-        self.0
+        self.names
             .watch(replica, async |connection| {
                 let (lag_seconds, receives, read_only) =
                     sqlx::query_as::<_, (f64, bool, bool)>(LOOK).fetch_one(connection).await?;
@@ -102,23 +109,47 @@ impl Replica {
     }
 }
 
-impl CounterSource for Replica {
-    async fn counters(&self, names: &[DomainName]) -> Result<Vec<Counters>, Unreadable> {
-        let mut tries = 1;
-        loop {
-            match self.read(names).await {
-                Err(error) if error.is_conflict() && tries < TRIES => tries += 1,
-                done => return done.map_err(Unreadable::new),
-            }
-        }
+impl DomainSource for Replica {
+    async fn look_up(&self, names: &[DomainName]) -> Result<Vec<Classified>, Unreadable> {
+        again(|| look_up::read(&self.names, names)).await
+    }
+
+    async fn list(&self, page: PageRequest) -> Result<Page, Unreadable> {
+        let page = &page;
+        again(|| pages::read(&self.pages, page)).await
+    }
+
+    async fn totals(&self, minutes: u32) -> Result<Totals, Unreadable> {
+        again(|| totals::read(&self.pages, minutes)).await
+    }
+
+    async fn changes(&self, after: Position, limit: u32) -> Result<Vec<Change>, Unreadable> {
+        let after = &after;
+        again(|| feed::read(&self.pages, after, limit)).await
+    }
+
+    async fn head(&self) -> Result<Position, Unreadable> {
+        again(|| feed::head(&self.pages)).await
+    }
+
+    async fn last_change(&self) -> Result<Position, Unreadable> {
+        again(|| feed::last_change(&self.pages)).await
     }
 }
 
-/// Returns the place of a name, counted from 1, instead of the name: a third of the bytes.
-const READ: &str = "\
--- catchall: read counters
-select place, delivered, bounced
-from unnest($1::text[]) with ordinality as asked (domain, place) join domain_counters using (domain)";
+/// Reads again what the replica cancelled because it blocked replay.
+async fn again<T, F>(read: impl Fn() -> F) -> Result<T, Unreadable>
+where
+    F: Future<Output = Result<T, DatabaseError>>,
+{
+    let mut tries = 1;
+    loop {
+        match read().await {
+            Err(error) if error.is_conflict() && tries < TRIES => tries += 1,
+            done => return done.map_err(Unreadable::new),
+        }
+    }
+}
 
 /// `lag_seconds` is how old responses may be at most. It is zero on a primary, and on a replica that is
 /// connected and has replayed all it received. Otherwise it is the time since the last replayed transaction,

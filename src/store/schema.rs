@@ -21,6 +21,7 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
         migration(4, "watermarks", include_str!("../../migrations/0004_watermarks.sql")),
         migration(5, "terms", include_str!("../../migrations/0005_terms.sql")),
         migration(6, "moves", include_str!("../../migrations/0006_moves.sql")),
+        migration(7, "statuses", include_str!("../../migrations/0007_statuses.sql")),
     ])
 });
 

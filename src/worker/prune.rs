@@ -77,6 +77,7 @@ async fn pass(ledger: &Ledger, watermarks: &Publisher, config: &RetentionConfig)
     };
     // Whether it was published or not, earlier watermarks may allow claims to be pruned.
     prune_claims(ledger, config).await?;
+    ledger.fold_totals().await?;
     Ok(published?)
 }
 

@@ -38,8 +38,9 @@ async fn a_domain_never_seen_is_unknown_and_any_spelling_finds_it() {
     for system in System::both(&[]).await {
         let query = system.domains();
         for spelling in ["never.seen.com", "NEVER.seen.com."] {
-            let answer =
-                json!({"domain": "never.seen.com", "status": "unknown", "delivered": 0, "bounced": 0});
+            let answer = json!({
+                "domain": "never.seen.com", "status": "unknown", "delivered": 0, "bounced": 0, "since": null,
+            });
             assert_eq!(query.get(&format!("/domains/{spelling}")).await, (StatusCode::OK, answer));
         }
     }
@@ -58,7 +59,7 @@ async fn what_cannot_be_answered_is_a_problem_that_names_it() {
                 "\"localhost\" is not valid: a domain name has at least",
             ),
             (Method::GET, "/domains/%FF.com", 400, "invalid-domain", "UTF-8"),
-            (Method::GET, "/domains", 404, "not-found", "there is nothing at /domains"),
+            (Method::POST, "/domains", 405, "method-not-allowed", "POST is not allowed at /domains"),
             (Method::GET, "/domains/a.com/b", 404, "not-found", "there is nothing at /domains/a.com/b"),
             (
                 Method::POST,

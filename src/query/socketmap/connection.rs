@@ -134,7 +134,7 @@ async fn answer(request: Request, domains: &Domains) -> Reply {
         Err(reply) => return reply,
     };
     match look_up(&domains.lookups, &name).await {
-        Ok(counters) => Reply::of(counters.status(domains.threshold)),
+        Ok(known) => Reply::of(known.by(domains.threshold).status),
         Err(error) => Reply::Temporary(error.to_string()),
     }
 }

@@ -34,7 +34,7 @@ impl Reply {
     /// The reply as the protocol has it (`socketmap_table(5)`). A space follows the word in any case.
     pub(super) fn text(&self) -> Cow<'static, str> {
         match self {
-            Self::Found(status) => format!("OK {status}").into(),
+            Self::Found(status) => format!("OK {}", status.name()).into(),
             Self::NotFound => "NOTFOUND ".into(),
             Self::Temporary(reason) => format!("TEMP {reason}").into(),
             Self::Permanent(reason) => format!("PERM {reason}").into(),

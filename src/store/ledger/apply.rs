@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::{PgConnection, PgPool};
+use uuid::Uuid;
 
 use super::apply_request::{ApplyError, ApplyRequest};
 use super::claims;
 use super::clock::{Clock, Moment};
+use super::count::{Rule, begin, count};
 use super::durability::Settings;
 use crate::counters::Counters;
-use crate::domain_name::DomainName;
 use crate::event::Event;
 use crate::health::Dependency;
 use crate::idempotency_key::IdempotencyKey;
@@ -83,6 +84,8 @@ pub struct Ledger {
     /// it run, so only a peer that vanished without a word is given up.
     pub(super) timeout: Duration,
     clock: Arc<Clock>,
+    /// Its part of the totals.
+    writer: Uuid,
 }
 
 impl Ledger {
@@ -96,7 +99,7 @@ impl Ledger {
             ("idle_in_transaction_session_timeout", STANDSTILL),
         ];
         let database = Database::new(&config.primary.database_url, application, CONNECTIONS, &session);
-        Self { database, timeout: statement * 3 / 2, clock: Arc::default() }
+        Self { database, timeout: statement * 3 / 2, clock: Arc::default(), writer: Uuid::now_v7() }
     }
 
     /// Waits until the primary is available, has the schema this build needs, and keeps what it commits.
@@ -119,7 +122,7 @@ impl Ledger {
     pub async fn watch(&self, database: Dependency) {
         let mut warned = None;
         let look = async |connection: &mut PgConnection| {
-            let settings = look(connection, &self.clock).await?.1;
+            let settings = look(connection, &self.clock).await?.settings;
             let warning = settings.warning();
             if warning != warned
                 && let Some(warning) = warning
@@ -160,7 +163,8 @@ impl Ledger {
         range: Range<usize>,
     ) -> Result<Applied, ApplyError> {
         let clock = Arc::clone(&self.clock);
-        let work = async move |pool, steps| transaction(&pool, &steps, &clock, &request, range).await;
+        let writer = self.writer;
+        let work = async move |pool, steps| transaction(&pool, &steps, &clock, writer, &request, range).await;
         match self.database.run_steps(self.timeout, work).await {
             Ok(Some(applied)) => Ok(applied),
             Ok(None) => Err(ApplyError::TooLate),
@@ -176,12 +180,13 @@ async fn transaction(
     pool: &PgPool,
     steps: &Steps,
     clock: &Clock,
+    writer: Uuid,
     request: &ApplyRequest,
     range: Range<usize>,
 ) -> Result<Option<Applied>, sqlx::Error> {
     let begun = Instant::now();
-    let mut transaction = pool.begin().await?;
-    let (now, _) = look_since(begun, &mut transaction, clock).await?;
+    let mut transaction = begin(pool).await?;
+    let Look { now, rule, .. } = look_since(begun, &mut transaction, clock).await?;
     steps.done();
     if request.before.is_some_and(|before| now > before) {
         transaction.rollback().await?;
@@ -200,8 +205,7 @@ async fn transaction(
     let fresh_events = fresh_events.into_iter();
     let keyed = fresh_events.map(|event| (&event.domain, Counters::of(event.outcome, event.count)));
     let tally: Tally<_> = plain.chain(keyed).collect();
-    add(&mut transaction, &tally).await?;
-    steps.done();
+    count(&mut transaction, steps, writer, rule, &tally).await?;
     transaction.commit().await?;
     let mut added = Counters::default();
     tally.iter().for_each(|(_, counters)| added += *counters);
@@ -211,17 +215,26 @@ async fn transaction(
 /// The clock shows the beginning of the transaction, which `claimed_at` gets too. The settings are those of
 /// this session. They may be older or newer than a change to its role or its database.
 const LOOK: &str = "\
--- catchall: look at the clock and at what a commit means
+-- catchall: look at the clock, at what a commit means and at the rule
 select extract(epoch from now())::float8,
-    current_setting('synchronous_commit'), current_setting('fsync'), current_setting('full_page_writes')";
+    current_setting('synchronous_commit'), current_setting('fsync'), current_setting('full_page_writes'),
+    threshold, coalesce(pg_current_xact_id_if_assigned()::text::bigint, 0)
+from classification";
+
+/// What a session sees at one moment.
+struct Look {
+    now: Moment,
+    settings: Settings,
+    rule: Rule,
+}
 
 /// Fails where a commit of this pool's sessions does not last.
 pub(in crate::store) async fn check_durability(pool: PgPool) -> Result<(), sqlx::Error> {
     look(&mut *pool.acquire().await?, &Clock::default()).await.map(drop)
 }
 
-/// Reads the clock, and fails where a commit of this session does not last.
-async fn look(connection: &mut PgConnection, clock: &Clock) -> Result<(Moment, Settings), sqlx::Error> {
+/// Fails where a commit of this session does not last.
+async fn look(connection: &mut PgConnection, clock: &Clock) -> Result<Look, sqlx::Error> {
     look_since(Instant::now(), connection, clock).await
 }
 
@@ -230,42 +243,21 @@ async fn look_since(
     asked: Instant,
     connection: &mut PgConnection,
     clock: &Clock,
-) -> Result<(Moment, Settings), sqlx::Error> {
-    let (epoch_seconds, synchronous_commit, fsync, full_page_writes) =
-        sqlx::query_as(LOOK).fetch_one(connection).await?;
+) -> Result<Look, sqlx::Error> {
+    let (epoch_seconds, synchronous_commit, fsync, full_page_writes, threshold, transaction): (
+        _,
+        _,
+        _,
+        _,
+        i64,
+        _,
+    ) = sqlx::query_as(LOOK).fetch_one(connection).await?;
     let settings = Settings { synchronous_commit, fsync, full_page_writes };
     settings.check().map_err(misconfigured)?;
-    Ok((clock.observe(epoch_seconds, asked), settings))
+    let rule = Rule { threshold: threshold.unsigned_abs(), transaction };
+    Ok(Look { now: clock.observe(epoch_seconds, asked), settings, rule })
 }
 
 const WATERMARKS_ARRIVED: &str = "\
 -- catchall: note watermarks that arrived
 update watermarks set arrived_at = now() where id = any($1::uuid[]) and arrived_at is null";
-
-/// One row per domain, in key order. A sum stops at the end of bigint: otherwise it would fail the
-/// transaction, and everybody's events with it. The first update of a row frees bytes on its page for the
-/// next ones: see `migrations/0003_room.sql`.
-const ADD: &str = "\
--- catchall: add to the counters
-insert into domain_counters as c (domain, delivered, bounced)
-select * from unnest($1::text[], $2::bigint[], $3::bigint[])
-on conflict (domain) do update set
-    delivered = c.delivered + least(excluded.delivered, 9223372036854775807 - c.delivered),
-    bounced = c.bounced + least(excluded.bounced, 9223372036854775807 - c.bounced),
-    padding = null";
-
-/// Adds to the counters, in key order.
-pub(in crate::store) async fn add(
-    connection: &mut PgConnection,
-    tally: &Tally<&DomainName>,
-) -> Result<(), sqlx::Error> {
-    if tally.is_empty() {
-        return Ok(());
-    }
-    let bigint = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-    let domains: Vec<&str> = tally.iter().map(|(domain, _)| domain.as_str()).collect();
-    let delivered: Vec<i64> = tally.iter().map(|(_, counters)| bigint(counters.delivered)).collect();
-    let bounced: Vec<i64> = tally.iter().map(|(_, counters)| bigint(counters.bounced)).collect();
-    sqlx::query(ADD).bind(domains).bind(delivered).bind(bounced).execute(connection).await?;
-    Ok(())
-}

@@ -1,11 +1,11 @@
 //! Counting: claims and counters in one transaction.
 
-use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use sqlx::sqlite::SqliteConnection;
 
 use super::claims;
+use super::count::count;
 use super::data_error::{describe, is_certain};
 use crate::batch::Batch;
 use crate::counters::Counters;
@@ -44,51 +44,14 @@ async fn write(connection: &mut SqliteConnection, batches: &[Batch]) -> Result<A
     let plain = batches.iter().flat_map(|batch| batch.plain.iter()).map(|(domain, sum)| (domain, *sum));
     let fresh = fresh.into_iter().map(|event| (&event.domain, Counters::of(event.outcome, event.count)));
     let tally: Tally<&DomainName> = plain.chain(fresh).collect();
-    add(connection, &tally).await?;
+    count(connection, &tally, now()).await?;
     let mut added = Counters::default();
     tally.iter().for_each(|(_, counters)| added += *counters);
     Ok(Applied { duplicates, rows: tally.len(), added })
 }
 
+/// Seconds since 1970.
 fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-}
-
-/// Adds to the counters of each outcome on its own: most domains of a transaction have events of one only. A
-/// sum stops at the end of the integers.
-const ADD_DELIVERED: &str = "\
--- catchall: add to delivered
-insert into domain_counters as c (domain, delivered, bounced)
-select key, value, 0 from json_each(?) where true
-on conflict (domain) do update set
-    delivered = c.delivered + min(excluded.delivered, 9223372036854775807 - c.delivered)";
-const ADD_BOUNCED: &str = "\
--- catchall: add to bounced
-insert into domain_counters as c (domain, delivered, bounced)
-select key, 0, value from json_each(?) where true
-on conflict (domain) do update set
-    bounced = c.bounced + min(excluded.bounced, 9223372036854775807 - c.bounced)";
-
-/// One row per domain, in key order.
-async fn add(connection: &mut SqliteConnection, tally: &Tally<&DomainName>) -> Result<(), sqlx::Error> {
-    let delivered = tally.iter().map(|(domain, counters)| (*domain, counters.delivered));
-    let bounced = tally.iter().map(|(domain, counters)| (*domain, counters.bounced));
-    for (statement, sums) in [(ADD_DELIVERED, json(delivered)), (ADD_BOUNCED, json(bounced))] {
-        if let Some(sums) = sums {
-            sqlx::query(statement).bind(sums).execute(&mut *connection).await?;
-        }
-    }
-    Ok(())
-}
-
-/// The sums as a JSON object; `None` if all are zero. A domain name needs no escapes.
-fn json<'a>(sums: impl Iterator<Item = (&'a DomainName, u64)>) -> Option<String> {
-    let mut object = String::new();
-    for (domain, sum) in sums.filter(|(_, sum)| *sum > 0) {
-        let before = if object.is_empty() { '{' } else { ',' };
-        let sum = i64::try_from(sum).unwrap_or(i64::MAX);
-        write!(object, "{before}\"{}\":{sum}", domain.as_str()).expect("a string grows as it must");
-    }
-    (!object.is_empty()).then(|| object + "}")
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use sqlx::sqlite::SqliteConnection;
 use tokio::time::Instant;
 
+use super::totals;
 use crate::store::EventRetention;
 
 /// Claims that one step looks at. It takes some milliseconds, so nobody waits for it for long.
@@ -47,16 +48,17 @@ impl Pruning {
         let begun = Instant::now();
         let next: Option<Vec<u8>> =
             sqlx::query_scalar(NEXT).bind(&self.position).bind(STEP).fetch_one(&mut *connection).await?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let Some(next) = next else {
+            // Once for each walk is often enough.
+            totals::fold(connection, i64::try_from(now.as_secs()).unwrap_or(i64::MAX)).await?;
             self.position.clear();
             let walk = (self.retention / WALKS).clamp(Duration::from_secs(1), Duration::from_hours(1));
             self.due = begun.max(self.began + walk);
             self.began = self.due;
             return Ok(0);
         };
-        let kept = SystemTime::now().checked_sub(self.retention).unwrap_or(UNIX_EPOCH);
-        let kept = kept.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let kept = i64::try_from(kept).unwrap_or(i64::MAX);
+        let kept = i64::try_from(now.saturating_sub(self.retention).as_secs()).unwrap_or(i64::MAX);
         let pruned =
             sqlx::query(PRUNE).bind(&self.position).bind(&next).bind(kept).execute(connection).await?;
         self.position = next;

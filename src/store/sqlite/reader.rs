@@ -1,17 +1,27 @@
-//! Counters, read from the data file.
+//! What is known of domains, read from the data file.
+//!
+//! Each answer comes as one row: each row of an answer would cost as much as several look-ups.
 
-use std::fmt::Write;
+mod row;
+mod look_up;
+mod pages;
+mod totals;
+mod feed;
+
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use sqlx::AssertSqlSafe;
 use sqlx::sqlite::SqliteConnection;
+use tokio::sync::Semaphore;
 
 use super::data_error::describe;
 use super::data_file::{Purpose, connect};
-use crate::counters::Counters;
+use crate::classified::Classified;
 use crate::domain_name::DomainName;
-use crate::store::{CounterSource, Unreadable};
+use crate::position::Position;
+use crate::store::{Change, DomainSource, Page, PageRequest, Unreadable};
+use crate::totals::Totals;
 
 /// Memory for pages of the file, over all connections that look up counters. The inner pages of ten million
 /// domains take 8 MB, and each connection has its own; the rest saves calls of the system.
@@ -19,12 +29,6 @@ const CACHE_KIB: usize = 64 * 1024;
 
 /// The least for each of them, where many threads serve.
 const LEAST_CACHE_KIB: usize = 2 * 1024;
-
-/// One row, whatever is asked: each row of an answer would cost as much as several look-ups.
-const READ: &str = "\
--- catchall: read counters
-select coalesce(group_concat(asked.key || ' ' || delivered || ' ' || bounced), '')
-from json_each(?) as asked cross join domain_counters on domain = asked.value";
 
 /// Reads a data file, over as many connections as reads are under way. A read that begins after an event was
 /// accepted sees it.
@@ -34,13 +38,19 @@ pub struct Reader {
     /// For the cache of each connection.
     cache_kib: usize,
     idle: Mutex<Vec<SqliteConnection>>,
+    /// For all that reads more than what it was asked by name. Each connection is a thread, so there must not
+    /// be any number of them.
+    pages: Semaphore,
 }
+
+/// Pages that are read at the same time.
+const PAGES_AT_ONCE: usize = 2;
 
 impl Reader {
     /// A reader that takes its part of the [cache](CACHE_KIB), if there are so many connections of all readers.
     pub(super) fn new(path: PathBuf, connections: usize) -> Self {
         let cache_kib = (CACHE_KIB / connections.max(1)).max(LEAST_CACHE_KIB);
-        Self { path, cache_kib, idle: Mutex::default() }
+        Self { path, cache_kib, idle: Mutex::default(), pages: Semaphore::new(PAGES_AT_ONCE) }
     }
 
     async fn connect(&self) -> Result<SqliteConnection, Unreadable> {
@@ -52,43 +62,55 @@ impl Reader {
         Ok(connection)
     }
 
-    async fn read(&self, names: &[DomainName]) -> Result<Vec<Counters>, Unreadable> {
+    /// Reads over a connection that is idle, or a new one. One that failed is not used again.
+    async fn read<T>(
+        &self,
+        read: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, Unreadable> {
         let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let waiting = idle().pop();
         let mut connection = match waiting {
             Some(connection) => connection,
             None => self.connect().await?,
         };
-        let found: Result<String, _> =
-            sqlx::query_scalar(READ).bind(json(names)).fetch_one(&mut connection).await;
-        let found = found.map_err(|error| Unreadable::new(describe(&error)))?;
+        let found = read(&mut connection).await.map_err(|error| Unreadable::new(describe(&error)))?;
         idle().push(connection);
-        let mut counters = vec![Counters::default(); names.len()];
-        for row in found.split(',') {
-            let mut numbers = row.split(' ').map_while(|number| number.parse::<u64>().ok());
-            if let (Some(place), Some(delivered), Some(bounced)) =
-                (numbers.next(), numbers.next(), numbers.next())
-                && let Some(counters) = usize::try_from(place).ok().and_then(|place| counters.get_mut(place))
-            {
-                *counters = Counters { delivered, bounced };
-            }
-        }
-        Ok(counters)
+        Ok(found)
+    }
+
+    /// The same for a page.
+    async fn read_page<T>(
+        &self,
+        read: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, Unreadable> {
+        let _turn = self.pages.acquire().await.map_err(Unreadable::new)?;
+        self.read(read).await
     }
 }
 
-impl CounterSource for Reader {
-    async fn counters(&self, names: &[DomainName]) -> Result<Vec<Counters>, Unreadable> {
-        self.read(names).await
+impl DomainSource for Reader {
+    async fn look_up(&self, names: &[DomainName]) -> Result<Vec<Classified>, Unreadable> {
+        self.read(async |connection| look_up::read(connection, names).await).await
     }
-}
 
-/// The names as a JSON array. A domain name needs no escapes.
-fn json(names: &[DomainName]) -> String {
-    let mut list = String::from("[");
-    for (place, name) in names.iter().enumerate() {
-        let comma = if place == 0 { "" } else { "," };
-        write!(list, "{comma}\"{}\"", name.as_str()).expect("a string grows as it must");
+    async fn list(&self, page: PageRequest) -> Result<Page, Unreadable> {
+        self.read_page(async |connection| pages::read(connection, &page).await).await
     }
-    list + "]"
+
+    async fn totals(&self, minutes: u32) -> Result<Totals, Unreadable> {
+        self.read_page(async |connection| totals::read(connection, minutes).await).await
+    }
+
+    async fn changes(&self, after: Position, limit: u32) -> Result<Vec<Change>, Unreadable> {
+        self.read_page(async |connection| feed::read(connection, &after, limit).await).await
+    }
+
+    async fn head(&self) -> Result<Position, Unreadable> {
+        self.read_page(async |connection| feed::head(connection).await).await
+    }
+
+    /// Only changes of statuses move the head.
+    async fn last_change(&self) -> Result<Position, Unreadable> {
+        self.head().await
+    }
 }

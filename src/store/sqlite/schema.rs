@@ -13,7 +13,10 @@ use super::data_error::DataError;
 const APPLICATION_ID: u32 = 0x4374_416c;
 
 /// The files in `migrations/sqlite/`, in order. The version of a file is the number of those it has had.
-const MIGRATIONS: [&str; 1] = [include_str!("../../../migrations/sqlite/0001_data.sql")];
+const MIGRATIONS: [&str; 2] = [
+    include_str!("../../../migrations/sqlite/0001_data.sql"),
+    include_str!("../../../migrations/sqlite/0002_statuses.sql"),
+];
 
 /// The version of the schema that this build needs.
 #[expect(clippy::cast_possible_truncation, reason = "there are not that many migrations")]

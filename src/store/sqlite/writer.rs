@@ -11,6 +11,7 @@ use super::apply::apply;
 use super::data_error::{DataError, describe};
 use super::data_file::{DataFile, Purpose};
 use super::prune::Pruning;
+use super::statuses;
 use crate::batch::Batch;
 use crate::batcher::{Batcher, Flush};
 use crate::health::Dependency;
@@ -94,7 +95,12 @@ async fn open<'a>(
 ) -> Result<&'a mut SqliteConnection, DataError> {
     match connection {
         Some(connection) => Ok(connection),
-        None => Ok(connection.insert(file.connect(Purpose::Write).await?)),
+        None => {
+            let mut new = file.connect(Purpose::Write).await?;
+            let prepared = statuses::prepare(&mut new).await;
+            prepared.map_err(|error| DataError::of_sqlite(&file.path, &error))?;
+            Ok(connection.insert(new))
+        }
     }
 }
 

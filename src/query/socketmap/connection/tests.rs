@@ -6,6 +6,7 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use super::*;
+use crate::classified::Classified;
 use crate::counters::Counters;
 use crate::query::lookup::Lookups;
 
@@ -21,7 +22,8 @@ async fn look_up_by_length(lookups: Arc<Lookups>) {
             6 => Counters { delivered: 0, bounced: 1 },
             _ => Counters { delivered: 1000, bounced: 0 },
         };
-        let found = flush.items.iter().map(counters).collect();
+        let known = |name| Classified::new(counters(name), 1000, None);
+        let found = flush.items.iter().map(known).collect();
         flush.answer.send(Some(found));
     }
 }
@@ -31,7 +33,7 @@ fn connect(pipe: usize, stop: Shutdown) -> (DuplexStream, JoinHandle<Result<(), 
     let (client, server) = duplex(pipe);
     let lookups = Arc::new(Lookups::new(1000));
     tokio::spawn(look_up_by_length(Arc::clone(&lookups)));
-    let domains = Domains { lookups, threshold: 1000 };
+    let domains = Domains { lookups, threshold: None };
     let served = tokio::spawn(async move { serve(server, &domains, &Replies::register(), stop).await });
     (client, served)
 }
@@ -139,7 +141,7 @@ async fn who_reads_no_reply_is_cut_off() {
 async fn what_cannot_be_looked_up_now_may_be_asked_again() {
     let (mut client, server) = duplex(PIPE);
     let lookups = Arc::new(Lookups::new(1));
-    let domains = Domains { lookups: Arc::clone(&lookups), threshold: 1000 };
+    let domains = Domains { lookups: Arc::clone(&lookups), threshold: None };
     tokio::spawn(async move { serve(server, &domains, &Replies::register(), never()).await });
     client.write_all(&written(&["status a.com", "status b.com"])).await.unwrap();
     lookups.take().await.answer.send(None);
@@ -154,7 +156,7 @@ async fn at_a_stop_what_has_arrived_is_still_answered() {
     client.write_all(&written(&["status a.com"])).await.unwrap();
     let lookups = Arc::new(Lookups::new(1000));
     tokio::spawn(look_up_by_length(Arc::clone(&lookups)));
-    let domains = Domains { lookups, threshold: 1000 };
+    let domains = Domains { lookups, threshold: None };
     assert_eq!(serve(server, &domains, &Replies::register(), stop).await, Ok(()));
     gets(&mut client, &["OK catch-all"]).await;
     assert_eq!(client.read(&mut [0]).await.unwrap(), 0);

@@ -1,4 +1,4 @@
-//! The body of a bulk request: it takes only as much memory as has arrived, and only a limited time.
+//! The body of a large request: it takes only as much memory as has arrived, and only a limited time.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,14 +19,40 @@ use utoipa::openapi::Required;
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 
-use super::accept::not_counted;
+use super::budget::{Exhausted, Share};
+use super::problem::{Problem, ProblemType};
+use super::transfer;
+use crate::bulk::{self, MediaType};
 use crate::excerpt::excerpt;
-use crate::http::{Exhausted, Problem, ProblemType, Share, transfer_deadline};
 
-/// Largest body of a bulk request in bytes, unpacked: 10,000 events of a kilobyte each.
-pub(super) const MAX_BODY: usize = 10 * 1024 * 1024;
+/// What holds for the bodies of one kind of request.
+#[derive(Clone, Copy, Debug)]
+pub struct BodyRules {
+    /// Largest body in bytes, unpacked.
+    pub max: usize,
+    /// The problem of a request that finds no memory for its body.
+    pub refused: ProblemType,
+    /// What follows in a sentence that says why a body was not read.
+    pub then: &'static str,
+}
 
-/// How long the body of a bulk request may take to arrive, without the time it waits for memory.
+impl BodyRules {
+    /// The problem of a request that found no memory.
+    #[must_use]
+    pub fn exhausted(self, _: Exhausted) -> Problem {
+        self.refuse("too many bodies are being read")
+    }
+
+    fn refuse(self, detail: &str) -> Problem {
+        Problem::new(self.refused, format!("{detail}{}", self.then))
+    }
+
+    fn too_large(self) -> Problem {
+        Problem::new(ProblemType::TooLarge, format!("a body has at most {} bytes, unpacked", self.max))
+    }
+}
+
+/// How long such a body may take to arrive, without the time it waits for memory.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a refused body may go on arriving, and how long a pause in it may be.
@@ -34,7 +60,7 @@ const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 const DISCARD_GAP: Duration = Duration::from_millis(100);
 
 /// Memory of the request itself while its body is read: its head, its task and, over HTTP/2, its stream.
-pub(super) const REQUEST: usize = 8 * 1024;
+pub const REQUEST: usize = 8 * 1024;
 
 /// The least memory that a body takes once any of it has arrived.
 const FIRST_STEP: usize = 16 * 1024;
@@ -74,7 +100,8 @@ impl Packing {
 }
 
 /// The header that says how a body is packed, for the API's document.
-pub(super) struct BodyEncoding;
+#[derive(Debug)]
+pub struct BodyEncoding;
 
 impl IntoParams for BodyEncoding {
     fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
@@ -99,7 +126,7 @@ struct Wire {
 
 /// Must run before the body is unpacked: notes how it is packed, and counts the bytes that arrive. Only those
 /// show the client's speed, however well it packs.
-pub(super) async fn observe(mut request: Request) -> Request {
+pub async fn observe(mut request: Request) -> Request {
     // The names of encodings have no case (RFC 9110, 8.4.1), but what unpacks knows only one spelling.
     let mut encodings = request.headers().get_all(header::CONTENT_ENCODING).iter();
     if let (Some(encoding), None) = (encodings.next(), encodings.next()) {
@@ -143,9 +170,43 @@ impl hyper::body::Body for Observed {
     }
 }
 
+/// The media type of a body.
+///
+/// # Errors
+///
+/// When it is missing, or not one that is read here.
+pub fn media_type(headers: &HeaderMap) -> Result<MediaType, Problem> {
+    let named = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let named = named.ok_or_else(|| {
+        let detail = format!("the header Content-Type is missing: {}", bulk::MEDIA_TYPES);
+        Problem::new(ProblemType::UnsupportedMediaType, detail)
+    })?;
+    named.parse().map_err(|error: bulk::UnknownMediaType| {
+        Problem::new(ProblemType::UnsupportedMediaType, error.to_string())
+    })
+}
+
+/// The body of an [observed](observe) request that was not packed.
+pub(super) fn unpacked(request: Request) -> Result<Body, Problem> {
+    let wire = request.extensions().get::<Wire>().expect("every request is observed");
+    if wire.packing == Packing::None && !request.headers().contains_key(header::CONTENT_ENCODING) {
+        return Ok(request.into_body());
+    }
+    let detail = "a stream is not packed: send it without a content encoding";
+    Err(Problem::new(ProblemType::UnsupportedMediaType, detail))
+}
+
 /// Reads the body of an [observed](observe) request that has since been unpacked. An encoding that is still
 /// named was not unpacked.
-pub(super) async fn read(request: Request, share: &mut Share) -> Result<Vec<u8>, Problem> {
+///
+/// # Errors
+///
+/// A problem that says why the body was not read.
+///
+/// # Panics
+///
+/// When the request was not observed.
+pub async fn read(request: Request, rules: BodyRules, share: &mut Share) -> Result<Vec<u8>, Problem> {
     let wire = request.extensions().get::<Wire>().cloned().expect("every request is observed");
     let encoding = request.headers().get(header::CONTENT_ENCODING);
     let encoding = encoding.map(|encoding| excerpt(format_args!("{encoding:?}")));
@@ -153,7 +214,7 @@ pub(super) async fn read(request: Request, share: &mut Share) -> Result<Vec<u8>,
     // The rest of the head may be as large as a small body, so it is freed before the body arrives.
     let mut body = request.into_body();
     let read = match encoding {
-        None => read_unpacked(&mut body, &wire, share).await,
+        None => read_unpacked(&mut body, &wire, rules, share).await,
         Some(encoding) => Err(Problem::new(
             ProblemType::UnsupportedMediaType,
             format!("the content encoding {encoding} is not supported: send gzip, zstd or none"),
@@ -165,15 +226,14 @@ pub(super) async fn read(request: Request, share: &mut Share) -> Result<Vec<u8>,
         && read.as_ref().is_err_and(|problem| !is_slow(problem))
     {
         share.shrink_to(REQUEST);
-        discard(body).await;
+        discard(body, rules.max).await;
     }
     read
 }
 
 /// Lets a client send the rest of its body, and discards it. Most clients listen only after they have sent
 /// everything; a client that is cut off while it sends sees that, and not its response.
-async fn discard(mut body: Body) {
-    let mut left = MAX_BODY;
+async fn discard(mut body: Body, mut left: usize) {
     let discarding = async {
         while let Ok(Some(Ok(frame))) = timeout(DISCARD_GAP, body.frame()).await {
             let size = frame.data_ref().map_or(0, Bytes::len);
@@ -184,15 +244,18 @@ async fn discard(mut body: Body) {
     let _ = timeout(DISCARD_TIMEOUT, discarding).await;
 }
 
-async fn read_unpacked(body: &mut Body, wire: &Wire, share: &mut Share) -> Result<Vec<u8>, Problem> {
-    share.hold(wire.packing.takes(0)).await.map_err(exhausted)?;
+async fn read_unpacked(
+    body: &mut Body,
+    wire: &Wire,
+    rules: BodyRules,
+    share: &mut Share,
+) -> Result<Vec<u8>, Problem> {
+    share.hold(wire.packing.takes(0)).await.map_err(|error| rules.exhausted(error))?;
     let give_up = Arc::new(Notify::new());
     share.begin_transfer(Arc::clone(&give_up));
     let bytes = tokio::select! {
-        bytes = collect(body, wire, share) => bytes,
-        () = give_up.notified() => Err(not_counted(
-            "the body arrives slowly, and others need its memory: nothing was counted",
-        )),
+        bytes = collect(body, wire, rules, share) => bytes,
+        () = give_up.notified() => Err(rules.refuse("the body arrives slowly, and others need its memory")),
     };
     share.end_transfer();
     let bytes = bytes?;
@@ -200,26 +263,32 @@ async fn read_unpacked(body: &mut Body, wire: &Wire, share: &mut Share) -> Resul
     Ok(bytes)
 }
 
-async fn collect(body: &mut Body, wire: &Wire, share: &mut Share) -> Result<Vec<u8>, Problem> {
+async fn collect(
+    body: &mut Body,
+    wire: &Wire,
+    rules: BodyRules,
+    share: &mut Share,
+) -> Result<Vec<u8>, Problem> {
     let mut bytes = Vec::new();
     let expected = body.size_hint().exact().and_then(|exact| usize::try_from(exact).ok());
-    if expected.is_some_and(|expected| expected > MAX_BODY) {
-        return Err(too_large());
+    if expected.is_some_and(|expected| expected > rules.max) {
+        return Err(rules.too_large());
     }
     let mut begun = Instant::now();
     let mut pause = BYTES_AT_A_STRETCH;
-    while let Some(data) = next(body, wire, begun).await? {
-        if bytes.len() + data.len() > MAX_BODY {
-            return Err(too_large());
+    while let Some(data) = next(body, wire, rules, begun).await? {
+        if bytes.len() + data.len() > rules.max {
+            return Err(rules.too_large());
         }
         share.moved(wire.arrived.load(Ordering::Relaxed));
         let needed = bytes.len() + data.len();
         if needed > bytes.capacity() {
             // Doubles each time, up to what can be needed. A declared length can only lower that.
-            let step = (2 * bytes.capacity()).clamp(FIRST_STEP, expected.unwrap_or(MAX_BODY).max(FIRST_STEP));
+            let step =
+                (2 * bytes.capacity()).clamp(FIRST_STEP, expected.unwrap_or(rules.max).max(FIRST_STEP));
             let capacity = step.max(needed);
             let waits = Instant::now();
-            share.hold(wire.packing.takes(capacity)).await.map_err(exhausted)?;
+            share.hold(wire.packing.takes(capacity)).await.map_err(|error| rules.exhausted(error))?;
             begun += waits.elapsed();
             bytes.reserve_exact(capacity - bytes.len());
         }
@@ -233,10 +302,15 @@ async fn collect(body: &mut Body, wire: &Wire, share: &mut Share) -> Result<Vec<
 }
 
 /// The next bytes of a body, while it arrives fast enough.
-async fn next(body: &mut Body, wire: &Wire, begun: Instant) -> Result<Option<Bytes>, Problem> {
+async fn next(
+    body: &mut Body,
+    wire: &Wire,
+    rules: BodyRules,
+    begun: Instant,
+) -> Result<Option<Bytes>, Problem> {
     loop {
         let arrived = wire.arrived.load(Ordering::Relaxed);
-        let deadline = transfer_deadline(begun, arrived).min(begun + BODY_TIMEOUT);
+        let deadline = transfer::deadline(begun, arrived).min(begun + BODY_TIMEOUT);
         tokio::select! {
             // Bytes that have arrived are never late, however long this side took to read them.
             biased;
@@ -260,22 +334,13 @@ async fn next(body: &mut Body, wire: &Wire, begun: Instant) -> Result<Option<Byt
                     return Err(Problem::new(
                         ProblemType::Timeout,
                         format!(
-                            "the body arrived too slowly, or not within {BODY_TIMEOUT:?}: nothing was counted"
+                            "the body arrived too slowly, or not within {BODY_TIMEOUT:?}{}", rules.then
                         ),
                     ));
                 }
             }
         }
     }
-}
-
-/// The problem of a request that found no memory.
-pub(super) fn exhausted(_: Exhausted) -> Problem {
-    not_counted("too many bodies are being read, nothing was counted")
-}
-
-fn too_large() -> Problem {
-    Problem::new(ProblemType::TooLarge, format!("a body has at most {MAX_BODY} bytes, unpacked"))
 }
 
 /// The innermost error: the outer ones only say that something failed.

@@ -1,0 +1,125 @@
+//! The lines of a body of any length, while it arrives.
+
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::Request;
+use http_body_util::BodyExt;
+use tokio::time::timeout;
+
+use super::body::unpacked;
+use super::problem::{Problem, ProblemType};
+use crate::excerpt::excerpt;
+
+/// How long a client may pause. It is longer than any connection that works is silent, and a stream that
+/// waits for it keeps one of few places.
+const PAUSE: Duration = Duration::from_secs(30);
+
+/// The lines of a body. Of a line that is too long only the beginning is kept.
+#[derive(Debug)]
+pub struct Lines {
+    body: Body,
+    longest: usize,
+    /// Bytes that have arrived, and are not a line yet.
+    rest: Vec<u8>,
+    /// Lines that have arrived.
+    lines: std::collections::VecDeque<Vec<u8>>,
+    ended: bool,
+}
+
+impl Lines {
+    /// The lines of a request's body, of which each has at most `longest` bytes.
+    ///
+    /// # Errors
+    ///
+    /// When the body is packed: what it unpacks to would have no bound.
+    pub fn of(request: Request, longest: usize) -> Result<Self, Problem> {
+        let body = unpacked(request)?;
+        Ok(Self { body, longest, rest: Vec::new(), lines: std::collections::VecDeque::new(), ended: false })
+    }
+
+    /// The lines that have arrived, at most so many, or the next one; `None` at the end. Blank lines are left
+    /// out.
+    ///
+    /// # Errors
+    ///
+    /// When the body breaks off, or pauses for too long.
+    pub async fn next(&mut self, most: usize) -> Result<Option<Vec<Vec<u8>>>, Problem> {
+        while self.lines.is_empty() && !self.ended {
+            match timeout(PAUSE, self.body.frame()).await {
+                Err(_) => {
+                    let detail = format!("nothing more of the body arrived within {PAUSE:?}");
+                    return Err(Problem::new(ProblemType::Timeout, detail));
+                }
+                Ok(Some(Err(error))) => {
+                    let detail = excerpt(format_args!("the body cannot be read: {error}"));
+                    return Err(Problem::new(ProblemType::InvalidBody, detail));
+                }
+                // A frame without data is a trailer, which is ignored.
+                Ok(Some(Ok(frame))) => self.push(&frame.into_data().unwrap_or_default()),
+                Ok(None) => {
+                    self.ended = true;
+                    self.end_line();
+                }
+            }
+        }
+        let read: Vec<_> = self.lines.drain(..self.lines.len().min(most)).collect();
+        Ok((!read.is_empty()).then_some(read))
+    }
+
+    fn push(&mut self, bytes: &Bytes) {
+        let mut pieces = bytes.split(|byte| *byte == b'\n').peekable();
+        while let Some(piece) = pieces.next() {
+            let room = self.longest.saturating_sub(self.rest.len());
+            self.rest.extend_from_slice(&piece[..piece.len().min(room)]);
+            if pieces.peek().is_some() {
+                self.end_line();
+            }
+        }
+    }
+
+    fn end_line(&mut self) {
+        let line = std::mem::take(&mut self.rest);
+        if !line.trim_ascii().is_empty() {
+            self.lines.push_back(line);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn lines(chunks: &[Vec<u8>], longest: usize) -> Vec<Vec<u8>> {
+        let mut lines = Lines {
+            body: Body::empty(),
+            longest,
+            rest: Vec::new(),
+            lines: std::collections::VecDeque::new(),
+            ended: false,
+        };
+        chunks.iter().for_each(|chunk| lines.push(&chunk.clone().into()));
+        lines.end_line();
+        lines.lines.into()
+    }
+
+    proptest! {
+        #[test]
+        fn lines_do_not_depend_on_how_they_arrive(
+            text in "[ab \\n]{0,60}",
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..5),
+            longest in 1usize..20,
+        ) {
+            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(text.len() + 1)).collect();
+            cuts.extend([0, text.len()]);
+            cuts.sort_unstable();
+            let chunks: Vec<Vec<u8>> =
+                cuts.windows(2).map(|pair| text.as_bytes()[pair[0]..pair[1]].to_vec()).collect();
+            let cut = |line: &str| line.as_bytes()[..line.len().min(longest)].to_vec();
+            let expected: Vec<Vec<u8>> =
+                text.split('\n').map(cut).filter(|line| !line.trim_ascii().is_empty()).collect();
+            prop_assert_eq!(lines(&chunks, longest), expected);
+        }
+    }
+}

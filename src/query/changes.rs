@@ -1,0 +1,285 @@
+//! The feed of changes: `GET /changes`, as pages, with a wait for news, or as server-sent events.
+
+use std::fmt::Write;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{Instant, timeout, timeout_at};
+use utoipa::{IntoParams, IntoResponses, ToSchema};
+
+use super::feed::{Feed, News, READ};
+use super::parameters::{Parameters, invalid, limit};
+use super::rows::preferred;
+use crate::classified::DomainReport;
+use crate::http::{self, Problem, ProblemType};
+use crate::position::{NoPosition, Position, PositionText};
+use crate::shutdown::Shutdown;
+use crate::store::Change;
+
+/// Changes of a page, unless the client asks for another number, and at most.
+const LIMIT: u32 = 100;
+const MAX_LIMIT: u32 = READ;
+
+/// The longest wait for news.
+const MAX_WAIT: Duration = Duration::from_secs(60);
+
+/// How long a subscriber hears nothing at most: a proxy in between takes a longer silence for death.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+
+/// Clients of one thread that wait for news at a time. Each takes some kilobytes.
+const FOLLOWERS: usize = 2000;
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// What the handlers of the feed share.
+#[derive(Clone)]
+pub(super) struct Changes {
+    feed: Feed,
+    followers: Arc<Semaphore>,
+    shutdown: Shutdown,
+}
+
+impl Changes {
+    pub(super) fn new(feed: Feed, shutdown: Shutdown) -> Self {
+        Self { feed, followers: Arc::new(Semaphore::new(FOLLOWERS)), shutdown }
+    }
+
+    fn place(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        let place = Arc::clone(&self.followers).try_acquire_owned();
+        place.map_err(|_| Problem::new(ProblemType::Unavailable, "too many clients wait for changes"))
+    }
+}
+
+/// The parameters of the feed, for the API's document.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "it only describes")]
+struct ChangesParameters {
+    /// Only changes after this position, or after `now`. Without it: from the beginning.
+    #[param(value_type = Option<String>)]
+    since: Option<PositionText>,
+    /// Changes of a page, 100 if it is not given. More than 1,000 are taken for 1,000, and 0 for 1.
+    #[param(minimum = 0)]
+    limit: Option<u32>,
+    /// Where there is no change yet: how many seconds to wait for one, at most 60.
+    #[param(minimum = 0)]
+    wait: Option<u32>,
+}
+
+/// A page of the feed.
+#[derive(Serialize, ToSchema)]
+struct ChangesAnswer {
+    /// The changes in their order, each with what is known of the domain now.
+    changes: Vec<DomainReport>,
+    /// Where the next page begins, whether there is more already or not.
+    #[schema(value_type = PositionText)]
+    position: Position,
+}
+
+/// The problems of the feed, for the API's document.
+struct ChangesProblems;
+
+impl IntoResponses for ChangesProblems {
+    fn responses() -> http::Responses {
+        use ProblemType::{InvalidParameter, MethodNotAllowed, Unavailable};
+        http::problem_responses(&[InvalidParameter, MethodNotAllowed, Unavailable])
+    }
+}
+
+/// `GET /changes`
+#[utoipa::path(
+    get,
+    path = "/changes",
+    summary = "Follow the changes of statuses",
+    description = "Tells which domains changed their status, in order. A domain is in the feed once, at its \
+        latest change: whoever follows from the beginning hears of every domain that is or was something, and \
+        whoever follows on hears of each change, or of a later one of the same domain. After a failure ask \
+        again with the last position: a change may come twice, and none is lost. With \
+        `Accept: text/event-stream` the feed never ends: each event has a change as its `data` and its \
+        position as its `id`, which a browser sends as `Last-Event-ID` when it connects again.",
+    tag = "Changes",
+    params(
+        ChangesParameters,
+        ("Last-Event-ID" = Option<String>, Header, description = "For event streams: the position to go on \
+            after, instead of `since`.")
+    ),
+    responses(
+        (status = 200, description = "The changes after the position.",
+            content(
+                (ChangesAnswer = "application/json", example = json!({
+                    "changes": [{"domain": "example.com", "status": "catch-all", "delivered": 1234,
+                        "bounced": 0, "since": "2026-11-28T10:47:04.125Z"}],
+                    "position": "48213-example.com"
+                })),
+                (String = "text/event-stream")
+            )
+        ),
+        ChangesProblems
+    ),
+    security((), ("token" = ["read"]))
+)]
+pub(super) async fn get_changes(
+    State(changes): State<Changes>,
+    headers: HeaderMap,
+    mut parameters: Parameters,
+) -> Result<Response, Problem> {
+    let since: Option<Since> = parameters.take("since")?;
+    let limit = limit(&mut parameters, LIMIT, MAX_LIMIT)?;
+    let wait = parameters.take::<u32>("wait")?.unwrap_or_default();
+    parameters.end()?;
+    let wait = Duration::from_secs(wait.into()).min(MAX_WAIT);
+    let formats = [("text/event-stream", true), ("application/json", false), ("*/*", false)];
+    if preferred(&headers, &formats).unwrap_or_default() {
+        let last = headers.get(LAST_EVENT_ID).map(|last| {
+            let text = last.to_str().unwrap_or_default();
+            text.parse().map_err(|error: NoPosition| invalid("Last-Event-ID", error))
+        });
+        let since = last.transpose()?.map(Since::Position).or(since);
+        return subscribe(changes, since).await;
+    }
+    page(&changes, since, limit, wait).await
+}
+
+/// Where to begin.
+enum Since {
+    Now,
+    Position(Position),
+}
+
+impl FromStr for Since {
+    type Err = NoPosition;
+
+    fn from_str(text: &str) -> Result<Self, NoPosition> {
+        if text == "now" { Ok(Self::Now) } else { text.parse().map(Self::Position) }
+    }
+}
+
+async fn beginning(feed: &Feed, since: Option<Since>) -> Result<Position, Problem> {
+    match since {
+        None => Ok(Position::beginning()),
+        Some(Since::Now) => feed.source.head().await,
+        Some(Since::Position(position)) => Ok(position),
+    }
+}
+
+async fn page(
+    changes: &Changes,
+    since: Option<Since>,
+    limit: u32,
+    wait: Duration,
+) -> Result<Response, Problem> {
+    let source = &changes.feed.source;
+    let mut position = beginning(&changes.feed, since).await?;
+    let mut read = source.changes(position.clone(), limit).await?;
+    if read.is_empty() && !wait.is_zero() {
+        let _place = changes.place()?;
+        let end = Instant::now() + wait;
+        let mut news = changes.feed.follow().await?;
+        loop {
+            // Also after the wait began: the change may have come in between.
+            read = source.changes(position.clone(), limit).await?;
+            if !read.is_empty() {
+                break;
+            }
+            let more = tokio::select! {
+                more = timeout_at(end, news.recv()) => more,
+                () = changes.shutdown.clone() => break,
+            };
+            if !matches!(more, Ok(Ok(_) | Err(RecvError::Lagged(_)))) {
+                break;
+            }
+        }
+    }
+    if let Some(last) = read.last() {
+        position = last.position.clone();
+    }
+    let reports = read.into_iter().map(|change| change.report).collect();
+    let answer = Json(ChangesAnswer { changes: reports, position });
+    Ok(([(header::CACHE_CONTROL, super::NO_CACHE)], answer).into_response())
+}
+
+async fn subscribe(changes: Changes, since: Option<Since>) -> Result<Response, Problem> {
+    let place = changes.place()?;
+    // Before the first read: what that does not see is among the news.
+    let news = changes.feed.follow().await?;
+    let position = beginning(&changes.feed, since).await?;
+    let (events, sent) = mpsc::channel::<Bytes>(1);
+    tokio::spawn(async move {
+        let _place = place;
+        let subscribers = metrics::gauge!("catchall_query_subscribers");
+        subscribers.increment(1.0);
+        let end = changes.shutdown.clone();
+        tokio::select! {
+            () = send(&changes.feed, news, position, &events) => {}
+            () = events.closed() => {}
+            () = end => {}
+        }
+        subscribers.decrement(1.0);
+    });
+    let body = futures::stream::unfold(sent, async |mut sent| {
+        let part = sent.recv().await?;
+        Some((Ok::<_, std::convert::Infallible>(part), sent))
+    });
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        // Proxies that gather answers would hold events back.
+        (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+    ];
+    Ok((headers, Body::from_stream(body)).into_response())
+}
+
+/// Sends changes until the subscriber has gone: first what there is, then the news.
+async fn send(
+    feed: &Feed,
+    mut news: broadcast::Receiver<News>,
+    mut position: Position,
+    events: &mpsc::Sender<Bytes>,
+) {
+    // An event without data: the client notes where it is, and dispatches nothing.
+    let mut text = format!("id: {position}\n\n");
+    loop {
+        let Ok(read) = feed.source.changes(position.clone(), READ).await else { return };
+        let is_full = read.len() == READ as usize;
+        write(&mut text, &mut position, &read);
+        if !text.is_empty() && events.send(std::mem::take(&mut text).into()).await.is_err() {
+            return;
+        }
+        if is_full {
+            continue;
+        }
+        loop {
+            match timeout(HEARTBEAT, news.recv()).await {
+                Ok(Ok(read)) => write(&mut text, &mut position, &read),
+                Ok(Err(RecvError::Lagged(_))) => break,
+                Ok(Err(RecvError::Closed)) => return,
+                Err(_) => text.push_str(":\n\n"),
+            }
+            if !text.is_empty() && events.send(std::mem::take(&mut text).into()).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Appends the changes after the position as events, and moves it.
+fn write(text: &mut String, position: &mut Position, read: &[Change]) {
+    for change in read.iter().filter(|change| change.position > *position) {
+        let data = serde_json::to_string(&change.report).expect("a report is made of strings and numbers");
+        write!(text, "id: {}\ndata: {data}\n\n", change.position).expect("a string grows as it must");
+    }
+    if let Some(last) = read.last()
+        && last.position > *position
+    {
+        *position = last.position.clone();
+    }
+}

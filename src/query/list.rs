@@ -1,0 +1,225 @@
+//! Lists: `GET /domains`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use utoipa::{IntoParams, IntoResponses, ToSchema};
+
+use super::parameters::{Parameters, invalid, limit};
+use super::rows::Format;
+use super::source::Source;
+use crate::classified::DomainReport;
+use crate::counters::Status;
+use crate::domain_name::DomainName;
+use crate::http::{self, Problem, ProblemType};
+use crate::store::{Page, PageRequest};
+
+/// Domains of a page, unless the client asks for another number, and at most.
+const LIMIT: u32 = 100;
+const MAX_LIMIT: u32 = 1000;
+
+/// Domains of a stream that are read at a time: some 300 kB.
+const STREAM_PAGE: u32 = 5_000;
+
+/// Streams of one thread at a time. Each holds up to three pages in memory, for as long as its reader takes.
+const STREAMS: usize = 32;
+
+/// Says that a stream is not of one moment: each page shows the domains as they are when it is read.
+const SNAPSHOT: HeaderName = HeaderName::from_static("catchall-snapshot");
+const NONE: HeaderValue = HeaderValue::from_static("none");
+
+/// What lists share.
+#[derive(Clone)]
+pub(super) struct Lists {
+    pub(super) source: Source,
+    streams: Arc<Semaphore>,
+}
+
+impl Lists {
+    pub(super) fn new(source: Source) -> Self {
+        Self { source, streams: Arc::new(Semaphore::new(STREAMS)) }
+    }
+}
+
+/// The parameters of a list, for the API's document.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "it only describes")]
+struct ListParameters {
+    /// Only domains of this status.
+    #[param(inline)]
+    status: Option<Status>,
+    /// Only names that begin with this: letters without accents, digits, dots and hyphens.
+    #[param(max_length = 253, pattern = r"^[A-Za-z0-9.-]*$")]
+    prefix: Option<String>,
+    /// Only names after this one: the `next` of the page before.
+    after: Option<DomainName>,
+    /// Domains of a page, 100 if it is not given. More than 1,000 are taken for 1,000, and 0 for 1. A stream
+    /// ends after so many, and is as long as there are domains if it is not given.
+    #[param(minimum = 0)]
+    limit: Option<u32>,
+}
+
+/// A page of a list.
+#[derive(Debug, Serialize, ToSchema)]
+struct ListAnswer {
+    /// The domains, in the order of their names (by bytes). There can be fewer than were asked for, or none,
+    /// and still be a next page.
+    domains: Vec<DomainReport>,
+    /// The `after` of the next page; null on the last one.
+    #[schema(required)]
+    next: Option<DomainName>,
+}
+
+/// The problems of a list, for the API's document.
+struct ListProblems;
+
+impl IntoResponses for ListProblems {
+    fn responses() -> http::Responses {
+        use ProblemType::{InvalidParameter, MethodNotAllowed, Unavailable};
+        http::problem_responses(&[InvalidParameter, MethodNotAllowed, Unavailable])
+    }
+}
+
+/// `GET /domains`
+#[utoipa::path(
+    get,
+    path = "/domains",
+    summary = "List domains",
+    description = "Lists domains in the order of their names, a page at a time. With \
+        `Accept: application/x-ndjson` or `text/csv` it streams all of them, as fast as they are read. The \
+        stream is not of one moment, which its header `Catchall-Snapshot: none` says: each part of it shows \
+        the domains as they were when that part was read. A stream that ends without its end (a broken \
+        connection, in HTTP/1.1 a missing last chunk) is not complete: go on after the last name.",
+    tag = "Domains",
+    params(ListParameters),
+    responses(
+        (status = 200, description = "The domains. Where there is a next page, the header `Link` has it with \
+            `rel=\"next\"`.",
+            content(
+                (ListAnswer = "application/json", example = json!({
+                    "domains": [{"domain": "example.com", "status": "catch-all", "delivered": 1234,
+                        "bounced": 0, "since": "2026-11-28T10:47:04.125Z"}],
+                    "next": null
+                })),
+                (String = "application/x-ndjson"),
+                (String = "text/csv")
+            )
+        ),
+        ListProblems
+    ),
+    security((), ("token" = ["read"]))
+)]
+pub(super) async fn list_domains(
+    State(lists): State<Lists>,
+    headers: HeaderMap,
+    parameters: Parameters,
+) -> Result<Response, Problem> {
+    let format = Format::of(&headers);
+    let most = if format == Format::Json { MAX_LIMIT } else { u32::MAX };
+    let usual = if format == Format::Json { LIMIT } else { u32::MAX };
+    let request = selection(parameters, usual, most)?;
+    if format == Format::Json { page(&lists, request).await } else { stream(&lists, request, format).await }
+}
+
+/// Reads the parameters.
+fn selection(mut parameters: Parameters, usual: u32, most: u32) -> Result<PageRequest, Problem> {
+    let status = parameters.take("status")?;
+    let prefix: Option<String> = parameters.take("prefix")?;
+    let mut prefix = prefix.unwrap_or_default();
+    prefix.make_ascii_lowercase();
+    if prefix.len() > 253 || !prefix.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-".contains(&byte))
+    {
+        let rule = "a prefix is the beginning of a name as it is listed: letters without accents, digits, dots and \
+            hyphens";
+        return Err(invalid("prefix", rule));
+    }
+    let after = parameters.take::<String>("after")?;
+    let after = after.map(|after| DomainName::parse(&after).map_err(|error| invalid("after", error)));
+    let limit = limit(&mut parameters, usual, most)?;
+    parameters.end()?;
+    Ok(PageRequest { status, prefix, after: after.transpose()?, limit })
+}
+
+async fn page(lists: &Lists, request: PageRequest) -> Result<Response, Problem> {
+    let Page { domains, next } = lists.source.list(request.clone()).await?;
+    let link = next.as_ref().map(|next| {
+        let PageRequest { status, prefix, limit, .. } = &request;
+        let status = status.map(|status| format!("&status={}", status.slug())).unwrap_or_default();
+        let prefix = if prefix.is_empty() { String::new() } else { format!("&prefix={prefix}") };
+        let link = format!("</domains?after={next}{status}{prefix}&limit={limit}>; rel=\"next\"");
+        HeaderValue::try_from(link).expect("names and numbers are visible characters")
+    });
+    let mut response = Json(ListAnswer { domains, next }).into_response();
+    response.headers_mut().insert(header::CACHE_CONTROL, super::NO_CACHE);
+    if let Some(link) = link {
+        response.headers_mut().insert(header::LINK, link);
+    }
+    Ok(response)
+}
+
+/// Streams a selection. The first page is read before the answer begins, so that it can still be a problem.
+pub(super) async fn stream(
+    lists: &Lists,
+    mut request: PageRequest,
+    format: Format,
+) -> Result<Response, Problem> {
+    let Ok(place) = Arc::clone(&lists.streams).try_acquire_owned() else {
+        return Err(Problem::new(ProblemType::Unavailable, "too many lists are being streamed"));
+    };
+    let left = request.limit;
+    request.limit = left.min(STREAM_PAGE);
+    let first = lists.source.list(request.clone()).await?;
+    let (parts, sent) = mpsc::channel(1);
+    tokio::spawn(send(lists.source.clone(), request, left, first, format, parts, place));
+    let body = futures::stream::unfold(sent, async |mut sent| sent.recv().await.map(|part| (part, sent)));
+    let mut response = Response::new(Body::from_stream(body));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, format.content_type());
+    headers.insert(header::CACHE_CONTROL, super::NO_CACHE);
+    headers.insert(SNAPSHOT, NONE);
+    Ok(response)
+}
+
+/// A stream that cannot go on breaks off, so that nobody takes it for complete.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct BrokenOff(String);
+
+/// Sends page after page. While one is on its way, the next one is read.
+async fn send(
+    source: Source,
+    mut request: PageRequest,
+    mut left: u32,
+    mut page: Page,
+    format: Format,
+    parts: mpsc::Sender<Result<Bytes, BrokenOff>>,
+    _place: OwnedSemaphorePermit,
+) {
+    let mut rows = format.head().as_bytes().to_vec();
+    loop {
+        page.domains.iter().for_each(|report| format.write(&mut rows, report));
+        left = left.saturating_sub(u32::try_from(page.domains.len()).unwrap_or(u32::MAX));
+        request.limit = left.min(STREAM_PAGE);
+        let next = page.next.take().filter(|_| left > 0);
+        if !rows.is_empty() && parts.send(Ok(std::mem::take(&mut rows).into())).await.is_err() {
+            return;
+        }
+        let Some(next) = next else { return };
+        request.after = Some(next);
+        page = match source.list(request.clone()).await {
+            Ok(page) => page,
+            Err(problem) => {
+                // The reader has gone, or hears it now.
+                let _ = parts.send(Err(BrokenOff(problem.detail))).await;
+                return;
+            }
+        };
+    }
+}

@@ -1,0 +1,273 @@
+//! Look-ups of many names: `POST /domains/lookup`.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::map_request;
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::yield_now;
+use tower_http::decompression::RequestDecompressionLayer;
+use utoipa::{IntoResponses, ToSchema};
+use utoipa_axum::router::{UtoipaMethodRouter, UtoipaMethodRouterExt};
+use utoipa_axum::routes;
+
+use super::source::Source;
+use crate::bulk::{BodyError, MAX_EVENTS, MediaType, elements};
+use crate::classified::DomainReport;
+use crate::domain_name::DomainName;
+use crate::excerpt::excerpt;
+use crate::http::{self, BodyEncoding, BodyRules, Budget, Problem, ProblemType};
+
+/// What holds for bodies that are documents: 10,000 names of the longest kind.
+const BODY: BodyRules = BodyRules { max: 4 * 1024 * 1024, refused: ProblemType::Unavailable, then: "" };
+
+/// Memory for look-ups of all threads: some forty of the largest at a time, and hundreds of usual ones.
+pub(super) const BUDGET: usize = 256 * 1024 * 1024;
+
+/// Memory that a name takes while it is looked up: itself, what is known of it, and its part of the answer.
+const NAME: usize = 512;
+
+/// Names that are looked up in one read. While it is under way, other tasks have their turn.
+const NAMES_OF_A_READ: usize = 1000;
+
+/// Streams of one thread at a time. Each takes up to a megabyte.
+const STREAMS: usize = 32;
+
+/// The longest line of a stream in bytes: the longest spelling of a name, in JSON.
+const MAX_LINE: usize = 8 * 1024;
+
+/// What look-ups share.
+#[derive(Clone)]
+pub(super) struct Names {
+    source: Source,
+    threshold: Option<u64>,
+    budget: Budget,
+    streams: Arc<Semaphore>,
+}
+
+/// The route.
+pub(super) fn route(source: Source, threshold: Option<u64>, budget: Budget) -> UtoipaMethodRouter {
+    let names = Names { source, threshold, budget, streams: Arc::new(Semaphore::new(STREAMS)) };
+    routes!(look_up_domains)
+        .layer((map_request(http::observe), RequestDecompressionLayer::new().pass_through_unaccepted(true)))
+        .with_state(names)
+}
+
+/// Names to look up, for the API's document.
+#[derive(ToSchema)]
+#[schema(value_type = Vec<String>, max_items = 10_000, description = "The names.")]
+struct Asked(#[expect(dead_code, reason = "it only describes")] Vec<String>);
+
+/// A line of a stream, for the API's document.
+#[derive(ToSchema)]
+#[schema(value_type = String, description = "A name on each line, in quotes.")]
+struct Line(#[expect(dead_code, reason = "it only describes")] String);
+
+/// A name in an object. What it is stays unread, so that no error repeats it.
+#[derive(Deserialize)]
+struct InObject<'a> {
+    #[serde(borrow, alias = "name", alias = "names", alias = "domains")]
+    domain: &'a RawValue,
+}
+
+/// What is known of a name, or why it is none.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+enum Found {
+    /// What is known.
+    Domain(DomainReport),
+    /// It is not a domain name.
+    NoName {
+        /// The name, cut if it is long.
+        name: String,
+        /// What is wrong with it.
+        #[schema(value_type = Object)]
+        problem: Box<RawValue>,
+    },
+}
+
+/// The names of a document and what is known of them, in the same order.
+#[derive(Serialize, ToSchema)]
+struct NamesAnswer {
+    /// One for each name that was asked for.
+    domains: Vec<Found>,
+}
+
+/// The problems of a look-up, for the API's document.
+struct NamesProblems;
+
+impl IntoResponses for NamesProblems {
+    fn responses() -> http::Responses {
+        use ProblemType::{
+            InvalidBody, MethodNotAllowed, Timeout, TooLarge, Unavailable, UnsupportedMediaType,
+        };
+        http::problem_responses(&[
+            InvalidBody,
+            MethodNotAllowed,
+            Timeout,
+            TooLarge,
+            UnsupportedMediaType,
+            Unavailable,
+        ])
+    }
+}
+
+/// `POST /domains/lookup`
+#[utoipa::path(
+    post,
+    path = "/domains/lookup",
+    summary = "Ask about many domains",
+    description = "Tells what is known of each name, in their order. A document has up to 10,000 names. As a \
+        stream (NDJSON), any number of names is answered while they arrive: read the answer while you send. \
+        A stream that cannot go on breaks off.",
+    tag = "Domains",
+    params(BodyEncoding),
+    request_body(
+        description = "The names, in any spelling.",
+        content(
+            (Asked = "application/json", example = json!(["example.com", "localhost"])),
+            (Line = "application/x-ndjson")
+        )
+    ),
+    responses(
+        (status = 200, description = "What is known of each name; for what is no name, why.",
+            content(
+                (NamesAnswer = "application/json", example = json!({"domains": [
+                    {"domain": "example.com", "status": "catch-all", "delivered": 1234, "bounced": 0,
+                        "since": "2026-11-28T10:47:04.125Z"},
+                    {"name": "localhost", "problem": {"type": "urn:catchall:problem:invalid-domain",
+                        "title": "Invalid domain", "status": 400, "detail": "the domain \"localhost\" is not \
+                        valid: a domain name has at least two labels, as in example.com"}}
+                ]})),
+                (Found = "application/x-ndjson")
+            )
+        ),
+        NamesProblems
+    ),
+    security((), ("token" = ["read"]))
+)]
+async fn look_up_domains(State(names): State<Names>, request: Request) -> Result<Response, Problem> {
+    match http::media_type(request.headers())? {
+        MediaType::JsonArray => document(&names, request).await,
+        MediaType::NdJson => stream(names, request),
+    }
+}
+
+async fn document(names: &Names, request: Request) -> Result<Response, Problem> {
+    let mut share = names.budget.share();
+    let body = http::read(request, BODY, &mut share).await?;
+    let unreadable = |error| {
+        let detail = excerpt(format_args!("the body cannot be read: {error}"));
+        Problem::new(ProblemType::InvalidBody, detail)
+    };
+    let array = match body.trim_ascii_start().first() {
+        Some(b'{') => serde_json::from_slice::<InObject>(&body).map_err(unreadable)?.domain.get().as_bytes(),
+        _ => &*body,
+    };
+    let asked = elements(array).map_err(|error| match error {
+        BodyError::Unreadable(error) => unreadable(error),
+        BodyError::TooMany | BodyError::Empty => {
+            let detail =
+                format!("a document has at most {MAX_EVENTS} names; a stream (NDJSON) has any number");
+            Problem::new(ProblemType::TooLarge, detail)
+        }
+    })?;
+    let takes = http::REQUEST + body.capacity() + asked.len() * NAME;
+    share.hold(takes).await.map_err(|error| BODY.exhausted(error))?;
+    let mut domains = Vec::with_capacity(asked.len());
+    for asked in asked.chunks(NAMES_OF_A_READ) {
+        domains.extend(look_up(names, asked).await?);
+        yield_now().await;
+    }
+    let mut answer = http::json(StatusCode::OK, &NamesAnswer { domains });
+    answer.headers_mut().insert(header::CACHE_CONTROL, super::NO_CACHE);
+    share.shrink_to(http::REQUEST + answer.body().len());
+    Ok(http::hold(answer, share))
+}
+
+/// Looks up what are names, in one read, and says of the others why they are none. Each is JSON.
+async fn look_up<T: AsRef<[u8]>>(names: &Names, asked: &[T]) -> Result<Vec<Found>, Problem> {
+    let parsed: Vec<Result<DomainName, Found>> = asked.iter().map(|json| name(json.as_ref())).collect();
+    let domains: Vec<DomainName> = parsed.iter().filter_map(|name| name.as_ref().ok()).cloned().collect();
+    let mut known = names.source.look_up(&domains).await?.into_iter();
+    let found = parsed.into_iter().map(|name| match name {
+        Ok(domain) => {
+            let known = known.next().unwrap_or_default().by(names.threshold);
+            Found::Domain(DomainReport::new(domain, known))
+        }
+        Err(found) => found,
+    });
+    Ok(found.collect())
+}
+
+/// The name in a string, or in an object.
+fn name(json: &[u8]) -> Result<DomainName, Found> {
+    let text = match json.trim_ascii_start().first() {
+        Some(b'{') => serde_json::from_slice::<InObject>(json).map(|object| object.domain.get().as_bytes()),
+        _ => Ok(json),
+    };
+    let text = text.and_then(|text| match text.trim_ascii_start().first() {
+        Some(b'"') => serde_json::from_slice::<Cow<str>>(text),
+        _ => Err(serde::de::Error::custom("a name is a string in quotes, or in an object with a \"domain\"")),
+    });
+    let problem = match &text {
+        Ok(name) => match http::domain(name) {
+            Ok(domain) => return Ok(domain),
+            Err(problem) => problem,
+        },
+        Err(error) => Problem::new(ProblemType::InvalidDomain, excerpt(error)),
+    };
+    let name = text.map_or_else(|_| excerpt(String::from_utf8_lossy(json)), excerpt);
+    let document = String::from_utf8(problem.to_json().into_body()).unwrap_or_default();
+    let problem = RawValue::from_string(document).expect("a problem is JSON");
+    Err(Found::NoName { name, problem })
+}
+
+/// Answers line by line, in reads of as many lines as have arrived.
+fn stream(names: Names, request: Request) -> Result<Response, Problem> {
+    let Ok(place) = Arc::clone(&names.streams).try_acquire_owned() else {
+        return Err(Problem::new(ProblemType::Unavailable, "too many streams are being answered"));
+    };
+    let lines = http::Lines::of(request, MAX_LINE)?;
+    let (parts, sent) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let _place = place;
+        if let Err(problem) = answer(&names, lines, &parts).await {
+            // The reader has gone, or hears it now.
+            let _ = parts.send(Err(problem)).await;
+        }
+    });
+    let body = futures::stream::unfold(sent, async |mut sent| {
+        let part: Result<Bytes, Problem> = sent.recv().await?;
+        Some((part.map_err(|problem| std::io::Error::other(problem.detail)), sent))
+    });
+    let mut response = Response::new(Body::from_stream(body));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+    headers.insert(header::CACHE_CONTROL, super::NO_CACHE);
+    Ok(response)
+}
+
+async fn answer(
+    names: &Names,
+    mut lines: http::Lines,
+    parts: &mpsc::Sender<Result<Bytes, Problem>>,
+) -> Result<(), Problem> {
+    while let Some(read) = lines.next(NAMES_OF_A_READ).await? {
+        let mut rows = Vec::new();
+        for found in look_up(names, &read).await? {
+            serde_json::to_writer(&mut rows, &found).expect("rows are made of strings and numbers");
+            rows.push(b'\n');
+        }
+        if parts.send(Ok(rows.into())).await.is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,48 @@
+//! Totals: `GET /totals`.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::IntoResponse;
+use utoipa::IntoResponses;
+
+use super::source::Source;
+use crate::http::{self, Problem, ProblemType};
+use crate::totals::Totals;
+
+/// Minutes that are told one by one.
+pub(super) const MINUTES: u32 = 30;
+
+/// The problems of totals, for the API's document.
+struct TotalsProblems;
+
+impl IntoResponses for TotalsProblems {
+    fn responses() -> http::Responses {
+        use ProblemType::{MethodNotAllowed, Unavailable};
+        http::problem_responses(&[MethodNotAllowed, Unavailable])
+    }
+}
+
+/// `GET /totals`
+#[utoipa::path(
+    get,
+    path = "/totals",
+    summary = "Read the totals",
+    description = "How many domains have which status, how many events were counted in all and lately, and \
+        in each of the last 30 minutes. Nothing is counted to answer this, however many domains there are.",
+    tag = "Totals",
+    responses(
+        (status = 200, description = "The totals.", body = Totals, example = json!({
+            "domains": {"catch-all": 12, "not catch-all": 70, "unknown": 918},
+            "events": {"delivered": 90210, "bounced": 70},
+            "recent": {"minute": 40, "hour": 2400},
+            "minutes": [{"at": "2026-11-28T10:47:00Z", "delivered": 39, "bounced": 1}]
+        })),
+        TotalsProblems
+    ),
+    security((), ("token" = ["read"]))
+)]
+pub(super) async fn get_totals(State(source): State<Source>) -> Result<impl IntoResponse, Problem> {
+    let totals = source.totals(MINUTES).await?;
+    Ok(([(header::CACHE_CONTROL, super::NO_CACHE)], Json(totals)))
+}

@@ -1,0 +1,94 @@
+//! Lists, a page at a time.
+//!
+//! A page comes as one row of arrays: each row of an answer costs more than what is in it.
+
+use sqlx::PgPool;
+
+use super::READ_TIMEOUT;
+use super::row::report;
+use crate::counters::Status;
+use crate::domain_name::DomainName;
+use crate::store::postgres::{Database, DatabaseError};
+use crate::store::{Page, PageRequest, ROWS_OF_A_PAGE};
+
+/// The columns of a page, and how far it got.
+macro_rules! page {
+    ($name:literal, $found:literal) => {
+        concat!(
+            "-- catchall: ",
+            $name,
+            "
+with found as (",
+            $found,
+            ")
+select coalesce(array_agg(domain), '{}'), coalesce(array_agg(delivered), '{}'),
+    coalesce(array_agg(bounced), '{}'), coalesce(array_agg(status), '{}'),
+    coalesce(array_agg(date_part('epoch', since)), '{}'), (select threshold from classification)
+from found"
+        )
+    };
+}
+
+/// Everything, by the counters' own key.
+const ALL: &str = page!(
+    "list domains",
+    "select domain, delivered, bounced, status, since
+    from (select domain, delivered, bounced from domain_counters
+        where domain > $1 and domain >= $2 and domain < $3 order by domain limit $4) as c
+    left join domain_statuses as s using (domain)
+    order by domain"
+);
+
+/// What has a status, by the index of statuses. A domain that was reset has no counters.
+const OF_STATUS: &str = page!(
+    "list domains of a status",
+    "select domain, coalesce(delivered, 0) as delivered, coalesce(bounced, 0) as bounced, status, since
+    from (select domain, status, since from domain_statuses
+        where status = $5 and domain > $1 and domain >= $2 and domain < $3 order by domain limit $4) as s
+    left join domain_counters as c using (domain)
+    order by domain"
+);
+
+type Rows = (Vec<String>, Vec<i64>, Vec<i64>, Vec<Option<i16>>, Vec<Option<f64>>, i64);
+
+/// A page of a selection.
+pub(super) async fn read(database: &Database, request: &PageRequest) -> Result<Page, DatabaseError> {
+    let PageRequest { status, prefix, after, limit } = request.clone();
+    let after = after.map(|after| after.to_string()).unwrap_or_default();
+    // Every name that begins with the prefix is before the prefix with a character that no name has.
+    let end = format!("{prefix}\u{7f}");
+    // Most domains may be something else than unknown, so a page of these looks at some more.
+    let rows = if status == Some(Status::Unknown) { limit.max(ROWS_OF_A_PAGE) } else { limit };
+    let statement = match status {
+        None | Some(Status::Unknown) => ALL,
+        Some(_) => OF_STATUS,
+    };
+    let read = async move |pool: PgPool| {
+        let query =
+            sqlx::query_as::<_, Rows>(statement).bind(after).bind(prefix).bind(end).bind(i64::from(rows));
+        let query = match status {
+            Some(status) if statement == OF_STATUS => query.bind(status.number()),
+            _ => query,
+        };
+        query.fetch_one(&pool).await
+    };
+    let (domains, delivered, bounced, statuses, since, threshold) = database.run(READ_TIMEOUT, read).await?;
+    let last = domains.last().filter(|_| domains.len() >= rows as usize).cloned();
+    let mut next = last.and_then(|last| DomainName::parse(&last).ok());
+    let mut page = Page::default();
+    let columns = domains.iter().zip(delivered).zip(bounced).zip(statuses).zip(since);
+    for ((((domain, delivered), bounced), noted), since) in columns {
+        let report = report(domain, (delivered, bounced, noted, since, threshold));
+        if let Some(report) = report.filter(|report| status.is_none_or(|status| status == report.status)) {
+            page.domains.push(report);
+            if page.domains.len() == limit as usize {
+                break;
+            }
+        }
+    }
+    if page.domains.len() == limit as usize && status == Some(Status::Unknown) {
+        next = page.domains.last().map(|last| last.domain.clone());
+    }
+    page.next = next;
+    Ok(page)
+}

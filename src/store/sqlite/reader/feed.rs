@@ -1,0 +1,49 @@
+//! The feed of changes. One writer numbers its transactions, so they become visible in their order.
+
+use sqlx::sqlite::SqliteConnection;
+
+use super::row::{Row, rows};
+use crate::classified::{Classified, DomainReport};
+use crate::domain_name::DomainName;
+use crate::position::Position;
+use crate::store::Change;
+
+const READ: &str = "\
+-- catchall: read changes
+select coalesce(group_concat(s.domain || ' ' || changed_in || ' ' || coalesce(delivered, 0) || ' '
+    || coalesce(bounced, 0) || ' ' || status || ' ' || since), '')
+from (select domain, status, since, changed_in from domain_statuses
+    where (changed_in, domain) > (?, ?) order by changed_in, domain limit ?) as s
+left join domain_counters as c on c.domain = s.domain";
+
+/// The next changes after a position.
+pub(super) async fn read(
+    connection: &mut SqliteConnection,
+    after: &Position,
+    limit: u32,
+) -> Result<Vec<Change>, sqlx::Error> {
+    let answer: String = sqlx::query_scalar(READ)
+        .bind(after.transaction)
+        .bind(after.domain_str())
+        .bind(limit)
+        .fetch_one(connection)
+        .await?;
+    let change = |row: &str| {
+        let mut words = row.split(' ');
+        let domain = DomainName::parse(words.next()?).ok()?;
+        let transaction = words.next()?.parse().ok()?;
+        let Row { counters, noted, since } = Row::read(&mut words)?;
+        let position = Position { transaction, domain: Some(domain.clone()) };
+        let report = DomainReport::new(domain, Classified::noted(counters, noted, since));
+        Some(Change { report, position })
+    };
+    Ok(rows(&answer).filter_map(change).collect())
+}
+
+/// Before all changes that are still to come.
+pub(super) async fn head(connection: &mut SqliteConnection) -> Result<Position, sqlx::Error> {
+    let head = "-- catchall: find the head of the feed
+        select changes + 1 from classification";
+    let transaction = sqlx::query_scalar(head).fetch_one(connection).await?;
+    Ok(Position { transaction, domain: None })
+}

@@ -1,0 +1,45 @@
+//! A moment, as the API says it.
+
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use utoipa::ToSchema;
+
+/// A moment in milliseconds since 1970. It is written as in RFC 3339, in UTC: `2026-11-28T10:47:04.125Z`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, ToSchema)]
+#[schema(
+    value_type = String,
+    format = DateTime,
+    description = "A moment in UTC, to the millisecond (RFC 3339).",
+    examples("2026-11-28T10:47:04.125Z")
+)]
+pub struct Timestamp(pub i64);
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let moment = OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000);
+        // A moment beyond the calendar cannot have been noted by any clock.
+        let text = moment.ok().and_then(|moment| moment.format(&Rfc3339).ok()).unwrap_or_default();
+        f.write_str(&text)
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_is_written_in_utc_to_the_millisecond() {
+        assert_eq!(Timestamp(1_795_862_824_125).to_string(), "2026-11-28T10:47:04.125Z");
+        assert_eq!(Timestamp(0).to_string(), "1970-01-01T00:00:00Z");
+        assert_eq!(Timestamp(i64::MAX).to_string(), "");
+    }
+}
