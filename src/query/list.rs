@@ -203,11 +203,16 @@ async fn send(
     _place: OwnedSemaphorePermit,
 ) {
     let mut rows = format.head().as_bytes().to_vec();
+    let mut has_rows = false;
     loop {
+        has_rows |= !page.domains.is_empty();
         page.domains.iter().for_each(|report| format.write(&mut rows, report));
         left = left.saturating_sub(u32::try_from(page.domains.len()).unwrap_or(u32::MAX));
         request.limit = left.min(STREAM_PAGE);
         let next = page.next.take().filter(|_| left > 0);
+        if next.is_none() && !has_rows {
+            rows.extend_from_slice(format.of_none().as_bytes());
+        }
         if !rows.is_empty() && parts.send(Ok(std::mem::take(&mut rows).into())).await.is_err() {
             return;
         }

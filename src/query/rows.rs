@@ -48,6 +48,12 @@ impl Format {
         if self == Self::Csv { "domain,status,delivered,bounced,since\r\n" } else { "" }
     }
 
+    /// What is sent of no rows at all. Rspamd takes a map without a byte for one that could not be read, and
+    /// keeps what it had.
+    pub(super) fn of_none(self) -> &'static str {
+        if self == Self::Names { "# none\n" } else { "" }
+    }
+
     /// Appends a row. No value of a row needs quotes.
     pub(super) fn write(self, rows: &mut Vec<u8>, report: &DomainReport) {
         let DomainReport { domain, status, delivered, bounced, since } = report;

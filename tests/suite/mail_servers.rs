@@ -1,6 +1,6 @@
 //! Real mail servers that ask.
 
-use harness::mail::Postfix;
+use harness::mail::{Postfix, Rspamd};
 use harness::scratch::Scratch;
 use harness::servers::eventually;
 use harness::system::System;
@@ -102,4 +102,50 @@ async fn postfix_decides_about_recipients_by_it() {
     })
     .await;
     assert!(answer.starts_with("451 4.3."), "{answer}: {}", postfix.log());
+}
+
+/// What Rspamd finds changes with what is known, and maps that have not changed are not sent again.
+async fn rspamd_reads_the_maps(system: System) {
+    let url = system.domains().url();
+    let rule = |symbol: &str, status: &str| {
+        format!(
+            "{symbol} {{ type = \"rcpt\"; filter = \"email:domain\"; map = \"{url}/maps/rspamd/{status}\"; \
+             score = 1.0; }}"
+        )
+    };
+    // Both maps are empty when it starts.
+    let rspamd =
+        Rspamd::start(&[rule("CATCH_ALL", "catch-all"), rule("NOT_CATCH_ALL", "not-catch-all")].join("\n"))
+            .await;
+    let finds = async |recipient: &str, symbols: &[&str]| {
+        let mut last = Vec::new();
+        let what = format!("Rspamd finds {symbols:?} in a mail to {recipient}");
+        eventually(&what, async || {
+            last = rspamd.symbols(recipient).await;
+            (last == symbols).then_some(())
+        })
+        .await;
+    };
+    finds("me@all.example.com", &[]).await;
+    with_domains(&system).await;
+    finds("me@all.example.com", &["CATCH_ALL"]).await;
+    finds("me@some.example.com", &["NOT_CATCH_ALL"]).await;
+    finds("me@never.seen.example.com", &[]).await;
+    let not_modified = async || rspamd.log().contains("data is not modified").then_some(());
+    eventually("Rspamd is told that a map has not changed", not_modified).await;
+    assert_eq!(system.events().put("/events/all.example.com/bounced").await, StatusCode::ACCEPTED);
+    finds("me@all.example.com", &["NOT_CATCH_ALL"]).await;
+    for problem in ["lost connection", "error reading", "cannot load"] {
+        assert!(!rspamd.log().contains(problem), "{}", rspamd.log());
+    }
+}
+
+#[tokio::test]
+async fn rspamd_reads_the_maps_of_the_standalone() {
+    rspamd_reads_the_maps(System::standalone(&[]).await).await;
+}
+
+#[tokio::test]
+async fn rspamd_reads_the_maps_of_query() {
+    rspamd_reads_the_maps(System::cluster(&[]).await).await;
 }

@@ -16,6 +16,7 @@ mod image;
 mod ingest;
 mod ledger;
 mod mail_servers;
+mod maps;
 mod openapi;
 mod outages;
 mod poison;
