@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use utoipa::IntoResponses;
 
 use super::domain::matches;
+use super::freshness::NO_CACHE;
 use super::list::{Lists, stream};
 use super::rows::Format;
 use crate::counters::Status;
@@ -67,7 +68,7 @@ pub(super) async fn get_map(
         stream(&lists, all, Format::Names).await?
     };
     response.headers_mut().insert(header::ETAG, etag);
-    response.headers_mut().insert(header::CACHE_CONTROL, super::NO_CACHE);
+    response.headers_mut().insert(header::CACHE_CONTROL, NO_CACHE);
     Ok(response)
 }
 

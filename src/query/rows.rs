@@ -5,7 +5,7 @@ use std::io::Write;
 use axum::http::{HeaderMap, HeaderValue, header};
 
 use crate::classified::DomainReport;
-use crate::timestamp::Timestamp;
+use crate::utc_time::UtcTime;
 
 /// How domains are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +59,7 @@ impl Format {
         let DomainReport { domain, status, delivered, bounced, since } = report;
         let written = match self {
             Self::Csv => {
-                let since = since.as_ref().map(Timestamp::to_string).unwrap_or_default();
+                let since = since.as_ref().map(UtcTime::to_string).unwrap_or_default();
                 write!(rows, "{domain},{},{delivered},{bounced},{since}\r\n", status.name())
             }
             Self::Names => writeln!(rows, "{domain}"),
@@ -123,7 +123,7 @@ mod tests {
             status: Status::NotCatchAll,
             delivered: 7,
             bounced: 1,
-            since: Some(Timestamp(0)),
+            since: Some(UtcTime(0)),
         };
         let row = |format: Format, report: &DomainReport| {
             let mut rows = Vec::new();
