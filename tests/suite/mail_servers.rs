@@ -8,6 +8,8 @@ use hyper::{Method, StatusCode};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
+use crate::documents::{OPERATING, blocks};
+
 const EVENTS: &str = r#"
 {"domain": "all.example.com", "event": "delivered", "count": 1001}
 {"domain": "some.example.com", "event": "bounced"}"#;
@@ -48,9 +50,19 @@ async fn postfix_finds_what_is_known_of_a_domain() {
         let rejected = (Some("REJECT it takes everything".into()), String::new());
         assert_eq!(postfix.look_up("me@all.example.com", &acts), rejected);
         assert_eq!(postfix.look_up("me@some.example.com", &acts), (None, String::new()));
+        let acts = format!("pipemap:{{{},regexp:{{{{/^not catch-all$/ OK}}}}}}", table("status"));
+        assert_eq!(postfix.look_up("me@some.example.com", &acts), (Some("OK".into()), String::new()));
+        assert_eq!(postfix.look_up("me@all.example.com", &acts), (None, String::new()));
         let (found, says) = postfix.look_up("all.example.com", &table("transport"));
         assert!(found.is_none() && says.contains("permanent error: there is no such map"), "{says}");
     }
+}
+
+/// The one block of a language in the page for operators, with another address in it.
+fn documented(language: &str, shown: &str, address: &str) -> String {
+    let [block] = blocks(OPERATING, language)[..] else { panic!("one block of {language}") };
+    assert!(block.contains(shown), "{block}");
+    block.replace(shown, address)
 }
 
 /// What an SMTP server answers to a recipient.
@@ -71,11 +83,8 @@ async fn postfix_decides_about_recipients_by_it() {
     let system = System::standalone(&[("CATCHALL_SOCKETMAP", "127.0.0.1:0")]).await;
     with_domains(&system).await;
     let address = system.domains().socketmap_address().await;
-    let postfix = Postfix::new(&format!(
-        "smtpd_recipient_restrictions = check_recipient_access \
-         pipemap:{{socketmap:inet:{address}:status,inline:{{{{catch-all = 550 5.7.1 it takes everything}}}}}}, \
-         reject"
-    ));
+    let restrictions = documented("postfix", "127.0.0.1:8082", &address);
+    let postfix = Postfix::new(&format!("{},\n    reject", restrictions.trim_end()));
     let Some(smtpd) = postfix.serve().await else { return };
     let mut smtp = BufReader::new(TcpStream::connect(&smtpd.address).await.unwrap());
     assert!(line(&mut smtp).await.starts_with("220 "), "{}", postfix.log());
@@ -106,17 +115,10 @@ async fn postfix_decides_about_recipients_by_it() {
 
 /// What Rspamd finds changes with what is known, and maps that have not changed are not sent again.
 async fn rspamd_reads_the_maps(system: System) {
-    let url = system.domains().url();
-    let rule = |symbol: &str, status: &str| {
-        format!(
-            "{symbol} {{ type = \"rcpt\"; filter = \"email:domain\"; map = \"{url}/maps/rspamd/{status}\"; \
-             score = 1.0; }}"
-        )
-    };
+    let rule = documented("rspamd", "127.0.0.1:8081", &system.domains().address());
+    let opposite = rule.replace("CATCH_ALL", "NOT_CATCH_ALL").replace("rspamd/", "rspamd/not-");
     // Both maps are empty when it starts.
-    let rspamd =
-        Rspamd::start(&[rule("CATCH_ALL", "catch-all"), rule("NOT_CATCH_ALL", "not-catch-all")].join("\n"))
-            .await;
+    let rspamd = Rspamd::start(&[rule, opposite].concat()).await;
     let finds = async |recipient: &str, symbols: &[&str]| {
         let mut last = Vec::new();
         let what = format!("Rspamd finds {symbols:?} in a mail to {recipient}");

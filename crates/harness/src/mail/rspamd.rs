@@ -25,7 +25,8 @@ pub struct Rspamd {
 }
 
 impl Rspamd {
-    /// Starts one that has these rules, in the words of its module multimap, and looks for new maps all the time.
+    /// Starts one that has these rules, in the words of its module multimap, and looks for new maps all the
+    /// time.
     pub async fn start(rules: &str) -> Self {
         let (scratch, unpacked) = (Scratch::new(), unpacked());
         let address = format!("127.0.0.1:{}", free_port());
