@@ -164,8 +164,8 @@ pub(crate) fn budget() -> Budget {
     Budget::new(names::BUDGET)
 }
 
-/// The routes of one thread, with readers of their own. Must be called on the thread's event loop. Answers that
-/// have no end of their own end with the shutdown.
+/// The routes of one thread, with readers of their own. Must be called on the thread's event loop. Answers
+/// that have no end of their own end with the shutdown.
 pub(crate) fn routes<S: DomainSource>(
     config: &LookupConfig,
     source: S,
@@ -187,8 +187,8 @@ pub(crate) fn routes<S: DomainSource>(
         .routes(routes!(changes::get_changes).with_state(changes))
 }
 
-/// Serves a socketmap on a thread of its own, with readers of its own, until the shutdown and the grace period
-/// after it. `source` is called on the event loop of that thread.
+/// Serves a socketmap on a thread of its own, with readers of its own, until the shutdown and the grace
+/// period after it. `source` is called on the event loop of that thread.
 pub(crate) fn serve_socketmap<S: DomainSource>(
     socketmap: Socketmap,
     config: &LookupConfig,

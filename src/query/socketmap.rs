@@ -47,8 +47,7 @@ pub(crate) async fn both(
     try_join(http, mail).await.map(|_| ())
 }
 
-/// Requests are read as they come: one answer for each, in their order, whatever is between the reads; and what
-/// is told is a reply of the protocol.
+/// A request is read when all of it has come and not before, and what is told is a reply of the protocol.
 #[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(data: &[u8]) {
     const LONGEST: usize = 4096;

@@ -33,10 +33,8 @@ async fn a_map_has_all_domains_of_its_status_and_no_others() {
         assert!(headers[header::ETAG].to_str().unwrap().starts_with("W/\""));
         // More than a page.
         let names: Vec<String> = (10_000..16_000).map(|number| format!("d{number}.com")).collect();
-        let mut events = String::new();
-        for name in &names {
-            events += &format!("{{\"domain\": \"{name}\", \"event\": \"delivered\", \"count\": 1001}}\n");
-        }
+        let event = |name| format!("{{\"domain\": \"{name}\", \"event\": \"delivered\", \"count\": 1001}}\n");
+        let mut events: String = names.iter().map(event).collect();
         events += "{\"domain\": \"some.com\", \"event\": \"bounced\"}\n";
         events += "{\"domain\": \"few.com\", \"event\": \"delivered\", \"count\": 1000}\n";
         count(&system, events).await;

@@ -25,8 +25,8 @@ fn libraries(folders: &[PathBuf]) -> String {
     shown.join(":")
 }
 
-/// A command with an empty environment, except for what finds programs, these libraries, and processes that are
-/// left running.
+/// A command with an empty environment, except for what finds programs, these libraries, and processes that
+/// are left running.
 fn command(program: &str, folders: &[PathBuf]) -> Command {
     let mut command = Command::new(program);
     command

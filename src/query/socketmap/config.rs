@@ -10,8 +10,8 @@ use crate::http::GuardConfig;
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct SocketmapConfig {
-    /// Where mail servers ask by Postfix's socketmap protocol, which has no tokens: unix:/PATH, or ADDRESS:PORT
-    /// of this machine. Without it they cannot
+    /// Where mail servers ask by Postfix's socketmap protocol, which has no tokens: "unix:" and the path of a
+    /// socket, or an address of this machine and a port. Without it they cannot
     #[arg(long, env = "CATCHALL_SOCKETMAP", value_name = "ADDRESS")]
     socketmap: Option<SocketmapAddress>,
 

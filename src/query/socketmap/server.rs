@@ -55,20 +55,24 @@ impl Socketmap {
         self.socket.is_none()
     }
 
-    /// Serves until the shutdown, then until each client has its replies, but at most [`GRACE`]. While another
-    /// process has the address, this one waits for it.
+    /// Serves until the shutdown, then until each client has its replies, but at most [`GRACE`]. While
+    /// another process has the address, this one waits for it.
     ///
     /// # Errors
     ///
     /// When the socket cannot be used by the event loop.
     pub(super) async fn serve(self, domains: Domains, shutdown: Shutdown) -> anyhow::Result<()> {
         let Self { address, mode, socket } = self;
-        let socket = match socket {
-            Some(socket) => socket,
-            None => tokio::select! {
-                () = shutdown.clone() => return Ok(()),
-                socket = turn(&address, mode) => socket,
-            },
+        let socket = async {
+            match socket {
+                Some(socket) => socket,
+                None => turn(&address, mode).await,
+            }
+        };
+        let socket = tokio::select! {
+            biased;
+            () = shutdown.clone() => return Ok(()),
+            socket = socket => socket,
         };
         let (listener, file) = listen(socket)?;
         let address = match &listener {
@@ -100,11 +104,10 @@ async fn turn(address: &SocketmapAddress, mode: SocketMode) -> BoundSocket {
         sleep(TURN_INTERVAL).await;
         match bind(address, mode) {
             Ok(socket) => return socket,
-            Err(NotBound::Taken) => {}
             Err(NotBound::Failed(error)) if failing.is_news() => {
                 tracing::warn!(reason = %error, "{}, trying again: {error}", cannot_listen(address));
             }
-            Err(NotBound::Failed(_)) => {}
+            Err(NotBound::Taken | NotBound::Failed(_)) => {}
         }
     }
 }

@@ -52,7 +52,7 @@ pub(super) fn bind(address: &SocketmapAddress, mode: SocketMode) -> Result<Bound
 }
 
 fn bind_unix(path: &Path, mode: SocketMode) -> Result<BoundSocket, NotBound> {
-    // Without it, one of two processes that start together could remove the other's new socket for a stale one.
+    // Without it, one of two processes that start together could take the other's new socket for a stale one.
     let _turn = turn(path)?;
     clear(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
