@@ -100,6 +100,14 @@ pub trait DomainSource: Send + Sync + 'static {
     ///
     /// When it cannot be read at present.
     fn head(&self) -> impl Future<Output = Result<Position, Unreadable>> + Send;
+
+    /// A position that is another one whenever a domain has another status than before; that of the beginning
+    /// if none has one. Unlike the head, it stays where it is while events change no status.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read at present.
+    fn last_change(&self) -> impl Future<Output = Result<Position, Unreadable>> + Send;
 }
 
 /// Which domains to list, and how many.

@@ -16,6 +16,8 @@ pub(super) enum Format {
     Ndjson,
     /// One line per domain, under a line of names (RFC 4180).
     Csv,
+    /// One name per line, and nothing else.
+    Names,
 }
 
 impl Format {
@@ -37,6 +39,7 @@ impl Format {
             Self::Json => "application/json",
             Self::Ndjson => "application/x-ndjson",
             Self::Csv => "text/csv; charset=utf-8; header=present",
+            Self::Names => "text/plain; charset=utf-8",
         })
     }
 
@@ -45,14 +48,25 @@ impl Format {
         if self == Self::Csv { "domain,status,delivered,bounced,since\r\n" } else { "" }
     }
 
+    /// What is sent of no rows at all. Rspamd takes a map without a byte for one that could not be read, and
+    /// keeps what it had.
+    pub(super) fn of_none(self) -> &'static str {
+        if self == Self::Names { "# none\n" } else { "" }
+    }
+
     /// Appends a row. No value of a row needs quotes.
     pub(super) fn write(self, rows: &mut Vec<u8>, report: &DomainReport) {
-        let written = if self == Self::Csv {
-            let DomainReport { domain, status, delivered, bounced, since } = report;
-            let since = since.as_ref().map(UtcTime::to_string).unwrap_or_default();
-            write!(rows, "{domain},{},{delivered},{bounced},{since}\r\n", status.name())
-        } else {
-            serde_json::to_writer(&mut *rows, report).map_err(Into::into).and_then(|()| rows.write_all(b"\n"))
+        let DomainReport { domain, status, delivered, bounced, since } = report;
+        let written = match self {
+            Self::Csv => {
+                let since = since.as_ref().map(UtcTime::to_string).unwrap_or_default();
+                write!(rows, "{domain},{},{delivered},{bounced},{since}\r\n", status.name())
+            }
+            Self::Names => writeln!(rows, "{domain}"),
+            Self::Json | Self::Ndjson => {
+                let written = serde_json::to_writer(&mut *rows, report).map_err(Into::into);
+                written.and_then(|()| rows.write_all(b"\n"))
+            }
         };
         written.expect("a vector grows as it must");
     }
@@ -117,6 +131,7 @@ mod tests {
             String::from_utf8(rows).unwrap()
         };
         assert_eq!(row(Format::Csv, &report), "a.com,not catch-all,7,1,1970-01-01T00:00:00Z\r\n");
+        assert_eq!(row(Format::Names, &report), "a.com\n");
         report.since = None;
         assert_eq!(row(Format::Csv, &report), "a.com,not catch-all,7,1,\r\n");
         assert_eq!(

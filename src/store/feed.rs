@@ -55,6 +55,18 @@ pub(super) async fn read(pool: &PgPool, after: &Position, limit: u32) -> Result<
     Ok(changes.collect())
 }
 
+const LAST_CHANGE: &str = "\
+-- catchall: find the last change of the feed
+select coalesce((
+    select changed_in from domain_statuses
+    where changed_in < (select pg_snapshot_xmin(pg_current_snapshot())::text::bigint)
+    order by changed_in desc limit 1), 0)";
+
+/// Where the feed ends by now. A change that is visible and not in the feed yet moves it later.
+pub(super) async fn last_change(pool: &PgPool) -> Result<Position, sqlx::Error> {
+    Ok(Position { transaction: sqlx::query_scalar(LAST_CHANGE).fetch_one(pool).await?, domain: None })
+}
+
 const HEAD: &str = "\
 -- catchall: find the head of the feed
 select pg_snapshot_xmin(pg_current_snapshot())::text::bigint";

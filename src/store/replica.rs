@@ -128,6 +128,10 @@ impl DomainSource for Replica {
     async fn head(&self) -> Result<Position, Unreadable> {
         again(|| feed::head(&self.pages)).await
     }
+
+    async fn last_change(&self) -> Result<Position, Unreadable> {
+        again(|| feed::last_change(&self.pages)).await
+    }
 }
 
 /// Reads again what the replica cancelled because it blocked replay.
