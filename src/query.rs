@@ -88,7 +88,12 @@ pub struct QueryConfig {
 pub struct LookupConfig {
     /// Delivered events that a domain without a bounce must exceed to be a catch-all, where look-ups are to
     /// go by another threshold than what is stored (1000, unless it was changed)
-    #[arg(long, env = "CATCHALL_THRESHOLD", value_name = "N")]
+    #[arg(
+        long,
+        env = "CATCHALL_THRESHOLD",
+        value_name = "N",
+        value_parser = clap::value_parser!(u64).range(..=i64::MAX.unsigned_abs())
+    )]
     threshold: Option<u64>,
 
     /// Requests that may wait for the database, on each thread. Further requests get a 503 at once
@@ -100,6 +105,13 @@ pub struct LookupConfig {
         value_parser = clap::value_parser!(u32).range(1..)
     )]
     max_waiting_reads: u32,
+}
+
+impl LookupConfig {
+    /// The threshold, which look-ups then go without.
+    pub(crate) fn take_threshold(&mut self) -> Option<u64> {
+        self.threshold.take()
+    }
 }
 
 /// The program: see [`process::main`].
@@ -148,7 +160,7 @@ pub async fn run(config: QueryConfig, process: Process) -> anyhow::Result<()> {
         served = http::serve_ops(ops, &guard, health.clone(), process.metrics, process.shutdown) => {
             served.context("the operations routes")
         }
-        () = watched.watch(health.dependency("replica")) => Ok(()),
+        () = watched.watch(health.dependency("replica"), config.lookup.threshold) => Ok(()),
     }
 }
 
