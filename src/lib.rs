@@ -19,6 +19,8 @@ pub mod batch;
 pub mod bulk;
 // The process.
 mod backoff;
+mod trouble;
+mod event_loop;
 mod reload;
 pub mod batcher;
 pub mod health;

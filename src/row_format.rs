@@ -1,4 +1,4 @@
-//! Domains as rows: NDJSON or CSV.
+//! Domains as rows: NDJSON, CSV, or names alone.
 
 use std::io::Write;
 
@@ -12,6 +12,8 @@ pub enum RowFormat {
     Ndjson,
     /// One line per domain, under a line of names (RFC 4180).
     Csv,
+    /// One name per line, and nothing else.
+    Names,
 }
 
 impl RowFormat {
@@ -19,9 +21,16 @@ impl RowFormat {
     #[must_use]
     pub fn head(self) -> &'static str {
         match self {
-            Self::Ndjson => "",
+            Self::Ndjson | Self::Names => "",
             Self::Csv => "domain,status,delivered,bounced,since\r\n",
         }
+    }
+
+    /// What is sent of no rows at all. Rspamd takes a map without a byte for one that could not be read, and
+    /// keeps what it had.
+    #[must_use]
+    pub fn of_none(self) -> &'static str {
+        if self == Self::Names { "# none\n" } else { "" }
     }
 
     /// Appends a row. No value of a row needs quotes.
@@ -35,6 +44,7 @@ impl RowFormat {
                 let since = since.as_ref().map(UtcTime::to_string).unwrap_or_default();
                 write!(rows, "{domain},{},{delivered},{bounced},{since}\r\n", status.name())
             }
+            Self::Names => writeln!(rows, "{}", report.domain),
         };
         written.expect("a vector grows as it must");
     }
@@ -61,6 +71,7 @@ mod tests {
             String::from_utf8(rows).unwrap()
         };
         assert_eq!(row(RowFormat::Csv, &report), "a.com,not catch-all,7,1,1970-01-01T00:00:00Z\r\n");
+        assert_eq!(row(RowFormat::Names, &report), "a.com\n");
         report.since = None;
         assert_eq!(row(RowFormat::Csv, &report), "a.com,not catch-all,7,1,\r\n");
         assert_eq!(

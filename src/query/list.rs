@@ -39,7 +39,7 @@ const NONE: HeaderValue = HeaderValue::from_static("none");
 /// What lists share.
 #[derive(Clone)]
 pub(super) struct Lists {
-    source: Source,
+    pub(super) source: Source,
     streams: Arc<Semaphore>,
 }
 
@@ -168,7 +168,11 @@ async fn page(lists: &Lists, request: PageRequest) -> Result<Response, Problem> 
 }
 
 /// Streams a selection. The first page is read before the answer begins, so that it can still be a problem.
-async fn stream(lists: &Lists, mut request: PageRequest, format: RowFormat) -> Result<Response, Problem> {
+pub(super) async fn stream(
+    lists: &Lists,
+    mut request: PageRequest,
+    format: RowFormat,
+) -> Result<Response, Problem> {
     let Ok(place) = Arc::clone(&lists.streams).try_acquire_owned() else {
         return Err(Problem::new(ProblemType::Unavailable, "too many lists are being streamed"));
     };
@@ -202,11 +206,16 @@ async fn send(
     _place: OwnedSemaphorePermit,
 ) {
     let mut rows = format.head().as_bytes().to_vec();
+    let mut has_rows = false;
     loop {
+        has_rows |= !page.domains.is_empty();
         page.domains.iter().for_each(|report| format.write(&mut rows, report));
         left = left.saturating_sub(u32::try_from(page.domains.len()).unwrap_or(u32::MAX));
         request.limit = left.min(STREAM_PAGE);
         let next = page.next.take().filter(|_| left > 0);
+        if next.is_none() && !has_rows {
+            rows.extend_from_slice(format.of_none().as_bytes());
+        }
         if !rows.is_empty() && parts.send(Ok(std::mem::take(&mut rows).into())).await.is_err() {
             return;
         }

@@ -33,6 +33,7 @@ pub(super) fn content_type(format: RowFormat) -> HeaderValue {
     HeaderValue::from_static(match format {
         RowFormat::Ndjson => "application/x-ndjson",
         RowFormat::Csv => "text/csv; charset=utf-8; header=present",
+        RowFormat::Names => "text/plain; charset=utf-8",
     })
 }
 

@@ -19,6 +19,7 @@ trait AnySource: Send + Sync {
     fn totals(&self, minutes: u32) -> BoxFuture<'_, Result<Totals, Unreadable>>;
     fn changes(&self, after: Position, limit: u32) -> BoxFuture<'_, Result<Vec<Change>, Unreadable>>;
     fn head(&self) -> BoxFuture<'_, Result<Position, Unreadable>>;
+    fn last_change(&self) -> BoxFuture<'_, Result<Position, Unreadable>>;
 }
 
 impl<S: DomainSource> AnySource for S {
@@ -40,6 +41,10 @@ impl<S: DomainSource> AnySource for S {
 
     fn head(&self) -> BoxFuture<'_, Result<Position, Unreadable>> {
         Box::pin(DomainSource::head(self))
+    }
+
+    fn last_change(&self) -> BoxFuture<'_, Result<Position, Unreadable>> {
+        Box::pin(DomainSource::last_change(self))
     }
 }
 
@@ -74,6 +79,10 @@ impl Source {
 
     pub(super) async fn head(&self) -> Result<Position, Problem> {
         self.note(self.source.head().await)
+    }
+
+    pub(super) async fn last_change(&self) -> Result<Position, Problem> {
+        self.note(self.source.last_change().await)
     }
 
     fn note<T>(&self, read: Result<T, Unreadable>) -> Result<T, Problem> {

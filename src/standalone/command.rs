@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use crate::http;
 use crate::ingest::IntakeConfig;
 use crate::network::NetworkConfig;
-use crate::query::LookupConfig;
+use crate::query::{LookupConfig, SocketmapConfig};
 use crate::store::EventRetention;
 use crate::store::postgres::PostgresUrl;
 use crate::store::sqlite::DataConfig;
@@ -121,6 +121,9 @@ pub struct ServeConfig {
 
     #[command(flatten)]
     pub(super) lookup: LookupConfig,
+
+    #[command(flatten)]
+    pub(super) socketmap: SocketmapConfig,
 
     #[command(flatten)]
     pub(super) intake: IntakeConfig,

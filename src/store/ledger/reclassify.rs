@@ -10,9 +10,10 @@ use serde_json::json;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use super::count::{Rule, begin};
+use super::audit;
+use super::count::begin;
+use super::statuses::{self, Rule};
 use super::totals::{self, Delta};
-use super::{audit, statuses};
 use crate::counters::Counters;
 use crate::store::maintenance::{Signature, Walk, Walked};
 use crate::store::postgres::Steps;

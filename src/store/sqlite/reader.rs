@@ -117,4 +117,9 @@ impl DomainSource for Reader {
     async fn head(&self) -> Result<Position, Unreadable> {
         self.read_page(async |connection| feed::head(connection).await).await
     }
+
+    /// Only changes of statuses move the head.
+    async fn last_change(&self) -> Result<Position, Unreadable> {
+        self.head().await
+    }
 }
