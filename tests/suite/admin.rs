@@ -252,7 +252,7 @@ fn what_is_wrong_with_the_arguments_or_the_place_is_said_in_a_sentence() {
         (&["reset", "a.com"], &[data], 2, "--reason <TEXT> is required"),
         (&["reset", "a.com", "--reason", " "], &[data], 2, "it is empty"),
         (&["reset", "a.com", "--reason", "a\nb"], &[data], 2, "it has to be one line"),
-        (&["reclassify", "--threshold=-1"], &[data], 2, "--threshold <N> is not valid: -1 is not in 0.."),
+        (&["reclassify", "--threshold=-1"], &[data], 2, "--threshold <N> is not valid: invalid digit"),
         (&["export", "--status", "maybe"], &[data], 2, "a status is"),
         (&["export", "--format", "xml"], &[data], 2, "one of csv, ndjson"),
     ] {
