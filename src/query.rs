@@ -3,7 +3,7 @@
 mod lookup;
 mod source;
 mod parameters;
-mod freshness;
+mod answer;
 mod rows;
 mod domain;
 mod socketmap;
@@ -171,7 +171,7 @@ fn router(config: &QueryConfig, health: &Health, budget: &Budget, shutdown: Shut
     http::documented(ABOUT, routes)
 }
 
-/// Memory for the bodies of look-ups, of all threads.
+/// Memory for look-ups and large answers, of all threads.
 pub(crate) fn budget() -> Budget {
     Budget::new(names::BUDGET)
 }
@@ -188,8 +188,8 @@ pub(crate) fn routes<S: DomainSource>(
     let source = Arc::new(source);
     let domains = domains(config, Arc::clone(&source), dependency);
     let source = Source::new(source);
-    let changes = Changes::new(Feed::new(source.clone()), shutdown);
-    let lists = Lists::new(source.clone());
+    let changes = Changes::new(Feed::new(source.clone()), budget.clone(), shutdown);
+    let lists = Lists::new(source.clone(), budget.clone());
     OpenApiRouter::default()
         .routes(routes!(domain::get_domain).with_state(domains))
         .routes(names::route(source.clone(), config.threshold, budget.clone()))
