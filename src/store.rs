@@ -133,6 +133,42 @@ pub struct Page {
     pub next: Option<DomainName>,
 }
 
+impl Page {
+    /// The page of a selection that was looked for in `rows`, of which there are at most `most`. A row without
+    /// a report is none that can be told.
+    fn of(request: &PageRequest, rows: impl Iterator<Item = Option<DomainReport>>, most: u32) -> Self {
+        let (mut page, mut seen, mut last) = (Self::default(), 0, None);
+        for report in rows {
+            seen += 1;
+            let Some(report) = report else { continue };
+            last = Some(report.domain.clone());
+            if request.status.is_none_or(|status| status == report.status) {
+                if page.domains.len() == request.limit as usize {
+                    page.next = page.domains.last().map(|last| last.domain.clone());
+                    return page;
+                }
+                page.domains.push(report);
+            }
+        }
+        page.next = last.filter(|_| seen >= most);
+        page
+    }
+}
+
+impl PageRequest {
+    /// How many rows to look at for the page: one more than it has, which shows that there is a next one. Most
+    /// domains may be something else than unknown, so for a page of these it is some more.
+    fn rows(&self) -> u32 {
+        let one_more = self.limit.saturating_add(1);
+        if self.status == Some(Status::Unknown) { one_more.max(ROWS_OF_A_PAGE) } else { one_more }
+    }
+
+    /// A text that comes after all names that begin with the prefix: no name has that character.
+    fn end(&self) -> String {
+        format!("{}\u{7f}", self.prefix)
+    }
+}
+
 /// The latest change of a domain's status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {

@@ -29,7 +29,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Parameters {
 }
 
 impl Parameters {
-    /// The value of a parameter. An empty one counts as none.
+    /// The value of a parameter.
     pub(super) fn take<T>(&mut self, name: &'static str) -> Result<Option<T>, Problem>
     where
         T: FromStr,
@@ -39,9 +39,6 @@ impl Parameters {
         let (_, value) = self.0.swap_remove(place);
         if self.0.iter().any(|(given, _)| given == name) {
             return Err(invalid(name, "it is given more than once"));
-        }
-        if value.is_empty() {
-            return Ok(None);
         }
         value.parse().map(Some).map_err(|error| invalid(name, error))
     }

@@ -15,12 +15,13 @@ use crate::utc_time::UtcTime;
 
 const READ: &str = "\
 -- catchall: read changes
-select coalesce(array_agg(domain), '{}'), coalesce(array_agg(delivered), '{}'), coalesce(array_agg(bounced), '{}'),
-    coalesce(array_agg(status), '{}'),
+select coalesce(array_agg(domain), '{}'), coalesce(array_agg(delivered), '{}'),
+    coalesce(array_agg(bounced), '{}'), coalesce(array_agg(status), '{}'),
     coalesce(array_agg(round(date_part('epoch', since) * 1000)::bigint), '{}'),
     coalesce(array_agg(changed_in), '{}')
 from (
-    select domain, coalesce(delivered, 0) as delivered, coalesce(bounced, 0) as bounced, status, since, changed_in
+    select domain, coalesce(delivered, 0) as delivered, coalesce(bounced, 0) as bounced,
+        status, since, changed_in
     from (select domain, status, since, changed_in from domain_statuses
         where (changed_in, domain) > ($1, $2)
             and changed_in < (select pg_snapshot_xmin(pg_current_snapshot())::text::bigint)

@@ -24,9 +24,6 @@ const SESSION: [(&str, &str); 2] = [("default_transaction_read_only", "on"), ("s
 /// Pages are read by plans that know their limits: a plan for any limit would sort all domains first.
 const PAGES: [(&str, &str); 1] = [("plan_cache_mode", "force_custom_plan")];
 
-/// How long a read may take before its connection is given up. This is longer than the server lets it run.
-const READ_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// How often to try a read that the replica cancels because it blocks replay. The next try begins after that
 /// replay.
 const TRIES: u32 = 3;

@@ -7,8 +7,16 @@ use std::collections::HashMap;
 
 use sqlx::PgConnection;
 
-use super::count::Rule;
 use crate::counters::{Counters, Status};
+
+/// The rule as a transaction knows it.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::store) struct Rule {
+    /// Delivered events that a domain without a bounce must exceed to be a catch-all.
+    pub(in crate::store) threshold: u64,
+    /// The transaction, as it is noted with each status it changes.
+    pub(in crate::store) transaction: i64,
+}
 
 /// How many domains became something, and how many ceased to be it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! The feed of changes, on the replica.
 
-use super::READ_TIMEOUT;
+use super::row::READ_TIMEOUT;
 use crate::position::Position;
 use crate::store::Change;
 use crate::store::feed;

@@ -75,8 +75,8 @@ pub(super) async fn add(
 const FOLD: &str = "\
 -- catchall: fold old totals
 insert into totals as t (counted_at, delivered, bounced, domains, catch_all, not_catch_all)
-select 0, cast(min(total(delivered), 9e18) as integer), cast(min(total(bounced), 9e18) as integer), sum(domains),
-    sum(catch_all), sum(not_catch_all)
+select 0, cast(min(total(delivered), 9e18) as integer), cast(min(total(bounced), 9e18) as integer),
+    sum(domains), sum(catch_all), sum(not_catch_all)
 from totals where counted_at > 0 and counted_at < ?
 having count(*) > 0
 on conflict (counted_at) do update set
