@@ -80,6 +80,7 @@ async fn each_service_documents_what_it_serves_and_the_standalone_all() {
 /// asks which methods the path takes.
 async fn answers(service: &Service, method: Method, path: &str, operation: &Value) {
     let sent = path.replace("{domain}", "example.com").replace("{outcome}", "delivered");
+    let sent = sent.replace("{status}", "catch-all");
     let example = &operation["requestBody"]["content"]["application/json"]["example"];
     let headers = [("content-type", "application/json")];
     let (headers, body) =
@@ -103,7 +104,10 @@ async fn answers(service: &Service, method: Method, path: &str, operation: &Valu
         let (of_head, headed, nothing) = service.request(Method::HEAD, &sent, &[], "").await;
         assert_eq!((of_head, &*nothing), (status, ""), "HEAD {path}");
         assert_eq!(headed[header::CONTENT_TYPE], got[header::CONTENT_TYPE], "HEAD {path}");
-        assert_eq!(headed[header::CONTENT_LENGTH], whole.len().to_string(), "HEAD {path}");
+        // A stream does not know its length.
+        let length = got.get(header::CONTENT_LENGTH).map(|_| whole.len().to_string());
+        let told = headed.get(header::CONTENT_LENGTH).map(|length| length.to_str().unwrap().to_owned());
+        assert_eq!(told, length, "HEAD {path}");
     }
 }
 
