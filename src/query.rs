@@ -3,7 +3,7 @@
 mod lookup;
 mod source;
 mod parameters;
-mod freshness;
+mod answer;
 mod rows;
 mod domain;
 mod socketmap;
@@ -88,7 +88,12 @@ pub struct QueryConfig {
 pub struct LookupConfig {
     /// Delivered events that a domain without a bounce must exceed to be a catch-all, where look-ups are to
     /// go by another threshold than what is stored (1000, unless it was changed)
-    #[arg(long, env = "CATCHALL_THRESHOLD", value_name = "N")]
+    #[arg(
+        long,
+        env = "CATCHALL_THRESHOLD",
+        value_name = "N",
+        value_parser = clap::value_parser!(u64).range(..=i64::MAX.unsigned_abs())
+    )]
     threshold: Option<u64>,
 
     /// Requests that may wait for the database, on each thread. Further requests get a 503 at once
@@ -100,6 +105,13 @@ pub struct LookupConfig {
         value_parser = clap::value_parser!(u32).range(1..)
     )]
     max_waiting_reads: u32,
+}
+
+impl LookupConfig {
+    /// The threshold, which look-ups then go without.
+    pub(crate) fn take_threshold(&mut self) -> Option<u64> {
+        self.threshold.take()
+    }
 }
 
 /// The program: see [`process::main`].
@@ -148,7 +160,7 @@ pub async fn run(config: QueryConfig, process: Process) -> anyhow::Result<()> {
         served = http::serve_ops(ops, &guard, health.clone(), process.metrics, process.shutdown) => {
             served.context("the operations routes")
         }
-        () = watched.watch(health.dependency("replica")) => Ok(()),
+        () = watched.watch(health.dependency("replica"), config.lookup.threshold) => Ok(()),
     }
 }
 
@@ -159,7 +171,7 @@ fn router(config: &QueryConfig, health: &Health, budget: &Budget, shutdown: Shut
     http::documented(ABOUT, routes)
 }
 
-/// Memory for the bodies of look-ups, of all threads.
+/// Memory for look-ups and large answers, of all threads.
 pub(crate) fn budget() -> Budget {
     Budget::new(names::BUDGET)
 }
@@ -176,8 +188,8 @@ pub(crate) fn routes<S: DomainSource>(
     let source = Arc::new(source);
     let domains = domains(config, Arc::clone(&source), dependency);
     let source = Source::new(source);
-    let changes = Changes::new(Feed::new(source.clone()), shutdown);
-    let lists = Lists::new(source.clone());
+    let changes = Changes::new(Feed::new(source.clone()), budget.clone(), shutdown);
+    let lists = Lists::new(source.clone(), budget.clone());
     OpenApiRouter::default()
         .routes(routes!(domain::get_domain).with_state(domains))
         .routes(names::route(source.clone(), config.threshold, budget.clone()))

@@ -7,6 +7,7 @@
 mod applied;
 mod event_retention;
 mod schema;
+pub mod maintenance;
 pub mod postgres;
 mod feed;
 pub mod ledger;

@@ -128,9 +128,8 @@ async fn populate(domains: u32, servers: &Servers) -> anyhow::Result<()> {
 }
 
 /// Loads each domain with so many delivered events, in key order: heap and index are as dense as after a
-/// restore from a
-/// backup. In one transaction with `truncate` the rows can be frozen at once, so no later vacuum rewrites
-/// them.
+/// restore from a backup. In one transaction with `truncate` the rows can be frozen at once, so no later
+/// vacuum rewrites them.
 async fn fill(domains: u32, database_url: &str, delivered: impl Fn(usize) -> u64) -> anyhow::Result<()> {
     let mut connection = PgConnection::connect(database_url).await?;
     sqlx::raw_sql("begin; truncate domain_counters").execute(&mut connection).await?;

@@ -6,13 +6,13 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use utoipa::IntoResponses;
 
+use super::answer::NO_CACHE;
 use super::domain::matches;
-use super::freshness::NO_CACHE;
 use super::list::{Lists, stream};
-use super::rows::Format;
 use crate::counters::Status;
 use crate::http::{self, Problem, ProblemType};
 use crate::position::Position;
+use crate::row_format::RowFormat;
 use crate::store::PageRequest;
 
 /// The problems of a map, for the API's document.
@@ -65,7 +65,7 @@ pub(super) async fn get_map(
         StatusCode::NOT_MODIFIED.into_response()
     } else {
         let all = PageRequest { status: Some(status), prefix: String::new(), after: None, limit: u32::MAX };
-        stream(&lists, all, Format::Names).await?
+        stream(&lists, all, RowFormat::Names).await?
     };
     response.headers_mut().insert(header::ETAG, etag);
     response.headers_mut().insert(header::CACHE_CONTROL, NO_CACHE);

@@ -19,12 +19,16 @@ const ABOUT: http::About = http::About {
 };
 
 /// Opens the data file, binds, and serves until the shutdown and the grace period after it.
-pub(super) async fn serve(config: ServeConfig, process: Process) -> anyhow::Result<()> {
+pub(super) async fn serve(mut config: ServeConfig, process: Process) -> anyhow::Result<()> {
     let guard = config.guard.load(Some(&config.http), &config.ops, Some(&config.intake.rates))?;
     let capacity = config.intake.max_waiting_events() * usize::from(config.http.threads);
     let store = FileStore::open(&config.data, capacity).await.map_err(ExitError::from)?;
     let (sockets, ops) = (config.http.bind_alone()?, config.ops.bind()?);
     let socketmap = config.socketmap.bind_alone(&config.guard)?;
+    // Whatever is asked for goes by the threshold of the file from here on.
+    if let Some(threshold) = config.lookup.take_threshold() {
+        store.set_threshold(threshold).await.map_err(ExitError::from)?;
+    }
     let health = Health::default();
     greet(&store, sockets[0].local_addr()?, ops.local_addr()?);
     let (budget, lookups) = (config.intake.budget(), query::budget());

@@ -71,17 +71,27 @@ impl Replica {
         }
     }
 
+    /// Fails unless the replica is available with its schema.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong.
+    pub async fn check(&self) -> Result<(), Unreadable> {
+        self.pages.check().await.map_err(Unreadable::new)
+    }
+
     /// Keeps `replica` and the metrics of its lag up to date for as long as it is polled. A replica that
     /// falls behind stays up: an old response is better than none, and the metrics and the log report the
-    /// lag.
-    pub async fn watch(&self, replica: Dependency) {
+    /// lag. They also tell if look-ups go by a `threshold` that is not the one of the database.
+    pub async fn watch(&self, replica: Dependency, threshold: Option<u64>) {
         let lag = metrics::gauge!("catchall_replica_lag_seconds");
         let receiving = metrics::gauge!("catchall_replica_receiving");
-        let mut behind = false;
+        let (mut behind, mut other) = (false, None);
         self.names
             .watch(replica, async |connection| {
-                let (lag_seconds, receives, read_only) =
-                    sqlx::query_as::<_, (f64, bool, bool)>(LOOK).fetch_one(connection).await?;
+                let (lag_seconds, receives, read_only, noted) =
+                    sqlx::query_as::<_, (f64, bool, bool, i64)>(LOOK).fetch_one(connection).await?;
+                tell_difference(threshold, noted.unsigned_abs(), &mut other);
                 lag.set(lag_seconds);
                 receiving.set(f64::from(u8::from(receives)));
                 let is_behind = lag_seconds > STALE.as_secs_f64();
@@ -134,6 +144,22 @@ impl DomainSource for Replica {
     }
 }
 
+/// Tells once of each threshold of the database that look-ups do not go by.
+fn tell_difference(threshold: Option<u64>, noted: u64, told: &mut Option<u64>) {
+    let Some(threshold) = threshold.filter(|threshold| *threshold != noted) else {
+        *told = None;
+        return;
+    };
+    if told.replace(noted) != Some(noted) {
+        tracing::warn!(
+            threshold,
+            noted,
+            "look-ups go by CATCHALL_THRESHOLD, {threshold}, and everything else by the threshold of the database, \
+             {noted}"
+        );
+    }
+}
+
 /// Reads again what the replica cancelled because it blocked replay.
 async fn again<T, F>(read: impl Fn() -> F) -> Result<T, Unreadable>
 where
@@ -159,7 +185,8 @@ select
         else extract(epoch from now() - coalesce(pg_last_xact_replay_timestamp(), pg_postmaster_start_time()))
     end::float8 as lag_seconds,
     receiving or not standby as receiving,
-    current_setting('transaction_read_only')::bool as read_only
-from (select pg_is_in_recovery() as standby,
+    current_setting('transaction_read_only')::bool as read_only,
+    threshold
+from classification, (select pg_is_in_recovery() as standby,
     -- Everybody may see the pid in this view, and no other column.
     exists (select from pg_stat_wal_receiver where pid is not null) as receiving) as state";
