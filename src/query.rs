@@ -10,6 +10,7 @@ mod list;
 mod totals;
 mod feed;
 mod changes;
+mod page;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -167,9 +168,10 @@ pub(crate) fn routes<S: DomainSource>(
     let domains = Domains { lookups, threshold: config.threshold };
     let changes = Changes::new(Feed::new(source.clone()), shutdown);
     OpenApiRouter::default()
-        .routes(routes!(domain::get_domain).with_state(domains))
+        .routes(routes!(domain::get_domain).with_state(domains.clone()))
         .routes(names::route(source.clone(), config.threshold, budget.clone()))
         .routes(routes!(list::list_domains).with_state(Lists::new(source.clone())))
-        .routes(routes!(totals::get_totals).with_state(source))
+        .routes(routes!(totals::get_totals).with_state(source.clone()))
         .routes(routes!(changes::get_changes).with_state(changes))
+        .merge(page::routes(domains, source))
 }

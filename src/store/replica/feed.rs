@@ -15,19 +15,42 @@ use crate::position::Position;
 use crate::store::Change;
 use crate::store::postgres::{Database, DatabaseError};
 
-const READ: &str = "\
--- catchall: read changes
+/// The changes of a selection, in its order.
+macro_rules! changes {
+    ($name:literal, $selection:literal, $order:literal) => {
+        concat!(
+            "-- catchall: ",
+            $name,
+            "
 select coalesce(array_agg(domain), '{}'), coalesce(array_agg(delivered), '{}'), coalesce(array_agg(bounced), '{}'),
     coalesce(array_agg(status), '{}'), coalesce(array_agg(date_part('epoch', since)), '{}'),
     coalesce(array_agg(changed_in), '{}')
 from (
     select domain, coalesce(delivered, 0) as delivered, coalesce(bounced, 0) as bounced, status, since, changed_in
     from (select domain, status, since, changed_in from domain_statuses
-        where (changed_in, domain) > ($1, $2)
-            and changed_in < (select pg_snapshot_xmin(pg_current_snapshot())::text::bigint)
-        order by changed_in, domain limit $3) as s
+        where changed_in < (select pg_snapshot_xmin(pg_current_snapshot())::text::bigint)
+            ",
+            $selection,
+            ") as s
     left join domain_counters as c using (domain)
-    order by changed_in, domain) as changes";
+    ",
+            $order,
+            ") as changes"
+        )
+    };
+}
+
+const READ: &str = changes!(
+    "read changes",
+    "and (changed_in, domain) > ($1, $2) order by changed_in, domain limit $3",
+    "order by changed_in, domain"
+);
+
+const LATEST: &str = changes!(
+    "read the latest changes",
+    "order by changed_in desc, domain desc limit $1",
+    "order by changed_in desc, domain desc"
+);
 
 type Rows = (Vec<String>, Vec<i64>, Vec<i64>, Vec<i16>, Vec<f64>, Vec<i64>);
 
@@ -46,8 +69,18 @@ pub(super) async fn read(
             .fetch_one(&pool)
             .await
     };
-    let (domains, delivered, bounced, statuses, since, transactions) =
-        database.run(READ_TIMEOUT, read).await?;
+    Ok(changes(database.run(READ_TIMEOUT, read).await?))
+}
+
+/// The last changes, the last one first.
+pub(super) async fn latest(database: &Database, limit: u32) -> Result<Vec<Change>, DatabaseError> {
+    let read = async move |pool: PgPool| {
+        sqlx::query_as::<_, Rows>(LATEST).bind(i64::from(limit)).fetch_one(&pool).await
+    };
+    Ok(changes(database.run(READ_TIMEOUT, read).await?))
+}
+
+fn changes((domains, delivered, bounced, statuses, since, transactions): Rows) -> Vec<Change> {
     let columns = domains.iter().zip(delivered).zip(bounced).zip(statuses).zip(since).zip(transactions);
     let change = |(((((domain, delivered), bounced), status), since), transaction): (
         ((((&String, i64), i64), i16), f64),
@@ -60,7 +93,7 @@ pub(super) async fn read(
         let position = Position { transaction, domain: Some(report.domain.clone()) };
         Some(Change { report, position })
     };
-    Ok(columns.filter_map(change).collect())
+    columns.filter_map(change).collect()
 }
 
 const HEAD: &str = "\

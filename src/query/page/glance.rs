@@ -1,0 +1,71 @@
+//! What the page shows of all domains, read once for all who look at the same moment.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use crate::http::Problem;
+use crate::query::source::Source;
+use crate::query::totals::MINUTES;
+use crate::store::{Change, Standing};
+use crate::timestamp::Timestamp;
+use crate::totals::Totals;
+
+/// Changes that are shown.
+const CHANGES: u32 = 20;
+
+/// How long what was read is shown to others too: strangers who reload cost no more reads than this allows.
+const KEPT: Duration = Duration::from_secs(1);
+
+/// All that was read for the page.
+#[derive(Debug)]
+pub(super) struct Glance {
+    pub(super) totals: Totals,
+    /// The last changes, the last one first.
+    pub(super) changes: Vec<Change>,
+    pub(super) standing: Standing,
+    pub(super) read_at: Timestamp,
+}
+
+/// What was read last on a thread: `None` if it could not be read.
+type Last = Option<(Instant, Option<Arc<Glance>>)>;
+
+/// Reads for the pages of a thread. Clones share what was read.
+#[derive(Clone)]
+pub(super) struct Glances {
+    source: Source,
+    last: Arc<Mutex<Last>>,
+}
+
+impl Glances {
+    pub(super) fn new(source: Source) -> Self {
+        Self { source, last: Arc::default() }
+    }
+
+    /// What is to be shown; `None` where it cannot be read. Those who come while it is read wait for it.
+    pub(super) async fn take(&self) -> Option<Arc<Glance>> {
+        let mut last = self.last.lock().await;
+        if let Some((at, glance)) = &*last
+            && at.elapsed() < KEPT
+        {
+            return glance.clone();
+        }
+        let glance = self.read().await.ok().map(Arc::new);
+        *last = Some((Instant::now(), glance.clone()));
+        glance
+    }
+
+    async fn read(&self) -> Result<Glance, Problem> {
+        let (totals, changes, standing) = futures::try_join!(
+            self.source.totals(MINUTES),
+            self.source.latest(CHANGES),
+            self.source.standing()
+        )?;
+        let now = OffsetDateTime::now_utc();
+        let read_at = Timestamp(now.unix_timestamp() * 1000 + i64::from(now.millisecond()));
+        Ok(Glance { totals, changes, standing, read_at })
+    }
+}
