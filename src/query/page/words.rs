@@ -99,7 +99,10 @@ pub(super) fn freshness(lag: Option<Duration>) -> String {
             format!("As of the replica, up to {} ms behind its primary.", lag.as_millis().max(1))
         }
         Some(lag) => {
-            format!("As of the replica, up to {} behind its primary.", count(lag.as_secs(), "second", "seconds"))
+            format!(
+                "As of the replica, up to {} behind its primary.",
+                count(lag.as_secs(), "second", "seconds")
+            )
         }
     }
 }
@@ -110,7 +113,9 @@ mod tests {
 
     #[test]
     fn numbers_and_moments_are_written_for_people() {
-        for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (u64::MAX, "18,446,744,073,709,551,615")] {
+        for (number, text) in
+            [(0, "0"), (999, "999"), (1000, "1,000"), (u64::MAX, "18,446,744,073,709,551,615")]
+        {
             assert_eq!(Number(number).to_string(), text);
         }
         assert_eq!(count(1, "event", "events"), "1 event");
@@ -121,13 +126,15 @@ mod tests {
 
     #[test]
     fn a_reason_has_the_numbers_that_decide() {
-        let reason = |delivered, bounced| {
-            reason(Classified::new(Counters { delivered, bounced }, 1000, None), 1000)
-        };
+        let reason =
+            |delivered, bounced| reason(Classified::new(Counters { delivered, bounced }, 1000, None), 1000);
         assert_eq!(reason(1234, 0), "1,234 messages were delivered, more than 1,000, and none bounced.");
         assert_eq!(reason(1, 2), "1 message was delivered, and 2 bounced. One bounce is enough.");
         assert_eq!(reason(0, 1), "No message was delivered, and 1 bounced. One bounce is enough.");
-        assert_eq!(reason(7, 0), "7 messages were delivered and none bounced. It takes more than 1,000 to tell.");
+        assert_eq!(
+            reason(7, 0),
+            "7 messages were delivered and none bounced. It takes more than 1,000 to tell."
+        );
         assert_eq!(
             reason(0, 0),
             "No message to it was reported. It takes more than 1,000, and no bounce, to tell."
@@ -137,7 +144,9 @@ mod tests {
     #[test]
     fn freshness_is_told_in_the_unit_that_fits() {
         assert_eq!(freshness(None), "As of now.");
-        for (millis, text) in [(0, "which has all"), (12, "up to 12 ms"), (1999, "1 second"), (65_000, "65 seconds")] {
+        for (millis, text) in
+            [(0, "which has all"), (12, "up to 12 ms"), (1999, "1 second"), (65_000, "65 seconds")]
+        {
             let said = freshness(Some(Duration::from_millis(millis)));
             assert!(said.contains(text), "{said}");
         }

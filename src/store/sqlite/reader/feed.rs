@@ -28,8 +28,7 @@ left join domain_counters as c on c.domain = s.domain"
 const READ: &str =
     changes!("read changes", "where (changed_in, domain) > (?, ?) order by changed_in, domain limit ?");
 
-const LATEST: &str =
-    changes!("read the latest changes", "order by changed_in desc, domain desc limit ?");
+const LATEST: &str = changes!("read the latest changes", "order by changed_in desc, domain desc limit ?");
 
 /// The next changes after a position.
 pub(super) async fn read(
