@@ -27,6 +27,7 @@ begin
             ('catchall_worker', 'classification', 'select'),
             ('catchall_worker', 'domain_statuses', 'select, insert, update'),
             ('catchall_worker', 'totals', 'select, insert, update, delete'),
+            ('catchall_worker', 'change_relay', 'select, update'),
             ('catchall_worker', '_sqlx_migrations', 'select'),
             ('catchall_query', 'domain_counters', 'select'),
             ('catchall_query', 'classification', 'select'),

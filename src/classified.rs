@@ -5,7 +5,7 @@ use utoipa::ToSchema;
 
 use crate::counters::{Counters, Status};
 use crate::domain_name::DomainName;
-use crate::timestamp::Timestamp;
+use crate::utc_time::UtcTime;
 
 /// What is known of a domain whose name is at hand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,13 +16,13 @@ pub struct Classified {
     pub status: Status,
     /// When the status was noted. `None` while it is unknown, and for the moment between a change of the
     /// threshold and the note of what that changes.
-    pub since: Option<Timestamp>,
+    pub since: Option<UtcTime>,
 }
 
 impl Classified {
     /// Applies the rule. What was noted counts only if it is of the same status.
     #[must_use]
-    pub fn new(counters: Counters, threshold: u64, noted: Option<(Status, Timestamp)>) -> Self {
+    pub fn new(counters: Counters, threshold: u64, noted: Option<(Status, UtcTime)>) -> Self {
         let status = counters.status(threshold);
         let since = noted.filter(|(noted, _)| *noted == status && status != Status::Unknown);
         Self { counters, status, since: since.map(|(_, since)| since) }
@@ -38,7 +38,7 @@ impl Classified {
 
     /// What was noted, whatever the rule may say by now.
     #[must_use]
-    pub fn noted(counters: Counters, status: Status, since: Timestamp) -> Self {
+    pub fn noted(counters: Counters, status: Status, since: UtcTime) -> Self {
         Self { counters, status, since: (status != Status::Unknown).then_some(since) }
     }
 }
@@ -56,7 +56,7 @@ pub struct DomainReport {
     pub bounced: u64,
     /// When the status was reached; null while it is unknown.
     #[schema(required)]
-    pub since: Option<Timestamp>,
+    pub since: Option<UtcTime>,
 }
 
 impl DomainReport {
@@ -74,9 +74,9 @@ mod tests {
     #[test]
     fn a_time_counts_only_with_the_status_it_was_noted_for() {
         let counters = Counters { delivered: 7, bounced: 0 };
-        let noted = |status| Some((status, Timestamp(1)));
+        let noted = |status| Some((status, UtcTime(1)));
         let since = |threshold, noted| Classified::new(counters, threshold, noted).since;
-        assert_eq!(since(5, noted(Status::CatchAll)), Some(Timestamp(1)));
+        assert_eq!(since(5, noted(Status::CatchAll)), Some(UtcTime(1)));
         assert_eq!(since(5, noted(Status::Unknown)), None);
         assert_eq!(since(7, noted(Status::CatchAll)), None);
         assert_eq!(since(7, noted(Status::Unknown)), None);

@@ -9,7 +9,7 @@ pub mod token;
 pub mod grant;
 pub mod event;
 pub mod counters;
-pub mod timestamp;
+pub mod utc_time;
 pub mod classified;
 pub mod totals;
 pub mod position;

@@ -3,6 +3,7 @@
 mod lookup;
 mod source;
 mod parameters;
+mod freshness;
 mod rows;
 mod domain;
 mod names;
@@ -17,7 +18,6 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use axum::Router;
-use axum::http::HeaderValue;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt};
 use utoipa_axum::routes;
 
@@ -36,10 +36,6 @@ use lookup::{Lookups, read, warm_up};
 use source::Source;
 
 pub(crate) use lookup::READS_AT_ONCE;
-
-/// What may be kept of an answer: all of it, if it is asked for again before it is used. An answer is as fresh
-/// as what it was read from, and no older by any cache.
-const NO_CACHE: HeaderValue = HeaderValue::from_static("no-cache");
 
 /// What the document of its requests says first.
 const ABOUT: http::About = http::About {
@@ -77,9 +73,8 @@ pub struct QueryConfig {
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct LookupConfig {
-    /// Delivered events that a domain without a bounce must exceed to be a catch-all, if look-ups of this
-    /// process are to go by another threshold than the database [default: that of the database, 1000 unless
-    /// it was changed]
+    /// Delivered events that a domain without a bounce must exceed to be a catch-all, where look-ups are to
+    /// go by another threshold than what is stored (1000, unless it was changed)
     #[arg(long, env = "CATCHALL_THRESHOLD", value_name = "N")]
     threshold: Option<u64>,
 

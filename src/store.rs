@@ -8,6 +8,7 @@ mod applied;
 mod event_retention;
 mod schema;
 pub mod postgres;
+mod feed;
 pub mod ledger;
 pub mod replica;
 pub mod sqlite;

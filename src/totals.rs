@@ -4,7 +4,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::counters::Counters;
-use crate::timestamp::Timestamp;
+use crate::utc_time::UtcTime;
 
 /// Totals over all domains. They are kept up to date by what is counted, and nothing is counted to read them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
@@ -61,7 +61,7 @@ pub struct RecentEvents {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct MinuteTotals {
     /// When the minute began.
-    pub at: Timestamp,
+    pub at: UtcTime,
     /// Messages that were delivered.
     pub delivered: u64,
     /// Messages that bounced.

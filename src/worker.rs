@@ -8,6 +8,7 @@ mod apply;
 mod settle;
 mod session;
 mod prune;
+mod relay;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use crate::shutdown::Shutdown;
 use crate::store::ledger::{self, Ledger, Moment, RetentionConfig};
 use prefetch_throttle::PrefetchThrottle;
 use prune::{WATERMARK_TIMEOUT, prune};
+use relay::{RELAY_TIMEOUT, relay};
 use row_limit::RowLimit;
 use session::{Ended, Session, Times};
 use settle::{DEAD_LETTER_TIMEOUT, Settler};
@@ -172,6 +174,13 @@ pub async fn run(config: WorkerConfig, process: Process) -> anyhow::Result<()> {
         WATERMARK_TIMEOUT,
     );
     let pruning = prune(ledger.clone(), watermarks, config.retention.clone());
+    let changes = Publisher::connect(
+        config.broker.clone(),
+        "catchall-worker changes".into(),
+        health.dependency("broker"),
+        RELAY_TIMEOUT,
+    );
+    let relaying = relay(ledger.clone(), changes);
     let dead_letters = Publisher::connect(
         config.broker.clone(),
         "catchall-worker dead letters".into(),
@@ -192,6 +201,7 @@ pub async fn run(config: WorkerConfig, process: Process) -> anyhow::Result<()> {
         }
         () = watching.watch(health.dependency("database")) => Ok(()),
         () = pruning => Ok(()),
+        () = relaying => Ok(()),
     }
 }
 

@@ -20,6 +20,7 @@ use uuid::Uuid;
 use crate::domain_name::DomainName;
 use crate::excerpt::excerpt;
 use crate::idempotency_key::IdempotencyKey;
+use crate::store::Change;
 
 /// An AMQP timestamp, in whole seconds since 1970. It is printed as in RFC 3339.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,6 +70,13 @@ pub const EVENTS: &str = "catchall.events";
 
 /// The name of the exchange for dead letters, and of its queue.
 pub const DEAD: &str = "catchall.dead";
+
+/// The name of the exchange for changes of statuses. Whoever wants them binds a queue to it.
+pub(super) const CHANGES: &str = "catchall.changes";
+
+/// The header that orders the changes of a domain: a change with a lower number than one that has come is
+/// older.
+const CHANGED_IN_HEADER: &str = "catchall-changed-in";
 
 /// The delivery mode of a message that has to survive a restart of the broker.
 const PERSISTENT: u8 = 2;
@@ -133,6 +141,25 @@ impl Message {
         Self { exchange: EVENTS, routing_key: ShortString::default(), properties, body }
     }
 
+    /// A change of a domain's status, for the exchange of changes. Its routing key is the status, without
+    /// spaces.
+    ///
+    /// # Panics
+    ///
+    /// Never: a report is made of strings and numbers.
+    #[must_use]
+    pub fn change(Change { report, position }: &Change) -> Self {
+        let mut headers = FieldTable::default();
+        headers.insert(CHANGED_IN_HEADER.into(), AMQPValue::LongLongInt(position.transaction));
+        let properties = BasicProperties::default()
+            .with_delivery_mode(PERSISTENT)
+            .with_content_type("application/json".into())
+            .with_message_id(format!("{} {}", report.domain, report.status.name()).into())
+            .with_headers(headers);
+        let body = serde_json::to_vec(report).expect("a report is made of strings and numbers");
+        Self { exchange: CHANGES, routing_key: report.status.slug().into(), properties, body }
+    }
+
     /// The same message under the routing key that a direct publisher would choose.
     #[must_use]
     pub fn routed_by(mut self, domain: &DomainName) -> Self {
@@ -171,10 +198,11 @@ impl Message {
 
     /// Publishes the message. The first await writes to the socket, the second waits for the confirm.
     /// `mandatory` makes the broker return a message that no queue takes, instead of dropping and confirming
-    /// it.
+    /// it. Changes are for whoever wants them, which may be nobody.
     pub(super) async fn publish(&self, channel: &Channel) -> lapin::Result<Confirmation> {
         let Message { exchange, routing_key, properties, body } = self;
-        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let options =
+            BasicPublishOptions { mandatory: *exchange != CHANGES, ..BasicPublishOptions::default() };
         channel
             .basic_publish((*exchange).into(), routing_key.clone(), options, body, properties.clone())
             .await?

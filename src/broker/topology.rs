@@ -7,7 +7,7 @@ use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
 
 use super::connect::describe;
 use super::error::BrokerError;
-use super::message::{DEAD, EVENTS};
+use super::message::{CHANGES, DEAD, EVENTS};
 use super::url::AmqpUrl;
 
 /// Checks that these exchanges and queues exist, by passive declarations, which need no configure permission.
@@ -15,18 +15,20 @@ use super::url::AmqpUrl;
 pub(super) async fn check_topology(connection: &Connection, url: &AmqpUrl) -> Result<(), BrokerError> {
     let failed = |error: &lapin::Error| BrokerError::connection(url, describe(error, url));
     let channel = connection.create_channel().await.map_err(|error| failed(&error))?;
-    for name in [EVENTS, DEAD] {
-        for (kind, answer) in
-            [("exchange", exchange(&channel, name).await), ("queue", queue(&channel, name).await)]
-        {
-            match answer {
-                Ok(()) => {}
-                Err(error) if is_not_found(&error) => {
-                    return Err(BrokerError::Missing { url: url.to_string(), kind, name });
-                }
-                Err(error) => return Err(failed(&error)),
+    let missing = |kind, name| {
+        move |error: lapin::Error| {
+            if is_not_found(&error) {
+                BrokerError::Missing { url: url.to_string(), kind, name }
+            } else {
+                failed(&error)
             }
         }
+    };
+    for name in [EVENTS, DEAD, CHANGES] {
+        exchange(&channel, name).await.map_err(missing("exchange", name))?;
+    }
+    for name in [EVENTS, DEAD] {
+        queue(&channel, name).await.map_err(missing("queue", name))?;
     }
     channel.close(200, "checked".into()).await.map_err(|error| failed(&error))
 }

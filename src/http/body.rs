@@ -186,10 +186,9 @@ pub fn media_type(headers: &HeaderMap) -> Result<MediaType, Problem> {
     })
 }
 
-/// The body of an [observed](observe) request that was not packed.
+/// The body of a request that is not packed.
 pub(super) fn unpacked(request: Request) -> Result<Body, Problem> {
-    let wire = request.extensions().get::<Wire>().expect("every request is observed");
-    if wire.packing == Packing::None && !request.headers().contains_key(header::CONTENT_ENCODING) {
+    if !request.headers().contains_key(header::CONTENT_ENCODING) {
         return Ok(request.into_body());
     }
     let detail = "a stream is not packed: send it without a content encoding";

@@ -1,5 +1,6 @@
 //! The lines of a body of any length, while it arrives.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -22,8 +23,7 @@ pub struct Lines {
     longest: usize,
     /// Bytes that have arrived, and are not a line yet.
     rest: Vec<u8>,
-    /// Lines that have arrived.
-    lines: std::collections::VecDeque<Vec<u8>>,
+    arrived: VecDeque<Vec<u8>>,
     ended: bool,
 }
 
@@ -35,7 +35,7 @@ impl Lines {
     /// When the body is packed: what it unpacks to would have no bound.
     pub fn of(request: Request, longest: usize) -> Result<Self, Problem> {
         let body = unpacked(request)?;
-        Ok(Self { body, longest, rest: Vec::new(), lines: std::collections::VecDeque::new(), ended: false })
+        Ok(Self { body, longest, rest: Vec::new(), arrived: VecDeque::new(), ended: false })
     }
 
     /// The lines that have arrived, at most so many, or the next one; `None` at the end. Blank lines are left
@@ -45,7 +45,7 @@ impl Lines {
     ///
     /// When the body breaks off, or pauses for too long.
     pub async fn next(&mut self, most: usize) -> Result<Option<Vec<Vec<u8>>>, Problem> {
-        while self.lines.is_empty() && !self.ended {
+        while self.arrived.is_empty() && !self.ended {
             match timeout(PAUSE, self.body.frame()).await {
                 Err(_) => {
                     let detail = format!("nothing more of the body arrived within {PAUSE:?}");
@@ -63,7 +63,7 @@ impl Lines {
                 }
             }
         }
-        let read: Vec<_> = self.lines.drain(..self.lines.len().min(most)).collect();
+        let read: Vec<_> = self.arrived.drain(..self.arrived.len().min(most)).collect();
         Ok((!read.is_empty()).then_some(read))
     }
 
@@ -81,7 +81,7 @@ impl Lines {
     fn end_line(&mut self) {
         let line = std::mem::take(&mut self.rest);
         if !line.trim_ascii().is_empty() {
-            self.lines.push_back(line);
+            self.arrived.push_back(line);
         }
     }
 }
@@ -92,16 +92,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn lines(chunks: &[Vec<u8>], longest: usize) -> Vec<Vec<u8>> {
-        let mut lines = Lines {
-            body: Body::empty(),
-            longest,
-            rest: Vec::new(),
-            lines: std::collections::VecDeque::new(),
-            ended: false,
-        };
-        chunks.iter().for_each(|chunk| lines.push(&chunk.clone().into()));
+        let mut lines =
+            Lines { body: Body::empty(), longest, rest: Vec::new(), arrived: VecDeque::new(), ended: false };
+        for chunk in chunks {
+            lines.push(&chunk.clone().into());
+        }
         lines.end_line();
-        lines.lines.into()
+        lines.arrived.into()
     }
 
     proptest! {

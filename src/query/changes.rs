@@ -17,7 +17,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
 use super::feed::{Feed, News, READ};
-use super::parameters::{Parameters, invalid, limit};
+use super::freshness::NO_CACHE;
+use super::parameters::{Parameters, any_number, invalid, limit, wait};
 use super::rows::preferred;
 use crate::classified::DomainReport;
 use crate::http::{self, Problem, ProblemType};
@@ -30,7 +31,7 @@ const LIMIT: u32 = 100;
 const MAX_LIMIT: u32 = READ;
 
 /// The longest wait for news.
-const MAX_WAIT: Duration = Duration::from_secs(60);
+const MAX_WAIT: Duration = Duration::from_mins(1);
 
 /// How long a subscriber hears nothing at most: a proxy in between takes a longer silence for death.
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -65,13 +66,12 @@ impl Changes {
 #[expect(dead_code, reason = "it only describes")]
 struct ChangesParameters {
     /// Only changes after this position, or after `now`. Without it: from the beginning.
-    #[param(value_type = Option<String>)]
     since: Option<PositionText>,
     /// Changes of a page, 100 if it is not given. More than 1,000 are taken for 1,000, and 0 for 1.
-    #[param(minimum = 0)]
+    #[param(schema_with = any_number)]
     limit: Option<u32>,
     /// Where there is no change yet: how many seconds to wait for one, at most 60.
-    #[param(minimum = 0)]
+    #[param(schema_with = any_number)]
     wait: Option<u32>,
 }
 
@@ -109,7 +109,7 @@ impl IntoResponses for ChangesProblems {
     tag = "Changes",
     params(
         ChangesParameters,
-        ("Last-Event-ID" = Option<String>, Header, description = "For event streams: the position to go on \
+        ("Last-Event-ID" = Option<PositionText>, Header, description = "For event streams: the position to go on \
             after, instead of `since`.")
     ),
     responses(
@@ -134,9 +134,8 @@ pub(super) async fn get_changes(
 ) -> Result<Response, Problem> {
     let since: Option<Since> = parameters.take("since")?;
     let limit = limit(&mut parameters, LIMIT, MAX_LIMIT)?;
-    let wait = parameters.take::<u32>("wait")?.unwrap_or_default();
+    let wait = wait(&mut parameters)?.min(MAX_WAIT);
     parameters.end()?;
-    let wait = Duration::from_secs(wait.into()).min(MAX_WAIT);
     let formats = [("text/event-stream", true), ("application/json", false), ("*/*", false)];
     if preferred(&headers, &formats).unwrap_or_default() {
         let last = headers.get(LAST_EVENT_ID).map(|last| {
@@ -204,7 +203,7 @@ async fn page(
     }
     let reports = read.into_iter().map(|change| change.report).collect();
     let answer = Json(ChangesAnswer { changes: reports, position });
-    Ok(([(header::CACHE_CONTROL, super::NO_CACHE)], answer).into_response())
+    Ok(([(header::CACHE_CONTROL, NO_CACHE)], answer).into_response())
 }
 
 async fn subscribe(changes: Changes, since: Option<Since>) -> Result<Response, Problem> {

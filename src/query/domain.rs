@@ -9,13 +9,14 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use utoipa::IntoResponses;
 
+use super::freshness::NO_CACHE;
 use super::lookup::{Lookups, look_up};
 use crate::classified::{Classified, DomainReport};
 use crate::counters::Counters;
 use crate::domain_name::{DomainName, DomainSpelling};
 use crate::excerpt::excerpt;
 use crate::http::{self, Problem, ProblemType};
-use crate::timestamp::Timestamp;
+use crate::utc_time::UtcTime;
 
 /// What the handlers of one thread share.
 #[derive(Clone, Debug)]
@@ -73,7 +74,7 @@ pub(super) async fn get_domain(
     drop(headers);
     let known = look_up(&lookups, &domain).await?.by(threshold);
     let etag = etag(known);
-    let validators = [(header::ETAG, etag.clone()), (header::CACHE_CONTROL, super::NO_CACHE)];
+    let validators = [(header::ETAG, etag.clone()), (header::CACHE_CONTROL, NO_CACHE)];
     if asked.is_some_and(|asked| matches(&asked, &etag)) {
         return Ok((StatusCode::NOT_MODIFIED, validators).into_response());
     }
@@ -83,7 +84,7 @@ pub(super) async fn get_domain(
 /// Everything that the answer for one domain is made of.
 fn etag(Classified { counters, status, since }: Classified) -> HeaderValue {
     let Counters { delivered, bounced } = counters;
-    let since = since.map_or(0, |Timestamp(since)| since);
+    let since = since.map_or(0, |UtcTime(since)| since);
     let etag = format!("\"{delivered}-{bounced}-{}-{since}\"", status.number());
     HeaderValue::try_from(etag).expect("digits and hyphens are visible characters")
 }

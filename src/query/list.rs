@@ -11,12 +11,13 @@ use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
-use super::parameters::{Parameters, invalid, limit};
+use super::freshness::NO_CACHE;
+use super::parameters::{Parameters, any_number, invalid, limit};
 use super::rows::Format;
 use super::source::Source;
 use crate::classified::DomainReport;
 use crate::counters::Status;
-use crate::domain_name::DomainName;
+use crate::domain_name::{DomainName, DomainSpelling};
 use crate::http::{self, Problem, ProblemType};
 use crate::store::{Page, PageRequest};
 
@@ -59,10 +60,11 @@ struct ListParameters {
     #[param(max_length = 253, pattern = r"^[A-Za-z0-9.-]*$")]
     prefix: Option<String>,
     /// Only names after this one: the `next` of the page before.
-    after: Option<DomainName>,
+    #[param(inline)]
+    after: Option<DomainSpelling>,
     /// Domains of a page, 100 if it is not given. More than 1,000 are taken for 1,000, and 0 for 1. A stream
     /// ends after so many, and is as long as there are domains if it is not given.
-    #[param(minimum = 0)]
+    #[param(schema_with = any_number)]
     limit: Option<u32>,
 }
 
@@ -136,8 +138,8 @@ fn selection(mut parameters: Parameters, usual: u32, most: u32) -> Result<PageRe
     prefix.make_ascii_lowercase();
     if prefix.len() > 253 || !prefix.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-".contains(&byte))
     {
-        let rule = "a prefix is the beginning of a name as it is listed: letters without accents, digits, dots and \
-            hyphens";
+        let rule = "a prefix is the beginning of a name as it is listed: letters without accents, digits, \
+            dots and hyphens";
         return Err(invalid("prefix", rule));
     }
     let after = parameters.take::<String>("after")?;
@@ -157,7 +159,7 @@ async fn page(lists: &Lists, request: PageRequest) -> Result<Response, Problem> 
         HeaderValue::try_from(link).expect("names and numbers are visible characters")
     });
     let mut response = Json(ListAnswer { domains, next }).into_response();
-    response.headers_mut().insert(header::CACHE_CONTROL, super::NO_CACHE);
+    response.headers_mut().insert(header::CACHE_CONTROL, NO_CACHE);
     if let Some(link) = link {
         response.headers_mut().insert(header::LINK, link);
     }
@@ -178,7 +180,7 @@ async fn stream(lists: &Lists, mut request: PageRequest, format: Format) -> Resu
     let mut response = Response::new(Body::from_stream(body));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, format.content_type());
-    headers.insert(header::CACHE_CONTROL, super::NO_CACHE);
+    headers.insert(header::CACHE_CONTROL, NO_CACHE);
     headers.insert(SNAPSHOT, NONE);
     Ok(response)
 }

@@ -12,17 +12,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::yield_now;
-use tower_http::decompression::RequestDecompressionLayer;
 use utoipa::{IntoResponses, ToSchema};
 use utoipa_axum::router::{UtoipaMethodRouter, UtoipaMethodRouterExt};
 use utoipa_axum::routes;
 
+use super::freshness::NO_CACHE;
 use super::source::Source;
 use crate::bulk::{BodyError, MAX_EVENTS, MediaType, elements};
 use crate::classified::DomainReport;
 use crate::domain_name::DomainName;
 use crate::excerpt::excerpt;
-use crate::http::{self, BodyEncoding, BodyRules, Budget, Problem, ProblemType};
+use crate::http::{self, BodyRules, Budget, Problem, ProblemType};
 
 /// What holds for bodies that are documents: 10,000 names of the longest kind.
 const BODY: BodyRules = BodyRules { max: 4 * 1024 * 1024, refused: ProblemType::Unavailable, then: "" };
@@ -54,9 +54,7 @@ pub(super) struct Names {
 /// The route.
 pub(super) fn route(source: Source, threshold: Option<u64>, budget: Budget) -> UtoipaMethodRouter {
     let names = Names { source, threshold, budget, streams: Arc::new(Semaphore::new(STREAMS)) };
-    routes!(look_up_domains)
-        .layer((map_request(http::observe), RequestDecompressionLayer::new().pass_through_unaccepted(true)))
-        .with_state(names)
+    routes!(look_up_domains).layer(map_request(http::observe)).with_state(names)
 }
 
 /// Names to look up, for the API's document.
@@ -127,7 +125,6 @@ impl IntoResponses for NamesProblems {
         stream (NDJSON), any number of names is answered while they arrive: read the answer while you send. \
         A stream that cannot go on breaks off.",
     tag = "Domains",
-    params(BodyEncoding),
     request_body(
         description = "The names, in any spelling.",
         content(
@@ -186,7 +183,7 @@ async fn document(names: &Names, request: Request) -> Result<Response, Problem> 
         yield_now().await;
     }
     let mut answer = http::json(StatusCode::OK, &NamesAnswer { domains });
-    answer.headers_mut().insert(header::CACHE_CONTROL, super::NO_CACHE);
+    answer.headers_mut().insert(header::CACHE_CONTROL, NO_CACHE);
     share.shrink_to(http::REQUEST + answer.body().len());
     Ok(http::hold(answer, share))
 }
@@ -250,7 +247,7 @@ fn stream(names: Names, request: Request) -> Result<Response, Problem> {
     let mut response = Response::new(Body::from_stream(body));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
-    headers.insert(header::CACHE_CONTROL, super::NO_CACHE);
+    headers.insert(header::CACHE_CONTROL, NO_CACHE);
     Ok(response)
 }
 

@@ -16,6 +16,7 @@ use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt};
 use utoipa_axum::routes;
 
 use super::domain::Domains;
+use super::freshness::NO_CACHE;
 use super::lookup::look_up;
 use super::parameters::Parameters;
 use super::source::Source;
@@ -155,7 +156,7 @@ fn html(status: StatusCode, markup: Markup) -> Response {
         (header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
         (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)),
         (header::REFERRER_POLICY, HeaderValue::from_static("same-origin")),
-        (header::CACHE_CONTROL, super::NO_CACHE),
+        (header::CACHE_CONTROL, NO_CACHE),
     ];
     let mut response = (status, headers, markup.into_string()).into_response();
     if status == StatusCode::SERVICE_UNAVAILABLE {

@@ -2,10 +2,13 @@
 
 use std::fmt::Display;
 use std::str::FromStr;
+use std::time::Duration;
 
 use axum::extract::FromRequestParts;
 use axum::extract::Query;
 use axum::http::request::Parts;
+use utoipa::openapi::Object;
+use utoipa::openapi::schema::{ObjectBuilder, Type};
 
 use crate::excerpt::excerpt;
 use crate::http::{Problem, ProblemType};
@@ -66,11 +69,22 @@ pub(super) fn invalid(name: &str, reason: impl Display) -> Problem {
 
 /// A number of rows: as many as were asked for, within these bounds.
 pub(super) fn limit(parameters: &mut Parameters, usual: u32, most: u32) -> Result<u32, Problem> {
-    // A number too large for the type is above any bound.
     let limit = parameters.take::<Limit>("limit")?;
     Ok(limit.map_or(usual, |Limit(limit)| limit.clamp(1, most)))
 }
 
+/// How many seconds to wait.
+pub(super) fn wait(parameters: &mut Parameters) -> Result<Duration, Problem> {
+    let wait = parameters.take::<Limit>("wait")?;
+    Ok(Duration::from_secs(wait.map_or(0, |Limit(seconds)| seconds.into())))
+}
+
+/// The schema of a number that is brought within its bounds, so that none is too large.
+pub(super) fn any_number() -> Object {
+    ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0)).build()
+}
+
+/// A number that may be larger than the type.
 struct Limit(u32);
 
 impl FromStr for Limit {

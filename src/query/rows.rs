@@ -5,7 +5,7 @@ use std::io::Write;
 use axum::http::{HeaderMap, HeaderValue, header};
 
 use crate::classified::DomainReport;
-use crate::timestamp::Timestamp;
+use crate::utc_time::UtcTime;
 
 /// How domains are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ impl Format {
     pub(super) fn write(self, rows: &mut Vec<u8>, report: &DomainReport) {
         let written = if self == Self::Csv {
             let DomainReport { domain, status, delivered, bounced, since } = report;
-            let since = since.as_ref().map(Timestamp::to_string).unwrap_or_default();
+            let since = since.as_ref().map(UtcTime::to_string).unwrap_or_default();
             write!(rows, "{domain},{},{delivered},{bounced},{since}\r\n", status.name())
         } else {
             serde_json::to_writer(&mut *rows, report).map_err(Into::into).and_then(|()| rows.write_all(b"\n"))
@@ -109,7 +109,7 @@ mod tests {
             status: Status::NotCatchAll,
             delivered: 7,
             bounced: 1,
-            since: Some(Timestamp(0)),
+            since: Some(UtcTime(0)),
         };
         let row = |format: Format, report: &DomainReport| {
             let mut rows = Vec::new();

@@ -6,6 +6,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use utoipa::IntoResponses;
 
+use super::freshness::NO_CACHE;
 use super::source::Source;
 use crate::http::{self, Problem, ProblemType};
 use crate::totals::Totals;
@@ -44,5 +45,5 @@ impl IntoResponses for TotalsProblems {
 )]
 pub(super) async fn get_totals(State(source): State<Source>) -> Result<impl IntoResponse, Problem> {
     let totals = source.totals(MINUTES).await?;
-    Ok(([(header::CACHE_CONTROL, super::NO_CACHE)], Json(totals)))
+    Ok(([(header::CACHE_CONTROL, NO_CACHE)], Json(totals)))
 }

@@ -10,6 +10,7 @@ mod totals;
 mod count;
 mod apply;
 mod retention;
+mod relay;
 
 pub use ack_deadline::AckDeadline;
 pub(super) use apply::check_durability;
@@ -17,4 +18,5 @@ pub use apply::{Ledger, LedgerConfig, Primary};
 pub use apply_request::{ApplyError, ApplyRequest, Entry};
 pub use clock::Moment;
 pub(super) use count::{begin, count_old, rule};
+pub use relay::{RelayTurn, Relayed};
 pub use retention::{ClaimKind, Horizon, Pruning, RetentionConfig, Watermark};

@@ -22,6 +22,7 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
         migration(5, "terms", include_str!("../../migrations/0005_terms.sql")),
         migration(6, "moves", include_str!("../../migrations/0006_moves.sql")),
         migration(7, "statuses", include_str!("../../migrations/0007_statuses.sql")),
+        migration(8, "relay", include_str!("../../migrations/0008_relay.sql")),
     ])
 });
 

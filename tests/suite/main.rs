@@ -4,6 +4,7 @@
 
 mod access;
 mod bounds;
+mod changes;
 mod clocks;
 mod compose;
 mod configuration;
@@ -15,6 +16,7 @@ mod examples;
 mod image;
 mod ingest;
 mod ledger;
+mod lists;
 mod openapi;
 mod outages;
 mod poison;

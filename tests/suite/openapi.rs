@@ -58,7 +58,8 @@ fn problems(document: &Value) -> BTreeSet<String> {
 async fn each_service_documents_what_it_serves_and_the_standalone_all() {
     let [cluster, standalone] = System::both(&[]).await;
     let own = ["/docs", "/docs/style.css", "/openapi.json"];
-    let (events, domains) = (["/events", "/events/{domain}/{outcome}"], ["/domains/{domain}"]);
+    let events = ["/events", "/events/{domain}/{outcome}"];
+    let domains = ["/changes", "/domains", "/domains/lookup", "/domains/{domain}", "/totals"];
     for (service, paths) in [
         (cluster.events(), [&events[..], &own].concat()),
         (cluster.domains(), [&domains[..], &own].concat()),

@@ -3,8 +3,8 @@
 use maud::{Markup, html};
 
 use super::words::{Minute, Number, count};
-use crate::timestamp::Timestamp;
 use crate::totals::MinuteTotals;
+use crate::utc_time::UtcTime;
 
 const MINUTE: i64 = 60_000;
 
@@ -14,10 +14,10 @@ const GAP: usize = 2;
 const HEIGHT: u64 = 1000;
 
 /// Each of the last minutes, the oldest first, with those in which nothing was counted.
-pub(super) fn minutes(counted: &[MinuteTotals], now: Timestamp, number: u32) -> Vec<MinuteTotals> {
+pub(super) fn minutes(counted: &[MinuteTotals], now: UtcTime, number: u32) -> Vec<MinuteTotals> {
     let newest = counted.last().map_or(now, |last| last.at.max(now)).0.div_euclid(MINUTE);
-    let at = (0..i64::from(number)).rev().map(|ago| Timestamp((newest - ago) * MINUTE));
-    let of = |at: Timestamp| counted.iter().find(|minute| minute.at == at).copied();
+    let at = (0..i64::from(number)).rev().map(|ago| UtcTime((newest - ago) * MINUTE));
+    let of = |at: UtcTime| counted.iter().find(|minute| minute.at == at).copied();
     at.map(|at| of(at).unwrap_or(MinuteTotals { at, delivered: 0, bounced: 0 })).collect()
 }
 
@@ -88,13 +88,13 @@ mod tests {
 
     #[test]
     fn minutes_without_events_are_filled_in() {
-        let counted = [MinuteTotals { at: Timestamp(2 * MINUTE), delivered: 5, bounced: 1 }];
-        let filled = minutes(&counted, Timestamp(4 * MINUTE + 59_999), 4);
+        let counted = [MinuteTotals { at: UtcTime(2 * MINUTE), delivered: 5, bounced: 1 }];
+        let filled = minutes(&counted, UtcTime(4 * MINUTE + 59_999), 4);
         let seen: Vec<_> = filled.iter().map(|minute| (minute.at.0 / MINUTE, sum(minute))).collect();
         assert_eq!(seen, [(1, 0), (2, 6), (3, 0), (4, 0)]);
         // A server whose clock is ahead of this one.
-        let filled = minutes(&counted, Timestamp(MINUTE), 2);
-        assert_eq!(filled.last().map(|last| last.at), Some(Timestamp(2 * MINUTE)));
+        let filled = minutes(&counted, UtcTime(MINUTE), 2);
+        assert_eq!(filled.last().map(|last| last.at), Some(UtcTime(2 * MINUTE)));
     }
 
     #[test]

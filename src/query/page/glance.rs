@@ -11,8 +11,8 @@ use crate::http::Problem;
 use crate::query::source::Source;
 use crate::query::totals::MINUTES;
 use crate::store::{Change, Standing};
-use crate::timestamp::Timestamp;
 use crate::totals::Totals;
+use crate::utc_time::UtcTime;
 
 /// Changes that are shown.
 const CHANGES: u32 = 20;
@@ -27,7 +27,7 @@ pub(super) struct Glance {
     /// The last changes, the last one first.
     pub(super) changes: Vec<Change>,
     pub(super) standing: Standing,
-    pub(super) read_at: Timestamp,
+    pub(super) read_at: UtcTime,
 }
 
 /// What was read last on a thread: `None` if it could not be read.
@@ -65,7 +65,7 @@ impl Glances {
             self.source.standing()
         )?;
         let now = OffsetDateTime::now_utc();
-        let read_at = Timestamp(now.unix_timestamp() * 1000 + i64::from(now.millisecond()));
+        let read_at = UtcTime(now.unix_timestamp() * 1000 + i64::from(now.millisecond()));
         Ok(Glance { totals, changes, standing, read_at })
     }
 }

@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 
 use crate::classified::Classified;
 use crate::counters::{Counters, Status};
-use crate::timestamp::Timestamp;
+use crate::utc_time::UtcTime;
 
 /// A number with a comma before each three digits.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +33,7 @@ pub(super) fn count(number: u64, one: &str, many: &str) -> String {
 
 /// A moment to the minute: `28 Nov 2026, 10:47 UTC`.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Moment(pub(super) Timestamp);
+pub(super) struct Moment(pub(super) UtcTime);
 
 impl fmt::Display for Moment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -46,7 +46,7 @@ impl fmt::Display for Moment {
 
 /// A minute of a day: `10:47`.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Minute(pub(super) Timestamp);
+pub(super) struct Minute(pub(super) UtcTime);
 
 impl fmt::Display for Minute {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -55,7 +55,7 @@ impl fmt::Display for Minute {
     }
 }
 
-fn moment(Timestamp(millis): Timestamp) -> Option<OffsetDateTime> {
+fn moment(UtcTime(millis): UtcTime) -> Option<OffsetDateTime> {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000).ok()
 }
 
@@ -120,8 +120,8 @@ mod tests {
         }
         assert_eq!(count(1, "event", "events"), "1 event");
         assert_eq!(count(1234, "event", "events"), "1,234 events");
-        assert_eq!(Moment(Timestamp(1_795_862_824_125)).to_string(), "28 Nov 2026, 10:47 UTC");
-        assert_eq!(Moment(Timestamp(i64::MAX)).to_string(), "");
+        assert_eq!(Moment(UtcTime(1_795_862_824_125)).to_string(), "28 Nov 2026, 10:47 UTC");
+        assert_eq!(Moment(UtcTime(i64::MAX)).to_string(), "");
     }
 
     #[test]

@@ -20,9 +20,9 @@ use crate::store::Applied;
 use crate::store::postgres::{Database, PostgresUrl, Steps, WATCH_INTERVAL, misconfigured};
 use crate::tally::Tally;
 
-/// One transaction and one step of upkeep at a time, and a spare connection for when one of them has just
-/// died.
-const CONNECTIONS: u32 = 3;
+/// One transaction, one step of upkeep and one of the relay at a time, and a spare connection for when one of
+/// them has just died.
+const CONNECTIONS: u32 = 4;
 
 /// How long a worker that is stopped inside a transaction (a paused machine) may hold rows that others need,
 /// and how long a worker waits for such rows before it gives up and tries again. The server enforces this,
@@ -85,7 +85,7 @@ pub struct Ledger {
     pub(super) timeout: Duration,
     clock: Arc<Clock>,
     /// Its part of the totals.
-    writer: Uuid,
+    pub(super) writer: Uuid,
 }
 
 impl Ledger {

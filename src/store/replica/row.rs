@@ -3,7 +3,7 @@
 use crate::classified::{Classified, DomainReport};
 use crate::counters::{Counters, Status};
 use crate::domain_name::DomainName;
-use crate::timestamp::Timestamp;
+use crate::utc_time::UtcTime;
 
 /// Counters, the status that was noted and since when (in seconds since 1970), and the threshold.
 pub(super) type Known = (i64, i64, Option<i16>, Option<f64>, i64);
@@ -25,6 +25,6 @@ pub(super) fn count(bigint: i64) -> u64 {
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "milliseconds since 1970 fit")]
-pub(super) fn timestamp(epoch_seconds: f64) -> Timestamp {
-    Timestamp((epoch_seconds * 1000.0).round() as i64)
+pub(super) fn timestamp(epoch_seconds: f64) -> UtcTime {
+    UtcTime((epoch_seconds * 1000.0).round() as i64)
 }

@@ -93,15 +93,13 @@ async fn open<'a>(
     file: &DataFile,
     connection: &'a mut Option<SqliteConnection>,
 ) -> Result<&'a mut SqliteConnection, DataError> {
-    match connection {
-        Some(connection) => Ok(connection),
-        None => {
-            let mut new = file.connect(Purpose::Write).await?;
-            let prepared = statuses::prepare(&mut new).await;
-            prepared.map_err(|error| DataError::of_sqlite(&file.path, &error))?;
-            Ok(connection.insert(new))
-        }
+    if let Some(connection) = connection {
+        return Ok(connection);
     }
+    let mut new = file.connect(Purpose::Write).await?;
+    let prepared = statuses::prepare(&mut new).await;
+    prepared.map_err(|error| DataError::of_sqlite(&file.path, &error))?;
+    Ok(connection.insert(new))
 }
 
 /// Counts, and prunes if that is due: where events never cease, there is no other time for it.

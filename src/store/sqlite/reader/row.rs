@@ -2,13 +2,13 @@
 
 use crate::classified::Classified;
 use crate::counters::{Counters, Status};
-use crate::timestamp::Timestamp;
+use crate::utc_time::UtcTime;
 
 /// The numbers of a row: delivered, bounced, the status that was noted and since when.
 pub(super) struct Row {
     pub(super) counters: Counters,
     pub(super) noted: Status,
-    pub(super) since: Timestamp,
+    pub(super) since: UtcTime,
 }
 
 impl Row {
@@ -16,7 +16,7 @@ impl Row {
         let mut number = || words.next()?.parse::<i64>().ok();
         let counters = Counters { delivered: number()?.unsigned_abs(), bounced: number()?.unsigned_abs() };
         let noted = Status::from_number(i16::try_from(number()?).ok()?);
-        Some(Self { counters, noted, since: Timestamp(number()?) })
+        Some(Self { counters, noted, since: UtcTime(number()?) })
     }
 
     pub(super) fn classified(&self, threshold: i64) -> Classified {

@@ -3,8 +3,8 @@
 use sqlx::sqlite::SqliteConnection;
 
 use super::row::rows;
-use crate::timestamp::Timestamp;
 use crate::totals::{DomainTotals, EventTotals, MinuteTotals, RecentEvents, Totals};
+use crate::utc_time::UtcTime;
 
 /// A few hundred rows, whatever the number of domains. A sum that does not fit a number is the largest that
 /// does.
@@ -32,7 +32,7 @@ pub(super) async fn read(connection: &mut SqliteConnection, minutes: u32) -> Res
     let count = |integer: i64| u64::try_from(integer).unwrap_or(0);
     let minutes = rows(&minutes).filter_map(|row| {
         let mut numbers = row.split(' ').map_while(|number| number.parse::<i64>().ok());
-        let at = Timestamp(numbers.next()? * 1000);
+        let at = UtcTime(numbers.next()? * 1000);
         Some(MinuteTotals { at, delivered: count(numbers.next()?), bounced: count(numbers.next()?) })
     });
     Ok(Totals {

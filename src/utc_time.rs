@@ -15,9 +15,9 @@ use utoipa::ToSchema;
     description = "A moment in UTC, to the millisecond (RFC 3339).",
     examples("2026-11-28T10:47:04.125Z")
 )]
-pub struct Timestamp(pub i64);
+pub struct UtcTime(pub i64);
 
-impl fmt::Display for Timestamp {
+impl fmt::Display for UtcTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let moment = OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000);
         // A moment beyond the calendar cannot have been noted by any clock.
@@ -26,7 +26,7 @@ impl fmt::Display for Timestamp {
     }
 }
 
-impl Serialize for Timestamp {
+impl Serialize for UtcTime {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
@@ -38,8 +38,8 @@ mod tests {
 
     #[test]
     fn a_moment_is_written_in_utc_to_the_millisecond() {
-        assert_eq!(Timestamp(1_795_862_824_125).to_string(), "2026-11-28T10:47:04.125Z");
-        assert_eq!(Timestamp(0).to_string(), "1970-01-01T00:00:00Z");
-        assert_eq!(Timestamp(i64::MAX).to_string(), "");
+        assert_eq!(UtcTime(1_795_862_824_125).to_string(), "2026-11-28T10:47:04.125Z");
+        assert_eq!(UtcTime(0).to_string(), "1970-01-01T00:00:00Z");
+        assert_eq!(UtcTime(i64::MAX).to_string(), "");
     }
 }

@@ -1,0 +1,118 @@
+//! Whose turn it is to publish changes, and how far that came.
+
+use std::time::Duration;
+
+use sqlx::PgPool;
+
+use super::apply::Ledger;
+use crate::domain_name::DomainName;
+use crate::position::Position;
+use crate::store::postgres::DatabaseError;
+use crate::store::{Change, feed};
+
+/// The turn of a worker to publish changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RelayTurn {
+    /// All changes up to here have been published.
+    pub position: Position,
+}
+
+/// What has not been published yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Relayed {
+    /// Changes that wait to be published, at most a hundred thousand.
+    pub waiting: i64,
+    /// For how long the oldest of them has waited.
+    pub oldest: Duration,
+}
+
+/// Most changes that are counted as waiting: to count more would take time, and say nothing new.
+pub(super) const WAITING: i64 = 100_000;
+
+/// Nobody waits for the row: who does not have the turn finds no row to write.
+const TAKE: &str = "\
+-- catchall: take the turn to publish changes
+update change_relay set holder = $1, held_until = now() + make_interval(secs => $2)
+where holder = $1 or held_until < now() or held_until > now() + make_interval(secs => 10 * $2)
+returning changed_in, domain";
+
+const MOVE: &str = "\
+-- catchall: note how far changes are published
+update change_relay set changed_in = $2, domain = $3, held_until = now() + make_interval(secs => $4)
+where holder = $1
+returning true";
+
+const WAIT: &str = "\
+-- catchall: look at changes that wait to be published
+select count(*), coalesce(date_part('epoch', now() - min(since)), 0)
+from (select since from domain_statuses where (changed_in, domain) > ($1, $2)
+    order by changed_in, domain limit $3) as waiting";
+
+impl Ledger {
+    /// Takes the turn to publish changes for so long, or keeps it. `None`: another worker has it.
+    ///
+    /// # Errors
+    ///
+    /// When the database is unavailable.
+    pub async fn take_relay(&self, lasts: Duration) -> Result<Option<RelayTurn>, DatabaseError> {
+        let holder = self.writer;
+        let take = async move |pool: PgPool| {
+            sqlx::query_as(TAKE).bind(holder).bind(lasts.as_secs_f64()).fetch_optional(&pool).await
+        };
+        let row: Option<(i64, String)> = self.database.run(self.timeout, take).await?;
+        Ok(row.map(|(transaction, domain)| {
+            let domain = DomainName::parse(&domain).ok();
+            RelayTurn { position: Position { transaction, domain } }
+        }))
+    }
+
+    /// The next changes after a position, at most `limit`.
+    ///
+    /// # Errors
+    ///
+    /// When the database is unavailable.
+    pub async fn changes(&self, after: &Position, limit: u32) -> Result<Vec<Change>, DatabaseError> {
+        let after = after.clone();
+        self.database.run(self.timeout, async move |pool| feed::read(&pool, &after, limit).await).await
+    }
+
+    /// Notes that all changes up to here are published, and keeps the turn. `false`: another worker has taken
+    /// it meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// When the database is unavailable.
+    pub async fn move_relay(&self, to: &Position, lasts: Duration) -> Result<bool, DatabaseError> {
+        let (holder, to) = (self.writer, to.clone());
+        let note = async move |pool: PgPool| {
+            sqlx::query_scalar(MOVE)
+                .bind(holder)
+                .bind(to.transaction)
+                .bind(to.domain_str())
+                .bind(lasts.as_secs_f64())
+                .fetch_optional(&pool)
+                .await
+        };
+        let moved: Option<bool> = self.database.run(self.timeout, note).await?;
+        Ok(moved.is_some())
+    }
+
+    /// Looks at what waits to be published after a position.
+    ///
+    /// # Errors
+    ///
+    /// When the database is unavailable.
+    pub async fn relayed(&self, after: &Position) -> Result<Relayed, DatabaseError> {
+        let after = after.clone();
+        let look = async move |pool: PgPool| {
+            sqlx::query_as(WAIT)
+                .bind(after.transaction)
+                .bind(after.domain_str())
+                .bind(WAITING)
+                .fetch_one(&pool)
+                .await
+        };
+        let (waiting, seconds): (i64, f64) = self.database.run(self.timeout, look).await?;
+        Ok(Relayed { waiting, oldest: Duration::from_secs_f64(seconds.max(0.0)) })
+    }
+}
