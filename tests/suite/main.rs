@@ -19,6 +19,7 @@ mod ledger;
 mod lists;
 mod openapi;
 mod outages;
+mod page;
 mod poison;
 mod query;
 mod recovery;

@@ -136,18 +136,17 @@ fn known_domain(
             @if let Some(unicode) = domain.unicode() {
                 p class="soft" { "In Unicode it is written " bdi { (unicode) } "." }
             }
-            @if let Some(threshold) = threshold {
-                p { (reason(known, threshold)) }
+            p {
+                @if let Some(threshold) = threshold { (reason(known, threshold)) " " }
+                @if let Some(since) = known.since {
+                    "Since " time datetime=(since) { (Moment(since)) } "."
+                }
             }
             dl class="facts" {
-                div { dt { "Status" } dd { (known.status.name()) } }
                 div { dt { "Delivered" } dd { (Number(known.counters.delivered)) } }
                 div { dt { "Bounced" } dd { (Number(known.counters.bounced)) } }
                 @if let Some(threshold) = threshold {
                     div { dt { "Threshold" } dd { (Number(threshold)) } }
-                }
-                @if let Some(since) = known.since {
-                    div { dt { "Since" } dd { time datetime=(since) { (Moment(since)) } } }
                 }
             }
             p class="soft" {
