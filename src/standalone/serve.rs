@@ -60,6 +60,7 @@ fn greet(store: &FileStore, listen: SocketAddr, ops_listen: SocketAddr) {
     tracing::info!(%data, "its data is in {data}");
     tracing::info!(%listen, %ops_listen, "taking events and answering queries");
     let address = reachable(listen);
+    tracing::info!("look: http://{address}/");
     tracing::info!("try: curl -X PUT http://{address}/events/example.com/delivered");
 }
 

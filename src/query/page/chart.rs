@@ -62,6 +62,10 @@ pub(super) fn chart(minutes: &[MinuteTotals]) -> Markup {
             span { (minutes.first().map(|first| Minute(first.at).to_string()).unwrap_or_default()) }
             span { (minutes.last().map(|last| Minute(last.at).to_string()).unwrap_or_default()) " UTC" }
         }
+        p class="key" {
+            span { span class="swatch delivered" aria-hidden="true" {} "delivered" }
+            span { span class="swatch bounced" aria-hidden="true" {} "bounced" }
+        }
     }
 }
 

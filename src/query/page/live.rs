@@ -70,10 +70,6 @@ fn rate(glance: &Glance) -> Markup {
                     (Number(recent.hour)) " in the last hour."
                 }
                 (chart(&minutes))
-                p class="key" {
-                    span { span class="swatch delivered" aria-hidden="true" {} "delivered" }
-                    span { span class="swatch bounced" aria-hidden="true" {} "bounced" }
-                }
             }
             details {
                 summary { "The same as a table" }
@@ -112,12 +108,12 @@ fn latest(glance: &Glance) -> Markup {
 
 fn row(report: Option<&DomainReport>) -> Markup {
     let status = report.map(|report| report.status);
-    let domain = report.map(|report| report.domain.as_str()).unwrap_or_default();
+    let domain = report.map(|report| report.domain.as_str());
     let since = report.and_then(|report| report.since);
     let (delivered, bounced) = report.map(|report| (report.delivered, report.bounced)).unwrap_or_default();
     html! {
         li {
-            a class="domain" href={ "/?domain=" (domain) } { (domain) }
+            a class="domain" href=[domain.map(|domain| format!("/?domain={domain}"))] { (domain.unwrap_or_default()) }
             span class="status" {
                 span class={ "mark " (status.map(Status::slug).unwrap_or_default()) } aria-hidden="true" {}
                 span class="name" { (status.map(Status::name).unwrap_or_default()) }

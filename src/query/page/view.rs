@@ -102,7 +102,7 @@ fn form(answer: &Answer) -> Markup {
                 p id="domain-error" class="error" { (reason) }
             }
             p id="domain-hint" class="soft" {
-                "For example example.com or müller.example: case does not matter, and Unicode is fine."
+                "As in example.com or müller.example. Case does not matter, and Unicode is fine."
             }
         }
     }
@@ -136,11 +136,11 @@ fn known_domain(
             @if let Some(unicode) = domain.unicode() {
                 p class="soft" { "In Unicode it is written " bdi { (unicode) } "." }
             }
-            p {
-                @if let Some(threshold) = threshold { (reason(known, threshold)) " " }
-                @if let Some(since) = known.since {
-                    "Since " time datetime=(since) { (Moment(since)) } "."
-                }
+            @if let Some(threshold) = threshold {
+                p { (reason(known, threshold)) }
+            }
+            @if let Some(since) = known.since {
+                p { "Since " time datetime=(since) { (Moment(since)) } "." }
             }
             dl class="facts" {
                 div { dt { "Delivered" } dd { (Number(known.counters.delivered)) } }

@@ -64,7 +64,7 @@ pub(super) fn verdict(status: Status) -> &'static str {
     match status {
         Status::CatchAll => "is a catch-all",
         Status::NotCatchAll => "is not a catch-all",
-        Status::Unknown => "is not known well enough yet",
+        Status::Unknown => "is unknown so far",
     }
 }
 
