@@ -94,7 +94,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_position_is_read_as_it_was_written(transaction in 0..i64::MAX, name in "([a-z]{1,9}\\.[a-z]{2,5})?") {
+        fn a_position_is_read_as_it_was_written(
+            transaction in 0..i64::MAX,
+            name in "([a-z]{1,9}\\.[a-z]{2,5})?",
+        ) {
             let domain = DomainName::parse(&name).ok();
             let position = Position { transaction, domain };
             prop_assert_eq!(position.to_string().parse(), Ok(position));

@@ -7,6 +7,7 @@
 mod applied;
 mod event_retention;
 mod schema;
+pub mod maintenance;
 pub mod postgres;
 mod feed;
 pub mod ledger;
@@ -116,6 +117,14 @@ pub trait DomainSource: Send + Sync + 'static {
     ///
     /// When it cannot be read at present.
     fn head(&self) -> impl Future<Output = Result<Position, Unreadable>> + Send;
+
+    /// A position that is another one whenever a domain has another status than before; that of the beginning
+    /// if none has one. Unlike the head, it stays where it is while events change no status.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read at present.
+    fn last_change(&self) -> impl Future<Output = Result<Position, Unreadable>> + Send;
 }
 
 /// By what a source answers, and how late.
@@ -148,6 +157,42 @@ pub struct Page {
     /// Where the next page begins: after this name. `None`: this was the last one. A page can have fewer
     /// domains than were asked for, or none, and not be the last.
     pub next: Option<DomainName>,
+}
+
+impl Page {
+    /// The page of a selection that was looked for in `rows`, of which there are at most `most`. A row without
+    /// a report is none that can be told.
+    fn of(request: &PageRequest, rows: impl Iterator<Item = Option<DomainReport>>, most: u32) -> Self {
+        let (mut page, mut seen, mut last) = (Self::default(), 0, None);
+        for report in rows {
+            seen += 1;
+            let Some(report) = report else { continue };
+            last = Some(report.domain.clone());
+            if request.status.is_none_or(|status| status == report.status) {
+                if page.domains.len() == request.limit as usize {
+                    page.next = page.domains.last().map(|last| last.domain.clone());
+                    return page;
+                }
+                page.domains.push(report);
+            }
+        }
+        page.next = last.filter(|_| seen >= most);
+        page
+    }
+}
+
+impl PageRequest {
+    /// How many rows to look at for the page: one more than it has, which shows that there is a next one. Most
+    /// domains may be something else than unknown, so for a page of these it is some more.
+    fn rows(&self) -> u32 {
+        let one_more = self.limit.saturating_add(1);
+        if self.status == Some(Status::Unknown) { one_more.max(ROWS_OF_A_PAGE) } else { one_more }
+    }
+
+    /// A text that comes after all names that begin with the prefix: no name has that character.
+    fn end(&self) -> String {
+        format!("{}\u{7f}", self.prefix)
+    }
 }
 
 /// The latest change of a domain's status.

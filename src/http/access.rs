@@ -54,7 +54,7 @@ fn need(path: &str) -> Need {
         _ if is_page(path) => Need::Scope(Scope::Read),
         "livez" | "readyz" | "openapi.json" | "docs" => Need::Nothing,
         "events" => Need::Scope(Scope::Write),
-        "domains" | "totals" | "changes" => Need::Scope(Scope::Read),
+        "domains" | "totals" | "changes" | "maps" => Need::Scope(Scope::Read),
         "metrics" => Need::Scope(Scope::Operate),
         _ => Need::Token,
     }

@@ -109,8 +109,8 @@ impl IntoResponses for ChangesProblems {
     tag = "Changes",
     params(
         ChangesParameters,
-        ("Last-Event-ID" = Option<PositionText>, Header, description = "For event streams: the position to go on \
-            after, instead of `since`.")
+        ("Last-Event-ID" = Option<PositionText>, Header,
+            description = "For event streams: the position to go on after, instead of `since`.")
     ),
     responses(
         (status = 200, description = "The changes after the position.",

@@ -92,6 +92,7 @@ fn etag(Classified { counters, status, since }: Classified) -> HeaderValue {
 /// Whether the header `If-None-Match` names an answer (RFC 9110, 13.1.2): tags are compared weakly.
 pub(super) fn matches(asked: &HeaderValue, etag: &HeaderValue) -> bool {
     let (Ok(asked), Ok(etag)) = (asked.to_str(), etag.to_str()) else { return false };
+    let etag = etag.trim_start_matches("W/");
     asked.split(',').map(str::trim).any(|tag| tag == "*" || tag.trim_start_matches("W/") == etag)
 }
 
@@ -121,6 +122,8 @@ mod tests {
             ("", false),
         ] {
             assert_eq!(matches(&HeaderValue::from_static(asked), &etag), found, "{asked}");
+            let weak = HeaderValue::try_from(format!("W/{}", etag.to_str().unwrap())).unwrap();
+            assert_eq!(matches(&HeaderValue::from_static(asked), &weak), found, "{asked}");
         }
     }
 }

@@ -111,7 +111,7 @@ async fn get_page(State(page): State<Page>, parameters: Result<Parameters, Probl
 type Asked = Option<Result<DomainName, (String, String)>>;
 
 fn asked(mut parameters: Parameters) -> Result<Asked, Problem> {
-    let text = parameters.take_text("domain")?;
+    let text = parameters.take::<String>("domain")?;
     parameters.end()?;
     let parse = |text: String| {
         DomainName::parse(text.trim()).map_err(|error| (excerpt(text.trim()), sentence(error)))

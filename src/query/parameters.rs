@@ -29,24 +29,18 @@ impl<S: Send + Sync> FromRequestParts<S> for Parameters {
 }
 
 impl Parameters {
-    /// The value of a parameter. An empty one counts as none.
+    /// The value of a parameter.
     pub(super) fn take<T>(&mut self, name: &'static str) -> Result<Option<T>, Problem>
     where
         T: FromStr,
         T::Err: Display,
     {
-        let text = self.take_text(name)?.filter(|text| !text.is_empty());
-        text.map(|text| text.parse().map_err(|error| invalid(name, error))).transpose()
-    }
-
-    /// The text of a parameter, also an empty one.
-    pub(super) fn take_text(&mut self, name: &'static str) -> Result<Option<String>, Problem> {
         let Some(place) = self.0.iter().position(|(given, _)| given == name) else { return Ok(None) };
         let (_, value) = self.0.swap_remove(place);
         if self.0.iter().any(|(given, _)| given == name) {
             return Err(invalid(name, "it is given more than once"));
         }
-        Ok(Some(value))
+        value.parse().map(Some).map_err(|error| invalid(name, error))
     }
 
     /// Refuses whatever has not been taken.

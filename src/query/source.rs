@@ -21,6 +21,7 @@ trait AnySource: Send + Sync {
     fn latest(&self, limit: u32) -> BoxFuture<'_, Result<Vec<Change>, Unreadable>>;
     fn standing(&self) -> BoxFuture<'_, Result<Standing, Unreadable>>;
     fn head(&self) -> BoxFuture<'_, Result<Position, Unreadable>>;
+    fn last_change(&self) -> BoxFuture<'_, Result<Position, Unreadable>>;
 }
 
 impl<S: DomainSource> AnySource for S {
@@ -50,6 +51,10 @@ impl<S: DomainSource> AnySource for S {
 
     fn head(&self) -> BoxFuture<'_, Result<Position, Unreadable>> {
         Box::pin(DomainSource::head(self))
+    }
+
+    fn last_change(&self) -> BoxFuture<'_, Result<Position, Unreadable>> {
+        Box::pin(DomainSource::last_change(self))
     }
 }
 
@@ -92,6 +97,10 @@ impl Source {
 
     pub(super) async fn head(&self) -> Result<Position, Problem> {
         self.note(self.source.head().await)
+    }
+
+    pub(super) async fn last_change(&self) -> Result<Position, Problem> {
+        self.note(self.source.last_change().await)
     }
 
     fn note<T>(&self, read: Result<T, Unreadable>) -> Result<T, Problem> {

@@ -20,12 +20,13 @@ macro_rules! changes {
             "-- catchall: ",
             $name,
             "
-select coalesce(array_agg(domain), '{}'), coalesce(array_agg(delivered), '{}'), coalesce(array_agg(bounced), '{}'),
-    coalesce(array_agg(status), '{}'),
+select coalesce(array_agg(domain), '{}'), coalesce(array_agg(delivered), '{}'),
+    coalesce(array_agg(bounced), '{}'), coalesce(array_agg(status), '{}'),
     coalesce(array_agg(round(date_part('epoch', since) * 1000)::bigint), '{}'),
     coalesce(array_agg(changed_in), '{}')
 from (
-    select domain, coalesce(delivered, 0) as delivered, coalesce(bounced, 0) as bounced, status, since, changed_in
+    select domain, coalesce(delivered, 0) as delivered, coalesce(bounced, 0) as bounced,
+        status, since, changed_in
     from (select domain, status, since, changed_in from domain_statuses
         where ",
             $after,
@@ -76,6 +77,18 @@ fn changes((domains, delivered, bounced, statuses, since, transactions): Columns
         Some(Change { report: DomainReport::new(domain, known), position })
     });
     changes.collect()
+}
+
+const LAST_CHANGE: &str = "\
+-- catchall: find the last change of the feed
+select coalesce((
+    select changed_in from domain_statuses
+    where changed_in < (select pg_snapshot_xmin(pg_current_snapshot())::text::bigint)
+    order by changed_in desc limit 1), 0)";
+
+/// Where the feed ends by now. A change that is visible and not in the feed yet moves it later.
+pub(super) async fn last_change(pool: &PgPool) -> Result<Position, sqlx::Error> {
+    Ok(Position { transaction: sqlx::query_scalar(LAST_CHANGE).fetch_one(pool).await?, domain: None })
 }
 
 const HEAD: &str = "\

@@ -25,9 +25,6 @@ const SESSION: [(&str, &str); 2] = [("default_transaction_read_only", "on"), ("s
 /// Pages are read by plans that know their limits: a plan for any limit would sort all domains first.
 const PAGES: [(&str, &str); 1] = [("plan_cache_mode", "force_custom_plan")];
 
-/// How long a read may take before its connection is given up. This is longer than the server lets it run.
-const READ_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// How often to try a read that the replica cancels because it blocks replay. The next try begins after that
 /// replay.
 const TRIES: u32 = 3;
@@ -75,17 +72,27 @@ impl Replica {
         }
     }
 
+    /// Fails unless the replica is available with its schema.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong.
+    pub async fn check(&self) -> Result<(), Unreadable> {
+        self.pages.check().await.map_err(Unreadable::new)
+    }
+
     /// Keeps `replica` and the metrics of its lag up to date for as long as it is polled. A replica that
     /// falls behind stays up: an old response is better than none, and the metrics and the log report the
-    /// lag.
-    pub async fn watch(&self, replica: Dependency) {
+    /// lag. They also tell if look-ups go by a `threshold` that is not the one of the database.
+    pub async fn watch(&self, replica: Dependency, threshold: Option<u64>) {
         let lag = metrics::gauge!("catchall_replica_lag_seconds");
         let receiving = metrics::gauge!("catchall_replica_receiving");
-        let mut behind = false;
+        let (mut behind, mut other) = (false, None);
         self.names
             .watch(replica, async |connection| {
-                let (lag_seconds, receives, read_only) =
-                    sqlx::query_as::<_, (f64, bool, bool)>(standing::LOOK).fetch_one(connection).await?;
+                let (lag_seconds, receives, read_only, noted) =
+                    sqlx::query_as::<_, standing::Look>(standing::LOOK).fetch_one(connection).await?;
+                tell_difference(threshold, noted.unsigned_abs(), &mut other);
                 lag.set(lag_seconds);
                 receiving.set(f64::from(u8::from(receives)));
                 let is_behind = lag_seconds > STALE.as_secs_f64();
@@ -139,6 +146,26 @@ impl DomainSource for Replica {
 
     async fn head(&self) -> Result<Position, Unreadable> {
         again(|| feed::head(&self.pages)).await
+    }
+
+    async fn last_change(&self) -> Result<Position, Unreadable> {
+        again(|| feed::last_change(&self.pages)).await
+    }
+}
+
+/// Tells once of each threshold of the database that look-ups do not go by.
+fn tell_difference(threshold: Option<u64>, noted: u64, told: &mut Option<u64>) {
+    let Some(threshold) = threshold.filter(|threshold| *threshold != noted) else {
+        *told = None;
+        return;
+    };
+    if told.replace(noted) != Some(noted) {
+        tracing::warn!(
+            threshold,
+            noted,
+            "look-ups go by CATCHALL_THRESHOLD, {threshold}, and everything else by the threshold of the database, \
+             {noted}"
+        );
     }
 }
 

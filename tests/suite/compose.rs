@@ -272,7 +272,7 @@ fn the_broker_has_the_topology_and_a_user_who_cannot_change_it() {
     let folder = setting(&files["/etc/rabbitmq/conf.d/90-definitions.conf"], "definitions.local.path");
     let definitions = files.iter().filter(|(path, _)| path.starts_with(folder));
     let definitions: Vec<Value> = definitions.map(|(_, json)| serde_json::from_str(json).unwrap()).collect();
-    let users = ["ingest", "worker", "publisher", "dead", "monitoring"].map(|user| {
+    let users = ["ingest", "worker", "publisher", "subscriber", "dead", "monitoring"].map(|user| {
         let tags = if user == "monitoring" { user } else { "" };
         let password = format!("CATCHALL_AMQP_{}_PASSWORD", user.to_uppercase());
         json!({"name": format!("catchall_{user}"), "password": password, "tags": tags})
@@ -283,7 +283,10 @@ fn the_broker_has_the_topology_and_a_user_who_cannot_change_it() {
     let permissions = items(&third["permissions"]);
     let of_whom: Vec<&str> = permissions.clone().map(|permission| text(&permission["user"])).collect();
     assert_eq!(of_whom, users.iter().map(|user| text(&user["name"])).collect::<Vec<_>>());
-    assert!(permissions.into_iter().all(|permission| permission["configure"] == "^$"));
+    for permission in permissions {
+        let own = permission["user"] == "catchall_subscriber";
+        assert_eq!(permission["configure"], if own { r"^catchall\.changes\..+$" } else { "^$" });
+    }
 }
 
 #[test]

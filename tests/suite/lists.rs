@@ -206,9 +206,7 @@ async fn many_names_are_looked_up_in_their_order_and_what_is_no_name_is_named() 
                 ]
             );
         };
-        let post = async |body: String, content_type: &str| {
-            query.request(Method::POST, "/domains/lookup", &[("content-type", content_type)], body).await
-        };
+        let post = async |body: String, content_type: &str| look_up(query, body, content_type).await;
         for body in [asked.to_string(), json!({ "domains": asked }).to_string()] {
             let (status, _, answer) = post(body, "application/json").await;
             assert_eq!(status, StatusCode::OK, "{answer}");
@@ -227,7 +225,20 @@ async fn many_names_are_looked_up_in_their_order_and_what_is_no_name_is_named() 
             }
             assert_eq!(found.len(), 7);
         }
-        // A stream has any number, and a line that is far too long costs only itself.
+    }
+}
+
+/// Sends names to look up.
+async fn look_up(service: &Service, body: String, content_type: &str) -> (StatusCode, HeaderMap, String) {
+    service.request(Method::POST, "/domains/lookup", &[("content-type", content_type)], body).await
+}
+
+#[tokio::test]
+async fn a_stream_has_any_number_of_names_and_what_is_no_look_up_is_refused() {
+    for system in System::both(&[]).await {
+        let query = system.domains();
+        let post = async |body: String, content_type: &str| look_up(query, body, content_type).await;
+        // A line that is far too long costs only itself.
         let mut many: Vec<String> = (0..25_000).map(|number| format!("\"c{}.com\"", number % 10)).collect();
         many[12_000] = format!("\"{}\"", "x".repeat(100_000));
         let (_, _, answer) = post(many.join("\n"), "application/x-ndjson").await;
@@ -313,8 +324,9 @@ async fn totals_are_the_sums_of_what_was_counted() {
 
 /// What the totals have to be, by counting all rows.
 const RECOUNT: &str = "\
-select concat_ws(' ', count(*) filter (where bounced = 0 and delivered > 1000), count(*) filter (where bounced > 0),
-    count(*) filter (where bounced = 0 and delivered <= 1000), coalesce(sum(delivered), 0), coalesce(sum(bounced), 0))
+select concat_ws(' ',
+    count(*) filter (where bounced = 0 and delivered > 1000), count(*) filter (where bounced > 0),
+    count(*) filter (where bounced = 0 and delivered <= 1000), sum(delivered), sum(bounced))
 from domain_counters";
 const NOTED: &str = "\
 select concat_ws(' ', sum(catch_all), sum(not_catch_all), sum(domains) - sum(catch_all) - sum(not_catch_all),

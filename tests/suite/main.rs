@@ -3,6 +3,7 @@
 //! `./dev test` starts the servers and sets the variables that [`harness::servers`] reads.
 
 mod access;
+mod admin;
 mod bounds;
 mod changes;
 mod clocks;
@@ -17,6 +18,8 @@ mod image;
 mod ingest;
 mod ledger;
 mod lists;
+mod mail_servers;
+mod maps;
 mod openapi;
 mod outages;
 mod page;
@@ -31,6 +34,7 @@ mod schemathesis;
 mod seams;
 mod secrets;
 mod secure_servers;
+mod socketmap;
 mod standalone;
 mod tidy;
 mod tls;

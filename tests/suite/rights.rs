@@ -117,10 +117,11 @@ enum Act {
     UnbindEvents,
     EventsFromDead,
     DeadFromEvents,
+    Subscribe,
 }
 
 impl Act {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::PublishEvents,
         Self::PublishDead,
         Self::PublishElsewhere,
@@ -133,6 +134,7 @@ impl Act {
         Self::UnbindEvents,
         Self::EventsFromDead,
         Self::DeadFromEvents,
+        Self::Subscribe,
     ];
 
     async fn of(self, channel: &Channel) -> lapin::Result<()> {
@@ -162,6 +164,13 @@ impl Act {
             }
             Self::EventsFromDead => bind(channel, EVENTS, DEAD).await,
             Self::DeadFromEvents => bind(channel, DEAD, EVENTS).await,
+            Self::Subscribe => {
+                let own = "catchall.changes.mine";
+                channel.queue_declare(own.into(), QueueDeclareOptions::default(), fields()).await?;
+                bind(channel, own, "catchall.changes").await?;
+                channel.basic_get(own.into(), BasicGetOptions::default()).await?;
+                channel.queue_delete(own.into(), QueueDeleteOptions::default()).await.map(drop)
+            }
         }
     }
 }
@@ -200,6 +209,7 @@ async fn a_user_of_the_broker_may_do_nothing_else() {
             ],
         ),
         ("catchall_publisher", &[Act::PublishEvents]),
+        ("catchall_subscriber", &[Act::Subscribe]),
         ("catchall_dead", &[Act::PublishEvents, Act::ReadDead, Act::PurgeDead, Act::EventsFromDead]),
         ("catchall_monitoring", &[]),
     ] {

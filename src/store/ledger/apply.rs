@@ -10,14 +10,16 @@ use uuid::Uuid;
 use super::apply_request::{ApplyError, ApplyRequest};
 use super::claims;
 use super::clock::{Clock, Moment};
-use super::count::{Rule, begin, count};
+use super::count::{begin, count};
 use super::durability::Settings;
+use super::statuses::Rule;
+use super::totals;
 use crate::counters::Counters;
 use crate::event::Event;
 use crate::health::Dependency;
 use crate::idempotency_key::IdempotencyKey;
 use crate::store::Applied;
-use crate::store::postgres::{Database, PostgresUrl, Steps, WATCH_INTERVAL, misconfigured};
+use crate::store::postgres::{Database, DatabaseError, PostgresUrl, Steps, WATCH_INTERVAL, misconfigured};
 use crate::tally::Tally;
 
 /// One transaction, one step of upkeep and one of the relay at a time, and a spare connection for when one of
@@ -172,6 +174,15 @@ impl Ledger {
             Err(error) if error.is_timeout() => Err(ApplyError::Late(error)),
             Err(error) => Err(ApplyError::Transient(error)),
         }
+    }
+
+    /// Folds old rows of the totals into one, so that reading them stays cheap.
+    ///
+    /// # Errors
+    ///
+    /// When the database is unavailable.
+    pub async fn fold_totals(&self) -> Result<(), DatabaseError> {
+        self.database.run(self.timeout, async |pool: PgPool| totals::fold(&pool).await).await
     }
 }
 

@@ -4,20 +4,11 @@ use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use uuid::Uuid;
 
 use super::super::postgres::Steps;
-use super::statuses;
+use super::statuses::{self, Rule};
 use super::totals::{self, Delta};
 use crate::counters::Counters;
 use crate::domain_name::DomainName;
 use crate::tally::Tally;
-
-/// The rule as a transaction knows it.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::store) struct Rule {
-    /// Delivered events that a domain without a bounce must exceed to be a catch-all.
-    pub(in crate::store) threshold: u64,
-    /// The transaction, as it is noted with each status it changes.
-    pub(in crate::store) transaction: i64,
-}
 
 /// Begins a transaction that counts. It gets its number before it reads the rule: so whoever changes the rule
 /// knows, once all numbers of that moment have ended, that nobody goes by the old one.
@@ -64,7 +55,8 @@ with added as (
         delivered = more_delivered and bounced = more_bounced as is_new,
         case when bounced > 0 then bounced = more_bounced
             else delivered > $4 and delivered - more_delivered <= $4 end as has_crossed
-    from added join unnest($1::text[], $2::bigint[], $3::bigint[]) as asked (domain, more_delivered, more_bounced)
+    from added
+    join unnest($1::text[], $2::bigint[], $3::bigint[]) as asked (domain, more_delivered, more_bounced)
         using (domain)
 )
 select count(*) filter (where is_new),

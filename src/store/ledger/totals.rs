@@ -3,10 +3,8 @@
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use super::apply::Ledger;
 use super::statuses::StatusChanges;
 use crate::counters::Counters;
-use crate::store::postgres::DatabaseError;
 
 /// What a transaction adds to the totals.
 #[derive(Clone, Copy, Debug, Default)]
@@ -19,6 +17,11 @@ pub(in crate::store) struct Delta {
 }
 
 impl Delta {
+    /// Changes of statuses alone.
+    pub(in crate::store) fn of(changes: StatusChanges) -> Self {
+        Self { changes, ..Self::default() }
+    }
+
     /// Adds events.
     pub(in crate::store) fn add(&mut self, counters: Counters) {
         self.delivered += i128::from(counters.delivered);
@@ -26,7 +29,6 @@ impl Delta {
     }
 
     /// Takes events back.
-    #[expect(dead_code, reason = "a reset will take events back")]
     pub(in crate::store) fn subtract(&mut self, counters: Counters) {
         self.delivered -= i128::from(counters.delivered);
         self.bounced -= i128::from(counters.bounced);
@@ -103,8 +105,8 @@ with old as (
     returning delivered, bounced, domains, catch_all, not_catch_all
 )
 insert into totals as t (counted_at, writer, delivered, bounced, domains, catch_all, not_catch_all)
-select 'epoch', '00000000-0000-0000-0000-000000000000', sum(delivered), sum(bounced), sum(domains), sum(catch_all),
-    sum(not_catch_all)
+select 'epoch', '00000000-0000-0000-0000-000000000000',
+    sum(delivered), sum(bounced), sum(domains), sum(catch_all), sum(not_catch_all)
 from old
 having count(*) > 0
 on conflict (counted_at, writer) do update set
@@ -114,14 +116,7 @@ on conflict (counted_at, writer) do update set
     catch_all = t.catch_all + excluded.catch_all,
     not_catch_all = t.not_catch_all + excluded.not_catch_all";
 
-impl Ledger {
-    /// Folds old rows of the totals into one, so that reading them stays cheap.
-    ///
-    /// # Errors
-    ///
-    /// When the database is unavailable.
-    pub async fn fold_totals(&self) -> Result<(), DatabaseError> {
-        let fold = async |pool: PgPool| sqlx::query(FOLD).execute(&pool).await.map(drop);
-        self.database.run(self.timeout, fold).await
-    }
+/// Folds old rows of the totals into one, so that reading them stays cheap.
+pub(super) async fn fold(pool: &PgPool) -> Result<(), sqlx::Error> {
+    sqlx::query(FOLD).execute(pool).await.map(drop)
 }

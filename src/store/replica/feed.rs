@@ -1,6 +1,6 @@
 //! The feed of changes, on the replica.
 
-use super::READ_TIMEOUT;
+use super::row::READ_TIMEOUT;
 use crate::position::Position;
 use crate::store::Change;
 use crate::store::feed;
@@ -19,6 +19,11 @@ pub(super) async fn read(
 /// The last changes, the last one first.
 pub(super) async fn latest(database: &Database, limit: u32) -> Result<Vec<Change>, DatabaseError> {
     database.run(READ_TIMEOUT, async move |pool| feed::latest(&pool, limit).await).await
+}
+
+/// Where the feed ends by now.
+pub(super) async fn last_change(database: &Database) -> Result<Position, DatabaseError> {
+    database.run(READ_TIMEOUT, async |pool| feed::last_change(&pool).await).await
 }
 
 /// Before all changes that are still to come.

@@ -1,7 +1,6 @@
 //! Look-ups by name.
 
-use super::READ_TIMEOUT;
-use super::row::{Known, classified};
+use super::row::{Known, READ_TIMEOUT, classified};
 use crate::classified::Classified;
 use crate::domain_name::DomainName;
 use crate::store::postgres::{Database, DatabaseError};

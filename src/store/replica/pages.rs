@@ -4,12 +4,10 @@
 
 use sqlx::PgPool;
 
-use super::READ_TIMEOUT;
-use super::row::report;
+use super::row::{READ_TIMEOUT, report};
 use crate::counters::Status;
-use crate::domain_name::DomainName;
 use crate::store::postgres::{Database, DatabaseError};
-use crate::store::{Page, PageRequest, ROWS_OF_A_PAGE};
+use crate::store::{Page, PageRequest};
 
 /// The columns of a page, and how far it got.
 macro_rules! page {
@@ -53,42 +51,24 @@ type Rows = (Vec<String>, Vec<i64>, Vec<i64>, Vec<Option<i16>>, Vec<Option<f64>>
 
 /// A page of a selection.
 pub(super) async fn read(database: &Database, request: &PageRequest) -> Result<Page, DatabaseError> {
-    let PageRequest { status, prefix, after, limit } = request.clone();
+    let PageRequest { status, prefix, after, .. } = request.clone();
+    let (most, end) = (request.rows(), request.end());
     let after = after.map(|after| after.to_string()).unwrap_or_default();
-    // Every name that begins with the prefix is before the prefix with a character that no name has.
-    let end = format!("{prefix}\u{7f}");
-    // Most domains may be something else than unknown, so a page of these looks at some more.
-    let rows = if status == Some(Status::Unknown) { limit.max(ROWS_OF_A_PAGE) } else { limit };
-    let statement = match status {
-        None | Some(Status::Unknown) => ALL,
-        Some(_) => OF_STATUS,
-    };
     let read = async move |pool: PgPool| {
+        let indexed = status.filter(|status| *status != Status::Unknown);
+        let statement = if indexed.is_some() { OF_STATUS } else { ALL };
         let query =
-            sqlx::query_as::<_, Rows>(statement).bind(after).bind(prefix).bind(end).bind(i64::from(rows));
-        let query = match status {
-            Some(status) if statement == OF_STATUS => query.bind(status.number()),
-            _ => query,
+            sqlx::query_as::<_, Rows>(statement).bind(after).bind(prefix).bind(end).bind(i64::from(most));
+        let query = match indexed {
+            Some(status) => query.bind(status.number()),
+            None => query,
         };
         query.fetch_one(&pool).await
     };
     let (domains, delivered, bounced, statuses, since, threshold) = database.run(READ_TIMEOUT, read).await?;
-    let last = domains.last().filter(|_| domains.len() >= rows as usize).cloned();
-    let mut next = last.and_then(|last| DomainName::parse(&last).ok());
-    let mut page = Page::default();
     let columns = domains.iter().zip(delivered).zip(bounced).zip(statuses).zip(since);
-    for ((((domain, delivered), bounced), noted), since) in columns {
-        let report = report(domain, (delivered, bounced, noted, since, threshold));
-        if let Some(report) = report.filter(|report| status.is_none_or(|status| status == report.status)) {
-            page.domains.push(report);
-            if page.domains.len() == limit as usize {
-                break;
-            }
-        }
-    }
-    if page.domains.len() == limit as usize && status == Some(Status::Unknown) {
-        next = page.domains.last().map(|last| last.domain.clone());
-    }
-    page.next = next;
-    Ok(page)
+    let reports = columns.map(|((((domain, delivered), bounced), noted), since)| {
+        report(domain, (delivered, bounced, noted, since, threshold))
+    });
+    Ok(Page::of(request, reports, most))
 }

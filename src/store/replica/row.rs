@@ -1,9 +1,14 @@
-//! What a row says of a domain.
+//! What a row says of a domain, and how long it may take to come.
+
+use std::time::Duration;
 
 use crate::classified::{Classified, DomainReport};
 use crate::counters::{Counters, Status};
 use crate::domain_name::DomainName;
 use crate::utc_time::UtcTime;
+
+/// How long a read may take before its connection is given up. This is longer than the server lets it run.
+pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Counters, the status that was noted and since when (in seconds since 1970), and the threshold.
 pub(super) type Known = (i64, i64, Option<i16>, Option<f64>, i64);

@@ -2,8 +2,7 @@
 
 use sqlx::PgPool;
 
-use super::READ_TIMEOUT;
-use super::row::{count, timestamp};
+use super::row::{READ_TIMEOUT, count, timestamp};
 use crate::store::postgres::{Database, DatabaseError};
 use crate::totals::{DomainTotals, EventTotals, MinuteTotals, RecentEvents, Totals};
 
@@ -14,13 +13,15 @@ const READ: &str = "\
 with recent as (
     select counted_at, delivered, bounced from totals where counted_at > now() - interval '1 hour'
 ), minutes as (
-    select date_part('epoch', date_trunc('minute', counted_at)) as minute, sum(delivered) as delivered, sum(bounced) as bounced
+    select date_part('epoch', date_trunc('minute', counted_at)) as minute,
+        sum(delivered) as delivered, sum(bounced) as bounced
     from recent where counted_at >= date_trunc('minute', now()) - make_interval(mins => $1 - 1)
     group by minute order by minute
 )
 select least(coalesce(sum(delivered), 0), 9223372036854775807)::bigint,
     least(coalesce(sum(bounced), 0), 9223372036854775807)::bigint,
-    coalesce(sum(domains), 0)::bigint, coalesce(sum(catch_all), 0)::bigint, coalesce(sum(not_catch_all), 0)::bigint,
+    coalesce(sum(domains), 0)::bigint,
+    coalesce(sum(catch_all), 0)::bigint, coalesce(sum(not_catch_all), 0)::bigint,
     (select least(coalesce(sum(delivered + bounced), 0), 9223372036854775807)::bigint from recent
         where counted_at > now() - interval '1 minute'),
     (select least(coalesce(sum(delivered + bounced), 0), 9223372036854775807)::bigint from recent),

@@ -29,6 +29,13 @@ impl Delta {
         self.bounced = self.bounced.saturating_add(integer(counters.bounced));
     }
 
+    /// Takes events back.
+    pub(super) fn subtract(&mut self, counters: Counters) {
+        let integer = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        self.delivered = self.delivered.saturating_sub(integer(counters.delivered));
+        self.bounced = self.bounced.saturating_sub(integer(counters.bounced));
+    }
+
     /// Adds that a domain changed its status.
     pub(super) fn change(&mut self, was: Status, is: Status) {
         for (status, change) in [(was, -1), (is, 1)] {
@@ -71,12 +78,17 @@ pub(super) async fn add(
         .map(drop)
 }
 
+/// Adds what is no event of the present: history, or its end.
+pub(super) async fn add_old(connection: &mut SqliteConnection, delta: &Delta) -> Result<(), sqlx::Error> {
+    add(connection, 0, delta).await
+}
+
 /// Folds the rows of more than an hour ago into one, so that reading them stays cheap.
 const FOLD: &str = "\
 -- catchall: fold old totals
 insert into totals as t (counted_at, delivered, bounced, domains, catch_all, not_catch_all)
-select 0, cast(min(total(delivered), 9e18) as integer), cast(min(total(bounced), 9e18) as integer), sum(domains),
-    sum(catch_all), sum(not_catch_all)
+select 0, cast(min(total(delivered), 9e18) as integer), cast(min(total(bounced), 9e18) as integer),
+    sum(domains), sum(catch_all), sum(not_catch_all)
 from totals where counted_at > 0 and counted_at < ?
 having count(*) > 0
 on conflict (counted_at) do update set

@@ -10,8 +10,8 @@ use crate::domain_name::DomainName;
 
 const READ: &str = "\
 -- catchall: look up names
-select (select threshold from classification), coalesce(group_concat(asked.key || ' ' || delivered || ' ' || bounced
-    || ' ' || coalesce(status, 0) || ' ' || coalesce(since, 0)), '')
+select (select threshold from classification), coalesce(group_concat(asked.key
+    || ' ' || delivered || ' ' || bounced || ' ' || coalesce(status, 0) || ' ' || coalesce(since, 0)), '')
 from json_each(?) as asked cross join domain_counters as c on c.domain = asked.value
 left join domain_statuses as s on s.domain = asked.value";
 
