@@ -27,6 +27,8 @@ use files::PageProblems;
 use glance::Glances;
 use view::Answer;
 
+pub(super) use glance::LastGlance;
+
 /// What the page may do: load what is its own, and send its form to itself.
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; \
     img-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
@@ -41,8 +43,8 @@ struct Page {
 }
 
 /// The page with all that it loads.
-pub(super) fn routes(domains: Domains, source: Source) -> OpenApiRouter {
-    let page = Page { domains, glances: Glances::new(source) };
+pub(super) fn routes(domains: Domains, source: Source, last: LastGlance) -> OpenApiRouter {
+    let page = Page { domains, glances: Glances::new(source, last) };
     OpenApiRouter::default()
         .routes(routes!(get_page).with_state(page.clone()))
         .routes(routes!(get_live).with_state(page))

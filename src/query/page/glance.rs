@@ -30,24 +30,28 @@ pub(super) struct Glance {
     pub(super) read_at: UtcTime,
 }
 
-/// What was read last on a thread: `None` if it could not be read.
+/// When it was read last, and what was read: `None` if it could not be.
 type Last = Option<(Instant, Option<Arc<Glance>>)>;
 
-/// Reads for the pages of a thread. Clones share what was read.
+/// What was read last, for all threads of a process.
+#[derive(Clone, Default)]
+pub(in crate::query) struct LastGlance(Arc<Mutex<Last>>);
+
+/// Reads for the pages of a thread.
 #[derive(Clone)]
 pub(super) struct Glances {
     source: Source,
-    last: Arc<Mutex<Last>>,
+    last: LastGlance,
 }
 
 impl Glances {
-    pub(super) fn new(source: Source) -> Self {
-        Self { source, last: Arc::default() }
+    pub(super) fn new(source: Source, last: LastGlance) -> Self {
+        Self { source, last }
     }
 
     /// What is to be shown; `None` where it cannot be read. Those who come while it is read wait for it.
     pub(super) async fn take(&self) -> Option<Arc<Glance>> {
-        let mut last = self.last.lock().await;
+        let mut last = self.last.0.lock().await;
         if let Some((at, glance)) = &*last
             && at.elapsed() < KEPT
         {
@@ -64,8 +68,7 @@ impl Glances {
             self.source.latest(CHANGES),
             self.source.standing()
         )?;
-        let now = OffsetDateTime::now_utc();
-        let read_at = UtcTime(now.unix_timestamp() * 1000 + i64::from(now.millisecond()));
+        let read_at = UtcTime(OffsetDateTime::now_utc().unix_timestamp() * 1000);
         Ok(Glance { totals, changes, standing, read_at })
     }
 }
