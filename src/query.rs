@@ -3,7 +3,7 @@
 mod lookup;
 mod source;
 mod parameters;
-mod freshness;
+mod answer;
 mod rows;
 mod domain;
 mod socketmap;
@@ -35,7 +35,7 @@ use domain::Domains;
 use feed::Feed;
 use list::Lists;
 use lookup::{Lookups, read, warm_up};
-use page::LastGlance;
+use page::{LastGlance, Page};
 use socketmap::Socketmap;
 use source::Source;
 
@@ -176,7 +176,7 @@ fn router(config: &QueryConfig, health: &Health, shared: &Shared, shutdown: Shut
 /// What the threads of a process share.
 #[derive(Clone)]
 pub(crate) struct Shared {
-    /// Memory for the bodies of look-ups.
+    /// Memory for look-ups and large answers.
     budget: Budget,
     glance: LastGlance,
 }
@@ -199,8 +199,8 @@ pub(crate) fn routes<S: DomainSource>(
     let source = Arc::new(source);
     let domains = domains(config, Arc::clone(&source), dependency);
     let source = Source::new(source);
-    let changes = Changes::new(Feed::new(source.clone()), shutdown);
-    let lists = Lists::new(source.clone());
+    let changes = Changes::new(Feed::new(source.clone()), shared.budget.clone(), shutdown);
+    let lists = Lists::new(source.clone(), shared.budget.clone());
     OpenApiRouter::default()
         .routes(routes!(domain::get_domain).with_state(domains.clone()))
         .routes(names::route(source.clone(), config.threshold, shared.budget.clone()))
@@ -208,7 +208,7 @@ pub(crate) fn routes<S: DomainSource>(
         .routes(routes!(maps::get_map).with_state(lists))
         .routes(routes!(totals::get_totals).with_state(source.clone()))
         .routes(routes!(changes::get_changes).with_state(changes))
-        .merge(page::routes(domains, source, shared.glance.clone()))
+        .merge(page::routes(Page::new(domains, source, shared.budget.clone(), shared.glance.clone())))
 }
 
 /// Serves a socketmap on a thread of its own, with readers of its own, until the shutdown and the grace

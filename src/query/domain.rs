@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use utoipa::IntoResponses;
 
-use super::freshness::NO_CACHE;
+use super::answer::NO_CACHE;
 use super::lookup::{Lookups, look_up};
 use crate::classified::{Classified, DomainReport};
 use crate::counters::Counters;

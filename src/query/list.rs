@@ -2,23 +2,22 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
-use super::freshness::NO_CACHE;
+use super::answer::{NO_CACHE, held};
 use super::parameters::{Parameters, any_number, invalid, limit};
 use super::rows::{Format, content_type};
 use super::source::Source;
 use crate::classified::DomainReport;
 use crate::counters::Status;
 use crate::domain_name::{DomainName, DomainSpelling};
-use crate::http::{self, Problem, ProblemType};
+use crate::http::{self, Budget, Problem, ProblemType};
 use crate::row_format::RowFormat;
 use crate::store::{Page, PageRequest};
 
@@ -40,12 +39,13 @@ const NONE: HeaderValue = HeaderValue::from_static("none");
 #[derive(Clone)]
 pub(super) struct Lists {
     pub(super) source: Source,
+    budget: Budget,
     streams: Arc<Semaphore>,
 }
 
 impl Lists {
-    pub(super) fn new(source: Source) -> Self {
-        Self { source, streams: Arc::new(Semaphore::new(STREAMS)) }
+    pub(super) fn new(source: Source, budget: Budget) -> Self {
+        Self { source, budget, streams: Arc::new(Semaphore::new(STREAMS)) }
     }
 }
 
@@ -159,8 +159,7 @@ async fn page(lists: &Lists, request: PageRequest) -> Result<Response, Problem> 
         let link = format!("</domains?after={next}{status}{prefix}&limit={limit}>; rel=\"next\"");
         HeaderValue::try_from(link).expect("names and numbers are visible characters")
     });
-    let mut response = Json(ListAnswer { domains, next }).into_response();
-    response.headers_mut().insert(header::CACHE_CONTROL, NO_CACHE);
+    let mut response = held(&lists.budget, &ListAnswer { domains, next }).await?;
     if let Some(link) = link {
         response.headers_mut().insert(header::LINK, link);
     }

@@ -6,8 +6,8 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use utoipa::IntoResponses;
 
+use super::answer::NO_CACHE;
 use super::domain::matches;
-use super::freshness::NO_CACHE;
 use super::list::{Lists, stream};
 use crate::counters::Status;
 use crate::http::{self, Problem, ProblemType};

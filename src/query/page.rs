@@ -15,14 +15,14 @@ use utoipa::IntoParams;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt};
 use utoipa_axum::routes;
 
+use super::answer::{NO_CACHE, hold};
 use super::domain::Domains;
-use super::freshness::NO_CACHE;
 use super::lookup::look_up;
 use super::parameters::Parameters;
 use super::source::Source;
 use crate::domain_name::{DomainName, DomainNameError, DomainSpelling};
 use crate::excerpt::excerpt;
-use crate::http::Problem;
+use crate::http::{Budget, Problem};
 use files::PageProblems;
 use glance::Glances;
 use view::Answer;
@@ -35,16 +35,27 @@ const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; c
 
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
+/// In the place of a page for which there is no memory.
+const BUSY: &str = "<!DOCTYPE html><html lang=\"en\"><title>catchall</title>\
+    <p>Too many others are being answered. Try again in a moment.</html>";
+
 /// What the handlers of one thread share.
 #[derive(Clone)]
-struct Page {
+pub(super) struct Page {
     domains: Domains,
     glances: Glances,
+    /// Memory for pages that are read slowly.
+    budget: Budget,
+}
+
+impl Page {
+    pub(super) fn new(domains: Domains, source: Source, budget: Budget, last: LastGlance) -> Self {
+        Self { domains, glances: Glances::new(source, last), budget }
+    }
 }
 
 /// The page with all that it loads.
-pub(super) fn routes(domains: Domains, source: Source, last: LastGlance) -> OpenApiRouter {
-    let page = Page { domains, glances: Glances::new(source, last) };
+pub(super) fn routes(page: Page) -> OpenApiRouter {
     OpenApiRouter::default()
         .routes(routes!(get_page).with_state(page.clone()))
         .routes(routes!(get_live).with_state(page))
@@ -59,7 +70,7 @@ pub(super) fn routes(domains: Domains, source: Source, last: LastGlance) -> Open
 #[expect(dead_code, reason = "it only describes")]
 struct PageParameters {
     /// A domain to look up.
-    #[param(value_type = Option<DomainSpelling>)]
+    #[param(inline, value_type = Option<DomainSpelling>)]
     domain: Option<String>,
 }
 
@@ -86,7 +97,7 @@ struct PageParameters {
     security((), ("token" = ["read"]))
 )]
 async fn get_page(State(page): State<Page>, parameters: Result<Parameters, Problem>) -> Response {
-    let Page { domains: Domains { lookups, threshold }, glances } = page;
+    let Page { domains: Domains { lookups, threshold }, glances, budget } = page;
     let asked = parameters.and_then(asked);
     let look_up = async {
         match asked {
@@ -106,7 +117,7 @@ async fn get_page(State(page): State<Page>, parameters: Result<Parameters, Probl
         _ if glance.is_none() => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::OK,
     };
-    html(status, view::page(&answer, glance.as_deref(), threshold))
+    html(&budget, status, view::page(&answer, glance.as_deref(), threshold)).await
 }
 
 /// The name to look up, or the beginning of what is none and the reason.
@@ -148,21 +159,25 @@ fn sentence(error: DomainNameError) -> String {
 )]
 async fn get_live(State(page): State<Page>) -> Response {
     match page.glances.take().await {
-        Some(glance) => html(StatusCode::OK, live::live(&glance)),
-        None => html(StatusCode::SERVICE_UNAVAILABLE, live::unreadable()),
+        Some(glance) => html(&page.budget, StatusCode::OK, live::live(&glance)).await,
+        None => html(&page.budget, StatusCode::SERVICE_UNAVAILABLE, live::unreadable()).await,
     }
 }
 
-fn html(status: StatusCode, markup: Markup) -> Response {
-    let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
-        (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)),
-        (header::REFERRER_POLICY, HeaderValue::from_static("same-origin")),
-        (header::CACHE_CONTROL, NO_CACHE),
-    ];
-    let mut response = (status, headers, markup.into_string()).into_response();
+async fn html(budget: &Budget, status: StatusCode, markup: Markup) -> Response {
+    let mut response = Response::new(markup.into_string().into_bytes());
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("same-origin"));
+    headers.insert(header::CACHE_CONTROL, NO_CACHE);
     if status == StatusCode::SERVICE_UNAVAILABLE {
-        response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        headers.insert(header::RETRY_AFTER, RETRY_AFTER);
     }
-    response
+    let busy = || {
+        let headers = [(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::RETRY_AFTER, "1")];
+        (StatusCode::SERVICE_UNAVAILABLE, headers, BUSY).into_response()
+    };
+    hold(budget, response).await.unwrap_or_else(|_| busy())
 }

@@ -60,7 +60,8 @@ async fn each_service_documents_what_it_serves_and_the_standalone_all() {
     let own = ["/docs", "/docs/style.css", "/openapi.json"];
     let events = ["/events", "/events/{domain}/{outcome}"];
     let page = ["/", "/page/icon.svg", "/page/live", "/page/script.js", "/page/style.css"];
-    let domains = ["/changes", "/domains", "/domains/lookup", "/domains/{domain}", "/totals"];
+    let domains =
+        ["/changes", "/domains", "/domains/lookup", "/domains/{domain}", "/maps/rspamd/{status}", "/totals"];
     for (service, paths) in [
         (cluster.events(), [&events[..], &own].concat()),
         (cluster.domains(), [&domains[..], &page, &own].concat()),
@@ -80,6 +81,7 @@ async fn each_service_documents_what_it_serves_and_the_standalone_all() {
 /// asks which methods the path takes.
 async fn answers(service: &Service, method: Method, path: &str, operation: &Value) {
     let sent = path.replace("{domain}", "example.com").replace("{outcome}", "delivered");
+    let sent = sent.replace("{status}", "catch-all");
     let example = &operation["requestBody"]["content"]["application/json"]["example"];
     let headers = [("content-type", "application/json")];
     let (headers, body) =

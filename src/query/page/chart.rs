@@ -40,7 +40,7 @@ pub(super) fn chart(minutes: &[MinuteTotals]) -> Markup {
         return html! { p class="nothing" { "No event was counted in the last " (number) " minutes." } };
     }
     let label = format!(
-        "Bar chart of the last {number} minutes: at most {} in one, and {} in the last. The table below has all.",
+        "Bar chart of the last {number} minutes: at most {} in one, and {} in the last. The table has all.",
         count(peak, "event", "events"),
         Number(minutes.last().map(sum).unwrap_or_default())
     );

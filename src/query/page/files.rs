@@ -5,8 +5,8 @@ use axum::response::{IntoResponse, Response};
 use utoipa::IntoResponses;
 
 use crate::http::{self, ProblemType};
+use crate::query::answer::NO_CACHE;
 use crate::query::domain::matches;
-use crate::query::freshness::NO_CACHE;
 
 /// The problems of the page's paths, for the API's document.
 pub(super) struct PageProblems;

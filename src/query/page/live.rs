@@ -36,9 +36,9 @@ fn totals(glance: &Glance) -> Markup {
             h2 id="totals-title" { "Domains by status" }
             div id="totals" {
                 dl class="numbers" {
-                    (figure(Some(Status::CatchAll), "catch-all", domains.catch_all))
-                    (figure(Some(Status::NotCatchAll), "not catch-all", domains.not_catch_all))
-                    (figure(Some(Status::Unknown), "unknown", domains.unknown))
+                    (figure(Status::CatchAll, domains.catch_all))
+                    (figure(Status::NotCatchAll, domains.not_catch_all))
+                    (figure(Status::Unknown, domains.unknown))
                 }
                 p class="soft" {
                     "By " (count(events.delivered, "delivered message", "delivered messages"))
@@ -49,10 +49,10 @@ fn totals(glance: &Glance) -> Markup {
     }
 }
 
-fn figure(status: Option<Status>, name: &str, number: u64) -> Markup {
+fn figure(status: Status, number: u64) -> Markup {
     html! {
         div {
-            dt { @if let Some(status) = status { span class={ "mark " (status.slug()) } aria-hidden="true" {} } (name) }
+            dt { span class={ "mark " (status.slug()) } aria-hidden="true" {} (status.name()) }
             dd { (Number(number)) }
         }
     }
@@ -76,7 +76,7 @@ fn rate(glance: &Glance) -> Markup {
                 table {
                     caption { "Events of each minute (UTC), the last one first" }
                     thead {
-                        tr { th scope="col" { "Minute" } th scope="col" { "Delivered" } th scope="col" { "Bounced" } }
+                        tr { @for name in ["Minute", "Delivered", "Bounced"] { th scope="col" { (name) } } }
                     }
                     tbody id="minutes" { (rows(&minutes)) }
                 }
@@ -109,11 +109,12 @@ fn latest(glance: &Glance) -> Markup {
 fn row(report: Option<&DomainReport>) -> Markup {
     let status = report.map(|report| report.status);
     let domain = report.map(|report| report.domain.as_str());
+    let link = domain.map(|domain| format!("/?domain={domain}"));
     let since = report.and_then(|report| report.since);
     let (delivered, bounced) = report.map(|report| (report.delivered, report.bounced)).unwrap_or_default();
     html! {
         li {
-            a class="domain" href=[domain.map(|domain| format!("/?domain={domain}"))] { (domain.unwrap_or_default()) }
+            a class="domain" href=[link] { (domain.unwrap_or_default()) }
             span class="status" {
                 span class={ "mark " (status.map(Status::slug).unwrap_or_default()) } aria-hidden="true" {}
                 span class="name" { (status.map(Status::name).unwrap_or_default()) }

@@ -114,7 +114,10 @@ fn told(answer: &Answer, glance: Option<&Glance>, threshold: Option<u64>) -> Mar
         Answer::Unreadable(domain) => html! {
             section class="notice" aria-labelledby="answer" {
                 h2 id="answer" { (domain) " cannot be looked up now" }
-                p { "The database does not answer. " a href={ "/?domain=" (domain) } { "Try again" } " in a moment." }
+                p {
+                    "The database does not answer. "
+                    a href={ "/?domain=" (domain) } { "Try again" } " in a moment."
+                }
             }
         },
         Answer::Known(domain, known) => {
