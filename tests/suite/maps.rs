@@ -2,6 +2,7 @@
 
 use harness::processes::Service;
 use harness::servers::eventually;
+use harness::sql;
 use harness::system::System;
 use hyper::{HeaderMap, Method, StatusCode, header};
 
@@ -95,4 +96,29 @@ async fn there_is_no_other_map() {
         let (status, _, body) = system.domains().request(Method::GET, path, &[], "").await;
         assert_eq!(status, StatusCode::NOT_FOUND, "{path}: {body}");
     }
+}
+
+/// What a transaction changes can be seen while an older one still runs, whose own changes come later. The tag
+/// must not stay the same then.
+#[tokio::test]
+async fn a_change_beside_an_older_transaction_moves_the_tag_too() {
+    let system = System::cluster(&[]).await;
+    let before = tag(system.domains(), "catch-all").await;
+    let url = system.servers.database_url.clone();
+    let older = tokio::spawn(async move {
+        sql::execute(&url, "select pg_current_xact_id(), pg_sleep(2)").await.unwrap();
+    });
+    let runs = "select count(*) from pg_stat_activity
+        where backend_xid is not null and datname = current_database() and query like '%pg_sleep(2)%'";
+    eventually("the older one runs", async || (system.servers.number(runs).await > 0).then_some(())).await;
+    count(&system, "{\"domain\": \"a.com\", \"event\": \"delivered\", \"count\": 1001}".into()).await;
+    eventually("it is in the map", async || {
+        (map(system.domains(), "catch-all", None).await.2 == "a.com\n").then_some(())
+    })
+    .await;
+    older.await.unwrap();
+    eventually("the tag is another one", async || {
+        (tag(system.domains(), "catch-all").await != before).then_some(())
+    })
+    .await;
 }

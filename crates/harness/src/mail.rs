@@ -5,7 +5,7 @@ mod rspamd;
 
 use std::fs;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 pub use postfix::{Postfix, Smtpd};
@@ -19,20 +19,16 @@ fn unpacked() -> PathBuf {
     folder
 }
 
-/// Folders of libraries, as the loader wants them.
-fn libraries(folders: &[PathBuf]) -> String {
-    let shown: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
-    shown.join(":")
-}
-
-/// A command with an empty environment, except for what finds programs, these libraries, and processes that
-/// are left running.
-fn command(program: &str, folders: &[PathBuf]) -> Command {
+/// A command with an empty environment, except for what finds programs, the libraries in the folders of this one,
+/// and processes that are left running.
+fn command(program: &str, libraries: &Path) -> Command {
+    let folders = fs::read_dir(libraries).expect("it is unpacked").map(|entry| entry.expect("a name").path());
+    let folders: Vec<String> = folders.map(|folder| folder.display().to_string()).collect();
     let mut command = Command::new(program);
     command
         .env_clear()
         .envs(std::env::vars().filter(|(name, _)| name == "PATH" || name == "CATCHALL_DEV"))
-        .env("LD_LIBRARY_PATH", libraries(folders));
+        .env("LD_LIBRARY_PATH", folders.join(":"));
     command
 }
 

@@ -36,6 +36,8 @@ pub struct LedgerAdmin {
     database: Database,
     /// Its part of the totals.
     writer: Uuid,
+    /// What the last step of a reclassification did.
+    walked: Walked,
 }
 
 impl LedgerAdmin {
@@ -48,7 +50,7 @@ impl LedgerAdmin {
         let database = Database::new(url, "catchall-admin", 1, &SESSION);
         database.check().await.map_err(failed)?;
         database.run(TIMEOUT, check_durability).await.map_err(failed)?;
-        Ok(Self { database, writer: Uuid::now_v7() })
+        Ok(Self { database, writer: Uuid::now_v7(), walked: Walked::default() })
     }
 
     /// Runs a transaction, again if it was rolled back in favour of others.
@@ -119,11 +121,12 @@ impl Maintenance for LedgerAdmin {
     }
 
     async fn walk(&mut self, walk: &Walk) -> Result<Walked, ExitError> {
-        let (writer, walk) = (self.writer, *walk);
+        let (writer, walk, look) = (self.writer, *walk, reclassify::look(self.walked));
         let step = move |pool: PgPool, steps: Steps| async move {
-            reclassify::step(&pool, &steps, writer, walk).await
+            reclassify::step(&pool, &steps, writer, walk, look).await
         };
-        self.run(step).await?.ok_or_else(taken_over)
+        self.walked = self.run(step).await?.ok_or_else(taken_over)?;
+        Ok(self.walked)
     }
 
     async fn begin_import(

@@ -1,7 +1,7 @@
 //! Postfix, with a configuration of its own.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::{Server, free_port, unpacked};
@@ -12,7 +12,7 @@ use crate::servers::eventually;
 #[derive(Debug)]
 pub struct Postfix {
     scratch: Scratch,
-    library: PathBuf,
+    unpacked: PathBuf,
 }
 
 impl Postfix {
@@ -20,25 +20,25 @@ impl Postfix {
     #[must_use]
     pub fn new(lines: &str) -> Self {
         let (scratch, unpacked) = (Scratch::new(), unpacked());
-        let library = unpacked.join("usr/lib/postfix");
+        let shared = unpacked.join("usr/lib/postfix");
         let (commands, here) = (unpacked.join("usr/sbin"), scratch.path().display());
-        let (commands, shared) = (commands.display(), library.display());
+        let (commands, shared) = (commands.display(), shared.display());
         // The users are any two that every Debian has, other than root and nobody.
         let main = format!(
             "compatibility_level = 3.6\nmail_owner = mail\nsetgid_group = games\nmyhostname = mail.test\n\
              queue_directory = {here}/queue\ndata_directory = {here}/data\nmeta_directory = {here}\n\
-             command_directory = {commands}\ndaemon_directory = {here}/lib/sbin\nshlib_directory = {shared}\n\
+             command_directory = {commands}\ndaemon_directory = {here}/lib/postfix/sbin\nshlib_directory = {shared}\n\
              maillog_file = {here}/log\nmaillog_file_prefixes = {here}\n\
              import_environment = MAIL_CONFIG LD_LIBRARY_PATH\n\
              inet_interfaces = 127.0.0.1\nmydestination =\nlocal_recipient_maps =\nalias_maps =\n\
              relay_domains = static:all\nsmtpd_relay_restrictions = reject_unauth_destination\n{lines}\n"
         );
         fs::write(scratch.path().join("main.cf"), main).expect("the directory can be written");
-        Self { scratch, library }
+        Self { scratch, unpacked }
     }
 
-    fn command(&self, program: &str) -> Command {
-        let mut command = super::command(program, std::slice::from_ref(&self.library));
+    fn command(&self, program: &str, libraries: &Path) -> Command {
+        let mut command = super::command(program, libraries);
         command.env("MAIL_CONFIG", self.scratch.path());
         command
     }
@@ -46,8 +46,9 @@ impl Postfix {
     /// What `postmap -q` finds under a key in a table, and what it says on standard error.
     #[must_use]
     pub fn look_up(&self, key: &str, table: &str) -> (Option<String>, String) {
-        let postmap = unpacked().join("usr/sbin/postmap");
-        let output = self.command(postmap.to_str().expect("UTF-8")).args(["-q", key, table]).output();
+        let postmap = self.unpacked.join("usr/sbin/postmap");
+        let mut command = self.command(postmap.to_str().expect("UTF-8"), &self.unpacked.join("usr/lib"));
+        let output = command.args(["-q", key, table]).output();
         let output = output.expect("postmap can be run");
         let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
         let found = text(output.stdout).strip_suffix('\n').map(str::to_owned);
@@ -78,10 +79,9 @@ impl Postfix {
         };
         run("chown", &[&["mail"][..], &owned].concat());
         // Its processes have another user, who may not get to where they were unpacked.
-        run("cp", &["-r", self.library.to_str().expect("UTF-8"), "lib"]);
-        let master = self.scratch.at("lib/sbin/master");
-        let mut command = self.command("setsid");
-        command.env("LD_LIBRARY_PATH", self.scratch.at("lib")).args([&master, "-d"]);
+        run("cp", &["-r", self.unpacked.join("usr/lib").to_str().expect("UTF-8"), "lib"]);
+        let mut command = self.command("setsid", &here.join("lib"));
+        command.args([&self.scratch.at("lib/postfix/sbin/master"), "-d"]);
         let server = Server::start(&mut command, &self.scratch.at("output"));
         let open = async || tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok();
         eventually("Postfix listens", open).await;

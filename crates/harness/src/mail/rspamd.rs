@@ -1,7 +1,6 @@
 //! Rspamd, with a configuration of its own.
 
 use std::fs;
-use std::path::PathBuf;
 
 use http_body_util::Full;
 use hyper::{Request, StatusCode};
@@ -51,10 +50,8 @@ impl Rspamd {
         ] {
             fs::write(scratch.path().join(name), text).expect("the directory can be written");
         }
-        let folders = fs::read_dir(unpacked.join("usr/lib")).expect("it is unpacked");
-        let folders: Vec<PathBuf> = folders.map(|entry| entry.expect("a name").path()).collect();
         let rspamd = unpacked.join("usr/bin/rspamd");
-        let mut command = command("setsid", &folders);
+        let mut command = command("setsid", &unpacked.join("usr/lib"));
         command.arg(rspamd).args(["--no-fork", "--insecure", "--config", &scratch.at("rspamd.conf")]);
         for (name, folder) in
             [("PLUGINSDIR", "/plugins"), ("LUALIBDIR", "/lualib"), ("RULESDIR", "/rules"), ("SHAREDIR", "")]
