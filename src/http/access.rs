@@ -32,7 +32,11 @@ pub use config::{EventRates, LimitConfig};
 pub(super) use allowance::Rates;
 pub(super) use config::AccessConfig;
 
-/// The challenge that makes a browser ask for a password.
+/// The page for people. A browser is made to ask for a password here only, and sends that with all else that
+/// the page needs. Clients of the API have a challenge of their own, and a page that is open asks nobody again.
+const PAGE: &str = "/";
+
+/// The challenge that makes a browser ask.
 const PASSWORD: HeaderValue = HeaderValue::from_static(r#"Basic realm="catchall", charset="UTF-8""#);
 
 /// What a request needs.
@@ -51,19 +55,13 @@ enum Need {
 fn need(path: &str) -> Need {
     let first = path.strip_prefix('/').unwrap_or(path).split('/').next().unwrap_or_default();
     match first {
-        _ if is_page(path) => Need::Scope(Scope::Read),
+        "" if path == PAGE => Need::Scope(Scope::Read),
         "livez" | "readyz" | "openapi.json" | "docs" => Need::Nothing,
         "events" => Need::Scope(Scope::Write),
-        "domains" | "totals" | "changes" | "maps" => Need::Scope(Scope::Read),
+        "domains" | "totals" | "changes" | "maps" | "page" => Need::Scope(Scope::Read),
         "metrics" => Need::Scope(Scope::Operate),
         _ => Need::Token,
     }
-}
-
-/// Whether it is the page for people, or what it loads. A browser asks for a token only as it does for a
-/// password, and for nothing else: clients of the API have their own challenge.
-fn is_page(path: &str) -> bool {
-    path == "/" || path.starts_with("/page/")
 }
 
 /// Whom a listener lets in.
@@ -126,7 +124,7 @@ impl Visitor {
         let holder = match tokens {
             None => None,
             Some(tokens) => holder(&tokens.get(), &peer, request).map_err(|refusal| {
-                let asks = matches!(refusal, Refusal::Unauthorized(_)) && is_page(request.uri().path());
+                let asks = matches!(refusal, Refusal::Unauthorized(_)) && request.uri().path() == PAGE;
                 let problem = refused(refusal);
                 if asks { problem.with_header(header::WWW_AUTHENTICATE, PASSWORD) } else { problem }
             })?,

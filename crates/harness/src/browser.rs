@@ -1,4 +1,4 @@
-//! A browser without a window, driven by the DevTools protocol: JSON over two pipes, each message with a zero
+//! A browser without a window, driven by the `DevTools` protocol: JSON over two pipes, each message with a zero
 //! byte at its end.
 
 use std::collections::HashMap;

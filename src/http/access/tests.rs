@@ -82,7 +82,7 @@ fn each_path_needs_its_scope_and_what_is_not_known_needs_a_token() {
         ("/", [401, 403, 200, 403, 401, 401]),
         ("/?domain=example.com", [401, 403, 200, 403, 401, 401]),
         ("/page/live", [401, 403, 200, 403, 401, 401]),
-        ("/page", [401, 200, 200, 200, 401, 401]),
+        ("/page", [401, 403, 200, 403, 401, 401]),
         ("/livez/", [200; 6]),
         ("/eventsx/livez", [401, 200, 200, 200, 401, 401]),
     ];
@@ -183,7 +183,7 @@ fn a_browser_sends_the_token_as_a_password_and_only_to_read() {
 fn only_the_page_makes_a_browser_ask_for_a_password() {
     let access = unlimited();
     for (path, asks) in
-        [("/", true), ("/page/style.css", true), ("/page", false), ("/domains", false), ("/x", false)]
+        [("/", true), ("/page/style.css", false), ("/page", false), ("/domains", false), ("/x", false)]
     {
         let stranger = bearer_of(STRANGER);
         for headers in [&[][..], &[("authorization", &*stranger)]] {

@@ -127,7 +127,7 @@ function fail() {
 async function resume() {
   try {
     await readAll();
-    follow();
+    if (!document.hidden) follow();
   } catch {
     fail();
   }
