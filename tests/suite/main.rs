@@ -5,6 +5,7 @@
 mod access;
 mod bounds;
 mod changes;
+mod clients;
 mod clocks;
 mod compose;
 mod configuration;
