@@ -3,6 +3,7 @@
 //! `./dev test` starts the servers and sets the variables that [`harness::servers`] reads.
 
 mod access;
+mod asyncapi;
 mod bounds;
 mod changes;
 mod clients;

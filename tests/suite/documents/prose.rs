@@ -27,7 +27,8 @@ fn every_page_is_compared_with_what_is() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for entry in fs::read_dir(root.join("docs")).unwrap() {
         let name = format!("docs/{}", entry.unwrap().file_name().into_string().unwrap());
-        assert!(PAGES.iter().any(|(page, _)| *page == name), "{name}");
+        // The one for programs is compared in `asyncapi.rs`.
+        assert!(PAGES.iter().any(|(page, _)| *page == name) || name == "docs/asyncapi.yaml", "{name}");
     }
 }
 
