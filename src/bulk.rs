@@ -236,7 +236,7 @@ mod tests {
             assert!(error.contains(expected), "{error}");
         }
         let error = read("\"x\"", MediaType::JsonArray).unwrap_err();
-        assert!(error.contains("invalid type: a string, expected an array of events"), "{error}");
+        assert!(error.contains("invalid type: a string, expected an array"), "{error}");
     }
 
     #[test]
