@@ -52,8 +52,10 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let group = format!("-{}", self.0.id());
-        let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
+        // The shell's own: not every Debian has a program for it.
+        let kill = format!("kill -s KILL -- -{}", self.0.id());
+        let _ = Command::new("sh").args(["-c", &kill]).status();
+        let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
