@@ -13,6 +13,7 @@ mod maps;
 mod totals;
 mod feed;
 mod changes;
+mod page;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ use domain::Domains;
 use feed::Feed;
 use list::Lists;
 use lookup::{Lookups, read, warm_up};
+use page::{LastGlance, Page};
 use socketmap::Socketmap;
 use source::Source;
 
@@ -150,8 +152,8 @@ pub async fn run(config: QueryConfig, process: Process) -> anyhow::Result<()> {
     });
     let router = {
         let (config, health, stop) = (config.clone(), health.clone(), process.shutdown.clone());
-        let budget = budget();
-        move || router(&config, &health, &budget, stop.clone())
+        let shared = Shared::default();
+        move || router(&config, &health, &shared, stop.clone())
     };
     let stop = process.shutdown.clone();
     let serving = http::serve_per_thread(sockets, &config.http, &guard, router, &health, stop);
@@ -165,15 +167,24 @@ pub async fn run(config: QueryConfig, process: Process) -> anyhow::Result<()> {
 }
 
 /// The routes of one thread, with the replica behind them. Must be called on the thread's event loop.
-fn router(config: &QueryConfig, health: &Health, budget: &Budget, shutdown: Shutdown) -> Router {
+fn router(config: &QueryConfig, health: &Health, shared: &Shared, shutdown: Shutdown) -> Router {
     let replica = Replica::new(&config.replica, READS_AT_ONCE);
-    let routes = routes(&config.lookup, replica, health.dependency("replica"), budget, shutdown);
+    let routes = routes(&config.lookup, replica, health.dependency("replica"), shared, shutdown);
     http::documented(ABOUT, routes)
 }
 
-/// Memory for look-ups and large answers, of all threads.
-pub(crate) fn budget() -> Budget {
-    Budget::new(names::BUDGET)
+/// What the threads of a process share.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    /// Memory for look-ups and large answers.
+    budget: Budget,
+    glance: LastGlance,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self { budget: Budget::new(names::BUDGET), glance: LastGlance::default() }
+    }
 }
 
 /// The routes of one thread, with readers of their own. Must be called on the thread's event loop. Answers
@@ -182,21 +193,22 @@ pub(crate) fn routes<S: DomainSource>(
     config: &LookupConfig,
     source: S,
     dependency: Dependency,
-    budget: &Budget,
+    shared: &Shared,
     shutdown: Shutdown,
 ) -> OpenApiRouter {
     let source = Arc::new(source);
     let domains = domains(config, Arc::clone(&source), dependency);
     let source = Source::new(source);
-    let changes = Changes::new(Feed::new(source.clone()), budget.clone(), shutdown);
-    let lists = Lists::new(source.clone(), budget.clone());
+    let changes = Changes::new(Feed::new(source.clone()), shared.budget.clone(), shutdown);
+    let lists = Lists::new(source.clone(), shared.budget.clone());
     OpenApiRouter::default()
-        .routes(routes!(domain::get_domain).with_state(domains))
-        .routes(names::route(source.clone(), config.threshold, budget.clone()))
+        .routes(routes!(domain::get_domain).with_state(domains.clone()))
+        .routes(names::route(source.clone(), config.threshold, shared.budget.clone()))
         .routes(routes!(list::list_domains).with_state(lists.clone()))
         .routes(routes!(maps::get_map).with_state(lists))
-        .routes(routes!(totals::get_totals).with_state(source))
+        .routes(routes!(totals::get_totals).with_state(source.clone()))
         .routes(routes!(changes::get_changes).with_state(changes))
+        .merge(page::routes(Page::new(domains, source, shared.budget.clone(), shared.glance.clone())))
 }
 
 /// Serves a socketmap on a thread of its own, with readers of its own, until the shutdown and the grace

@@ -17,6 +17,7 @@ pub mod moving;
 
 use std::fmt::Display;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -95,6 +96,21 @@ pub trait DomainSource: Send + Sync + 'static {
         limit: u32,
     ) -> impl Future<Output = Result<Vec<Change>, Unreadable>> + Send;
 
+    /// The last changes, at most `limit`, the last one first. Whatever becomes visible later comes after all of
+    /// them.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be read at present.
+    fn latest(&self, limit: u32) -> impl Future<Output = Result<Vec<Change>, Unreadable>> + Send;
+
+    /// By what is answered, and how late.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read at present.
+    fn standing(&self) -> impl Future<Output = Result<Standing, Unreadable>> + Send;
+
     /// The position that all changes so far are before, and all later ones after.
     ///
     /// # Errors
@@ -109,6 +125,15 @@ pub trait DomainSource: Send + Sync + 'static {
     ///
     /// When it cannot be read at present.
     fn last_change(&self) -> impl Future<Output = Result<Position, Unreadable>> + Send;
+}
+
+/// By what a source answers, and how late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Delivered events that a domain without a bounce must exceed to be a catch-all.
+    pub threshold: u64,
+    /// How old answers can be, if they come from a copy.
+    pub lag: Option<Duration>,
 }
 
 /// Which domains to list, and how many.

@@ -18,6 +18,11 @@ pub(super) const BODY: BodyRules =
 pub(super) async fn held(budget: &Budget, value: &impl Serialize) -> Result<Response, Problem> {
     let mut answer = http::json(StatusCode::OK, value);
     answer.headers_mut().insert(header::CACHE_CONTROL, NO_CACHE);
+    hold(budget, answer).await
+}
+
+/// The same for an answer that is made already.
+pub(super) async fn hold(budget: &Budget, answer: Response<Vec<u8>>) -> Result<Response, Problem> {
     let mut share = budget.share();
     let takes = http::REQUEST + answer.body().len();
     share.hold(takes).await.map_err(|error| BODY.exhausted(error))?;

@@ -31,7 +31,7 @@ pub(super) async fn serve(mut config: ServeConfig, process: Process) -> anyhow::
     }
     let health = Health::default();
     greet(&store, sockets[0].local_addr()?, ops.local_addr()?);
-    let (budget, lookups) = (config.intake.budget(), query::budget());
+    let (budget, shared) = (config.intake.budget(), query::Shared::default());
     let store = Arc::new(store);
     let readers = usize::from(config.http.threads) + usize::from(socketmap.is_some());
     let connections = query::READS_AT_ONCE as usize * readers;
@@ -49,7 +49,7 @@ pub(super) async fn serve(mut config: ServeConfig, process: Process) -> anyhow::
         move || {
             let events = ingest::routes(&config.intake, &budget, store.writer());
             let (reader, dependency) = (store.reader(connections), health.dependency("data file"));
-            let domains = query::routes(&config.lookup, reader, dependency, &lookups, stop.clone());
+            let domains = query::routes(&config.lookup, reader, dependency, &shared, stop.clone());
             http::documented(ABOUT, events.merge(domains))
         }
     };
@@ -74,6 +74,7 @@ fn greet(store: &FileStore, listen: SocketAddr, ops_listen: SocketAddr) {
     tracing::info!(%data, "its data is in {data}");
     tracing::info!(%listen, %ops_listen, "taking events and answering queries");
     let address = reachable(listen);
+    tracing::info!("look: http://{address}/");
     tracing::info!("try: curl -X PUT http://{address}/events/example.com/delivered");
 }
 

@@ -5,7 +5,9 @@ mod thresholds;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use harness::processes::{Service, command, run};
 use harness::servers::{Servers, eventually};
@@ -29,8 +31,24 @@ fn done(system: &System, arguments: &[&str]) -> String {
 /// Starts the tool.
 fn start(system: &System, arguments: &[&str]) -> Child {
     let mut command = command("admin");
-    command.args(arguments).envs([system.place()]).stdout(Stdio::null()).stderr(Stdio::null());
+    command.args(arguments).envs([system.place()]).stdout(Stdio::null()).stderr(Stdio::piped());
     command.spawn().unwrap()
+}
+
+/// Kills it so many milliseconds after it has said something, unless it has ended. Returns what that was.
+async fn kill(mut child: Child, milliseconds: u64) -> String {
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let (line, _stderr) = tokio::task::spawn_blocking(move || {
+        let mut line = String::new();
+        stderr.read_line(&mut line).unwrap();
+        (line, stderr)
+    })
+    .await
+    .unwrap();
+    tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+    let _ = child.kill();
+    child.wait().unwrap();
+    line
 }
 
 async fn send(system: &System, events: &Value) {
@@ -60,7 +78,8 @@ fn export(system: &System, arguments: &[&str]) -> BTreeMap<String, Exported> {
 /// What the feed says after a position: the latest of each domain. Moves the position on.
 async fn follow(service: &Service, position: &mut String, known: &mut BTreeMap<String, String>) {
     loop {
-        let (status, page) = service.get(&format!("/changes?since={position}&limit=1000")).await;
+        let since = if position.is_empty() { String::new() } else { format!("since={position}&") };
+        let (status, page) = service.get(&format!("/changes?{since}limit=1000")).await;
         assert_eq!(status, StatusCode::OK, "{page}");
         page["position"].as_str().unwrap().clone_into(position);
         let changes = page["changes"].as_array().unwrap();
@@ -234,7 +253,7 @@ fn what_is_wrong_with_the_arguments_or_the_place_is_said_in_a_sentence() {
         (&["reset", "a.com"], &[data], 2, "--reason <TEXT> is required"),
         (&["reset", "a.com", "--reason", " "], &[data], 2, "it is empty"),
         (&["reset", "a.com", "--reason", "a\nb"], &[data], 2, "it has to be one line"),
-        (&["reclassify", "--threshold", "-1"], &[data], 2, "--threshold"),
+        (&["reclassify", "--threshold=-1"], &[data], 2, "--threshold <N> is not valid: invalid digit"),
         (&["export", "--status", "maybe"], &[data], 2, "a status is"),
         (&["export", "--format", "xml"], &[data], 2, "one of csv, ndjson"),
     ] {

@@ -22,6 +22,7 @@ mod mail_servers;
 mod maps;
 mod openapi;
 mod outages;
+mod page;
 mod poison;
 mod query;
 mod recovery;

@@ -27,4 +27,5 @@ pub mod dead_letters;
 pub mod instance;
 pub mod system;
 pub mod access;
+pub mod browser;
 pub mod load;

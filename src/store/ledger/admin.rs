@@ -36,6 +36,8 @@ pub struct LedgerAdmin {
     database: Database,
     /// Its part of the totals.
     writer: Uuid,
+    /// What the last step of a reclassification did.
+    walked: Walked,
 }
 
 impl LedgerAdmin {
@@ -46,9 +48,9 @@ impl LedgerAdmin {
     /// When it is unavailable, or has another schema than this build needs, or does not keep what it commits.
     pub async fn open(url: &PostgresUrl) -> Result<Self, ExitError> {
         let database = Database::new(url, "catchall-admin", 1, &SESSION);
-        database.check().await.map_err(failed)?;
-        database.run(TIMEOUT, check_durability).await.map_err(failed)?;
-        Ok(Self { database, writer: Uuid::now_v7() })
+        database.check().await.map_err(|error| failed(&error))?;
+        database.run(TIMEOUT, check_durability).await.map_err(|error| failed(&error))?;
+        Ok(Self { database, writer: Uuid::now_v7(), walked: Walked::default() })
     }
 
     /// Runs a transaction, again if it was rolled back in favour of others.
@@ -61,7 +63,7 @@ impl LedgerAdmin {
         loop {
             match self.database.run_steps(TIMEOUT, &work).await {
                 Err(error) if error.is_conflict() && tries < TRIES => tries += 1,
-                done => return done.map_err(failed),
+                done => return done.map_err(|error| failed(&error)),
             }
         }
     }
@@ -69,7 +71,7 @@ impl LedgerAdmin {
 
 /// An answer may have been lost after all was done. Each command can be run again, and says then what it
 /// found.
-fn failed(error: DatabaseError) -> ExitError {
+fn failed(error: &DatabaseError) -> ExitError {
     ExitError { status: 1, sentence: error.to_string() }
 }
 
@@ -119,11 +121,12 @@ impl Maintenance for LedgerAdmin {
     }
 
     async fn walk(&mut self, walk: &Walk) -> Result<Walked, ExitError> {
-        let (writer, walk) = (self.writer, *walk);
+        let (writer, walk, look) = (self.writer, *walk, reclassify::look(self.walked));
         let step = move |pool: PgPool, steps: Steps| async move {
-            reclassify::step(&pool, &steps, writer, walk).await
+            reclassify::step(&pool, &steps, writer, walk, look).await
         };
-        self.run(step).await?.ok_or_else(taken_over)
+        self.walked = self.run(step).await?.ok_or_else(taken_over)?;
+        Ok(self.walked)
     }
 
     async fn begin_import(

@@ -18,12 +18,18 @@ use crate::counters::Counters;
 use crate::store::maintenance::{Signature, Walk, Walked};
 use crate::store::postgres::Steps;
 
-/// Domains that one step looks at, which takes some tens of milliseconds.
-const STEP: i64 = 5_000;
+/// The least and the most domains that one step looks at, which takes some tens of milliseconds.
+const LOOK: (u64, u64) = (1_000, 5_000);
 
 /// Domains that one step writes. Their counters are locked meanwhile, and workers that have events of one of
 /// them wait.
 const MOST_WRITTEN: usize = 1_000;
+
+/// How many domains the next step looks at: as many as it may have to write, by what the last one found.
+pub(super) fn look(last: Walked) -> u64 {
+    let (least, most) = LOOK;
+    (last.domains * MOST_WRITTEN as u64).checked_div(last.changed).unwrap_or(most).clamp(least, most)
+}
 
 /// How often it is looked whether earlier transactions have ended.
 pub(super) const SETTLE_INTERVAL: Duration = Duration::from_millis(20);
@@ -40,7 +46,8 @@ update classification set threshold = $1, walked_through = $2, walk = walk + 1 r
 /// the walk writes is after the present.
 const RELAY_TO_THE_PRESENT: &str = "\
 -- catchall: bring the relay into the present of the feed
-update change_relay set changed_in = pg_current_xact_id()::text::bigint, domain = '', holder = null, held_until = now()
+update change_relay set changed_in = pg_current_xact_id()::text::bigint, domain = '', holder = null,
+    held_until = now()
 where changed_in > pg_current_xact_id()::text::bigint";
 
 /// Sets the threshold and begins a walk, or takes over the one that has begun.
@@ -91,7 +98,8 @@ select walked_through, pg_current_xact_id()::text::bigint from classification wh
 
 const END: &str = "\
 -- catchall: find the end of a step
-select max(domain) from (select domain from domain_counters where domain > $1 order by domain limit $2) as step";
+select max(domain)
+from (select domain from domain_counters where domain > $1 order by domain limit $2) as step";
 
 /// Those that differ, and those whose place in the feed is not to come before long: it is of another server,
 /// from which the tables were restored.
@@ -103,13 +111,14 @@ with listed as (
 ), noted as (
     select domain, status, changed_in from domain_statuses where domain > $1 and domain <= $2
 ), different as (
-    select domain, place from listed left join noted using (domain)
+    select domain, place, changed_in >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint as is_to_come
+    from listed left join noted using (domain)
     where coalesce(status, 0) <> case when bounced > 0 then 2 when delivered > $3 then 1 else 0 end
         or changed_in >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint
     order by domain limit $4
 )
 select (select count(*) from listed), coalesce(array_agg(domain order by domain), '{}'),
-    coalesce(array_agg(place order by domain), '{}')
+    coalesce(array_agg(place order by domain), '{}'), coalesce(bool_or(is_to_come), false)
 from different";
 
 /// Adds nothing, in key order as whoever counts: so nobody waits in a circle.
@@ -145,6 +154,7 @@ pub(super) async fn step(
     steps: &Steps,
     writer: Uuid,
     walk: Walk,
+    look: u64,
 ) -> Result<Option<Walked>, sqlx::Error> {
     let mut transaction = begin(pool).await?;
     let noted: Option<(Option<String>, i64)> =
@@ -155,8 +165,9 @@ pub(super) async fn step(
         transaction.rollback().await?;
         return Ok(ended);
     };
+    let look = i64::try_from(look).unwrap_or(i64::MAX);
     let end: Option<String> =
-        sqlx::query_scalar(END).bind(&from).bind(STEP).fetch_one(&mut *transaction).await?;
+        sqlx::query_scalar(END).bind(&from).bind(look).fetch_one(&mut *transaction).await?;
     steps.done();
     let rule = Rule { threshold: walk.threshold, transaction: number };
     let mut walked = Walked { is_last: end.is_none(), ..Walked::default() };
@@ -165,7 +176,7 @@ pub(super) async fn step(
         let different = find(&mut transaction, rule, &from, end).await?;
         steps.done();
         walked.domains = different.listed;
-        walked.changed = mend(&mut transaction, steps, writer, rule, &different.domains).await?;
+        walked.changed = mend(&mut transaction, steps, writer, rule, &different).await?;
         if let Some(last) = different.cut_at {
             *end = last;
         }
@@ -181,6 +192,8 @@ struct Different {
     listed: u64,
     /// Those to write, in key order.
     domains: Vec<String>,
+    /// Whether some have a place in the feed that is still to come.
+    are_to_come: bool,
     /// Where the step ends because there are more of them.
     cut_at: Option<String>,
 }
@@ -192,17 +205,18 @@ async fn find(
     end: &str,
 ) -> Result<Different, sqlx::Error> {
     let most = i64::try_from(MOST_WRITTEN).unwrap_or(i64::MAX);
-    let (listed, domains, places): (i64, Vec<String>, Vec<i64>) = sqlx::query_as(DIFFERENT)
-        .bind(from)
-        .bind(end)
-        .bind(i64::try_from(rule.threshold).unwrap_or(i64::MAX))
-        .bind(most)
-        .fetch_one(connection)
-        .await?;
+    let (listed, domains, places, are_to_come): (i64, Vec<String>, Vec<i64>, bool) =
+        sqlx::query_as(DIFFERENT)
+            .bind(from)
+            .bind(end)
+            .bind(i64::try_from(rule.threshold).unwrap_or(i64::MAX))
+            .bind(most)
+            .fetch_one(connection)
+            .await?;
     let is_cut = domains.len() == MOST_WRITTEN;
     let cut_at = domains.last().filter(|_| is_cut).cloned();
     let listed = places.last().copied().filter(|_| is_cut).unwrap_or(listed);
-    Ok(Different { listed: listed.unsigned_abs(), domains, cut_at })
+    Ok(Different { listed: listed.unsigned_abs(), domains, are_to_come, cut_at })
 }
 
 /// Notes the statuses of these domains, as they are once their counters are locked, and returns how many of
@@ -212,8 +226,9 @@ async fn mend(
     steps: &Steps,
     writer: Uuid,
     rule: Rule,
-    domains: &[String],
+    different: &Different,
 ) -> Result<u64, sqlx::Error> {
+    let domains = &different.domains;
     if domains.is_empty() {
         return Ok(0);
     }
@@ -227,8 +242,11 @@ async fn mend(
     });
     let locked: Vec<(String, Counters)> = names.into_iter().zip(counters).collect();
     let (changes, changed) = statuses::note_changes(connection, rule, &locked).await?;
-    sqlx::query(TO_THE_PRESENT).bind(domains).bind(rule.transaction).execute(&mut *connection).await?;
     steps.done();
+    if different.are_to_come {
+        sqlx::query(TO_THE_PRESENT).bind(domains).bind(rule.transaction).execute(&mut *connection).await?;
+        steps.done();
+    }
     if locked.iter().any(|(_, counters)| *counters == Counters::default()) {
         sqlx::query(UNLOCK_EMPTY).bind(domains).execute(&mut *connection).await?;
     }

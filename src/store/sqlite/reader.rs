@@ -20,7 +20,7 @@ use super::data_file::{DataConfig, Purpose, connect, existing_current};
 use crate::classified::Classified;
 use crate::domain_name::DomainName;
 use crate::position::Position;
-use crate::store::{Change, DomainSource, Page, PageRequest, Unreadable};
+use crate::store::{Change, DomainSource, Page, PageRequest, Standing, Unreadable};
 use crate::totals::Totals;
 
 /// Memory for pages of the file, over all connections that look up counters. The inner pages of ten million
@@ -114,6 +114,15 @@ impl DomainSource for Reader {
         self.read_page(async |connection| feed::read(connection, &after, limit).await).await
     }
 
+    async fn latest(&self, limit: u32) -> Result<Vec<Change>, Unreadable> {
+        self.read_page(async |connection| feed::latest(connection, limit).await).await
+    }
+
+    async fn standing(&self) -> Result<Standing, Unreadable> {
+        let threshold = self.read_page(async |connection| threshold(connection).await).await?;
+        Ok(Standing { threshold, lag: None })
+    }
+
     async fn head(&self) -> Result<Position, Unreadable> {
         self.read_page(async |connection| feed::head(connection).await).await
     }
@@ -122,4 +131,11 @@ impl DomainSource for Reader {
     async fn last_change(&self) -> Result<Position, Unreadable> {
         self.head().await
     }
+}
+
+async fn threshold(connection: &mut SqliteConnection) -> Result<u64, sqlx::Error> {
+    let read = "-- catchall: read the threshold
+        select threshold from classification";
+    let threshold: i64 = sqlx::query_scalar(read).fetch_one(connection).await?;
+    Ok(threshold.unsigned_abs())
 }

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ChildStderr, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
 use harness::processes::Service;
 use harness::servers::{Servers, eventually};
@@ -14,7 +15,7 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{RngCore, SeedableRng};
 use serde_json::json;
 
-use super::{admin, done, follow, is_consistent, send, start};
+use super::{done, follow, is_consistent, kill, send, start};
 
 const DOMAINS: u64 = 40_000;
 
@@ -64,13 +65,12 @@ async fn follows_under_load(system: Arc<System>) {
         tokio::spawn(async move { load(&system, &stop, &accepted).await })
     };
     eventually("events come", async || (accepted.load(Ordering::Relaxed) > 1000).then_some(())).await;
-    for (threshold, kills) in [(10, vec![150, 300]), (30, vec![250]), (20, vec![])] {
+    let mut resumed = 0;
+    for (threshold, kills) in [(10, vec![20, 60]), (30, vec![100, 0, 200]), (20, vec![])] {
         let arguments = ["reclassify", "--by", "tests", "--threshold", &threshold.to_string()];
         for milliseconds in kills {
-            let mut killed = start(&system, &arguments);
-            tokio::time::sleep(Duration::from_millis(milliseconds)).await;
-            let _ = killed.kill();
-            killed.wait().unwrap();
+            let said = kill(start(&system, &arguments), milliseconds).await;
+            resumed += usize::from(said.starts_with("going on"));
             follow(system.domains(), &mut position, &mut known).await;
         }
         let (system, arguments) = (Arc::clone(&system), arguments.map(str::to_owned));
@@ -80,6 +80,7 @@ async fn follows_under_load(system: Arc<System>) {
         let said = said.await.unwrap();
         assert!(said.starts_with(&format!("reclassified by the threshold {threshold}: ")), "{said}");
     }
+    assert!(resumed > 0, "no kill came in the middle");
     stop.store(true, Ordering::Relaxed);
     loading.await.unwrap();
     let all = before + accepted.load(Ordering::Relaxed);
@@ -92,8 +93,9 @@ async fn statuses_follow_the_threshold_beside_two_workers_whatever_is_killed() {
     let system = Arc::new(System::cluster(&[]).await);
     let _second = Service::ready("worker", &system.servers, &[]).await;
     follows_under_load(Arc::clone(&system)).await;
-    let resumed = system.servers.number("select walk from classification").await;
-    assert_eq!(resumed, 6, "each run has its number");
+    let runs = system.servers.number("select walk from classification").await;
+    assert_eq!(runs, 8, "each run has its number");
+    assert_eq!(sql::deadlocks(&system.servers.database_url).await.unwrap(), 0);
     let noted = "select count(*) from audit_log where action = 'reclassify'";
     assert_eq!(system.servers.number(noted).await, 3, "one entry for each change");
 }
@@ -103,25 +105,37 @@ async fn statuses_follow_the_threshold_beside_the_process_that_serves_the_file()
     follows_under_load(Arc::new(System::standalone(&[]).await)).await;
 }
 
-/// Runs at the same time: the last one wins, and the others say so.
+/// Of runs at the same time the last one wins, and the others say so.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_later_run_takes_over() {
+async fn a_run_can_be_stopped_and_a_later_one_takes_over() {
     for system in System::both(&[]).await {
+        // Of these, 1,107 have no events.
         fill(&system, 60_000);
-        let first = start(&system, &["reclassify", "--by", "tests", "--threshold", "5"]);
-        let walking = async || {
-            let (_, out, _) = admin(&system, &["audit", "--limit", "1"]);
-            out.contains("  reclassify  5  ").then_some(())
+        let begin = |threshold: &str, before: &str| {
+            let mut run = start(&system, &["reclassify", "--by", "tests", "--threshold", threshold]);
+            let mut stderr = BufReader::new(run.stderr.take().unwrap());
+            let mut said = String::new();
+            stderr.read_line(&mut said).unwrap();
+            assert_eq!(said, format!("the threshold is {threshold} now, it was {before}\n"));
+            (run, stderr)
         };
-        eventually("the first run has begun", walking).await;
+        let end = |(mut run, mut stderr): (Child, BufReader<ChildStderr>), words: &str| {
+            let mut said = String::new();
+            stderr.read_to_string(&mut said).unwrap();
+            assert_eq!((run.wait().unwrap().code(), said.contains(words)), (Some(1), true), "{said}");
+        };
+        let stopped = begin("3", "1000");
+        let pid = stopped.0.id().to_string();
+        assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+        end(stopped, "stopped: run the same command again, it goes on where it stopped");
+        let first = begin("5", "3");
         done(&system, &["reclassify", "--by", "tests", "--threshold", "7"]);
-        let ended = first.wait_with_output().unwrap();
-        assert_eq!(ended.status.code(), Some(1), "it has been taken over");
+        end(first, "another run has taken the reclassification over");
         is_consistent(&system, 7, String::new(), BTreeMap::new()).await;
         // By the present threshold, with nothing to do.
         let said = done(&system, &["reclassify", "--by", "tests"]);
         assert!(
-            said.starts_with("reclassified by the threshold 7: 0 of 60000 domains have another status"),
+            said.starts_with("reclassified by the threshold 7: 0 of 58893 domains have another status"),
             "{said}"
         );
     }
@@ -221,11 +235,20 @@ async fn the_standalone_takes_its_threshold_and_goes_on_with_it_after_a_kill() {
     // A walk that nobody goes on with is ended by who serves the file.
     let mut killed = harness::processes::command("admin");
     killed.args(["reclassify", "--by", "tests", "--threshold", "4"]).envs(place);
-    let mut killed = killed.spawn().unwrap();
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    let _ = killed.kill();
-    killed.wait().unwrap();
-    let (_, audit, _) = harness::processes::run("admin", &["audit", "--limit", "1"], &place);
-    let expected = if audit.contains("  reclassify  4  ") { 25_000 } else { 10_000 };
-    eventually("the walk is ended", async || (listed(&service).await == expected).then_some(())).await;
+    let killed = killed.stderr(Stdio::piped()).spawn().unwrap();
+    let said = kill(killed, 0).await;
+    assert!(said.starts_with("the threshold is 4 now, it was 19"), "{said}");
+    eventually("the walk is ended", async || (listed(&service).await == 25_000).then_some(())).await;
+}
+
+#[tokio::test]
+async fn look_ups_by_another_threshold_than_that_of_the_database_are_told() {
+    let system = System::cluster(&[]).await;
+    let query = Service::ready("query", &system.servers, &[("CATCHALL_THRESHOLD", "5")]).await;
+    query.logs("look-ups go by CATCHALL_THRESHOLD, 5, and everything else by the threshold of the").await;
+    query.logs("database, 1000").await;
+    done(&system, &["reclassify", "--by", "tests", "--threshold", "5"]);
+    done(&system, &["reclassify", "--by", "tests", "--threshold", "6"]);
+    query.logs("database, 6").await;
+    assert_eq!(query.count_logged("look-ups go by"), 2);
 }
