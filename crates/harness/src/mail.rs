@@ -19,8 +19,8 @@ fn unpacked() -> PathBuf {
     folder
 }
 
-/// A command with an empty environment, except for what finds programs, the libraries in the folders of this one,
-/// and processes that are left running.
+/// A command with an empty environment, except for what finds programs, the libraries in the folders of this
+/// one, and processes that are left running.
 fn command(program: &str, libraries: &Path) -> Command {
     let folders = fs::read_dir(libraries).expect("it is unpacked").map(|entry| entry.expect("a name").path());
     let folders: Vec<String> = folders.map(|folder| folder.display().to_string()).collect();
