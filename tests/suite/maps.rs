@@ -98,8 +98,8 @@ async fn there_is_no_other_map() {
     }
 }
 
-/// What a transaction changes can be seen while an older one still runs, whose own changes come later. The tag
-/// must not stay the same then.
+/// What a transaction changes can be seen while an older one still runs, whose own changes come later. The
+/// tag must not stay the same then.
 #[tokio::test]
 async fn a_change_beside_an_older_transaction_moves_the_tag_too() {
     let system = System::cluster(&[]).await;

@@ -19,8 +19,8 @@ fn unpacked() -> PathBuf {
     folder
 }
 
-/// A command with an empty environment, except for what finds programs, the libraries in the folders of this one,
-/// and processes that are left running.
+/// A command with an empty environment, except for what finds programs, the libraries in the folders of this
+/// one, and processes that are left running.
 fn command(program: &str, libraries: &Path) -> Command {
     let folders = fs::read_dir(libraries).expect("it is unpacked").map(|entry| entry.expect("a name").path());
     let folders: Vec<String> = folders.map(|folder| folder.display().to_string()).collect();
@@ -52,8 +52,10 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let group = format!("-{}", self.0.id());
-        let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
+        // The shell's own: not every Debian has a program for it.
+        let kill = format!("kill -s KILL -- -{}", self.0.id());
+        let _ = Command::new("sh").args(["-c", &kill]).status();
+        let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
