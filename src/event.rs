@@ -73,8 +73,9 @@ pub struct Event {
     /// Whether they were delivered.
     #[schema(rename = "event")]
     pub outcome: Outcome,
-    /// How many messages, 1 to 1,000,000,000.
-    #[schema(required = false, minimum = 1, maximum = 1_000_000_000, default = 1)]
+    /// How many messages, 1 to 1,000,000,000; 1 if it is missing.
+    // Not as a `default`: what makes clients in TypeScript demands a value for whatever has one.
+    #[schema(required = false, minimum = 1, maximum = 1_000_000_000)]
     pub count: u64,
     /// The key under which the event counts once; without one it counts each time it is sent.
     #[schema(rename = "id", value_type = Option<KeySpelling>)]

@@ -33,5 +33,5 @@ pub use lines::Lines;
 pub use listen::{HttpConfig, serve_per_thread};
 pub use openapi::{About, documented};
 pub use ops::{OpsConfig, serve_ops};
-pub use problem::{Problem, ProblemType, Rejected, domain, json};
+pub use problem::{Problem, ProblemDocument, ProblemType, Rejected, domain, json};
 pub use problem_responses::{Responses, problem_responses};

@@ -18,8 +18,7 @@ pub enum RowFormat {
 
 impl RowFormat {
     /// The line above the rows.
-    #[must_use]
-    pub fn head(self) -> &'static str {
+    pub(crate) fn head(self) -> &'static str {
         match self {
             Self::Ndjson | Self::Names => "",
             Self::Csv => "domain,status,delivered,bounced,since\r\n",
@@ -34,7 +33,7 @@ impl RowFormat {
     }
 
     /// Appends a row. No value of a row needs quotes.
-    pub fn write(self, rows: &mut Vec<u8>, report: &DomainReport) {
+    pub(crate) fn write(self, rows: &mut Vec<u8>, report: &DomainReport) {
         let written = match self {
             Self::Ndjson => serde_json::to_writer(&mut *rows, report)
                 .map_err(Into::into)

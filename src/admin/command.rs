@@ -123,7 +123,7 @@ pub(super) struct Target {
 /// One of the two.
 #[derive(Clone, Debug)]
 pub(super) enum Place {
-    Ledger(PostgresUrl),
+    Ledger(Box<PostgresUrl>),
     File(DataConfig),
 }
 
@@ -131,7 +131,7 @@ impl Target {
     /// The place of a target that was [checked](AdminConfig::check).
     pub(super) fn place(&self) -> Place {
         match &self.database_url {
-            Some(url) => Place::Ledger(url.clone()),
+            Some(url) => Place::Ledger(Box::new(url.clone())),
             None => Place::File(DataConfig { data: self.data.clone().unwrap_or_default() }),
         }
     }

@@ -25,8 +25,8 @@ const PAGE: u32 = 5_000;
 /// Writes the domains of a place.
 pub(super) async fn export(command: &Export, place: Place, shutdown: Shutdown) -> anyhow::Result<()> {
     match place {
-        Place::Ledger(replica_url) => {
-            let replica = Replica::new(&ReplicaConfig { replica_url }, 1);
+        Place::Ledger(url) => {
+            let replica = Replica::new(&ReplicaConfig { replica_url: *url }, 1);
             replica.check().await?;
             export_from(&replica, command, shutdown).await
         }

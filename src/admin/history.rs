@@ -39,11 +39,20 @@ impl Layout {
         Ok((Self::Csv { domain, delivered: need("delivered")?, bounced: need("bounced")? }, true))
     }
 
+    /// What a line of this number is.
+    fn line(self, number: u64, text: &str) -> Line {
+        match self.row(text) {
+            Ok((domain, counters)) => Line::Row(domain, counters),
+            Err(reason) => Line::Invalid(number, excerpt(reason)),
+        }
+    }
+
     /// Reads a record.
     fn row(self, record: &str) -> Result<(DomainName, Counters), String> {
         let (domain, counters) = match self {
             Self::Ndjson => {
-                let Object { domain, delivered, bounced } = serde_json::from_str(record).map_err(reason)?;
+                let Object { domain, delivered, bounced } =
+                    serde_json::from_str(record).map_err(|error| reason(&error))?;
                 (domain, Counters { delivered, bounced })
             }
             Self::Csv { domain, delivered, bounced } => {
@@ -74,7 +83,7 @@ struct Object<'a> {
 }
 
 /// What is wrong with a line of JSON, without its place in the line.
-fn reason(error: serde_json::Error) -> String {
+fn reason(error: &serde_json::Error) -> String {
     let text = error.to_string();
     text.rsplit_once(" at line ").map_or(text.as_str(), |(reason, _)| reason).to_owned()
 }
@@ -92,12 +101,11 @@ fn fields(record: &str) -> Result<Vec<Cow<'_, str>>, String> {
     let mut fields = Vec::new();
     let mut rest = record;
     loop {
-        let (field, after) = match rest.strip_prefix('"') {
-            Some(quoted) => unquote(quoted)?,
-            None => {
-                let (field, after) = rest.split_at(rest.find(',').unwrap_or(rest.len()));
-                (Cow::Borrowed(field), after)
-            }
+        let (field, after) = if let Some(quoted) = rest.strip_prefix('"') {
+            unquote(quoted)?
+        } else {
+            let (field, after) = rest.split_at(rest.find(',').unwrap_or(rest.len()));
+            (Cow::Borrowed(field), after)
         };
         fields.push(field);
         match after.strip_prefix(',') {
@@ -186,21 +194,15 @@ impl<R: Read> History<R> {
             if text.trim().is_empty() {
                 continue;
             }
-            let layout = match self.layout {
-                Some(layout) => layout,
-                None => {
-                    let (layout, is_head) = Layout::of(text).map_err(anyhow::Error::msg)?;
-                    self.layout = Some(layout);
-                    if is_head {
-                        continue;
-                    }
-                    layout
+            let Some(layout) = self.layout else {
+                let (layout, is_head) = Layout::of(text).map_err(anyhow::Error::msg)?;
+                self.layout = Some(layout);
+                if is_head {
+                    continue;
                 }
+                return Ok(Some(layout.line(self.line, text)));
             };
-            return Ok(Some(match layout.row(text) {
-                Ok((domain, counters)) => Line::Row(domain, counters),
-                Err(reason) => Line::Invalid(self.line, excerpt(reason)),
-            }));
+            return Ok(Some(layout.line(self.line, text)));
         }
     }
 
@@ -273,13 +275,17 @@ mod tests {
                 invalid(7, "a text follows a closing quote"),
             ]
         );
-        let json = "{\"domain\":\"a.com\",\"delivered\":1}\n[]\n{\"domain\":\"a.com\",\"delivered\":1.5,\"bounced\":0}";
+        let json = "{\"domain\":\"a.com\",\"delivered\":1}\n[]\n\
+            {\"domain\":\"a.com\",\"delivered\":1.5,\"bounced\":0}";
         let reasons = [
             "missing field `bounced`",
             "invalid length 0, expected struct Object with 3 elements",
             "invalid type: floating point `1.5`, expected u64",
         ];
-        assert_eq!(read(json), [1, 2, 3].map(|line| invalid(line, reasons[line as usize - 1])));
+        assert_eq!(
+            read(json),
+            [1, 2, 3].map(|line| invalid(line, reasons[usize::try_from(line).unwrap() - 1]))
+        );
         let long = format!("a.com,1,2\n{}\nb.com,3,0\n", "x".repeat(200_000));
         let long = read(&long);
         assert_eq!(

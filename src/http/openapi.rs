@@ -14,7 +14,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::page;
-use super::problem::{Document, with_problems};
+use super::problem::{ProblemDocument, with_problems};
 
 /// What a document says first.
 #[derive(Clone, Copy, Debug)]
@@ -79,8 +79,8 @@ fn beginning(About { title, description, .. }: About) -> OpenApi {
     let mut components = Components::new();
     components.add_security_scheme("token", SecurityScheme::Http(token));
     // The responses with problems are not seen by the macros, which gather the other schemas.
-    let mut schemas = vec![(Document::name().into_owned(), Document::schema())];
-    <Document as ToSchema>::schemas(&mut schemas);
+    let mut schemas = vec![(ProblemDocument::name().into_owned(), ProblemDocument::schema())];
+    <ProblemDocument as ToSchema>::schemas(&mut schemas);
     components.schemas.extend(schemas);
     OpenApiBuilder::new().info(info.build()).components(Some(components)).build()
 }
@@ -92,7 +92,8 @@ fn beginning(About { title, description, .. }: About) -> OpenApi {
     summary = "The document of the requests, for programs",
     description = "An OpenAPI 3.1 document of all that this port answers.",
     tag = "This document",
-    responses((status = 200, description = "The document.", body = Object, content_type = "application/json")),
+    responses((status = 200, description = "The document.", body = HashMap<String, Value>,
+        content_type = "application/json")),
     security(())
 )]
 async fn openapi_json(State(documents): State<Arc<Documents>>) -> impl IntoResponse {

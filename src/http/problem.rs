@@ -191,7 +191,7 @@ pub struct Rejected {
 /// A problem document (RFC 9457).
 #[derive(Serialize, ToSchema)]
 #[schema(as = Problem)]
-pub(super) struct Document<'a> {
+pub struct ProblemDocument<'a> {
     #[serde(rename = "type")]
     kind: ProblemType,
     /// What kind of problem it is, for people.
@@ -226,7 +226,7 @@ impl Problem {
         let Self { kind, detail, rejected, headers } = self;
         let status = kind.status();
         let document =
-            Document { kind: *kind, title: kind.title(), status: status.as_u16(), detail, rejected };
+            ProblemDocument { kind: *kind, title: kind.title(), status: status.as_u16(), detail, rejected };
         let mut response = json(status, &document);
         response.headers_mut().insert(header::CONTENT_TYPE, PROBLEM_JSON);
         if status == StatusCode::SERVICE_UNAVAILABLE {

@@ -13,7 +13,7 @@ use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::{Ref, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-use super::problem::{Document, PREFIX, ProblemType};
+use super::problem::{PREFIX, ProblemDocument, ProblemType};
 
 /// The responses of an operation, by their status.
 pub type Responses = BTreeMap<String, RefOr<Response>>;
@@ -124,7 +124,7 @@ pub fn problem_responses(kinds: &[ProblemType]) -> Responses {
 fn response(status: StatusCode, problems: &[ProblemType]) -> RefOr<Response> {
     let said = problems.iter().map(|kind| format!("`{}`: {}.", name(*kind), describe(*kind).0));
     let content = ContentBuilder::new()
-        .schema(Some(Ref::from_schema_name(Document::name())))
+        .schema(Some(Ref::from_schema_name(ProblemDocument::name())))
         .examples_from_iter(problems.iter().map(|kind| example(*kind)));
     let mut response = ResponseBuilder::new()
         .description(said.collect::<Vec<_>>().join(" "))

@@ -50,6 +50,7 @@ pub(super) fn route(intake: Arc<Intake>, budget: Budget) -> UtoipaMethodRouter {
 /// A body of one event per line, for the API's document.
 #[derive(ToSchema)]
 #[schema(
+    as = EventLines,
     description = "One event per line, each a JSON object.",
     value_type = Vec<Event>,
     min_items = 1,
@@ -59,7 +60,7 @@ struct Lines(#[expect(dead_code, reason = "it only describes")] Vec<Event>);
 
 /// A body that is an array, for the API's document.
 #[derive(ToSchema)]
-#[schema(description = "An array of events.", value_type = Vec<Event>, max_items = 10_000)]
+#[schema(as = EventArray, description = "An array of events.", value_type = Vec<Event>, max_items = 10_000)]
 struct Array(#[expect(dead_code, reason = "it only describes")] Vec<Event>);
 
 /// The response to a bulk request that was accepted at least in part.

@@ -45,7 +45,7 @@ impl IntoResponses for EventProblems {
     tag = "Events",
     params(
         ("domain" = inline(DomainSpelling), Path, description = "The recipient's domain."),
-        ("outcome" = inline(Outcome), Path, description = "What became of the message."),
+        ("outcome" = Outcome, Path, description = "What became of the message."),
         RequestKey,
     ),
     responses(

@@ -75,6 +75,16 @@ struct ChangesParameters {
     wait: Option<u32>,
 }
 
+/// The header of event streams, for the API's document.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "it only describes")]
+struct LastEvent {
+    /// For event streams: the position to go on after, instead of `since`.
+    #[param(rename = "Last-Event-ID", value_type = PositionText, required = false)]
+    id: Option<PositionText>,
+}
+
 /// A page of the feed.
 #[derive(Serialize, ToSchema)]
 struct ChangesAnswer {
@@ -109,8 +119,7 @@ impl IntoResponses for ChangesProblems {
     tag = "Changes",
     params(
         ChangesParameters,
-        ("Last-Event-ID" = Option<PositionText>, Header,
-            description = "For event streams: the position to go on after, instead of `since`.")
+        LastEvent
     ),
     responses(
         (status = 200, description = "The changes after the position.",

@@ -7,7 +7,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use utoipa::IntoResponses;
+use utoipa::{IntoParams, IntoResponses};
 
 use super::answer::NO_CACHE;
 use super::lookup::{Lookups, look_up};
@@ -24,6 +24,16 @@ pub(super) struct Domains {
     pub(super) lookups: Arc<Lookups>,
     /// The threshold to answer by, if it is another than the store's.
     pub(super) threshold: Option<u64>,
+}
+
+/// The header with what the client has already, for the API's document.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "it only describes")]
+struct AtHand {
+    /// The `ETag` of an answer that is at hand.
+    #[param(rename = "If-None-Match", value_type = String, required = false)]
+    etag: Option<String>,
 }
 
 /// The problems of a question, for the API's document.
@@ -49,7 +59,7 @@ impl IntoResponses for QuestionProblems {
     tag = "Domains",
     params(
         ("domain" = inline(DomainSpelling), Path, description = "The domain."),
-        ("If-None-Match" = Option<String>, Header, description = "The `ETag` of an answer that is at hand.")
+        AtHand
     ),
     responses(
         (status = 200, description = "What is known of the domain.", body = DomainReport,

@@ -55,7 +55,6 @@ impl Lists {
 #[expect(dead_code, reason = "it only describes")]
 struct ListParameters {
     /// Only domains of this status.
-    #[param(inline)]
     status: Option<Status>,
     /// Only names that begin with this: letters without accents, digits, dots and hyphens.
     #[param(max_length = 253, pattern = r"^[A-Za-z0-9.-]*$")]

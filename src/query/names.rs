@@ -57,12 +57,12 @@ pub(super) fn route(source: Source, threshold: Option<u64>, budget: Budget) -> U
 
 /// Names to look up, for the API's document.
 #[derive(ToSchema)]
-#[schema(value_type = Vec<String>, max_items = 10_000, description = "The names.")]
+#[schema(as = NameArray, value_type = Vec<String>, max_items = 10_000, description = "The names.")]
 struct Asked(#[expect(dead_code, reason = "it only describes")] Vec<String>);
 
 /// A line of a stream, for the API's document.
 #[derive(ToSchema)]
-#[schema(value_type = String, description = "A name on each line, in quotes.")]
+#[schema(as = NameLine, value_type = String, description = "A name on each line, in quotes.")]
 struct Line(#[expect(dead_code, reason = "it only describes")] String);
 
 /// A name in an object. What it is stays unread, so that no error repeats it.
@@ -78,14 +78,18 @@ struct InObject<'a> {
 enum Found {
     /// What is known.
     Domain(DomainReport),
-    /// It is not a domain name.
-    NoName {
-        /// The name, cut if it is long.
-        name: String,
-        /// What is wrong with it.
-        #[schema(value_type = Object)]
-        problem: Box<RawValue>,
-    },
+    /// Why it is none.
+    NoName(NoName),
+}
+
+/// A name that is not a domain name.
+#[derive(Serialize, ToSchema)]
+struct NoName {
+    /// The name, cut if it is long.
+    name: String,
+    /// What is wrong with it.
+    #[schema(value_type = http::ProblemDocument<'static>)]
+    problem: Box<RawValue>,
 }
 
 /// The names of a document and what is known of them, in the same order.
@@ -221,7 +225,7 @@ fn name(json: &[u8]) -> Result<DomainName, Found> {
     let name = text.map_or_else(|_| excerpt(String::from_utf8_lossy(json)), excerpt);
     let document = String::from_utf8(problem.to_json().into_body()).unwrap_or_default();
     let problem = RawValue::from_string(document).expect("a problem is JSON");
-    Err(Found::NoName { name, problem })
+    Err(Found::NoName(NoName { name, problem }))
 }
 
 /// Answers line by line, in reads of as many lines as have arrived.

@@ -96,9 +96,8 @@ pub(super) struct MoveConfig {
 }
 
 const THRESHOLD: &str = "\
-Delivered events that a domain without a bounce must exceed to be a catch-all. The file keeps it: if it is another one \
-than before, what was counted before is reclassified beside what is counted [default: that of the file, 1000 in a new \
-one]";
+Delivered events that a domain without a bounce must exceed to be a catch-all. The file keeps it (1000 in a \
+new one). If it is another one than before, what was counted before is reclassified beside what is counted";
 
 /// What the standalone needs to know to serve.
 #[derive(Clone, Debug, Args)]

@@ -3,6 +3,8 @@
 //! Each call is one transaction, so whoever calls may be killed at any moment. What takes many calls notes in
 //! each of them how far it has come.
 
+use std::fmt::Write;
+
 use crate::counters::{Counters, Status};
 use crate::domain_name::DomainName;
 use crate::process::ExitError;
@@ -72,7 +74,10 @@ pub struct HistoryFile {
 impl HistoryFile {
     /// Its digest, as everybody writes it.
     pub(super) fn hex(&self) -> String {
-        self.digest.iter().map(|byte| format!("{byte:02x}")).collect()
+        self.digest.iter().fold(String::new(), |mut digits, byte| {
+            write!(digits, "{byte:02x}").expect("a string grows as it must");
+            digits
+        })
     }
 }
 

@@ -163,8 +163,8 @@ fn tell_difference(threshold: Option<u64>, noted: u64, told: &mut Option<u64>) {
         tracing::warn!(
             threshold,
             noted,
-            "look-ups go by CATCHALL_THRESHOLD, {threshold}, and everything else by the threshold of the database, \
-             {noted}"
+            "look-ups go by CATCHALL_THRESHOLD, {threshold}, and everything else by the threshold of the \
+             database, {noted}"
         );
     }
 }

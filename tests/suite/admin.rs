@@ -78,7 +78,8 @@ fn export(system: &System, arguments: &[&str]) -> BTreeMap<String, Exported> {
 /// What the feed says after a position: the latest of each domain. Moves the position on.
 async fn follow(service: &Service, position: &mut String, known: &mut BTreeMap<String, String>) {
     loop {
-        let (status, page) = service.get(&format!("/changes?since={position}&limit=1000")).await;
+        let since = if position.is_empty() { String::new() } else { format!("since={position}&") };
+        let (status, page) = service.get(&format!("/changes?{since}limit=1000")).await;
         assert_eq!(status, StatusCode::OK, "{page}");
         page["position"].as_str().unwrap().clone_into(position);
         let changes = page["changes"].as_array().unwrap();

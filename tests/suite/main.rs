@@ -4,8 +4,10 @@
 
 mod access;
 mod admin;
+mod asyncapi;
 mod bounds;
 mod changes;
+mod clients;
 mod clocks;
 mod compose;
 mod configuration;

@@ -8,7 +8,8 @@ use crate::utc_time::UtcTime;
 
 const WRITE: &str = "\
 -- catchall: note what an operator did
-insert into audit_log (id, action, subject, by_whom, reason, details) values ($1, $2, $3, $4, $5, $6::text::jsonb)";
+insert into audit_log (id, action, subject, by_whom, reason, details)
+values ($1, $2, $3, $4, $5, $6::text::jsonb)";
 
 /// Notes something in the transaction that does it. The details are numbers and short texts.
 pub(super) async fn write(

@@ -46,7 +46,8 @@ update classification set threshold = $1, walked_through = $2, walk = walk + 1 r
 /// the walk writes is after the present.
 const RELAY_TO_THE_PRESENT: &str = "\
 -- catchall: bring the relay into the present of the feed
-update change_relay set changed_in = pg_current_xact_id()::text::bigint, domain = '', holder = null, held_until = now()
+update change_relay set changed_in = pg_current_xact_id()::text::bigint, domain = '', holder = null,
+    held_until = now()
 where changed_in > pg_current_xact_id()::text::bigint";
 
 /// Sets the threshold and begins a walk, or takes over the one that has begun.
@@ -97,7 +98,8 @@ select walked_through, pg_current_xact_id()::text::bigint from classification wh
 
 const END: &str = "\
 -- catchall: find the end of a step
-select max(domain) from (select domain from domain_counters where domain > $1 order by domain limit $2) as step";
+select max(domain)
+from (select domain from domain_counters where domain > $1 order by domain limit $2) as step";
 
 /// Those that differ, and those whose place in the feed is not to come before long: it is of another server,
 /// from which the tables were restored.

@@ -45,7 +45,8 @@ const DATE_BACK: &str = "\
 -- catchall: note since when moved statuses are
 update domain_statuses as s set since = to_timestamp(moved.since)
 from unnest($2::text[], $3::smallint[], $4::float8[]) as moved (domain, status, since)
-where s.domain = moved.domain and s.status = moved.status and s.changed_in = $1 and s.since > to_timestamp(moved.since)";
+where s.domain = moved.domain and s.status = moved.status and s.changed_in = $1
+    and s.since > to_timestamp(moved.since)";
 
 /// Dates back the statuses that a transaction has noted, to when the file noted the same.
 pub(super) async fn date_back(

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::io::{BufRead, BufReader, Read};
-use std::process::Stdio;
+use std::process::{Child, ChildStderr, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -95,6 +95,7 @@ async fn statuses_follow_the_threshold_beside_two_workers_whatever_is_killed() {
     follows_under_load(Arc::clone(&system)).await;
     let runs = system.servers.number("select walk from classification").await;
     assert_eq!(runs, 8, "each run has its number");
+    assert_eq!(sql::deadlocks(&system.servers.database_url).await.unwrap(), 0);
     let noted = "select count(*) from audit_log where action = 'reclassify'";
     assert_eq!(system.servers.number(noted).await, 3, "one entry for each change");
 }
@@ -104,25 +105,32 @@ async fn statuses_follow_the_threshold_beside_the_process_that_serves_the_file()
     follows_under_load(Arc::new(System::standalone(&[]).await)).await;
 }
 
-/// Runs at the same time: the last one wins, and the others say so.
+/// Of runs at the same time the last one wins, and the others say so.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_later_run_takes_over() {
+async fn a_run_can_be_stopped_and_a_later_one_takes_over() {
     for system in System::both(&[]).await {
         // Of these, 1,107 have no events.
         fill(&system, 60_000);
-        let mut first = start(&system, &["reclassify", "--by", "tests", "--threshold", "5"]);
-        let mut stderr = BufReader::new(first.stderr.take().unwrap());
-        let mut said = String::new();
-        stderr.read_line(&mut said).unwrap();
-        assert!(said.starts_with("the threshold is 5 now, it was 1000"), "{said}");
+        let begin = |threshold: &str, before: &str| {
+            let mut run = start(&system, &["reclassify", "--by", "tests", "--threshold", threshold]);
+            let mut stderr = BufReader::new(run.stderr.take().unwrap());
+            let mut said = String::new();
+            stderr.read_line(&mut said).unwrap();
+            assert_eq!(said, format!("the threshold is {threshold} now, it was {before}\n"));
+            (run, stderr)
+        };
+        let end = |(mut run, mut stderr): (Child, BufReader<ChildStderr>), words: &str| {
+            let mut said = String::new();
+            stderr.read_to_string(&mut said).unwrap();
+            assert_eq!((run.wait().unwrap().code(), said.contains(words)), (Some(1), true), "{said}");
+        };
+        let stopped = begin("3", "1000");
+        let pid = stopped.0.id().to_string();
+        assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+        end(stopped, "stopped: run the same command again, it goes on where it stopped");
+        let first = begin("5", "3");
         done(&system, &["reclassify", "--by", "tests", "--threshold", "7"]);
-        stderr.read_to_string(&mut said).unwrap();
-        let ended = first.wait().unwrap();
-        assert_eq!(
-            (ended.code(), said.contains("another run has taken the reclassification over")),
-            (Some(1), true),
-            "{said}"
-        );
+        end(first, "another run has taken the reclassification over");
         is_consistent(&system, 7, String::new(), BTreeMap::new()).await;
         // By the present threshold, with nothing to do.
         let said = done(&system, &["reclassify", "--by", "tests"]);
@@ -231,4 +239,16 @@ async fn the_standalone_takes_its_threshold_and_goes_on_with_it_after_a_kill() {
     let said = kill(killed, 0).await;
     assert!(said.starts_with("the threshold is 4 now, it was 19"), "{said}");
     eventually("the walk is ended", async || (listed(&service).await == 25_000).then_some(())).await;
+}
+
+#[tokio::test]
+async fn look_ups_by_another_threshold_than_that_of_the_database_are_told() {
+    let system = System::cluster(&[]).await;
+    let query = Service::ready("query", &system.servers, &[("CATCHALL_THRESHOLD", "5")]).await;
+    query.logs("look-ups go by CATCHALL_THRESHOLD, 5, and everything else by the threshold of the").await;
+    query.logs("database, 1000").await;
+    done(&system, &["reclassify", "--by", "tests", "--threshold", "5"]);
+    done(&system, &["reclassify", "--by", "tests", "--threshold", "6"]);
+    query.logs("database, 6").await;
+    assert_eq!(query.count_logged("look-ups go by"), 2);
 }

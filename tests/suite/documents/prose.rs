@@ -31,7 +31,8 @@ fn every_page_is_compared_with_what_is() {
             assert_eq!(name, "docs/images");
             continue;
         }
-        assert!(PAGES.iter().any(|(page, _)| *page == name), "{name}");
+        // The one for programs is compared in `asyncapi.rs`.
+        assert!(PAGES.iter().any(|(page, _)| *page == name) || name == "docs/asyncapi.yaml", "{name}");
     }
 }
 
