@@ -237,6 +237,16 @@ mod tests {
     }
 
     #[test]
+    fn a_name_of_other_letters_is_also_shown_as_people_write_it() {
+        let unicode = |name: &str| DomainName::parse(name).unwrap().unicode();
+        assert_eq!(unicode("MÜLLER.example"), Some("müller.example".to_owned()));
+        assert_eq!(unicode("xn--mller-kva.example"), Some("müller.example".to_owned()));
+        for name in ["example.com", "r3---sn.example"] {
+            assert_eq!(unicode(name), None, "{name}");
+        }
+    }
+
+    #[test]
     fn what_is_no_name_is_refused_with_the_reason() {
         let label_64 = format!("{}.com", "a".repeat(64));
         let octets_254 = format!("{}.com", vec!["a".repeat(49); 5].join(".") + "b");
