@@ -12,7 +12,7 @@ use harness::servers::{Servers, eventually, topology};
 use harness::system::System;
 use hyper::Method;
 use lapin::BasicProperties;
-use lapin::types::AMQPValue;
+use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Map, Value, json};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -187,8 +187,8 @@ async fn each_example_of_a_change_is_what_the_worker_publishes() {
         let message_id = format!("{} {status}", body["domain"].as_str().unwrap());
         let described = properties(&document, "ChangeProperties").with_message_id(message_id.into());
         assert_eq!(
-            published.clone().with_headers(Default::default()),
-            described.with_headers(Default::default())
+            published.clone().with_headers(FieldTable::default()),
+            described.with_headers(FieldTable::default())
         );
         let whole = |(name, value): (_, &AMQPValue)| match value {
             AMQPValue::LongLongInt(number) => (ToString::to_string(name), json!(number)),
