@@ -88,6 +88,13 @@ impl DomainName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// How people write it, if they do so with other letters. Another name can look the same.
+    #[must_use]
+    pub fn unicode(&self) -> Option<String> {
+        let (unicode, valid) = idna::domain_to_unicode(&self.0);
+        (valid.is_ok() && unicode != self.0.as_str()).then_some(unicode)
+    }
 }
 
 /// The full parser.

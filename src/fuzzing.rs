@@ -7,19 +7,20 @@
 
 use crate::domain_name::DomainName;
 use crate::idempotency_key::{IdempotencyKey, MAX_KEY};
-use crate::{broker, http, ingest};
+use crate::{broker, http, ingest, query};
 
 /// A function that panics if the bytes break a promise.
 pub type Target = fn(&[u8]);
 
 /// All targets, by their names.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("domain_name", domain_name),
     ("idempotency_key", idempotency_key),
     ("bulk", ingest::fuzzed::bulk),
     ("tokens", http::fuzzed::tokens),
     ("authorization", http::fuzzed::authorization),
     ("forwarded_for", http::fuzzed::forwarded_for),
+    ("socketmap", query::fuzz_socketmap),
     ("message", broker::fuzz_message),
     ("frames", broker::fuzz_frames),
 ];

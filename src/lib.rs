@@ -11,6 +11,7 @@ pub mod event;
 pub mod counters;
 pub mod utc_time;
 pub mod classified;
+pub mod row_format;
 pub mod totals;
 pub mod position;
 pub mod tally;
@@ -18,6 +19,8 @@ pub mod batch;
 pub mod bulk;
 // The process.
 mod backoff;
+mod trouble;
+mod event_loop;
 mod reload;
 pub mod batcher;
 pub mod health;
@@ -37,6 +40,7 @@ pub mod standalone;
 pub mod migrate;
 // Tools for the system's operators.
 pub mod dead_letters;
+pub mod admin;
 pub mod tokens;
 // For fuzzing, and for the tests that repeat what it found.
 #[cfg(any(test, fuzzing))]

@@ -3,14 +3,17 @@
 mod lookup;
 mod source;
 mod parameters;
-mod freshness;
+mod answer;
 mod rows;
 mod domain;
+mod socketmap;
 mod names;
 mod list;
+mod maps;
 mod totals;
 mod feed;
 mod changes;
+mod page;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -32,9 +35,19 @@ use domain::Domains;
 use feed::Feed;
 use list::Lists;
 use lookup::{Lookups, read, warm_up};
+use page::{LastGlance, Page};
+use socketmap::Socketmap;
 use source::Source;
 
 pub(crate) use lookup::READS_AT_ONCE;
+pub use socketmap::SocketmapConfig;
+pub(crate) use socketmap::both;
+
+/// For the fuzzer: see [`socketmap::fuzz`].
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_socketmap(data: &[u8]) {
+    socketmap::fuzz(data);
+}
 
 /// What the document of its requests says first.
 const ABOUT: http::About = http::About {
@@ -66,6 +79,9 @@ pub struct QueryConfig {
 
     #[command(flatten)]
     lookup: LookupConfig,
+
+    #[command(flatten)]
+    socketmap: SocketmapConfig,
 }
 
 /// The rule's threshold, and how much may wait for an answer.
@@ -74,7 +90,12 @@ pub struct QueryConfig {
 pub struct LookupConfig {
     /// Delivered events that a domain without a bounce must exceed to be a catch-all, where look-ups are to
     /// go by another threshold than what is stored (1000, unless it was changed)
-    #[arg(long, env = "CATCHALL_THRESHOLD", value_name = "N")]
+    #[arg(
+        long,
+        env = "CATCHALL_THRESHOLD",
+        value_name = "N",
+        value_parser = clap::value_parser!(u64).range(..=i64::MAX.unsigned_abs())
+    )]
     threshold: Option<u64>,
 
     /// Requests that may wait for the database, on each thread. Further requests get a 503 at once
@@ -86,6 +107,13 @@ pub struct LookupConfig {
         value_parser = clap::value_parser!(u32).range(1..)
     )]
     max_waiting_reads: u32,
+}
+
+impl LookupConfig {
+    /// The threshold, which look-ups then go without.
+    pub(crate) fn take_threshold(&mut self) -> Option<u64> {
+        self.threshold.take()
+    }
 }
 
 /// The program: see [`process::main`].
@@ -107,6 +135,7 @@ pub async fn run(config: QueryConfig, process: Process) -> anyhow::Result<()> {
     config.network.check(&[config.replica.exposure()])?;
     let guard = config.guard.load(Some(&config.http), &config.ops, None)?;
     let (sockets, ops) = (config.http.bind()?, config.ops.bind()?);
+    let socketmap = config.socketmap.bind(&config.guard)?;
     let health = Health::default();
     tracing::info!(
         listen = %sockets[0].local_addr()?,
@@ -115,56 +144,94 @@ pub async fn run(config: QueryConfig, process: Process) -> anyhow::Result<()> {
         "answering queries"
     );
     let watched = Replica::new(&config.replica, READS_AT_ONCE);
+    let mail = socketmap.map(|socketmap| {
+        let replica = config.replica.clone();
+        let replica = move || Replica::new(&replica, READS_AT_ONCE);
+        let dependency = health.dependency("replica");
+        serve_socketmap(socketmap, &config.lookup, replica, dependency, process.shutdown.clone())
+    });
     let router = {
         let (config, health, stop) = (config.clone(), health.clone(), process.shutdown.clone());
-        let budget = budget();
-        move || router(&config, &health, &budget, stop.clone())
+        let shared = Shared::default();
+        move || router(&config, &health, &shared, stop.clone())
     };
     let stop = process.shutdown.clone();
     let serving = http::serve_per_thread(sockets, &config.http, &guard, router, &health, stop);
     tokio::select! {
-        served = serving => served,
+        served = both(serving, mail) => served,
         served = http::serve_ops(ops, &guard, health.clone(), process.metrics, process.shutdown) => {
             served.context("the operations routes")
         }
-        () = watched.watch(health.dependency("replica")) => Ok(()),
+        () = watched.watch(health.dependency("replica"), config.lookup.threshold) => Ok(()),
     }
 }
 
 /// The routes of one thread, with the replica behind them. Must be called on the thread's event loop.
-fn router(config: &QueryConfig, health: &Health, budget: &Budget, shutdown: Shutdown) -> Router {
+fn router(config: &QueryConfig, health: &Health, shared: &Shared, shutdown: Shutdown) -> Router {
     let replica = Replica::new(&config.replica, READS_AT_ONCE);
-    let routes = routes(&config.lookup, replica, health.dependency("replica"), budget, shutdown);
+    let routes = routes(&config.lookup, replica, health.dependency("replica"), shared, shutdown);
     http::documented(ABOUT, routes)
 }
 
-/// Memory for the bodies of look-ups, of all threads.
-pub(crate) fn budget() -> Budget {
-    Budget::new(names::BUDGET)
+/// What the threads of a process share.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    /// Memory for look-ups and large answers.
+    budget: Budget,
+    glance: LastGlance,
 }
 
-/// The routes of one thread, with readers of their own. Must be called on the thread's event loop. The
-/// dependency is up once each of the [`READS_AT_ONCE`] readers has read. Answers that have no end of their
-/// own end with the shutdown.
+impl Default for Shared {
+    fn default() -> Self {
+        Self { budget: Budget::new(names::BUDGET), glance: LastGlance::default() }
+    }
+}
+
+/// The routes of one thread, with readers of their own. Must be called on the thread's event loop. Answers
+/// that have no end of their own end with the shutdown.
 pub(crate) fn routes<S: DomainSource>(
     config: &LookupConfig,
     source: S,
     dependency: Dependency,
-    budget: &Budget,
+    shared: &Shared,
     shutdown: Shutdown,
 ) -> OpenApiRouter {
-    let (source, lookups) = (Arc::new(source), Arc::new(Lookups::new(config.max_waiting_reads as usize)));
+    let source = Arc::new(source);
+    let domains = domains(config, Arc::clone(&source), dependency);
+    let source = Source::new(source);
+    let changes = Changes::new(Feed::new(source.clone()), shared.budget.clone(), shutdown);
+    let lists = Lists::new(source.clone(), shared.budget.clone());
+    OpenApiRouter::default()
+        .routes(routes!(domain::get_domain).with_state(domains.clone()))
+        .routes(names::route(source.clone(), config.threshold, shared.budget.clone()))
+        .routes(routes!(list::list_domains).with_state(lists.clone()))
+        .routes(routes!(maps::get_map).with_state(lists))
+        .routes(routes!(totals::get_totals).with_state(source.clone()))
+        .routes(routes!(changes::get_changes).with_state(changes))
+        .merge(page::routes(Page::new(domains, source, shared.budget.clone(), shared.glance.clone())))
+}
+
+/// Serves a socketmap on a thread of its own, with readers of its own, until the shutdown and the grace
+/// period after it. `source` is called on the event loop of that thread.
+pub(crate) fn serve_socketmap<S: DomainSource>(
+    socketmap: Socketmap,
+    config: &LookupConfig,
+    source: impl FnOnce() -> S + Send + 'static,
+    dependency: Dependency,
+    shutdown: Shutdown,
+) -> impl Future<Output = anyhow::Result<()>> {
+    let config = config.clone();
+    let domains = move || domains(&config, Arc::new(source()), dependency);
+    socketmap::serve(socketmap, domains, shutdown)
+}
+
+/// What looks up names on one thread, with readers of its own. Must be called on the thread's event loop. The
+/// dependency is up once each of the [`READS_AT_ONCE`] readers has read.
+fn domains<S: DomainSource>(config: &LookupConfig, source: Arc<S>, dependency: Dependency) -> Domains {
+    let lookups = Arc::new(Lookups::new(config.max_waiting_reads as usize));
     for _ in 0..READS_AT_ONCE {
         tokio::spawn(read(Arc::clone(&lookups), Arc::clone(&source)));
     }
-    tokio::spawn(warm_up(Arc::clone(&source), dependency));
-    let source = Source::new(source);
-    let domains = Domains { lookups, threshold: config.threshold };
-    let changes = Changes::new(Feed::new(source.clone()), shutdown);
-    OpenApiRouter::default()
-        .routes(routes!(domain::get_domain).with_state(domains))
-        .routes(names::route(source.clone(), config.threshold, budget.clone()))
-        .routes(routes!(list::list_domains).with_state(Lists::new(source.clone())))
-        .routes(routes!(totals::get_totals).with_state(source))
-        .routes(routes!(changes::get_changes).with_state(changes))
+    tokio::spawn(warm_up(source, dependency));
+    Domains { lookups, threshold: config.threshold }
 }

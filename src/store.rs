@@ -7,6 +7,7 @@
 mod applied;
 mod event_retention;
 mod schema;
+pub mod maintenance;
 pub mod postgres;
 mod feed;
 pub mod ledger;
@@ -16,6 +17,7 @@ pub mod moving;
 
 use std::fmt::Display;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -94,12 +96,44 @@ pub trait DomainSource: Send + Sync + 'static {
         limit: u32,
     ) -> impl Future<Output = Result<Vec<Change>, Unreadable>> + Send;
 
+    /// The last changes, at most `limit`, the last one first. Whatever becomes visible later comes after all of
+    /// them.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be read at present.
+    fn latest(&self, limit: u32) -> impl Future<Output = Result<Vec<Change>, Unreadable>> + Send;
+
+    /// By what is answered, and how late.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read at present.
+    fn standing(&self) -> impl Future<Output = Result<Standing, Unreadable>> + Send;
+
     /// The position that all changes so far are before, and all later ones after.
     ///
     /// # Errors
     ///
     /// When it cannot be read at present.
     fn head(&self) -> impl Future<Output = Result<Position, Unreadable>> + Send;
+
+    /// A position that is another one whenever a domain has another status than before; that of the beginning
+    /// if none has one. Unlike the head, it stays where it is while events change no status.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read at present.
+    fn last_change(&self) -> impl Future<Output = Result<Position, Unreadable>> + Send;
+}
+
+/// By what a source answers, and how late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Delivered events that a domain without a bounce must exceed to be a catch-all.
+    pub threshold: u64,
+    /// How old answers can be, if they come from a copy.
+    pub lag: Option<Duration>,
 }
 
 /// Which domains to list, and how many.

@@ -23,6 +23,8 @@ pub(crate) enum Dataset {
     Empty,
     /// The first domains of the population of `catchall-load`; the number says how many.
     Domains(u32),
+    /// The same, and every second domain is a catch-all.
+    Classified(u32),
 }
 
 /// What is in the table now.
@@ -54,16 +56,49 @@ impl Datasets {
             Dataset::Any => {}
             Dataset::Empty => sql::execute(&servers.database_url, "truncate domain_counters").await?,
             Dataset::Domains(domains) => populate(domains, servers).await?,
+            Dataset::Classified(domains) => classify(domains, servers).await?,
         }
         self.present = Some(dataset).filter(|dataset| *dataset != Dataset::Empty);
         Ok(())
     }
 }
 
+/// What a migration does for a table that has rows.
+const CLASSIFY: &str = "\
+truncate domain_statuses, totals;
+insert into domain_statuses (domain, status, since, changed_in)
+select domain, 1, now(), pg_current_xact_id()::text::bigint
+from domain_counters where delivered > 1000 order by domain;
+insert into totals (counted_at, writer, delivered, domains, catch_all)
+select 'epoch', '00000000-0000-0000-0000-000000000000', sum(delivered), count(*),
+    count(*) filter (where delivered > 1000)
+from domain_counters";
+
+/// Reads every status with its page, and both orders of them.
+const WARM_STATUSES: &str = "\
+set enable_seqscan = off;
+set enable_bitmapscan = off;
+select count(since) from domain_statuses where domain > '';
+select count(*) from domain_statuses where status = 1";
+
+async fn classify(domains: u32, servers: &Servers) -> anyhow::Result<()> {
+    let Servers { database_url, replica_url, .. } = servers;
+    eprintln!("bench: filling the table with {domains} domains, every second one a catch-all");
+    fill(domains, database_url, |number| if number % 2 == 0 { 1001 } else { 1 }).await?;
+    sql::execute(database_url, CLASSIFY).await?;
+    sql::execute(database_url, "vacuum (analyze) domain_counters, domain_statuses, totals").await?;
+    sql::replayed(database_url, replica_url).await?;
+    for url in [database_url, replica_url] {
+        sql::execute(url, WARM).await?;
+        sql::execute(url, WARM_STATUSES).await?;
+    }
+    Ok(())
+}
+
 async fn populate(domains: u32, servers: &Servers) -> anyhow::Result<()> {
     let Servers { database_url, replica_url, .. } = servers;
     eprintln!("bench: filling the table with {domains} domains");
-    fill(domains, database_url).await.context("cannot fill the table")?;
+    fill(domains, database_url, |_| 1).await.context("cannot fill the table")?;
     sql::execute(database_url, "vacuum (analyze) domain_counters").await?;
     sql::execute(database_url, "checkpoint").await?;
     sql::replayed(database_url, replica_url).await?;
@@ -92,19 +127,18 @@ async fn populate(domains: u32, servers: &Servers) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Loads each domain with one event, in key order: heap and index are as dense as after a restore from a
-/// backup. In one transaction with `truncate` the rows can be frozen at once, so no later vacuum rewrites
-/// them.
-async fn fill(domains: u32, database_url: &str) -> anyhow::Result<()> {
+/// Loads each domain with so many delivered events, in key order: heap and index are as dense as after a
+/// restore from a backup. In one transaction with `truncate` the rows can be frozen at once, so no later
+/// vacuum rewrites them.
+async fn fill(domains: u32, database_url: &str, delivered: impl Fn(usize) -> u64) -> anyhow::Result<()> {
     let mut connection = PgConnection::connect(database_url).await?;
     sqlx::raw_sql("begin; truncate domain_counters").execute(&mut connection).await?;
     let mut copy = connection
         .copy_in_raw("copy domain_counters (domain, delivered, bounced) from stdin with (freeze)")
         .await?;
     let mut piece = Vec::with_capacity(PIECE + 64);
-    for name in names_in_key_order(domains).flatten() {
-        piece.extend_from_slice(name.as_bytes());
-        piece.extend_from_slice(b"\t1\t0\n");
+    for (number, name) in names_in_key_order(domains).flatten().enumerate() {
+        piece.extend_from_slice(format!("{name}\t{}\t0\n", delivered(number)).as_bytes());
         if piece.len() >= PIECE {
             copy.send(&*piece).await?;
             piece.clear();

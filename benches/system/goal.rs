@@ -65,6 +65,8 @@ pub(crate) enum Goal {
     FlatMemory,
     /// Neither ingest nor query grows by more megabytes from the second quarter of the time to the last.
     NoGrowth(f64),
+    /// Query uses at most this share of a core.
+    OfCore(f64),
     /// The WAL beside the data file stays below so many megabytes.
     Wal(f64),
     /// The data file with the large population is below so many megabytes.
@@ -147,6 +149,11 @@ impl Goal {
             Self::NoGrowth(limit) => {
                 let growth = stats.growth_megabytes;
                 (format!("{:+.1} MB", growth.unwrap_or(f64::NAN)), at_most(growth, limit))
+            }
+            Self::OfCore(limit) => {
+                let micros = stats.micros_per_event.and_then(|micros| micros.query);
+                let share = micros.map(|micros| micros * stats.acknowledged_per_second / 1e6);
+                (format!("query {limit} of a core"), at_most(share, limit))
             }
             Self::Wal(limit) => below("WAL", stats.wal_megabytes, limit, "MB"),
             Self::FileSize(limit) => below("file", stats.file_megabytes, limit, "MB"),

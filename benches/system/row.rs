@@ -74,6 +74,20 @@ pub(crate) enum Row {
     GetHalf,
     /// POST of 1,000 at 70,000/s, uniform over the large table, beside 2,000 GET/s
     Mixed,
+    /// From the 202 of the event that decides to the feed's entry, beside 20,000 PUT/s, waves
+    ChangeFresh,
+    /// A hundred subscribers of server-sent events at 1,000 changes/s
+    Subscribers,
+    /// GET of pages of 1,000 catch-alls of the large table, of which every second domain is one
+    List,
+    /// The same at half the rate of list: the latency
+    ListHalf,
+    /// GET of all catch-alls of that table as a stream: rows
+    Export,
+    /// POST of look-ups of 1,000 names of that table: names
+    LookUp,
+    /// GET of the totals of that table
+    Totals,
     /// The cost beside a table three times as large: POST of 1,000 at 60,000/s, uniform
     SizeLarge,
 }
@@ -101,6 +115,7 @@ impl Row {
             Self::PutHalf => Some(Self::Put),
             Self::TwoWorkers => Some(Self::OneWorker),
             Self::GetHalf => Some(Self::Get),
+            Self::ListHalf => Some(Self::List),
             Self::AloneGet | Self::AloneUniform => Some(Self::AloneFile),
             Self::Size | Self::SizeLarge => Some(Self::SizeSmall),
             _ => None,
@@ -130,7 +145,9 @@ impl Row {
             | Self::Bulk
             | Self::Amqp
             | Self::AmqpArrays
-            | Self::Fresh => Dataset::Any,
+            | Self::Fresh
+            | Self::ChangeFresh
+            | Self::Subscribers => Dataset::Any,
             Self::Growth => Dataset::Empty,
             Self::SizeSmall | Self::Unwatched => Dataset::Domains(scale.fewer_domains()),
             Self::Size
@@ -142,6 +159,9 @@ impl Row {
             | Self::GetHot
             | Self::GetHalf
             | Self::Mixed => Dataset::Domains(scale.domains),
+            Self::List | Self::ListHalf | Self::Export | Self::LookUp | Self::Totals => {
+                Dataset::Classified(scale.domains)
+            }
             Self::SizeLarge => Dataset::Domains(scale.more_domains()),
         }
     }
@@ -175,6 +195,13 @@ impl Row {
             Self::TwoWorkers => &[Goal::NotBelow(Self::OneWorker), Goal::NoDeadlock],
             Self::Get => &[Goal::Read(45_000.0), Goal::ReadStack(28.0)],
             Self::GetHalf => &[Goal::P99(10.0)],
+            Self::ChangeFresh => &[Goal::P99(250.0)],
+            Self::Subscribers => &[Goal::OfCore(0.1)],
+            Self::List => &[Goal::Read(300.0)],
+            Self::ListHalf => &[Goal::P99(20.0)],
+            Self::Export => &[Goal::Read(500_000.0)],
+            Self::LookUp => &[Goal::Read(300_000.0)],
+            Self::Totals => &[Goal::P99(5.0)],
             _ => &[],
         }
     }

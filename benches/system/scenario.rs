@@ -10,16 +10,19 @@ use harness::system::data_file;
 use harness::usage::MachineTime;
 
 use crate::baseline::Baseline;
+use crate::change_prober;
 use crate::dataset::Datasets;
 use crate::frontier;
 use crate::goal::slowness;
 use crate::measure::{self, SideResult, memory_growth, observed, per_second};
 use crate::population_file;
 use crate::prober::probe;
-use crate::reader::{self, read};
+use crate::question::Question;
+use crate::reader::{ReaderConfig, read};
 use crate::row::Row;
 use crate::scale::Scale;
 use crate::stats::RowStats;
+use crate::subscribers;
 use crate::system::{Guarding, Processes, RunningSystem, Scraping};
 use crate::table::RowTable;
 use crate::verification::{Sample, between, compare};
@@ -72,6 +75,12 @@ enum Scenario {
     ReadBeside(LoadSpec, u32, f64, Scraping),
     /// Events over increasing numbers of connections.
     Frontier(LoadSpec),
+    /// The same with probes of the feed of changes.
+    Changes(LoadSpec),
+    /// Changes, and many who subscribe to them.
+    Subscribers,
+    /// Questions of one kind, at a rate or in a closed loop.
+    Questions(Question, Option<f64>),
     /// Reads of so many domains, at a rate or in a closed loop.
     Reads(Processes, u32, Option<f64>),
     /// A new data file is filled with so many domains, and opened again.
@@ -98,6 +107,26 @@ pub(crate) async fn run(
                 probe(&system.ingest_url(), &query, scale.seconds).await
             };
             run_events(WHOLE, &spec, servers, Scraping::EverySecond, probing).await
+        }
+        Scenario::Changes(spec) => {
+            let probing = async |system: &RunningSystem| {
+                let query = system.query_address()?.to_string();
+                Box::pin(change_prober::probe(&system.ingest_url(), &query, scale.seconds)).await
+            };
+            run_events(WHOLE, &spec, servers, Scraping::EverySecond, probing).await
+        }
+        Scenario::Subscribers => {
+            let system = RunningSystem::ready(WHOLE, servers).await?;
+            Box::pin(subscribers::run(system, scale.seconds)).await
+        }
+        Scenario::Questions(question, rate) => {
+            let system = RunningSystem::ready(READERS, servers).await?;
+            let config = ReaderConfig {
+                question,
+                connections: if question == Question::Export { 1 } else { 8 },
+                ..reads(&system, scale, scale.domains, rate)?
+            };
+            run_reader(system, &config).await
         }
         Scenario::ReadBeside(spec, domains, rate, scraping) => {
             let reading = async |system: &RunningSystem| {
@@ -166,6 +195,13 @@ fn scenario(row: Row, scale: &Scale, table: &RowTable, datasets: &Datasets) -> a
         }
         Row::OneWorker => Scenario::Events(WHOLE, backlog),
         Row::TwoWorkers => Scenario::Events(Processes::Whole { workers: 2 }, backlog),
+        Row::ChangeFresh => Scenario::Changes(LoadSpec { rate: Some(20_000.0 * slowness), ..put }),
+        Row::Subscribers => Scenario::Subscribers,
+        Row::List => Scenario::Questions(Question::Page, None),
+        Row::ListHalf => Scenario::Questions(Question::Page, Some(half(Row::List)?)),
+        Row::Export => Scenario::Questions(Question::Export, None),
+        Row::LookUp => Scenario::Questions(Question::LookUp, None),
+        Row::Totals => Scenario::Questions(Question::Totals, None),
         Row::Get => Scenario::Reads(READERS, scale.domains, None),
         Row::GetHot => Scenario::Reads(READERS, HOT_DOMAINS, None),
         Row::GetHalf => Scenario::Reads(READERS, scale.domains, Some(half(Row::Get)?)),
@@ -276,9 +312,13 @@ async fn run_reads(
 ) -> anyhow::Result<RowStats> {
     let system = RunningSystem::ready(processes, servers).await?;
     let config = reads(&system, scale, domains, rate)?;
+    run_reader(system, &config).await
+}
+
+async fn run_reader(system: RunningSystem, config: &ReaderConfig) -> anyhow::Result<RowStats> {
     let before = system.micros();
     let machine = MachineTime::now();
-    let read = observed(&system, Scraping::EverySecond, read(&config)).await;
+    let read = observed(&system, Scraping::EverySecond, read(config)).await;
     let after = system.micros();
     let peak_megabytes = system.peaks();
     system.clear().await;
@@ -289,7 +329,7 @@ async fn run_reads(
     Ok(RowStats {
         events: reads.answered,
         seconds: reads.seconds,
-        offered_per_second: rate,
+        offered_per_second: config.rate,
         acknowledged_per_second: per_second(reads.answered, reads.seconds),
         micros_per_event: Some(micros),
         latency_ms: reads.latency_ms,
@@ -306,7 +346,8 @@ fn reads(
     scale: &Scale,
     domains: u32,
     rate: Option<f64>,
-) -> anyhow::Result<reader::ReaderConfig> {
+) -> anyhow::Result<ReaderConfig> {
     let (address, seconds) = (system.query_address()?, scale.seconds);
-    Ok(reader::ReaderConfig { address, domains, rate, seconds, connections: 64 })
+    let question = Question::Domain;
+    Ok(ReaderConfig { address, domains, rate, seconds, connections: 64, question })
 }

@@ -9,10 +9,12 @@ mod refusal;
 mod caller;
 mod source;
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::http::{HeaderMap, Request, header};
+use axum::http::{HeaderValue, Request, header};
+use base64::prelude::{BASE64_STANDARD, Engine};
 use metrics::Counter;
 
 use super::problem::Problem;
@@ -30,6 +32,13 @@ pub use config::{EventRates, LimitConfig};
 pub(super) use allowance::Rates;
 pub(super) use config::AccessConfig;
 
+/// The page for people. A browser is made to ask for a password here only, and sends that with all else that
+/// the page needs. Clients of the API have a challenge of their own, and a page that is open asks nobody again.
+const PAGE: &str = "/";
+
+/// The challenge that makes a browser ask.
+const PASSWORD: HeaderValue = HeaderValue::from_static(r#"Basic realm="catchall", charset="UTF-8""#);
+
 /// What a request needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Need {
@@ -46,9 +55,10 @@ enum Need {
 fn need(path: &str) -> Need {
     let first = path.strip_prefix('/').unwrap_or(path).split('/').next().unwrap_or_default();
     match first {
+        "" if path == PAGE => Need::Scope(Scope::Read),
         "livez" | "readyz" | "openapi.json" | "docs" => Need::Nothing,
         "events" => Need::Scope(Scope::Write),
-        "domains" | "totals" | "changes" => Need::Scope(Scope::Read),
+        "domains" | "totals" | "changes" | "maps" | "page" => Need::Scope(Scope::Read),
         "metrics" => Need::Scope(Scope::Operate),
         _ => Need::Token,
     }
@@ -113,7 +123,11 @@ impl Visitor {
         peer.allowance().take_request().map_err(|wait| refused(Refusal::TooManyRequests(wait)))?;
         let holder = match tokens {
             None => None,
-            Some(tokens) => holder(&tokens.get(), &peer, request).map_err(refused)?,
+            Some(tokens) => holder(&tokens.get(), &peer, request).map_err(|refusal| {
+                let asks = matches!(refusal, Refusal::Unauthorized(_)) && request.uri().path() == PAGE;
+                let problem = refused(refusal);
+                if asks { problem.with_header(header::WWW_AUTHENTICATE, PASSWORD) } else { problem }
+            })?,
         };
         if let Some(holder) = &holder {
             let taken = holder.allowance().take_request();
@@ -128,7 +142,7 @@ impl Visitor {
 /// The holder of the token in a request; `None` where none is needed and none is valid.
 fn holder<B>(tokens: &TokenSet, peer: &Peer, request: &Request<B>) -> Result<Option<Arc<Holder>>, Refusal> {
     let need = need(request.uri().path());
-    let invalid = match bearer(request.headers()).map(|token| tokens.holder(token)) {
+    let invalid = match token(request).map(|token| tokens.holder(&token)) {
         Some(Ok(holder)) => {
             return match need {
                 Need::Scope(scope) if !holder.may(scope) => Err(Refusal::Forbidden(scope)),
@@ -146,12 +160,25 @@ fn holder<B>(tokens: &TokenSet, peer: &Peer, request: &Request<B>) -> Result<Opt
     Err(Refusal::Unauthorized(invalid))
 }
 
-/// The token in a request (RFC 6750, section 2.1), if there is exactly one.
-fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+/// The token in a request, if there is exactly one: as a bearer token (RFC 6750, section 2.1), or as the
+/// password by which a browser sends it (RFC 7617), whatever the name.
+///
+/// A browser adds a password by itself to all that it sends here, also for a page of somebody else. So it is
+/// good for reading only.
+fn token<B>(request: &Request<B>) -> Option<Cow<'_, str>> {
+    let mut values = request.headers().get_all(header::AUTHORIZATION).iter();
     let (value, None) = (values.next()?, values.next()) else { return None };
-    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_matches(' '))
+    let (scheme, given) = value.to_str().ok()?.split_once(' ')?;
+    let given = given.trim_matches(' ');
+    if scheme.eq_ignore_ascii_case("bearer") {
+        return Some(given.into());
+    }
+    if !scheme.eq_ignore_ascii_case("basic") || !request.method().is_safe() {
+        return None;
+    }
+    let pair = String::from_utf8(BASE64_STANDARD.decode(given).ok()?).ok()?;
+    let (_, password) = pair.split_once(':')?;
+    Some(password.to_owned().into())
 }
 
 #[derive(Debug)]

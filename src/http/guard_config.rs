@@ -1,5 +1,6 @@
 //! What is said about the guard in arguments and environment.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::access::{Access, AccessConfig, EventRates, Rates};
@@ -21,6 +22,16 @@ pub struct GuardConfig {
 }
 
 impl GuardConfig {
+    /// Checks that no network can reach, by mistake, a listener whose protocol has no tokens.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that says what to set.
+    pub fn check_without_tokens(&self, variable: &str, address: SocketAddr) -> Result<(), ExitError> {
+        let checked = self.access.check_without_tokens(variable, address);
+        checked.map_err(|sentence| ExitError { status: 2, sentence })
+    }
+
     /// Reads tokens and certificates, and keeps them current while the event loop runs on which this is
     /// called. `http` and `events` are for a process that serves clients. Nothing is bound yet.
     ///

@@ -16,6 +16,7 @@ use super::access::LimitConfig;
 use super::guard::Guard;
 use super::server;
 use super::stream;
+use crate::event_loop::on_own_thread;
 use crate::health::Health;
 use crate::shutdown::Shutdown;
 
@@ -165,31 +166,17 @@ where
     let (built, building) = mpsc::channel::<Infallible>();
     let mut opening = Vec::new();
     for socket in sockets {
-        let (done, ended) = oneshot::channel();
         let (open, opened) = oneshot::channel();
         opening.push((socket, open));
         let built = built.clone();
         let (router, shutdown, connections) = (router.clone(), shutdown.clone(), Arc::clone(&connections));
         let door = guard.public();
-        std::thread::Builder::new().name("serve".into()).spawn(move || {
-            let served = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .context("cannot start an event loop")
-                .and_then(|runtime| {
-                    let serving = async {
-                        let router = router();
-                        drop(built);
-                        match opened.await {
-                            Ok(socket) => server::serve(socket, door, router, connections, shutdown).await,
-                            // The shutdown came before it began.
-                            Err(_) => Ok(()),
-                        }
-                    };
-                    runtime.block_on(serving).context("the HTTP server failed")
-                });
-            // Sending fails only if the process is already ending.
-            let _ = done.send(served);
+        let ended = on_own_thread("serve", move || async move {
+            let router = router();
+            drop(built);
+            // Otherwise the shutdown came before it began.
+            let Ok(socket) = opened.await else { return Ok(()) };
+            server::serve(socket, door, router, connections, shutdown).await.context("the HTTP server failed")
         })?;
         threads.spawn(ended);
     }

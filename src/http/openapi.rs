@@ -34,7 +34,8 @@ const EVERYWHERE: &str = "Every error is a problem document (RFC 9457), by whose
     answers like `GET` without the body. HTTP/1.1 and HTTP/2 are spoken.";
 
 const TOKEN: &str = "Needed where the service has tokens. A token is for one or more of three uses: `write` \
-    (send events), `read` (ask about domains) and `operate` (read the metrics).";
+    (send events), `read` (ask about domains) and `operate` (read the metrics). A `GET` takes it as \
+    the password of HTTP Basic too, with any name: so a browser shows it.";
 
 /// What the page may do: show itself in its own style, and nothing else.
 const POLICY: &str =

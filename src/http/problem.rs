@@ -172,8 +172,8 @@ pub struct Problem {
     pub detail: String,
     /// The rejected events of a bulk request.
     pub rejected: Vec<Rejected>,
-    /// A header that belongs to the response.
-    pub header: Option<Box<(HeaderName, HeaderValue)>>,
+    /// Headers that belong to the response.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// A rejected event of a bulk request.
@@ -210,20 +210,20 @@ impl Problem {
     /// A problem without rejected events.
     #[must_use]
     pub fn new(kind: ProblemType, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into(), rejected: Vec::new(), header: None }
+        Self { kind, detail: detail.into(), rejected: Vec::new(), headers: Vec::new() }
     }
 
-    /// The same problem with a header of its own.
+    /// The same problem with one more header.
     #[must_use]
     pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.header = Some(Box::new((name, value)));
+        self.headers.push((name, value));
         self
     }
 
     /// The response with the problem document.
     #[must_use]
     pub fn to_json(&self) -> Response<Vec<u8>> {
-        let Self { kind, detail, rejected, header: own } = self;
+        let Self { kind, detail, rejected, headers } = self;
         let status = kind.status();
         let document =
             ProblemDocument { kind: *kind, title: kind.title(), status: status.as_u16(), detail, rejected };
@@ -232,9 +232,8 @@ impl Problem {
         if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
         }
-        if let Some(own) = own {
-            let (name, value) = &**own;
-            response.headers_mut().insert(name, value.clone());
+        for (name, value) in headers {
+            response.headers_mut().append(name, value.clone());
         }
         response
     }

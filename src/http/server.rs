@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
 use hyper_util::rt::TokioExecutor;
@@ -19,6 +19,7 @@ use super::activity::Activity;
 use super::connection::{Connection, Stage, protocol};
 use super::guard::Door;
 use crate::shutdown::{GRACE, Shutdown};
+use crate::trouble::Trouble;
 
 /// How long a stopping server still completes handshakes that have begun: a round trip to clients in the same
 /// region. New handshakes are ignored meanwhile; their clients retry a second later and reach the process
@@ -33,9 +34,6 @@ const LAME_DUCK: Duration = Duration::from_secs(2);
 /// The delay after a failed accept, mostly for lack of file descriptors: short enough for waiting clients,
 /// and long enough to leave the processor to the connections that free some.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
-
-/// A problem that does not recur for this long is over, and the next one is logged again.
-const TROUBLE_OVER: Duration = Duration::from_mins(1);
 
 /// Accepts and serves connections until the shutdown, then closes them so that no client loses a request: see
 /// [`Server::drain`]. That takes at most [`GRACE`]; the remaining connections end with the event loop.
@@ -228,17 +226,4 @@ fn ignore_handshakes(listener: &tokio::net::TcpListener) -> io::Result<()> {
 #[cfg(not(target_os = "linux"))]
 fn ignore_handshakes(_: &tokio::net::TcpListener) -> io::Result<()> {
     Ok(())
-}
-
-/// A recurring problem that is logged only when it begins.
-#[derive(Debug, Default)]
-struct Trouble(Option<Instant>);
-
-impl Trouble {
-    /// Records an occurrence; returns whether the problem is new.
-    fn is_news(&mut self) -> bool {
-        let now = Instant::now();
-        let last = self.0.replace(now);
-        last.is_none_or(|last| now.duration_since(last) > TROUBLE_OVER)
-    }
 }

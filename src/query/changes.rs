@@ -5,7 +5,6 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
@@ -16,12 +15,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, timeout, timeout_at};
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
+use super::answer::held;
 use super::feed::{Feed, News, READ};
-use super::freshness::NO_CACHE;
 use super::parameters::{Parameters, any_number, invalid, limit, wait};
 use super::rows::preferred;
 use crate::classified::DomainReport;
-use crate::http::{self, Problem, ProblemType};
+use crate::http::{self, Budget, Problem, ProblemType};
 use crate::position::{NoPosition, Position, PositionText};
 use crate::shutdown::Shutdown;
 use crate::store::Change;
@@ -45,13 +44,14 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 #[derive(Clone)]
 pub(super) struct Changes {
     feed: Feed,
+    budget: Budget,
     followers: Arc<Semaphore>,
     shutdown: Shutdown,
 }
 
 impl Changes {
-    pub(super) fn new(feed: Feed, shutdown: Shutdown) -> Self {
-        Self { feed, followers: Arc::new(Semaphore::new(FOLLOWERS)), shutdown }
+    pub(super) fn new(feed: Feed, budget: Budget, shutdown: Shutdown) -> Self {
+        Self { feed, budget, followers: Arc::new(Semaphore::new(FOLLOWERS)), shutdown }
     }
 
     fn place(&self) -> Result<OwnedSemaphorePermit, Problem> {
@@ -211,8 +211,7 @@ async fn page(
         position = last.position.clone();
     }
     let reports = read.into_iter().map(|change| change.report).collect();
-    let answer = Json(ChangesAnswer { changes: reports, position });
-    Ok(([(header::CACHE_CONTROL, NO_CACHE)], answer).into_response())
+    held(&changes.budget, &ChangesAnswer { changes: reports, position }).await
 }
 
 async fn subscribe(changes: Changes, since: Option<Since>) -> Result<Response, Problem> {

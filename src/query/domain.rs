@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use utoipa::{IntoParams, IntoResponses};
 
-use super::freshness::NO_CACHE;
+use super::answer::NO_CACHE;
 use super::lookup::{Lookups, look_up};
 use crate::classified::{Classified, DomainReport};
 use crate::counters::Counters;
@@ -30,7 +30,7 @@ pub(super) struct Domains {
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
 #[expect(dead_code, reason = "it only describes")]
-struct AtHand {
+pub(super) struct AtHand {
     /// The `ETag` of an answer that is at hand.
     #[param(rename = "If-None-Match", value_type = String, required = false)]
     etag: Option<String>,
@@ -102,6 +102,7 @@ fn etag(Classified { counters, status, since }: Classified) -> HeaderValue {
 /// Whether the header `If-None-Match` names an answer (RFC 9110, 13.1.2): tags are compared weakly.
 pub(super) fn matches(asked: &HeaderValue, etag: &HeaderValue) -> bool {
     let (Ok(asked), Ok(etag)) = (asked.to_str(), etag.to_str()) else { return false };
+    let etag = etag.trim_start_matches("W/");
     asked.split(',').map(str::trim).any(|tag| tag == "*" || tag.trim_start_matches("W/") == etag)
 }
 
@@ -131,6 +132,8 @@ mod tests {
             ("", false),
         ] {
             assert_eq!(matches(&HeaderValue::from_static(asked), &etag), found, "{asked}");
+            let weak = HeaderValue::try_from(format!("W/{}", etag.to_str().unwrap())).unwrap();
+            assert_eq!(matches(&HeaderValue::from_static(asked), &weak), found, "{asked}");
         }
     }
 }

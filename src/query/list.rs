@@ -2,23 +2,23 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
-use super::freshness::NO_CACHE;
+use super::answer::{NO_CACHE, held};
 use super::parameters::{Parameters, any_number, invalid, limit};
-use super::rows::Format;
+use super::rows::{Format, content_type};
 use super::source::Source;
 use crate::classified::DomainReport;
 use crate::counters::Status;
 use crate::domain_name::{DomainName, DomainSpelling};
-use crate::http::{self, Problem, ProblemType};
+use crate::http::{self, Budget, Problem, ProblemType};
+use crate::row_format::RowFormat;
 use crate::store::{Page, PageRequest};
 
 /// Domains of a page, unless the client asks for another number, and at most.
@@ -38,13 +38,14 @@ const NONE: HeaderValue = HeaderValue::from_static("none");
 /// What lists share.
 #[derive(Clone)]
 pub(super) struct Lists {
-    source: Source,
+    pub(super) source: Source,
+    budget: Budget,
     streams: Arc<Semaphore>,
 }
 
 impl Lists {
-    pub(super) fn new(source: Source) -> Self {
-        Self { source, streams: Arc::new(Semaphore::new(STREAMS)) }
+    pub(super) fn new(source: Source, budget: Budget) -> Self {
+        Self { source, budget, streams: Arc::new(Semaphore::new(STREAMS)) }
     }
 }
 
@@ -123,10 +124,10 @@ pub(super) async fn list_domains(
     parameters: Parameters,
 ) -> Result<Response, Problem> {
     let format = Format::of(&headers);
-    let most = if format == Format::Json { MAX_LIMIT } else { u32::MAX };
-    let usual = if format == Format::Json { LIMIT } else { u32::MAX };
-    let request = selection(parameters, usual, most)?;
-    if format == Format::Json { page(&lists, request).await } else { stream(&lists, request, format).await }
+    match format {
+        Format::Json => page(&lists, selection(parameters, LIMIT, MAX_LIMIT)?).await,
+        Format::Rows(format) => stream(&lists, selection(parameters, u32::MAX, u32::MAX)?, format).await,
+    }
 }
 
 /// Reads the parameters.
@@ -157,8 +158,7 @@ async fn page(lists: &Lists, request: PageRequest) -> Result<Response, Problem> 
         let link = format!("</domains?after={next}{status}{prefix}&limit={limit}>; rel=\"next\"");
         HeaderValue::try_from(link).expect("names and numbers are visible characters")
     });
-    let mut response = Json(ListAnswer { domains, next }).into_response();
-    response.headers_mut().insert(header::CACHE_CONTROL, NO_CACHE);
+    let mut response = held(&lists.budget, &ListAnswer { domains, next }).await?;
     if let Some(link) = link {
         response.headers_mut().insert(header::LINK, link);
     }
@@ -166,7 +166,11 @@ async fn page(lists: &Lists, request: PageRequest) -> Result<Response, Problem> 
 }
 
 /// Streams a selection. The first page is read before the answer begins, so that it can still be a problem.
-async fn stream(lists: &Lists, mut request: PageRequest, format: Format) -> Result<Response, Problem> {
+pub(super) async fn stream(
+    lists: &Lists,
+    mut request: PageRequest,
+    format: RowFormat,
+) -> Result<Response, Problem> {
     let Ok(place) = Arc::clone(&lists.streams).try_acquire_owned() else {
         return Err(Problem::new(ProblemType::Unavailable, "too many lists are being streamed"));
     };
@@ -178,7 +182,7 @@ async fn stream(lists: &Lists, mut request: PageRequest, format: Format) -> Resu
     let body = futures::stream::unfold(sent, async |mut sent| sent.recv().await.map(|part| (part, sent)));
     let mut response = Response::new(Body::from_stream(body));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, format.content_type());
+    headers.insert(header::CONTENT_TYPE, content_type(format));
     headers.insert(header::CACHE_CONTROL, NO_CACHE);
     headers.insert(SNAPSHOT, NONE);
     Ok(response)
@@ -195,16 +199,21 @@ async fn send(
     mut request: PageRequest,
     mut left: u32,
     mut page: Page,
-    format: Format,
+    format: RowFormat,
     parts: mpsc::Sender<Result<Bytes, BrokenOff>>,
     _place: OwnedSemaphorePermit,
 ) {
     let mut rows = format.head().as_bytes().to_vec();
+    let mut has_rows = false;
     loop {
+        has_rows |= !page.domains.is_empty();
         page.domains.iter().for_each(|report| format.write(&mut rows, report));
         left = left.saturating_sub(u32::try_from(page.domains.len()).unwrap_or(u32::MAX));
         request.limit = left.min(STREAM_PAGE);
         let next = page.next.take().filter(|_| left > 0);
+        if next.is_none() && !has_rows {
+            rows.extend_from_slice(format.of_none().as_bytes());
+        }
         if !rows.is_empty() && parts.send(Ok(std::mem::take(&mut rows).into())).await.is_err() {
             return;
         }

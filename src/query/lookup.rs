@@ -27,18 +27,33 @@ pub(super) type Found = Option<Arc<[Classified]>>;
 /// Handlers of one thread submit names here, and its readers take them.
 pub(super) type Lookups = Batcher<Vec<DomainName>, Found>;
 
+/// Why a name was not looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NotLookedUp {
+    /// Too many names wait already.
+    #[error("too many requests are waiting for the database")]
+    Full,
+    /// The source did not answer.
+    #[error("the database cannot be read")]
+    Unreadable,
+}
+
+impl From<NotLookedUp> for Problem {
+    fn from(error: NotLookedUp) -> Self {
+        Self::new(ProblemType::Unavailable, error.to_string())
+    }
+}
+
 /// What is known of a name.
-pub(super) async fn look_up(lookups: &Lookups, name: &DomainName) -> Result<Classified, Problem> {
+pub(super) async fn look_up(lookups: &Lookups, name: &DomainName) -> Result<Classified, NotLookedUp> {
     let mut place = 0;
     let ticket = lookups.submit(1, |names| {
         place = names.len();
         names.push(name.clone());
     });
-    let unavailable = |detail: &str| Problem::new(ProblemType::Unavailable, detail);
-    let ticket = ticket.map_err(|_| unavailable("too many requests are waiting for the database"))?;
-    match ticket.await {
+    match ticket.map_err(|_| NotLookedUp::Full)?.await {
         Ok(Some(found)) => Ok(found.get(place).copied().unwrap_or_default()),
-        Ok(None) | Err(_) => Err(unavailable("the database cannot be read")),
+        Ok(None) | Err(_) => Err(NotLookedUp::Unreadable),
     }
 }
 

@@ -16,18 +16,16 @@ use utoipa::{IntoResponses, ToSchema};
 use utoipa_axum::router::{UtoipaMethodRouter, UtoipaMethodRouterExt};
 use utoipa_axum::routes;
 
-use super::freshness::NO_CACHE;
+use super::answer::{BODY, NO_CACHE};
 use super::source::Source;
 use crate::bulk::{BodyError, MAX_EVENTS, MediaType, elements};
 use crate::classified::DomainReport;
 use crate::domain_name::DomainName;
 use crate::excerpt::excerpt;
-use crate::http::{self, BodyRules, Budget, Problem, ProblemType};
+use crate::http::{self, Budget, Problem, ProblemType};
 
-/// What holds for bodies that are documents: 10,000 names of the longest kind.
-const BODY: BodyRules = BodyRules { max: 4 * 1024 * 1024, refused: ProblemType::Unavailable, then: "" };
-
-/// Memory for look-ups of all threads: some forty of the largest at a time, and hundreds of usual ones.
+/// Memory for look-ups and large answers of all threads: some forty of the largest look-ups at a time, and
+/// hundreds of usual ones.
 pub(super) const BUDGET: usize = 256 * 1024 * 1024;
 
 /// Memory that a name takes while it is looked up: itself, what is known of it, and its part of the answer.

@@ -9,7 +9,7 @@ use crate::classified::Classified;
 use crate::domain_name::DomainName;
 use crate::http::{Problem, ProblemType};
 use crate::position::Position;
-use crate::store::{Change, DomainSource, Page, PageRequest, Unreadable};
+use crate::store::{Change, DomainSource, Page, PageRequest, Standing, Unreadable};
 use crate::totals::Totals;
 
 /// Any [`DomainSource`].
@@ -18,7 +18,10 @@ trait AnySource: Send + Sync {
     fn list(&self, page: PageRequest) -> BoxFuture<'_, Result<Page, Unreadable>>;
     fn totals(&self, minutes: u32) -> BoxFuture<'_, Result<Totals, Unreadable>>;
     fn changes(&self, after: Position, limit: u32) -> BoxFuture<'_, Result<Vec<Change>, Unreadable>>;
+    fn latest(&self, limit: u32) -> BoxFuture<'_, Result<Vec<Change>, Unreadable>>;
+    fn standing(&self) -> BoxFuture<'_, Result<Standing, Unreadable>>;
     fn head(&self) -> BoxFuture<'_, Result<Position, Unreadable>>;
+    fn last_change(&self) -> BoxFuture<'_, Result<Position, Unreadable>>;
 }
 
 impl<S: DomainSource> AnySource for S {
@@ -38,8 +41,20 @@ impl<S: DomainSource> AnySource for S {
         Box::pin(DomainSource::changes(self, after, limit))
     }
 
+    fn latest(&self, limit: u32) -> BoxFuture<'_, Result<Vec<Change>, Unreadable>> {
+        Box::pin(DomainSource::latest(self, limit))
+    }
+
+    fn standing(&self) -> BoxFuture<'_, Result<Standing, Unreadable>> {
+        Box::pin(DomainSource::standing(self))
+    }
+
     fn head(&self) -> BoxFuture<'_, Result<Position, Unreadable>> {
         Box::pin(DomainSource::head(self))
+    }
+
+    fn last_change(&self) -> BoxFuture<'_, Result<Position, Unreadable>> {
+        Box::pin(DomainSource::last_change(self))
     }
 }
 
@@ -72,8 +87,20 @@ impl Source {
         self.note(self.source.changes(after, limit).await)
     }
 
+    pub(super) async fn latest(&self, limit: u32) -> Result<Vec<Change>, Problem> {
+        self.note(self.source.latest(limit).await)
+    }
+
+    pub(super) async fn standing(&self) -> Result<Standing, Problem> {
+        self.note(self.source.standing().await)
+    }
+
     pub(super) async fn head(&self) -> Result<Position, Problem> {
         self.note(self.source.head().await)
+    }
+
+    pub(super) async fn last_change(&self) -> Result<Position, Problem> {
+        self.note(self.source.last_change().await)
     }
 
     fn note<T>(&self, read: Result<T, Unreadable>) -> Result<T, Problem> {

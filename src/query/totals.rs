@@ -6,7 +6,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use utoipa::IntoResponses;
 
-use super::freshness::NO_CACHE;
+use super::answer::NO_CACHE;
 use super::source::Source;
 use crate::http::{self, Problem, ProblemType};
 use crate::totals::Totals;

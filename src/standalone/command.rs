@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use crate::http;
 use crate::ingest::IntakeConfig;
 use crate::network::NetworkConfig;
-use crate::query::LookupConfig;
+use crate::query::{LookupConfig, SocketmapConfig};
 use crate::store::EventRetention;
 use crate::store::postgres::PostgresUrl;
 use crate::store::sqlite::DataConfig;
@@ -95,11 +95,16 @@ pub(super) struct MoveConfig {
     pub(super) network: NetworkConfig,
 }
 
+const THRESHOLD: &str = "\
+Delivered events that a domain without a bounce must exceed to be a catch-all. The file keeps it (1000 in a \
+new one). If it is another one than before, what was counted before is reclassified beside what is counted";
+
 /// What the standalone needs to know to serve.
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 #[command(mut_arg("listen", |listen| listen.required(false).default_value("127.0.0.1:8080")))]
 #[command(mut_arg("ops_listen", |listen| listen.required(false).default_value("127.0.0.1:9080")))]
+#[command(mut_arg("threshold", |threshold| threshold.help(THRESHOLD)))]
 pub struct ServeConfig {
     #[command(flatten)]
     pub(super) data: DataConfig,
@@ -115,6 +120,9 @@ pub struct ServeConfig {
 
     #[command(flatten)]
     pub(super) lookup: LookupConfig,
+
+    #[command(flatten)]
+    pub(super) socketmap: SocketmapConfig,
 
     #[command(flatten)]
     pub(super) intake: IntakeConfig,

@@ -28,6 +28,7 @@ async fn carry(config: &MoveConfig, shutdown: Shutdown) -> anyhow::Result<()> {
     let (claims, domains) = moving.totals().await?;
     let show = Display::detect();
     if !moving.is_done() {
+        moving.move_records().await?;
         let done = Cell::new(0);
         let progress = || Progress { done: done.get(), ..Progress::default() };
         let work = async {

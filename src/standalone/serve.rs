@@ -19,23 +19,37 @@ const ABOUT: http::About = http::About {
 };
 
 /// Opens the data file, binds, and serves until the shutdown and the grace period after it.
-pub(super) async fn serve(config: ServeConfig, process: Process) -> anyhow::Result<()> {
+pub(super) async fn serve(mut config: ServeConfig, process: Process) -> anyhow::Result<()> {
     let guard = config.guard.load(Some(&config.http), &config.ops, Some(&config.intake.rates))?;
     let capacity = config.intake.max_waiting_events() * usize::from(config.http.threads);
     let store = FileStore::open(&config.data, capacity).await.map_err(ExitError::from)?;
     let (sockets, ops) = (config.http.bind_alone()?, config.ops.bind()?);
+    let socketmap = config.socketmap.bind_alone(&config.guard)?;
+    // Whatever is asked for goes by the threshold of the file from here on.
+    if let Some(threshold) = config.lookup.take_threshold() {
+        store.set_threshold(threshold).await.map_err(ExitError::from)?;
+    }
     let health = Health::default();
     greet(&store, sockets[0].local_addr()?, ops.local_addr()?);
-    let (budget, lookups) = (config.intake.budget(), query::budget());
+    let (budget, shared) = (config.intake.budget(), query::Shared::default());
     let store = Arc::new(store);
-    let connections = query::READS_AT_ONCE as usize * usize::from(config.http.threads);
+    let readers = usize::from(config.http.threads) + usize::from(socketmap.is_some());
+    let connections = query::READS_AT_ONCE as usize * readers;
+    let mail = socketmap.map(|socketmap| {
+        let reader = {
+            let store = Arc::clone(&store);
+            move || store.reader(connections)
+        };
+        let dependency = health.dependency("data file");
+        query::serve_socketmap(socketmap, &config.lookup, reader, dependency, process.shutdown.clone())
+    });
     let router = {
         let (config, store, health) = (config.clone(), Arc::clone(&store), health.clone());
         let stop = process.shutdown.clone();
         move || {
             let events = ingest::routes(&config.intake, &budget, store.writer());
             let (reader, dependency) = (store.reader(connections), health.dependency("data file"));
-            let domains = query::routes(&config.lookup, reader, dependency, &lookups, stop.clone());
+            let domains = query::routes(&config.lookup, reader, dependency, &shared, stop.clone());
             http::documented(ABOUT, events.merge(domains))
         }
     };
@@ -43,7 +57,7 @@ pub(super) async fn serve(config: ServeConfig, process: Process) -> anyhow::Resu
     let stop = process.shutdown.clone();
     let serving = http::serve_per_thread(sockets, &config.http, &guard, router, &health, stop);
     let served = tokio::select! {
-        served = serving => served,
+        served = query::both(serving, mail) => served,
         served = http::serve_ops(ops, &guard, health.clone(), process.metrics, process.shutdown) => {
             served.context("the operations routes")
         }
@@ -60,6 +74,7 @@ fn greet(store: &FileStore, listen: SocketAddr, ops_listen: SocketAddr) {
     tracing::info!(%data, "its data is in {data}");
     tracing::info!(%listen, %ops_listen, "taking events and answering queries");
     let address = reachable(listen);
+    tracing::info!("look: http://{address}/");
     tracing::info!("try: curl -X PUT http://{address}/events/example.com/delivered");
 }
 

@@ -10,9 +10,15 @@ mod totals;
 mod count;
 mod apply;
 mod retention;
+mod audit;
+mod reset;
+mod reclassify;
+mod import;
+mod admin;
 mod relay;
 
 pub use ack_deadline::AckDeadline;
+pub use admin::LedgerAdmin;
 pub(super) use apply::check_durability;
 pub use apply::{Ledger, LedgerConfig, Primary};
 pub use apply_request::{ApplyError, ApplyRequest, Entry};

@@ -4,6 +4,8 @@
 //! transaction, so a move can be killed at any moment and run again. The file says before the first step that
 //! a move has begun, and is not served from then on: what it counted later would be missing in the ledger.
 
+mod steps;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,10 +14,11 @@ use uuid::Uuid;
 
 use super::ledger;
 use super::postgres::{self, Database, DatabaseError, PostgresUrl, Steps};
-use super::sqlite::{DataConfig, DataError, Export, MoveState};
+use super::sqlite::{DataConfig, DataError, Export, MoveState, Noted};
 use crate::counters::Counters;
 use crate::domain_name::DomainName;
 use crate::tally::Tally;
+use steps::{add_claims, add_records, date_back, find_missing};
 
 /// Rows of one step. It takes some tenths of a second.
 const STEP: u32 = 10_000;
@@ -147,6 +150,17 @@ impl Move {
         Ok(self.file.totals().await?)
     }
 
+    /// Carries over which files were imported, so that they count once there too, and what operators did.
+    ///
+    /// # Errors
+    ///
+    /// When the file or the ledger cannot be used.
+    pub async fn move_records(&mut self) -> Result<(), MoveError> {
+        let (id, imports, audit) = (self.file.id, self.file.imports().await?, self.file.audit().await?);
+        let add = async move |pool: PgPool| add_records(&pool, id, &imports, &audit).await;
+        Ok(self.ledger.run(TIMEOUT, add).await?)
+    }
+
     /// Carries over some claims and returns how many; zero when none is left.
     ///
     /// # Errors
@@ -177,7 +191,9 @@ impl Move {
             let Some((last, _)) = rows.last().cloned() else { return Ok(0) };
             let (id, from, count) = (self.file.id, self.position.domains_through.clone(), rows.len() as u64);
             let tally = tally(rows, self.file.path())?;
-            let add = async move |pool: PgPool, steps| add_counters(&pool, &steps, id, &from, &tally).await;
+            let noted = self.file.noted_between(&from, &last).await?;
+            let add =
+                async move |pool: PgPool, steps| add_counters(&pool, &steps, id, &from, &tally, &noted).await;
             if self.ledger.run_steps(TIMEOUT, add).await? {
                 self.position.domains_through = last;
                 return Ok(count);
@@ -272,46 +288,14 @@ async fn begin(pool: &PgPool, id: Uuid) -> Result<(), sqlx::Error> {
     sqlx::query(begin).bind(id).execute(pool).await.map(drop)
 }
 
-/// A claim that the ledger has too keeps the later of both times.
-const ADD_CLAIMS: &str = "\
--- catchall: move claims
-insert into event_claims as c (id, claimed_at)
-select id, to_timestamp(used_at) from unnest($1::uuid[], $2::float8[]) as moved (id, used_at)
-on conflict (id) do update set claimed_at = greatest(c.claimed_at, excluded.claimed_at)";
-
-/// Adds claims and notes how far that came. `false`: the ledger is not where the step would begin.
-async fn add_claims(
-    pool: &PgPool,
-    id: Uuid,
-    from: Option<Uuid>,
-    claims: Vec<(Uuid, i64)>,
-) -> Result<bool, sqlx::Error> {
-    let mut transaction = pool.begin().await?;
-    let count = i64::try_from(claims.len()).unwrap_or(i64::MAX);
-    let through = claims.last().map(|(id, _)| *id);
-    // First, and only from where the ledger is: a step of a move that was killed may have come between.
-    let moved = sqlx::query(
-        "-- catchall: note how far the claims are moved
-        update moves set claims_through = $3, claims = claims + $4
-        where file_id = $1 and claims_through is not distinct from $2 and finished_at is null",
-    );
-    let moved = moved.bind(id).bind(from).bind(through).bind(count).execute(&mut *transaction).await?;
-    if moved.rows_affected() == 0 {
-        return Ok(false);
-    }
-    #[expect(clippy::cast_precision_loss, reason = "seconds since 1970 have few digits")]
-    let (ids, used_at): (Vec<Uuid>, Vec<f64>) = claims.into_iter().map(|(id, at)| (id, at as f64)).unzip();
-    sqlx::query(ADD_CLAIMS).bind(ids).bind(used_at).execute(&mut *transaction).await?;
-    transaction.commit().await.map(|()| true)
-}
-
-/// The same for counters.
+/// Adds counters and notes how far that came. `false`: the ledger is not where the step would begin.
 async fn add_counters(
     pool: &PgPool,
     steps: &Steps,
     id: Uuid,
     from: &str,
     tally: &Tally,
+    noted: &[Noted],
 ) -> Result<bool, sqlx::Error> {
     let mut transaction = ledger::begin(pool).await?;
     let (mut delivered, mut bounced) = (0_u128, 0_u128);
@@ -340,27 +324,8 @@ async fn add_counters(
     let borrowed: Tally<&DomainName> = tally.iter().map(|(domain, counters)| (domain, *counters)).collect();
     let rule = ledger::rule(&mut transaction).await?;
     ledger::count_old(&mut transaction, steps, id, rule, &borrowed).await?;
+    date_back(&mut transaction, rule.transaction, noted).await?;
     transaction.commit().await.map(|()| true)
-}
-
-/// The first of these domains of which the ledger has fewer events.
-async fn find_missing(pool: &PgPool, rows: &[(String, Counters)]) -> Result<Option<String>, sqlx::Error> {
-    let bigint = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-    let domains: Vec<&str> = rows.iter().map(|(domain, _)| domain.as_str()).collect();
-    let delivered: Vec<i64> = rows.iter().map(|(_, counters)| bigint(counters.delivered)).collect();
-    let bounced: Vec<i64> = rows.iter().map(|(_, counters)| bigint(counters.bounced)).collect();
-    sqlx::query_scalar(
-        "-- catchall: find a domain that was not moved
-        select domain from unnest($1::text[], $2::bigint[], $3::bigint[]) as moved (domain, delivered, bounced)
-        left join domain_counters as c using (domain)
-        where c.domain is null or c.delivered < moved.delivered or c.bounced < moved.bounced
-        order by domain limit 1",
-    )
-    .bind(domains)
-    .bind(delivered)
-    .bind(bounced)
-    .fetch_optional(pool)
-    .await
 }
 
 /// What was added in all.

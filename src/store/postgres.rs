@@ -264,6 +264,14 @@ impl Database {
         }
     }
 
+    /// Fails unless the database is available with its schema.
+    pub(crate) async fn check(&self) -> Result<(), DatabaseError> {
+        match self.connect().await {
+            Ok(_) => Ok(()),
+            Err(reason) => Err(DatabaseError::new(&self.url, reason)),
+        }
+    }
+
     /// Waits until the database is available with its schema.
     pub(crate) async fn ready(&self) {
         while self.connect().await.is_err() {

@@ -5,12 +5,13 @@ mod look_up;
 mod pages;
 mod totals;
 mod feed;
+mod standing;
 
 use std::mem;
 use std::time::Duration;
 
 use super::postgres::{Database, DatabaseError, PostgresUrl};
-use super::{Change, DomainSource, Page, PageRequest, Unreadable};
+use super::{Change, DomainSource, Page, PageRequest, Standing, Unreadable};
 use crate::classified::Classified;
 use crate::domain_name::DomainName;
 use crate::health::Dependency;
@@ -71,17 +72,27 @@ impl Replica {
         }
     }
 
+    /// Fails unless the replica is available with its schema.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong.
+    pub async fn check(&self) -> Result<(), Unreadable> {
+        self.pages.check().await.map_err(Unreadable::new)
+    }
+
     /// Keeps `replica` and the metrics of its lag up to date for as long as it is polled. A replica that
     /// falls behind stays up: an old response is better than none, and the metrics and the log report the
-    /// lag.
-    pub async fn watch(&self, replica: Dependency) {
+    /// lag. They also tell if look-ups go by a `threshold` that is not the one of the database.
+    pub async fn watch(&self, replica: Dependency, threshold: Option<u64>) {
         let lag = metrics::gauge!("catchall_replica_lag_seconds");
         let receiving = metrics::gauge!("catchall_replica_receiving");
-        let mut behind = false;
+        let (mut behind, mut other) = (false, None);
         self.names
             .watch(replica, async |connection| {
-                let (lag_seconds, receives, read_only) =
-                    sqlx::query_as::<_, (f64, bool, bool)>(LOOK).fetch_one(connection).await?;
+                let (lag_seconds, receives, read_only, noted) =
+                    sqlx::query_as::<_, standing::Look>(standing::LOOK).fetch_one(connection).await?;
+                tell_difference(threshold, noted.unsigned_abs(), &mut other);
                 lag.set(lag_seconds);
                 receiving.set(f64::from(u8::from(receives)));
                 let is_behind = lag_seconds > STALE.as_secs_f64();
@@ -125,8 +136,36 @@ impl DomainSource for Replica {
         again(|| feed::read(&self.pages, after, limit)).await
     }
 
+    async fn latest(&self, limit: u32) -> Result<Vec<Change>, Unreadable> {
+        again(|| feed::latest(&self.pages, limit)).await
+    }
+
+    async fn standing(&self) -> Result<Standing, Unreadable> {
+        again(|| standing::read(&self.pages)).await
+    }
+
     async fn head(&self) -> Result<Position, Unreadable> {
         again(|| feed::head(&self.pages)).await
+    }
+
+    async fn last_change(&self) -> Result<Position, Unreadable> {
+        again(|| feed::last_change(&self.pages)).await
+    }
+}
+
+/// Tells once of each threshold of the database that look-ups do not go by.
+fn tell_difference(threshold: Option<u64>, noted: u64, told: &mut Option<u64>) {
+    let Some(threshold) = threshold.filter(|threshold| *threshold != noted) else {
+        *told = None;
+        return;
+    };
+    if told.replace(noted) != Some(noted) {
+        tracing::warn!(
+            threshold,
+            noted,
+            "look-ups go by CATCHALL_THRESHOLD, {threshold}, and everything else by the threshold of the \
+             database, {noted}"
+        );
     }
 }
 
@@ -143,19 +182,3 @@ where
         }
     }
 }
-
-/// `lag_seconds` is how old responses may be at most. It is zero on a primary, and on a replica that is
-/// connected and has replayed all it received. Otherwise it is the time since the last replayed transaction,
-/// which overstates the lag if the primary is idle. `receiving` says whether the replica is connected to its
-/// primary, `read_only` whether the session can only read.
-const LOOK: &str = "\
--- catchall: look at the replica
-select
-    case when not standby or (receiving and pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn()) then 0
-        else extract(epoch from now() - coalesce(pg_last_xact_replay_timestamp(), pg_postmaster_start_time()))
-    end::float8 as lag_seconds,
-    receiving or not standby as receiving,
-    current_setting('transaction_read_only')::bool as read_only
-from (select pg_is_in_recovery() as standby,
-    -- Everybody may see the pid in this view, and no other column.
-    exists (select from pg_stat_wal_receiver where pid is not null) as receiving) as state";

@@ -23,6 +23,7 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
         migration(6, "moves", include_str!("../../migrations/0006_moves.sql")),
         migration(7, "statuses", include_str!("../../migrations/0007_statuses.sql")),
         migration(8, "relay", include_str!("../../migrations/0008_relay.sql")),
+        migration(9, "administration", include_str!("../../migrations/0009_administration.sql")),
     ])
 });
 

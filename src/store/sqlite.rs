@@ -1,7 +1,7 @@
 //! The data file: counters and claims in one SQLite database, for a system of one process.
 //!
-//! One connection writes, whatever waits in one transaction at a time; others read. The file belongs to one
-//! process at a time, which a lock beside it says.
+//! One connection writes, whatever waits in one transaction at a time; others read. One process serves the
+//! file at a time, which a lock beside it says. An operator's tool may write between its transactions.
 
 mod data_error;
 mod mount;
@@ -17,7 +17,13 @@ mod prune;
 mod checkpoint;
 mod writer;
 mod reader;
+mod audit;
 mod export;
+mod reset;
+mod reclassify;
+mod import;
+mod file_admin;
+mod walker;
 mod file_store;
 mod check;
 mod backup;
@@ -26,7 +32,8 @@ pub use backup::back_up;
 pub use check::{Checked, check};
 pub use data_error::DataError;
 pub use data_file::DataConfig;
-pub(super) use export::{Export, MoveState};
+pub(super) use export::{Export, Imported, MoveState, Noted};
+pub use file_admin::FileAdmin;
 pub use file_store::FileStore;
 pub use reader::Reader;
 pub use writer::Writer;

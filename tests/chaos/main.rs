@@ -12,6 +12,7 @@ mod process;
 mod cluster;
 mod standalone;
 mod subject;
+mod feed;
 mod table;
 mod watch;
 

@@ -8,6 +8,7 @@ use anyhow::Result;
 
 use crate::cluster::PUBLISH_DEADLINE;
 use crate::fault::{Fault, RECOVERY_TIMEOUT, Visible};
+use crate::feed::Feed;
 use crate::load::WayLoad;
 use crate::prober::{Probe, ProbeOutcome, Prober, Probes, RefusalKind};
 use crate::rng::Rng;
@@ -84,12 +85,14 @@ impl Round {
         let mut rng = Rng::new(self.seed, &label);
         subject.begin_anew();
         let prober = Prober::start(subject, &label);
+        let feed = Feed::start(subject, &label);
         rng.pause(500, 1500).await;
         let begun = Instant::now();
         let lifted = fault.inflict(subject, &mut rng, &label).await?;
         let mut result =
             RoundResult { note: lifted.note, failures: lifted.failures, ..RoundResult::default() };
         recover(subject, &prober, lifted.at, &mut result).await;
+        result.failures.extend(feed.end(subject).await?);
         let probes = prober.stop().await;
         let seen = subject.seen();
         let begin_next = async {

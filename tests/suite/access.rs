@@ -136,8 +136,13 @@ async fn who_may_do_what_and_what_the_others_hear() {
             (Method::GET, "/unknown", [401, 401, 404, 404, 404]),
             (Method::GET, "/domains/example.com", [401, 401, 403, 200, 403]),
             (Method::HEAD, "/domains/example.com", [401, 401, 403, 200, 403]),
+            (Method::GET, "/", [401, 401, 403, 200, 403]),
+            (Method::GET, "/page/script.js", [401, 401, 403, 200, 403]),
+            (Method::GET, "/maps/rspamd/catch-all", [401, 401, 403, 200, 403]),
         ] {
-            let service = if path.starts_with("/domains") { system.domains() } else { system.events() };
+            let is_asked =
+                ["/domains", "/maps", "/page"].iter().any(|of| path.starts_with(of)) || path == "/";
+            let service = if is_asked { system.domains() } else { system.events() };
             for (caller, expected) in callers.iter().zip(expected) {
                 let from = addresses.next().unwrap();
                 let status = status(service, &from, method.clone(), path, caller.as_deref()).await;

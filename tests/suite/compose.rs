@@ -25,7 +25,7 @@ const ROLES: &str = include_str!("../../postgres/roles.sql");
 const DEV: &str = include_str!("../../dev");
 
 /// The services that run a program of this crate, which has their name.
-pub(crate) const PROGRAMS: [&str; 5] = ["dead", "ingest", "migrate", "query", "worker"];
+pub(crate) const PROGRAMS: [&str; 6] = ["admin", "dead", "ingest", "migrate", "query", "worker"];
 
 fn seconds(duration: &Value) -> Duration {
     let duration = text(duration);
@@ -46,9 +46,13 @@ fn every_program_gets_what_it_needs_and_nothing_it_does_not_know() {
     assert_eq!(ours.map(|(name, _)| name).collect::<BTreeSet<_>>(), PROGRAMS.into());
     for program in PROGRAMS {
         let service = &compose["services"][program];
-        let started = if program == "dead" { "entrypoint" } else { "command" };
+        let command: &[&str] = match program {
+            "admin" => &["audit"],
+            "dead" => &["replay", "--all"],
+            _ => &[],
+        };
+        let started = if command.is_empty() { "command" } else { "entrypoint" };
         assert_eq!(service[started], json!([format!("catchall-{program}")]));
-        let command: &[&str] = if program == "dead" { &["replay", "--all"] } else { &[] };
         let (_, help, _) = run(program, &[command, &["--help"]].concat(), &[]);
         let mut given = Vec::new();
         for (name, value) in variables(service, "") {
@@ -72,7 +76,7 @@ fn every_program_gets_what_it_needs_and_nothing_it_does_not_know() {
         let given: Vec<(&str, &str)> = given.iter().map(|(name, value)| (*name, &**value)).collect();
         let (status, _, stderr) = run(program, command, &given);
         let reason = match program {
-            "migrate" => "connection refused",
+            "admin" | "migrate" => "connection refused",
             "dead" => "no connection was available in time",
             _ => "cannot listen on 203.0.113.1:1",
         };
@@ -96,6 +100,7 @@ fn every_address_is_that_of_a_service_which_is_waited_for() {
         }
     }
     let expected = [
+        ("admin", "postgres://primary:5432/catchall"),
         ("dead", "amqp://rabbitmq:5672/%2f"),
         ("dead", "postgres://primary:5432/catchall"),
         ("ingest", "amqp://rabbitmq:5672/%2f"),
@@ -349,6 +354,7 @@ fn a_secret_has_to_be_set_and_is_that_of_one_user() {
         ("worker", "CATCHALL_AMQP_URL", "catchall_worker:CATCHALL_AMQP_WORKER_PASSWORD"),
         ("dead", "CATCHALL_AMQP_URL", "catchall_dead:CATCHALL_AMQP_DEAD_PASSWORD"),
         ("migrate", "CATCHALL_DATABASE_URL", "catchall:CATCHALL_PASSWORD"),
+        ("admin", "CATCHALL_DATABASE_URL", "catchall:CATCHALL_PASSWORD"),
         ("worker", "CATCHALL_DATABASE_URL", "catchall_worker:CATCHALL_WORKER_PASSWORD"),
         ("dead", "CATCHALL_DATABASE_URL", "catchall_worker:CATCHALL_WORKER_PASSWORD"),
         ("query", "CATCHALL_REPLICA_URL", "catchall_query:CATCHALL_QUERY_PASSWORD"),

@@ -19,7 +19,7 @@ const PAGES: [(&str, &str); 8] = [
 const README: &str = include_str!("../../README.md");
 pub(super) const API: &str = include_str!("../../docs/api.md");
 const CONFIGURATION: &str = include_str!("../../docs/configuration.md");
-const OPERATING: &str = include_str!("../../docs/operating.md");
+pub(super) const OPERATING: &str = include_str!("../../docs/operating.md");
 const ARCHITECTURE: &str = include_str!("../../ARCHITECTURE.md");
 
 /// The text between two headings.
@@ -29,7 +29,7 @@ pub(super) fn section<'a>(document: &'a str, from: &str, to: &str) -> &'a str {
 }
 
 /// The fenced blocks of one language.
-fn blocks<'a>(document: &'a str, language: &str) -> Vec<&'a str> {
+pub(super) fn blocks<'a>(document: &'a str, language: &str) -> Vec<&'a str> {
     let fence = format!("```{language}\n");
     document
         .split(&*fence)

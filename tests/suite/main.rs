@@ -3,6 +3,7 @@
 //! `./dev test` starts the servers and sets the variables that [`harness::servers`] reads.
 
 mod access;
+mod admin;
 mod asyncapi;
 mod bounds;
 mod changes;
@@ -19,8 +20,11 @@ mod image;
 mod ingest;
 mod ledger;
 mod lists;
+mod mail_servers;
+mod maps;
 mod openapi;
 mod outages;
+mod page;
 mod poison;
 mod query;
 mod recovery;
@@ -32,6 +36,7 @@ mod schemathesis;
 mod seams;
 mod secrets;
 mod secure_servers;
+mod socketmap;
 mod standalone;
 mod tidy;
 mod tls;

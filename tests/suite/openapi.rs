@@ -59,11 +59,13 @@ async fn each_service_documents_what_it_serves_and_the_standalone_all() {
     let [cluster, standalone] = System::both(&[]).await;
     let own = ["/docs", "/docs/style.css", "/openapi.json"];
     let events = ["/events", "/events/{domain}/{outcome}"];
-    let domains = ["/changes", "/domains", "/domains/lookup", "/domains/{domain}", "/totals"];
+    let page = ["/", "/page/icon.svg", "/page/live", "/page/script.js", "/page/style.css"];
+    let domains =
+        ["/changes", "/domains", "/domains/lookup", "/domains/{domain}", "/maps/rspamd/{status}", "/totals"];
     for (service, paths) in [
         (cluster.events(), [&events[..], &own].concat()),
-        (cluster.domains(), [&domains[..], &own].concat()),
-        (standalone.events(), [&domains[..], &events, &own].concat()),
+        (cluster.domains(), [&domains[..], &page, &own].concat()),
+        (standalone.events(), [&domains[..], &page, &events, &own].concat()),
     ] {
         let document = document(service).await;
         let described: BTreeSet<&str> =
@@ -79,6 +81,7 @@ async fn each_service_documents_what_it_serves_and_the_standalone_all() {
 /// asks which methods the path takes.
 async fn answers(service: &Service, method: Method, path: &str, operation: &Value) {
     let sent = path.replace("{domain}", "example.com").replace("{outcome}", "delivered");
+    let sent = sent.replace("{status}", "catch-all");
     let example = &operation["requestBody"]["content"]["application/json"]["example"];
     let headers = [("content-type", "application/json")];
     let (headers, body) =
@@ -102,7 +105,14 @@ async fn answers(service: &Service, method: Method, path: &str, operation: &Valu
         let (of_head, headed, nothing) = service.request(Method::HEAD, &sent, &[], "").await;
         assert_eq!((of_head, &*nothing), (status, ""), "HEAD {path}");
         assert_eq!(headed[header::CONTENT_TYPE], got[header::CONTENT_TYPE], "HEAD {path}");
-        assert_eq!(headed[header::CONTENT_LENGTH], whole.len().to_string(), "HEAD {path}");
+        // A stream does not know its length, and what was counted meanwhile can be in the answer.
+        if got.contains_key(header::CONTENT_LENGTH) {
+            let (_, _, later) = service.request(Method::GET, &sent, &[], "").await;
+            let lengths = [whole, later].map(|body| body.len().to_string());
+            assert!(lengths.iter().any(|one| headed[header::CONTENT_LENGTH] == **one), "HEAD {path}");
+        } else {
+            assert!(!headed.contains_key(header::CONTENT_LENGTH), "HEAD {path}");
+        }
     }
 }
 

@@ -232,13 +232,18 @@ async fn a_user_of_the_broker_may_do_nothing_else() {
 }
 
 /// Statements, and which roles may run them: the owner, the worker, and query.
-const STATEMENTS: [(&str, [bool; 3]); 16] = [
+const STATEMENTS: [(&str, [bool; 3]); 21] = [
     ("select count(*) from domain_counters", [true, true, true]),
     ("select count(*) from _sqlx_migrations", [true, true, true]),
     ("select count(*) from event_claims", [true, true, false]),
     ("select count(*) from message_claims", [true, true, false]),
     ("select count(*) from watermarks", [true, true, false]),
     ("select count(*) from moves", [true, false, false]),
+    ("select count(*) from audit_log", [true, false, false]),
+    ("select count(*) from imports", [true, false, false]),
+    ("select threshold from classification", [true, true, true]),
+    ("update classification set threshold = 1", [true, false, false]),
+    ("delete from domain_statuses", [true, false, false]),
     (
         "insert into domain_counters (domain, delivered, bounced) values ('d.example', 1, 0)",
         [true, true, false],

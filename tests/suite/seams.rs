@@ -100,6 +100,29 @@ impl<S: BatchSink, C: DomainSource> Backend<S, C> {
         self.has(&all().map(|domain| (domain, 1, 0)).collect::<Vec<_>>()).await;
     }
 
+    /// The last changes are the end of the feed, the other way round.
+    async fn knows_its_latest(&self, lags: bool) {
+        let domains = ["first.com", "second.com", "third.com"];
+        for domain in domains {
+            self.accept([event(domain, Outcome::Bounced, 1, None)]).await;
+            self.has(&[(domain, 0, 1)]).await;
+        }
+        let latest = eventually("the last ones are in the feed", async || {
+            let latest = self.source.latest(3).await.unwrap();
+            (latest.first()?.report.domain.as_str() == "third.com").then_some(latest)
+        });
+        let latest = latest.await;
+        let names: Vec<_> = latest.iter().rev().map(|change| change.report.domain.as_str()).collect();
+        assert_eq!(names, domains);
+        let mut after = self.source.changes(latest[2].position.clone(), 10).await.unwrap();
+        after.reverse();
+        assert_eq!(after, latest[..2]);
+        assert_eq!(self.source.latest(1).await.unwrap(), latest[..1]);
+        assert_eq!(self.source.latest(5).await.unwrap()[..3], latest);
+        let standing = self.source.standing().await.unwrap();
+        assert_eq!((standing.threshold, standing.lag.is_some()), (1000, lags));
+    }
+
     /// Batches that are accepted at the same time.
     async fn counts_what_comes_at_once(&self) {
         let batches = (0..50).map(|number| {
@@ -123,7 +146,9 @@ async fn the_broker_and_the_replica_keep_their_word() {
     let sink = Publisher::connect(broker, "catchall-tests".into(), health.dependency("broker"), TIMEOUT);
     let replica = ReplicaConfig { replica_url: servers.replica_url.parse().unwrap() };
     let backend = Backend { sink, source: Replica::new(&replica, 2), reads_at_once: false };
+    assert_eq!(backend.source.latest(5).await.unwrap(), []);
     backend.keeps_its_word().await;
+    backend.knows_its_latest(true).await;
     backend.counts_what_comes_at_once().await;
 }
 
@@ -139,7 +164,9 @@ async fn the_data_file_keeps_its_word_also_after_it_was_closed() {
         tokio::spawn(async move { store.run(&retention, dependency).await })
     };
     let backend = Backend { sink: store.writer(), source: store.reader(2), reads_at_once: true };
+    assert_eq!(backend.source.latest(5).await.unwrap(), []);
     backend.keeps_its_word().await;
+    backend.knows_its_latest(false).await;
     backend.counts_what_comes_at_once().await;
     run.abort();
     assert!(run.await.unwrap_err().is_cancelled());

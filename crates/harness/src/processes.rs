@@ -240,6 +240,11 @@ impl Service {
         self.logged("ops_listen").unwrap()
     }
 
+    /// Where mail servers ask, once they can.
+    pub async fn socketmap_address(&self) -> String {
+        eventually("the service answers mail servers", async || self.logged("socketmap")).await
+    }
+
     /// The process ID.
     #[must_use]
     pub fn pid(&self) -> u32 {

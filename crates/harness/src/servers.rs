@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use catchall::store::ledger::{self, Ledger};
 use catchall_load::counts::Counts;
 use http_body_util::Full;
@@ -106,7 +107,10 @@ impl Servers {
         let request = Request::builder()
             .method(method)
             .uri(format!("http://{host}{path}"))
-            .header(header::AUTHORIZATION, format!("Basic {}", base64(&format!("{user}:{password}"))))
+            .header(
+                header::AUTHORIZATION,
+                format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}"))),
+            )
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::from(body.to_owned()))
             .unwrap();
@@ -196,17 +200,4 @@ fn administrator() -> (String, String) {
     let (user, _) = management_url();
     let (user, password) = user.split_once(':').expect("a password");
     (user.to_owned(), password.to_owned())
-}
-
-fn base64(text: &str) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let encode = |chunk: &[u8]| {
-        let bits =
-            chunk.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
-        (0..4)
-            .map(move |i| if i <= chunk.len() { DIGITS[(bits >> (18 - 6 * i) & 63) as usize] } else { b'=' })
-            .map(char::from)
-            .collect::<String>()
-    };
-    text.as_bytes().chunks(3).map(encode).collect()
 }

@@ -12,6 +12,8 @@ pub struct System {
     pub servers: Servers,
     events: Service,
     others: Option<(Service, Service)>,
+    /// The data file of the standalone.
+    data: Option<PathBuf>,
 }
 
 impl System {
@@ -21,7 +23,7 @@ impl System {
         let events = Service::ready("ingest", &servers, variables).await;
         let worker = Service::ready("worker", &servers, &[]).await;
         let query = Service::ready("query", &servers, variables).await;
-        Self { servers, events, others: Some((worker, query)) }
+        Self { servers, events, others: Some((worker, query)), data: None }
     }
 
     /// The one process, with a data file of its own.
@@ -30,7 +32,7 @@ impl System {
         let variables = [variables, &[("CATCHALL_DATA", data.to_str().expect("a path in UTF-8"))]].concat();
         let servers = Servers::none();
         let events = Service::ready("standalone", &servers, &variables).await;
-        Self { servers, events, others: None }
+        Self { servers, events, others: None, data: Some(data) }
     }
 
     /// Both, with the same settings.
@@ -42,6 +44,15 @@ impl System {
     #[must_use]
     pub fn is_standalone(&self) -> bool {
         self.others.is_none()
+    }
+
+    /// The variable by which `catchall-admin` finds what is counted, and its value.
+    #[must_use]
+    pub fn place(&self) -> (&'static str, &str) {
+        match &self.data {
+            Some(data) => ("CATCHALL_DATA", data.to_str().expect("a path in UTF-8")),
+            None => ("CATCHALL_DATABASE_URL", &self.servers.database_url),
+        }
     }
 
     /// The service that takes events.

@@ -61,6 +61,25 @@ impl AccessConfig {
         }
     }
 
+    /// The same for a listener whose protocol has no tokens.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that says what to set.
+    pub(in crate::http) fn check_without_tokens(
+        &self,
+        variable: &str,
+        address: SocketAddr,
+    ) -> Result<(), String> {
+        if self.open || !is_reachable(&(variable, address)) {
+            return Ok(());
+        }
+        Err(format!(
+            "{variable} is {address}, which others than this machine may reach, and its protocol has no \
+             tokens: name an address of this machine or a Unix socket, or let everybody in by CATCHALL_OPEN=yes"
+        ))
+    }
+
     /// Whether tokens are sent to an address that a network can reach.
     pub(in crate::http) fn sends_tokens_over(&self, addresses: &[(&str, SocketAddr)]) -> bool {
         self.tokens.is_some() && addresses.iter().any(is_reachable)

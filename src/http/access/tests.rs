@@ -79,7 +79,10 @@ fn each_path_needs_its_scope_and_what_is_not_known_needs_a_token() {
         ("/metrics", [401, 403, 403, 200, 401, 401]),
         ("/events.", [401, 200, 200, 200, 401, 401]),
         ("//events", [401, 200, 200, 200, 401, 401]),
-        ("/", [401, 200, 200, 200, 401, 401]),
+        ("/", [401, 403, 200, 403, 401, 401]),
+        ("/?domain=example.com", [401, 403, 200, 403, 401, 401]),
+        ("/page/live", [401, 403, 200, 403, 401, 401]),
+        ("/page", [401, 403, 200, 403, 401, 401]),
         ("/livez/", [200; 6]),
         ("/eventsx/livez", [401, 200, 200, 200, 401, 401]),
     ];
@@ -141,6 +144,62 @@ fn a_token_stands_in_the_one_header_that_the_standard_names() {
         assert_eq!(ask(&access, "/events", headers).is_ok(), let_in, "{headers:?}");
     }
     assert!(ask(&access, &format!("/events?access_token={token}"), &[]).is_err());
+}
+
+fn basic_of(pair: &str) -> String {
+    format!("Basic {}", BASE64_STANDARD.encode(pair))
+}
+
+#[test]
+fn a_browser_sends_the_token_as_a_password_and_only_to_read() {
+    let (reader, access) = (Token::from_digits(READER), unlimited());
+    let token = reader.expose();
+    for (header, let_in) in [
+        (basic_of(&format!("anybody:{token}")), true),
+        (basic_of(&format!(":{token}")), true),
+        (basic_of(&format!("anybody:{token}")).replacen("Basic", "bASIC", 1), true),
+        (basic_of(&format!("{token}:")), false),
+        (basic_of(token), false),
+        (basic_of(&format!("anybody:x:{token}")), false),
+        (format!("Basic anybody:{token}"), false),
+        ("Basic /w==".to_owned(), false),
+    ] {
+        for path in ["/", "/page/script.js", "/changes", "/domains/example.com"] {
+            assert_eq!(ask(&access, path, &[("authorization", &header)]).is_ok(), let_in, "{path} {header}");
+        }
+    }
+    // A page of somebody else can make a browser send it.
+    let writer = basic_of(&format!("anybody:{}", Token::from_digits(WRITER).expose()));
+    for (method, let_in) in
+        [("GET", true), ("HEAD", true), ("POST", false), ("PUT", false), ("DELETE", false)]
+    {
+        let request = Request::builder().method(method).uri("/events").header("authorization", &writer);
+        let checked = connect(&access, [192, 0, 2, 1]).check(&mut request.body(()).unwrap());
+        assert_eq!(checked.is_ok(), let_in, "{method}");
+    }
+}
+
+#[test]
+fn only_the_page_makes_a_browser_ask_for_a_password() {
+    let access = unlimited();
+    for (path, asks) in
+        [("/", true), ("/page/style.css", false), ("/page", false), ("/domains", false), ("/x", false)]
+    {
+        let stranger = bearer_of(STRANGER);
+        for headers in [&[][..], &[("authorization", &*stranger)]] {
+            let problem = ask(&access, path, headers).unwrap_err().to_json();
+            let challenges: Vec<_> = problem.headers().get_all("www-authenticate").iter().collect();
+            assert!(challenges[0].to_str().unwrap().starts_with("Bearer "), "{challenges:?}");
+            let basic = r#"Basic realm="catchall", charset="UTF-8""#;
+            let more: &[&str] = if asks { &[basic] } else { &[] };
+            assert_eq!(challenges[1..], *more, "{path}");
+        }
+        // A token that lacks the scope is no reason to ask for another.
+        let writer = bearer_of(WRITER);
+        if let Err(problem) = ask(&access, path, &[("authorization", &writer)]) {
+            assert_eq!(problem.to_json().headers().get_all("www-authenticate").iter().count(), 1);
+        }
+    }
 }
 
 #[test]

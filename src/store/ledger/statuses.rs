@@ -56,6 +56,15 @@ pub(in crate::store) async fn note(
     rule: Rule,
     domains: &[(String, Counters)],
 ) -> Result<StatusChanges, sqlx::Error> {
+    note_changes(connection, rule, domains).await.map(|(changes, _)| changes)
+}
+
+/// The same, with the number of domains whose status was another one.
+pub(in crate::store) async fn note_changes(
+    connection: &mut PgConnection,
+    rule: Rule,
+    domains: &[(String, Counters)],
+) -> Result<(StatusChanges, u64), sqlx::Error> {
     let names: Vec<&str> = domains.iter().map(|(domain, _)| domain.as_str()).collect();
     let were: Vec<(String, i16)> = sqlx::query_as(WERE).bind(names).fetch_all(&mut *connection).await?;
     let were: HashMap<String, i16> = were.into_iter().collect();
@@ -70,8 +79,9 @@ pub(in crate::store) async fn note(
             statuses.push(is.number());
         }
     }
-    if !names.is_empty() {
+    let changed = names.len() as u64;
+    if changed > 0 {
         sqlx::query(NOTE).bind(names).bind(statuses).bind(rule.transaction).execute(connection).await?;
     }
-    Ok(changes)
+    Ok((changes, changed))
 }

@@ -17,6 +17,11 @@ pub(in crate::store) struct Delta {
 }
 
 impl Delta {
+    /// Changes of statuses alone.
+    pub(in crate::store) fn of(changes: StatusChanges) -> Self {
+        Self { changes, ..Self::default() }
+    }
+
     /// Adds events.
     pub(in crate::store) fn add(&mut self, counters: Counters) {
         self.delivered += i128::from(counters.delivered);
@@ -24,7 +29,6 @@ impl Delta {
     }
 
     /// Takes events back.
-    #[expect(dead_code, reason = "a reset will take events back")]
     pub(in crate::store) fn subtract(&mut self, counters: Counters) {
         self.delivered -= i128::from(counters.delivered);
         self.bounced -= i128::from(counters.bounced);

@@ -34,12 +34,32 @@ pub(super) async fn count(
     if tally.is_empty() {
         return Ok(());
     }
+    let delta = add_and_note(connection, tally).await?;
+    totals::add(connection, now, &delta).await
+}
+
+/// The same for events that were counted elsewhere before: they are none of the last hour.
+pub(super) async fn count_old(
+    connection: &mut SqliteConnection,
+    tally: &Tally<&DomainName>,
+) -> Result<(), sqlx::Error> {
+    if tally.is_empty() {
+        return Ok(());
+    }
+    let delta = add_and_note(connection, tally).await?;
+    totals::add_old(connection, &delta).await
+}
+
+async fn add_and_note(
+    connection: &mut SqliteConnection,
+    tally: &Tally<&DomainName>,
+) -> Result<Delta, sqlx::Error> {
     let rule = statuses::watch(connection).await?;
     add(connection, tally).await?;
     let mut delta = Delta::default();
     tally.iter().for_each(|(_, counters)| delta.add(*counters));
     statuses::note(connection, rule, &mut delta).await?;
-    totals::add(connection, now, &delta).await
+    Ok(delta)
 }
 
 /// One row per domain, in key order.

@@ -116,6 +116,11 @@ pub(super) fn is_certain(error: &sqlx::Error) -> bool {
     matches!(code(error), Some(code::FULL | code::BUSY))
 }
 
+/// Whether another process has the file for a moment.
+pub(super) fn is_busy(error: &sqlx::Error) -> bool {
+    code(error) == Some(code::BUSY)
+}
+
 /// The sentence for an error of SQLite: its own, without the words around it.
 pub(super) fn describe(error: &sqlx::Error) -> String {
     match code(error) {

@@ -9,7 +9,7 @@ use sqlx::{ConnectOptions, Connection};
 
 use super::data_error::DataError;
 use super::lock::{Lock, beside};
-use super::{mount, schema};
+use super::{mount, schema, statuses};
 
 /// Bytes of a page: see `migrations/sqlite/0001_data.sql`.
 const PAGE: u32 = 1024;
@@ -21,6 +21,10 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a checkpoint waits for readers to leave the WAL, while the writer waits for the checkpoint. A
 /// look-up takes less.
 const READER_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// Pages of a WAL that whoever maintains the file carries into it: where nobody serves the file, nobody else
+/// does. The serving process keeps it shorter.
+const LONG_WAL: u32 = 128 * 1024;
 
 /// Where the data is.
 #[derive(Clone, Debug, clap::Args)]
@@ -74,6 +78,8 @@ fn in_directory(file: &Path) -> Result<PathBuf, DataError> {
 pub(super) enum Purpose {
     /// Counting and pruning.
     Write,
+    /// Counting beside the process that serves the file, or while none does.
+    Maintain,
     /// Carrying the WAL into the file.
     Checkpoint,
     /// Looking up counters, or all of the file.
@@ -122,6 +128,30 @@ impl DataFile {
     }
 }
 
+/// The path of a file that must exist and that another process may serve. If nobody does, its schema is
+/// brought up to date.
+pub(super) async fn existing_current(config: &DataConfig) -> Result<PathBuf, DataError> {
+    let path = existing(config)?;
+    schema::inspect(&path)?;
+    let failed = |error: sqlx::Error| DataError::of_sqlite(&path, &error);
+    let is_current = schema::is_current(&mut connect(&path, Purpose::Read).await?).await;
+    if !is_current.map_err(failed)? {
+        let _lock = Lock::acquire(&path)?;
+        let mut connection = connect(&path, Purpose::Write).await?;
+        schema::migrate(&mut connection).await.map_err(failed)?;
+    }
+    Ok(path)
+}
+
+/// Opens a connection that counts to a file that another process may serve.
+pub(super) async fn connect_prepared(config: &DataConfig) -> Result<(PathBuf, SqliteConnection), DataError> {
+    let path = existing_current(config).await?;
+    let failed = |error: sqlx::Error| DataError::of_sqlite(&path, &error);
+    let mut connection = connect(&path, Purpose::Maintain).await?;
+    statuses::prepare(&mut connection).await.map_err(failed)?;
+    Ok((path, connection))
+}
+
 fn exists(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|file| file.len() > 0)
 }
@@ -135,7 +165,7 @@ pub(super) fn existing(config: &DataConfig) -> Result<PathBuf, DataError> {
 /// Opens a connection to the file at `path`, which must exist.
 pub(super) async fn connect(path: &Path, purpose: Purpose) -> Result<SqliteConnection, DataError> {
     let cache_kib = match purpose {
-        Purpose::Write => 64 * 1024,
+        Purpose::Write | Purpose::Maintain => 64 * 1024,
         Purpose::Checkpoint => 64,
         Purpose::Read => 8 * 1024,
     };
@@ -143,13 +173,14 @@ pub(super) async fn connect(path: &Path, purpose: Purpose) -> Result<SqliteConne
     let options = SqliteConnectOptions::new().filename(path).read_only(reads);
     // A connection that only reads takes the file as it is.
     let options = if reads { options } else { options.journal_mode(SqliteJournalMode::Wal) };
+    let checkpoint = if purpose == Purpose::Maintain { LONG_WAL } else { 0 };
     let options = options
         // A commit returns when its WAL is on the disk.
         .synchronous(SqliteSynchronous::Full)
         // Where fsync does not reach the disk itself, as on macOS.
         .pragma("fullfsync", "on")
         .pragma("checkpoint_fullfsync", "on")
-        .pragma("wal_autocheckpoint", "0")
+        .pragma("wal_autocheckpoint", checkpoint.to_string())
         .pragma("cache_size", format!("-{cache_kib}"))
         .pragma("temp_store", "memory")
         .busy_timeout(if purpose == Purpose::Checkpoint { READER_TIMEOUT } else { BUSY_TIMEOUT })

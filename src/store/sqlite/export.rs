@@ -5,10 +5,12 @@ use std::path::Path;
 use sqlx::sqlite::SqliteConnection;
 use uuid::Uuid;
 
-use super::checkpoint;
 use super::data_error::DataError;
 use super::data_file::{DataConfig, DataFile, Purpose};
-use crate::counters::Counters;
+use super::{audit, checkpoint};
+use crate::counters::{Counters, Status};
+use crate::store::maintenance::AuditEntry;
+use crate::utc_time::UtcTime;
 
 /// How far a file has been moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +46,26 @@ pub(super) async fn state(connection: &mut SqliteConnection) -> Result<(MoveStat
     // The table allows no other name. If there is one, the file must not be served.
     let state = MoveState::ALL.into_iter().find(|state| state.name() == name).unwrap_or(MoveState::Begun);
     Ok((state, to.unwrap_or_default()))
+}
+
+/// What a domain became, and when.
+#[derive(Clone, Debug)]
+pub(in crate::store) struct Noted {
+    pub(in crate::store) domain: String,
+    pub(in crate::store) status: Status,
+    pub(in crate::store) since: UtcTime,
+}
+
+/// How far a file was imported.
+#[derive(Clone, Debug)]
+pub(in crate::store) struct Imported {
+    pub(in crate::store) digest: Vec<u8>,
+    pub(in crate::store) name: String,
+    /// Its bytes and those that are counted, and the rows, delivered and bounced events in these.
+    pub(in crate::store) numbers: [i64; 5],
+    /// In milliseconds since 1970, as the end.
+    pub(in crate::store) begun_at: i64,
+    pub(in crate::store) finished_at: Option<i64>,
 }
 
 /// A data file that is read as a whole. No other process can use it meanwhile.
@@ -135,6 +157,54 @@ impl Export {
             (domain, Counters { delivered: delivered.unsigned_abs(), bounced: bounced.unsigned_abs() })
         };
         Ok(rows.into_iter().map(counters).collect())
+    }
+
+    /// The statuses that were noted of the domains after one and up to another.
+    pub(in crate::store) async fn noted_between(
+        &mut self,
+        after: &str,
+        through: &str,
+    ) -> Result<Vec<Noted>, DataError> {
+        let rows: Result<Vec<(String, i16, i64)>, _> = sqlx::query_as(
+            "select domain, status, since from domain_statuses
+            where domain > ? and domain <= ? and status <> 0 order by domain",
+        )
+        .bind(after)
+        .bind(through)
+        .fetch_all(&mut self.connection)
+        .await;
+        let rows = rows.map_err(|error| DataError::of_sqlite(&self.file.path, &error))?;
+        let noted = |(domain, status, since)| Noted {
+            domain,
+            status: Status::from_number(status),
+            since: UtcTime(since),
+        };
+        Ok(rows.into_iter().map(noted).collect())
+    }
+
+    /// The files that were imported, or were begun to be.
+    pub(in crate::store) async fn imports(&mut self) -> Result<Vec<Imported>, DataError> {
+        type Row = (Vec<u8>, String, i64, i64, i64, i64, i64, i64, Option<i64>);
+        let rows: Result<Vec<Row>, _> = sqlx::query_as(
+            "select digest, name, bytes, bytes_through, rows, delivered, bounced, begun_at, finished_at
+            from imports",
+        )
+        .fetch_all(&mut self.connection)
+        .await;
+        let rows = rows.map_err(|error| DataError::of_sqlite(&self.file.path, &error))?;
+        let imported = |(digest, name, bytes, through, rows, delivered, bounced, begun_at, finished_at)| {
+            let numbers = [bytes, through, rows, delivered, bounced];
+            Imported { digest, name, numbers, begun_at, finished_at }
+        };
+        Ok(rows.into_iter().map(imported).collect())
+    }
+
+    /// All that operators did, the first first.
+    pub(in crate::store) async fn audit(&mut self) -> Result<Vec<AuditEntry>, DataError> {
+        let read = audit::read(&mut self.connection, u32::MAX).await;
+        let mut entries = read.map_err(|error| DataError::of_sqlite(&self.file.path, &error))?;
+        entries.reverse();
+        Ok(entries)
     }
 
     /// Carries the WAL into the file.

@@ -11,6 +11,7 @@ use super::data_file::{DataConfig, DataFile, Purpose};
 use super::export::{self, MoveState};
 use super::prune::Pruning;
 use super::reader::Reader;
+use super::walker;
 use super::writer::{self, Queue, Writer};
 use crate::health::Dependency;
 use crate::store::EventRetention;
@@ -60,13 +61,25 @@ impl FileStore {
         Reader::new(self.file.path.clone(), connections)
     }
 
-    /// Counts, prunes and shortens the WAL for as long as it is polled. Nothing is counted without it.
+    /// Makes this the threshold of the file. [`run`](Self::run) reclassifies what is there, if it is another
+    /// one than before.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub async fn set_threshold(&self, threshold: u64) -> Result<(), DataError> {
+        walker::set_threshold(&self.file, threshold).await
+    }
+
+    /// Counts, prunes, reclassifies and shortens the WAL for as long as it is polled. Nothing is counted
+    /// without it.
     pub async fn run(&self, retention: &EventRetention, dependency: Dependency) {
         let turn = Mutex::default();
         let pruning = Pruning::new(retention);
         tokio::join!(
             writer::write(&self.file, &self.queue, &turn, pruning, dependency),
-            checkpoint::keep_short(&self.file, &turn)
+            checkpoint::keep_short(&self.file, &turn),
+            walker::walk(&self.file, &turn)
         );
     }
 

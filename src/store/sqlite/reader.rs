@@ -15,12 +15,12 @@ use sqlx::AssertSqlSafe;
 use sqlx::sqlite::SqliteConnection;
 use tokio::sync::Semaphore;
 
-use super::data_error::describe;
-use super::data_file::{Purpose, connect};
+use super::data_error::{DataError, describe};
+use super::data_file::{DataConfig, Purpose, connect, existing_current};
 use crate::classified::Classified;
 use crate::domain_name::DomainName;
 use crate::position::Position;
-use crate::store::{Change, DomainSource, Page, PageRequest, Unreadable};
+use crate::store::{Change, DomainSource, Page, PageRequest, Standing, Unreadable};
 use crate::totals::Totals;
 
 /// Memory for pages of the file, over all connections that look up counters. The inner pages of ten million
@@ -51,6 +51,15 @@ impl Reader {
     pub(super) fn new(path: PathBuf, connections: usize) -> Self {
         let cache_kib = (CACHE_KIB / connections.max(1)).max(LEAST_CACHE_KIB);
         Self { path, cache_kib, idle: Mutex::default(), pages: Semaphore::new(PAGES_AT_ONCE) }
+    }
+
+    /// A reader of a file that another process may serve.
+    ///
+    /// # Errors
+    ///
+    /// When the file does not exist or is none of this build's.
+    pub async fn open(config: &DataConfig) -> Result<Self, DataError> {
+        Ok(Self::new(existing_current(config).await?, 1))
     }
 
     async fn connect(&self) -> Result<SqliteConnection, Unreadable> {
@@ -105,7 +114,28 @@ impl DomainSource for Reader {
         self.read_page(async |connection| feed::read(connection, &after, limit).await).await
     }
 
+    async fn latest(&self, limit: u32) -> Result<Vec<Change>, Unreadable> {
+        self.read_page(async |connection| feed::latest(connection, limit).await).await
+    }
+
+    async fn standing(&self) -> Result<Standing, Unreadable> {
+        let threshold = self.read_page(async |connection| threshold(connection).await).await?;
+        Ok(Standing { threshold, lag: None })
+    }
+
     async fn head(&self) -> Result<Position, Unreadable> {
         self.read_page(async |connection| feed::head(connection).await).await
     }
+
+    /// Only changes of statuses move the head.
+    async fn last_change(&self) -> Result<Position, Unreadable> {
+        self.head().await
+    }
+}
+
+async fn threshold(connection: &mut SqliteConnection) -> Result<u64, sqlx::Error> {
+    let read = "-- catchall: read the threshold
+        select threshold from classification";
+    let threshold: i64 = sqlx::query_scalar(read).fetch_one(connection).await?;
+    Ok(threshold.unsigned_abs())
 }

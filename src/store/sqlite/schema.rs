@@ -13,9 +13,10 @@ use super::data_error::DataError;
 const APPLICATION_ID: u32 = 0x4374_416c;
 
 /// The files in `migrations/sqlite/`, in order. The version of a file is the number of those it has had.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     include_str!("../../../migrations/sqlite/0001_data.sql"),
     include_str!("../../../migrations/sqlite/0002_statuses.sql"),
+    include_str!("../../../migrations/sqlite/0003_administration.sql"),
 ];
 
 /// The version of the schema that this build needs.
@@ -46,6 +47,12 @@ pub(super) fn inspect(path: &Path) -> Result<(), DataError> {
         return Err(DataError::Newer { path: path.to_owned(), found, known: VERSION });
     }
     Ok(())
+}
+
+/// Whether the file has had all migrations.
+pub(super) async fn is_current(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
+    let version: u32 = sqlx::query_scalar("pragma user_version").fetch_one(connection).await?;
+    Ok(version >= VERSION)
 }
 
 /// Applies the migrations that the file has not had, each in a transaction.

@@ -95,22 +95,37 @@ pub(super) async fn note(
         return Ok(());
     }
     delta.domains += created;
-    let mut changed = String::new();
-    for row in crossed.split(',').filter(|row| !row.is_empty()) {
-        let Some((domain, counters, was)) = read(row) else { continue };
+    let classified = rows(&crossed).map(|(domain, counters, was)| {
         let is = counters.status(rule.threshold);
-        if was != is {
-            delta.change(was, is);
-            let before = if changed.is_empty() { '{' } else { ',' };
-            write!(changed, "{before}\"{domain}\":{}", is.number()).expect("a string grows as it must");
-        }
-    }
+        (domain, was, is)
+    });
+    let changed: Vec<_> = classified.filter(|(_, was, is)| was != is).collect();
     if !changed.is_empty() {
-        changed.push('}');
-        sqlx::raw_sql("update classification set changes = changes + 1").execute(&mut *connection).await?;
-        sqlx::query(NOTE).bind(changed).execute(&mut *connection).await?;
+        change(connection, &changed, delta).await?;
     }
     sqlx::raw_sql(CLEAR).execute(connection).await.map(drop)
+}
+
+/// Notes what domains were and are, and adds that to the totals of the transaction.
+pub(super) async fn change(
+    connection: &mut SqliteConnection,
+    changes: &[(&str, Status, Status)],
+    delta: &mut Delta,
+) -> Result<(), sqlx::Error> {
+    let mut changed = String::new();
+    for (domain, was, is) in changes {
+        delta.change(*was, *is);
+        let before = if changed.is_empty() { '{' } else { ',' };
+        write!(changed, "{before}\"{domain}\":{}", is.number()).expect("a string grows as it must");
+    }
+    changed.push('}');
+    sqlx::raw_sql("update classification set changes = changes + 1").execute(&mut *connection).await?;
+    sqlx::query(NOTE).bind(changed).execute(connection).await.map(drop)
+}
+
+/// The rows of an answer: a domain, its counters, and the status that was noted.
+pub(super) fn rows(answer: &str) -> impl Iterator<Item = (&str, Counters, Status)> {
+    answer.split(',').filter(|row| !row.is_empty()).filter_map(read)
 }
 
 fn read(row: &str) -> Option<(&str, Counters, Status)> {

@@ -29,6 +29,13 @@ impl Delta {
         self.bounced = self.bounced.saturating_add(integer(counters.bounced));
     }
 
+    /// Takes events back.
+    pub(super) fn subtract(&mut self, counters: Counters) {
+        let integer = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        self.delivered = self.delivered.saturating_sub(integer(counters.delivered));
+        self.bounced = self.bounced.saturating_sub(integer(counters.bounced));
+    }
+
     /// Adds that a domain changed its status.
     pub(super) fn change(&mut self, was: Status, is: Status) {
         for (status, change) in [(was, -1), (is, 1)] {
@@ -69,6 +76,11 @@ pub(super) async fn add(
         .execute(connection)
         .await
         .map(drop)
+}
+
+/// Adds what is no event of the present: history, or its end.
+pub(super) async fn add_old(connection: &mut SqliteConnection, delta: &Delta) -> Result<(), sqlx::Error> {
+    add(connection, 0, delta).await
 }
 
 /// Folds the rows of more than an hour ago into one, so that reading them stays cheap.

@@ -7,8 +7,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use harness::processes::{Service, binary, run};
-use harness::servers::Servers;
-use harness::system::{System, data_file};
+use harness::servers::{Servers, eventually};
+use harness::system::{System, data_file, directory};
 
 use super::{API, OPERATING, PAGES, README, blocks};
 use crate::compose::setting;
@@ -185,6 +185,37 @@ async fn the_load_is_counted() {
     assert!(output.status.success(), "{command}: {output:?}");
 }
 
+/// On either backend, in an order in which each has something to do.
+#[tokio::test]
+async fn the_commands_for_operators_are_valid() {
+    let (_, help, _) = run("admin", &["--help"], &[]);
+    let examples = help.lines().filter_map(|line| line.strip_prefix("  catchall-admin ")).map(str::to_owned);
+    let steps = commands(OPERATING, &["catchall-admin"]);
+    let steps = steps.iter().map(|(command, _)| command.strip_prefix("catchall-admin ").unwrap().to_owned());
+    let commands: Vec<String> = examples.chain(steps).collect();
+    assert!(commands.len() >= 10, "{commands:?}");
+    for system in System::both(&[]).await {
+        let folder = directory();
+        fs::write(folder.join("history.csv"), "a.com,2000,0\n").unwrap();
+        for command in &commands {
+            system.events().put("/events/example.com/delivered").await;
+            let counted = async || {
+                let (_, answer) = system.domains().get("/domains/example.com").await;
+                (answer["delivered"].as_u64() > Some(0)).then_some(())
+            };
+            eventually("there is something to reset", counted).await;
+            let output = Command::new("bash")
+                .args(["-c", &format!("exec {} {command}", binary("admin"))])
+                .current_dir(&folder)
+                .envs([system.place()])
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{command}: {output:?}");
+        }
+        assert_eq!(fs::read_to_string(folder.join("catch-alls.csv")).unwrap().lines().count(), 2);
+    }
+}
+
 #[tokio::test]
 async fn the_commands_for_dead_letters_are_valid() {
     let servers = Servers::fresh().await;
@@ -293,7 +324,7 @@ fn every_other_command_is_known() {
                 "curl" | "sleep" => {
                     assert!(["README.md", "docs/api.md"].contains(&page), "{page}: {command}");
                 }
-                "catchall" | "catchall-dead" | "target/release/catchall-load" => {
+                "catchall" | "catchall-admin" | "catchall-dead" | "target/release/catchall-load" => {
                     assert_eq!(page, "docs/operating.md", "{command}");
                 }
                 _ => {

@@ -76,7 +76,7 @@ fn variables(program: &str) -> BTreeSet<String> {
 
 #[test]
 fn the_table_of_the_configuration_is_that_of_the_programs() {
-    let programs = ["ingest", "worker", "query", "migrate", "dead", "standalone"];
+    let programs = ["ingest", "worker", "query", "migrate", "dead", "admin", "standalone"];
     let rows = CONFIGURATION.lines().filter_map(|line| line.strip_prefix("| `")).map(|row| {
         let mut cells = row.split('|').map(str::trim);
         let variable = cells.next().unwrap().trim_end_matches('`').to_owned();

@@ -8,13 +8,27 @@ use crate::domain_name::DomainName;
 use crate::position::Position;
 use crate::store::Change;
 
-const READ: &str = "\
--- catchall: read changes
+/// The changes of a selection, in its order.
+macro_rules! changes {
+    ($name:literal, $selection:literal) => {
+        concat!(
+            "-- catchall: ",
+            $name,
+            "
 select coalesce(group_concat(s.domain || ' ' || changed_in || ' ' || coalesce(delivered, 0) || ' '
     || coalesce(bounced, 0) || ' ' || status || ' ' || since), '')
-from (select domain, status, since, changed_in from domain_statuses
-    where (changed_in, domain) > (?, ?) order by changed_in, domain limit ?) as s
-left join domain_counters as c on c.domain = s.domain";
+from (select domain, status, since, changed_in from domain_statuses ",
+            $selection,
+            ") as s
+left join domain_counters as c on c.domain = s.domain"
+        )
+    };
+}
+
+const READ: &str =
+    changes!("read changes", "where (changed_in, domain) > (?, ?) order by changed_in, domain limit ?");
+
+const LATEST: &str = changes!("read the latest changes", "order by changed_in desc, domain desc limit ?");
 
 /// The next changes after a position.
 pub(super) async fn read(
@@ -22,12 +36,21 @@ pub(super) async fn read(
     after: &Position,
     limit: u32,
 ) -> Result<Vec<Change>, sqlx::Error> {
-    let answer: String = sqlx::query_scalar(READ)
-        .bind(after.transaction)
-        .bind(after.domain_str())
-        .bind(limit)
-        .fetch_one(connection)
-        .await?;
+    let query = sqlx::query_scalar(READ).bind(after.transaction).bind(after.domain_str()).bind(limit);
+    let answer: String = query.fetch_one(connection).await?;
+    Ok(changes(&answer))
+}
+
+/// The last changes, the last one first.
+pub(super) async fn latest(
+    connection: &mut SqliteConnection,
+    limit: u32,
+) -> Result<Vec<Change>, sqlx::Error> {
+    let answer: String = sqlx::query_scalar(LATEST).bind(limit).fetch_one(connection).await?;
+    Ok(changes(&answer))
+}
+
+fn changes(answer: &str) -> Vec<Change> {
     let change = |row: &str| {
         let mut words = row.split(' ');
         let domain = DomainName::parse(words.next()?).ok()?;
@@ -37,7 +60,7 @@ pub(super) async fn read(
         let report = DomainReport::new(domain, Classified::noted(counters, noted, since));
         Some(Change { report, position })
     };
-    Ok(rows(&answer).filter_map(change).collect())
+    rows(answer).filter_map(change).collect()
 }
 
 /// Before all changes that are still to come.

@@ -1,0 +1,290 @@
+//! The commands and their options.
+
+use std::path::PathBuf;
+use std::process;
+
+use anyhow::bail;
+use clap::{Args, Subcommand, ValueEnum};
+
+use crate::counters::Status;
+use crate::domain_name::DomainName;
+use crate::network::NetworkConfig;
+use crate::row_format::RowFormat;
+use crate::store::maintenance::Signature;
+use crate::store::postgres::PostgresUrl;
+use crate::store::sqlite::DataConfig;
+
+const AFTER_HELP: &str = "\
+Examples:
+  catchall-admin reset example.com --reason 'they changed their mail server'
+          the count of example.com begins anew
+  catchall-admin reclassify --threshold 500
+          from now on, more than 500 delivered events make a catch-all, also of what was counted before
+  catchall-admin import history.csv
+          add what was counted elsewhere before: lines of domain,delivered,bounced
+  catchall-admin export --status catch-all catch-alls.csv
+          write all catch-alls to a file
+  catchall-admin audit
+          who did what, when and why
+
+Each command works on the Postgres primary that --database-url names, or on the data file that --data names.
+Workers, or the process that serves the file, go on meanwhile. On the primary it needs the owner of the
+database, catchall; export needs any role that may read.
+
+A command that was killed can be run again: it goes on where it stopped, and nothing counts twice.
+
+Exit status:
+  0    done
+  1    something failed or was not done
+  2    the arguments are not valid
+  10 to 18: what is wrong with the data file, as `catchall --help` lists it";
+
+/// The command to run.
+#[derive(Clone, Debug, Args)]
+#[group(skip)]
+#[command(after_help = AFTER_HELP)]
+pub struct AdminConfig {
+    #[command(subcommand)]
+    pub(super) command: Command,
+
+    #[command(flatten)]
+    pub(super) network: NetworkConfig,
+}
+
+impl AdminConfig {
+    /// What is wrong with the values together.
+    pub(super) fn check(&self) -> Result<(), String> {
+        const NAMES: [&str; 2] =
+            ["CATCHALL_DATABASE_URL (--database-url <URL>)", "CATCHALL_DATA (--data <FILE>)"];
+        let [url, data] = NAMES;
+        let Target { database_url, data: file } = self.command.target();
+        match (database_url, file) {
+            (None, None) => Err(format!("{url} or {data} is required; see --help")),
+            (Some(_), Some(_)) => Err(format!("{url} and {data} are both set: set one of them")),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(super) enum Command {
+    /// Forget all events of a domain: its count begins anew
+    ///
+    /// Events that were counted before and are sent again still count nothing.
+    Reset(Reset),
+    /// Change the threshold, and classify by it what was counted before
+    ///
+    /// It goes through all domains in small steps, beside whoever counts, and shows how far it is. A run that
+    /// is stopped or killed is gone on with by the next one; one with another threshold takes over. Without a
+    /// threshold it goes on with the walk that has begun, or walks through all domains by the present
+    /// threshold.
+    Reclassify(Reclassify),
+    /// Add what was counted elsewhere before
+    ///
+    /// FILE has lines of CSV or JSON (NDJSON). CSV has a first line with the names domain, delivered and
+    /// bounced in any order, or has these three columns and no such line. JSON has objects with these three
+    /// members. Further columns and members are ignored, so what `export` writes can be imported. A file is
+    /// known by its content: the same one counts once, under whatever name and whenever it is imported again.
+    Import(Import),
+    /// Write all domains, in the order of their names
+    ///
+    /// Domains are read in parts. Each part shows them as they are when it is read.
+    Export(Export),
+    /// Print what was done by `reset`, `reclassify` and `import`, the latest first
+    Audit(Audit),
+}
+
+impl Command {
+    pub(super) fn target(&self) -> &Target {
+        match self {
+            Self::Reset(Reset { target, .. })
+            | Self::Reclassify(Reclassify { target, .. })
+            | Self::Import(Import { target, .. })
+            | Self::Export(Export { target, .. })
+            | Self::Audit(Audit { target, .. }) => target,
+        }
+    }
+}
+
+/// Where the domains are.
+#[derive(Clone, Debug, Args)]
+#[group(skip)]
+pub(super) struct Target {
+    /// Postgres primary: postgres://USER:PASSWORD@HOST:PORT/DATABASE. On another machine add
+    /// ?sslmode=verify-full&sslrootcert=FILE
+    #[arg(long, env = "CATCHALL_DATABASE_URL", value_name = "URL", hide_env_values = true)]
+    database_url: Option<PostgresUrl>,
+
+    /// Data file of a standalone
+    #[arg(long, env = "CATCHALL_DATA", value_name = "FILE")]
+    data: Option<PathBuf>,
+}
+
+/// One of the two.
+#[derive(Clone, Debug)]
+pub(super) enum Place {
+    Ledger(Box<PostgresUrl>),
+    File(DataConfig),
+}
+
+impl Target {
+    /// The place of a target that was [checked](AdminConfig::check).
+    pub(super) fn place(&self) -> Place {
+        match &self.database_url {
+            Some(url) => Place::Ledger(Box::new(url.clone())),
+            None => Place::File(DataConfig { data: self.data.clone().unwrap_or_default() }),
+        }
+    }
+}
+
+/// Who does it, for the audit log.
+#[derive(Clone, Debug, Args)]
+#[group(skip)]
+pub(super) struct Author {
+    /// Who does it, for the audit log [default: the user of the system]
+    #[arg(long, value_name = "NAME", value_parser = short_text)]
+    by: Option<String>,
+}
+
+/// Longest name or reason, in bytes.
+const MAX_TEXT: usize = 1000;
+
+/// A text for people, on one line.
+fn short_text(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    if text.is_empty() {
+        return Err("it is empty".into());
+    }
+    if text.len() > MAX_TEXT || text.chars().any(char::is_control) {
+        return Err(format!("it has to be one line of up to {MAX_TEXT} bytes"));
+    }
+    Ok(text.to_owned())
+}
+
+impl Author {
+    /// The signature of what is done for a reason.
+    pub(super) fn sign(&self, reason: Option<&String>) -> anyhow::Result<Signature> {
+        let by = match &self.by {
+            Some(by) => by.clone(),
+            None => user()?,
+        };
+        Ok(Signature { by, reason: reason.cloned().unwrap_or_default() })
+    }
+}
+
+/// The user of the system.
+fn user() -> anyhow::Result<String> {
+    let output = process::Command::new("id").arg("-un").output();
+    let name = output.ok().filter(|output| output.status.success());
+    let name = name.and_then(|output| short_text(&String::from_utf8(output.stdout).ok()?).ok());
+    match name {
+        Some(name) => Ok(name),
+        None => bail!("the system does not say who you are: say it by --by NAME"),
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Reset {
+    /// The domain
+    #[arg(value_name = "DOMAIN", value_parser = DomainName::parse)]
+    pub(super) domain: DomainName,
+
+    /// Why, for the audit log
+    #[arg(long, value_name = "TEXT", value_parser = short_text)]
+    pub(super) reason: String,
+
+    #[command(flatten)]
+    pub(super) author: Author,
+
+    #[command(flatten)]
+    pub(super) target: Target,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Reclassify {
+    /// Delivered events that a domain without a bounce must exceed to be a catch-all [default: the present
+    /// threshold]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
+    pub(super) threshold: Option<u64>,
+
+    /// Why, for the audit log
+    #[arg(long, value_name = "TEXT", value_parser = short_text)]
+    pub(super) reason: Option<String>,
+
+    #[command(flatten)]
+    pub(super) author: Author,
+
+    #[command(flatten)]
+    pub(super) target: Target,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Import {
+    /// The file, or - for standard input
+    #[arg(value_name = "FILE")]
+    pub(super) file: PathBuf,
+
+    /// Leave out lines that cannot be read, instead of importing nothing
+    #[arg(long)]
+    pub(super) skip_invalid: bool,
+
+    /// Why, for the audit log
+    #[arg(long, value_name = "TEXT", value_parser = short_text)]
+    pub(super) reason: Option<String>,
+
+    #[command(flatten)]
+    pub(super) author: Author,
+
+    #[command(flatten)]
+    pub(super) target: Target,
+}
+
+/// How an export is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum ExportFormat {
+    /// Comma-separated values, under a line of names
+    Csv,
+    /// A JSON object in each line
+    Ndjson,
+}
+
+impl From<ExportFormat> for RowFormat {
+    fn from(format: ExportFormat) -> Self {
+        match format {
+            ExportFormat::Csv => Self::Csv,
+            ExportFormat::Ndjson => Self::Ndjson,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Export {
+    /// File to write, which is replaced when the new one is complete [default: standard output]
+    #[arg(value_name = "FILE")]
+    pub(super) file: Option<PathBuf>,
+
+    /// Only domains of this status: catch-all, not-catch-all or unknown
+    #[arg(long, value_name = "STATUS")]
+    pub(super) status: Option<Status>,
+
+    /// How to write them
+    #[arg(long, value_enum, default_value = "csv")]
+    pub(super) format: ExportFormat,
+
+    #[command(flatten)]
+    pub(super) target: Target,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct Audit {
+    /// The most entries to print
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(super) limit: u32,
+
+    /// Print a JSON object for each entry
+    #[arg(long)]
+    pub(super) json: bool,
+
+    #[command(flatten)]
+    pub(super) target: Target,
+}

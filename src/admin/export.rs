@@ -1,0 +1,131 @@
+//! `catchall-admin export`: all domains as rows.
+
+use std::cell::Cell;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, IsTerminal, Write, stderr, stdout};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use catchall_progress::{Display, Progress};
+use futures::FutureExt;
+
+use super::command::{Export, Place};
+use crate::counters::Status;
+use crate::process::ExitError;
+use crate::row_format::RowFormat;
+use crate::shutdown::Shutdown;
+use crate::store::replica::{Replica, ReplicaConfig};
+use crate::store::sqlite::Reader;
+use crate::store::{DomainSource, PageRequest};
+use crate::totals::DomainTotals;
+
+/// Domains that are read at a time.
+const PAGE: u32 = 5_000;
+
+/// Writes the domains of a place.
+pub(super) async fn export(command: &Export, place: Place, shutdown: Shutdown) -> anyhow::Result<()> {
+    match place {
+        Place::Ledger(url) => {
+            let replica = Replica::new(&ReplicaConfig { replica_url: *url }, 1);
+            replica.check().await?;
+            export_from(&replica, command, shutdown).await
+        }
+        Place::File(data) => {
+            let reader = Reader::open(&data).await.map_err(ExitError::from)?;
+            export_from(&reader, command, shutdown).await
+        }
+    }
+}
+
+async fn export_from<S: DomainSource>(
+    source: &S,
+    command: &Export,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    let Export { file, status, format, .. } = command;
+    let DomainTotals { catch_all, not_catch_all, unknown } = source.totals(1).await?.domains;
+    let total = match status {
+        None => catch_all + not_catch_all + unknown,
+        Some(Status::CatchAll) => catch_all,
+        Some(Status::NotCatchAll) => not_catch_all,
+        Some(Status::Unknown) => unknown,
+    };
+    let done = Cell::new(0);
+    let rows = Rows { source, status: *status, format: (*format).into(), done: &done, shutdown };
+    let Some(file) = file else {
+        // Rows and a bar on one terminal would be in each other's way.
+        let mut out = BufWriter::new(stdout().lock());
+        return shown(!stdout().is_terminal(), total, &done, rows.write(&mut out)).await;
+    };
+    let new = beside(file);
+    let cannot = || format!("cannot write {}", file.display());
+    let mut out = BufWriter::new(File::create(&new).with_context(cannot)?);
+    let written = shown(true, total, &done, rows.write(&mut out)).await;
+    let written = written.and_then(|()| finish(out, &new, file).with_context(cannot));
+    if written.is_err() {
+        // What is left of it would only take room.
+        let _ = fs::remove_file(&new);
+    }
+    written?;
+    println!("{} has {} domains", file.display(), done.get());
+    Ok(())
+}
+
+/// Does the work, with progress on a terminal.
+async fn shown(
+    may_show: bool,
+    total: u64,
+    done: &Cell<u64>,
+    work: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    if !may_show || !stderr().is_terminal() {
+        return work.await;
+    }
+    let progress = || Progress { done: done.get(), ..Progress::default() };
+    Display::Terminal.follow("exporting", "domains", total, progress, work).await
+}
+
+/// What is written.
+struct Rows<'a, S> {
+    source: &'a S,
+    status: Option<Status>,
+    format: RowFormat,
+    /// How many rows have been written.
+    done: &'a Cell<u64>,
+    shutdown: Shutdown,
+}
+
+impl<S: DomainSource> Rows<'_, S> {
+    async fn write(&self, out: &mut impl Write) -> anyhow::Result<()> {
+        let mut request =
+            PageRequest { status: self.status, prefix: String::new(), after: None, limit: PAGE };
+        let mut rows = self.format.head().as_bytes().to_vec();
+        loop {
+            let page = self.source.list(request.clone()).await?;
+            page.domains.iter().for_each(|report| self.format.write(&mut rows, report));
+            out.write_all(&rows).context("cannot write")?;
+            rows.clear();
+            self.done.set(self.done.get() + page.domains.len() as u64);
+            let Some(next) = page.next else { return out.flush().context("cannot write") };
+            request.after = Some(next);
+            if self.shutdown.clone().now_or_never().is_some() {
+                bail!("stopped before all domains were written");
+            }
+        }
+    }
+}
+
+/// Where a file is written before it is complete.
+fn beside(file: &Path) -> PathBuf {
+    let mut path = file.as_os_str().to_owned();
+    path.push(".new");
+    path.into()
+}
+
+/// Gives a complete file its name, and makes both last.
+fn finish(out: BufWriter<File>, new: &Path, file: &Path) -> io::Result<()> {
+    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+    fs::rename(new, file)?;
+    let directory = file.parent().filter(|directory| !directory.as_os_str().is_empty());
+    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+}

@@ -1,0 +1,22 @@
+//! `catchall-admin reset`: the count of a domain begins anew.
+
+use anyhow::bail;
+
+use super::command::Reset;
+use crate::counters::Counters;
+use crate::store::maintenance::{Forgotten, Maintenance};
+
+/// Forgets the events of a domain and prints what they were.
+pub(super) async fn reset<S: Maintenance>(store: &mut S, command: &Reset) -> anyhow::Result<()> {
+    let Reset { domain, reason, author, .. } = command;
+    let signature = author.sign(Some(reason))?;
+    let Some(Forgotten { counters, status }) = store.reset(domain, &signature).await? else {
+        bail!("{domain} has had no events: there is nothing to reset");
+    };
+    let Counters { delivered, bounced } = counters;
+    let status = status.name();
+    println!(
+        "{domain} begins anew: it was {status}, with {delivered} delivered and {bounced} bounced events"
+    );
+    Ok(())
+}

@@ -1,0 +1,51 @@
+//! The audit log: what operators did.
+
+use sqlx::{PgConnection, PgPool};
+use uuid::Uuid;
+
+use crate::store::maintenance::{AuditEntry, Signature};
+use crate::utc_time::UtcTime;
+
+const WRITE: &str = "\
+-- catchall: note what an operator did
+insert into audit_log (id, action, subject, by_whom, reason, details)
+values ($1, $2, $3, $4, $5, $6::text::jsonb)";
+
+/// Notes something in the transaction that does it. The details are numbers and short texts.
+pub(super) async fn write(
+    connection: &mut PgConnection,
+    action: &str,
+    subject: &str,
+    signature: &Signature,
+    details: serde_json::Value,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(WRITE)
+        .bind(Uuid::now_v7())
+        .bind(action)
+        .bind(subject)
+        .bind(&signature.by)
+        .bind(&signature.reason)
+        .bind(details.to_string())
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+const READ: &str = "\
+-- catchall: read what operators did
+select (date_part('epoch', at) * 1000)::bigint, action, subject, by_whom, reason, details::text
+from audit_log order by at desc, id desc limit $1";
+
+/// The latest entries, the last one first.
+pub(super) async fn read(pool: &PgPool, limit: u32) -> Result<Vec<AuditEntry>, sqlx::Error> {
+    let rows: Vec<(i64, String, String, String, String, String)> =
+        sqlx::query_as(READ).bind(i64::from(limit)).fetch_all(pool).await?;
+    let entry = |(at, action, subject, by, reason, details)| AuditEntry {
+        at: UtcTime(at),
+        action,
+        subject,
+        signature: Signature { by, reason },
+        details,
+    };
+    Ok(rows.into_iter().map(entry).collect())
+}

@@ -1,0 +1,255 @@
+//! A reclassification: statuses follow a new threshold, step by step, beside the workers.
+//!
+//! From the moment in which nobody counts by an earlier threshold any more, whoever counts notes what crosses
+//! the new one. So a status that fits its counters then goes on fitting, and one walk through all domains
+//! mends the others.
+
+use std::time::Duration;
+
+use serde_json::json;
+use sqlx::{PgConnection, PgPool};
+use uuid::Uuid;
+
+use super::audit;
+use super::count::begin;
+use super::statuses::{self, Rule};
+use super::totals::{self, Delta};
+use crate::counters::Counters;
+use crate::store::maintenance::{Signature, Walk, Walked};
+use crate::store::postgres::Steps;
+
+/// The least and the most domains that one step looks at, which takes some tens of milliseconds.
+const LOOK: (u64, u64) = (1_000, 5_000);
+
+/// Domains that one step writes. Their counters are locked meanwhile, and workers that have events of one of
+/// them wait.
+const MOST_WRITTEN: usize = 1_000;
+
+/// How many domains the next step looks at: as many as it may have to write, by what the last one found.
+pub(super) fn look(last: Walked) -> u64 {
+    let (least, most) = LOOK;
+    (last.domains * MOST_WRITTEN as u64).checked_div(last.changed).unwrap_or(most).clamp(least, most)
+}
+
+/// How often it is looked whether earlier transactions have ended.
+pub(super) const SETTLE_INTERVAL: Duration = Duration::from_millis(20);
+
+const PRESENT: &str = "\
+-- catchall: lock the rule
+select threshold, walked_through from classification for update";
+
+const BEGIN_WALK: &str = "\
+-- catchall: set the rule
+update classification set threshold = $1, walked_through = $2, walk = walk + 1 returning walk";
+
+/// A position that is not to come before long is of another server, from which the tables were restored. What
+/// the walk writes is after the present.
+const RELAY_TO_THE_PRESENT: &str = "\
+-- catchall: bring the relay into the present of the feed
+update change_relay set changed_in = pg_current_xact_id()::text::bigint, domain = '', holder = null,
+    held_until = now()
+where changed_in > pg_current_xact_id()::text::bigint";
+
+/// Sets the threshold and begins a walk, or takes over the one that has begun.
+pub(super) async fn begin_walk(
+    pool: &PgPool,
+    threshold: Option<u64>,
+    signature: &Signature,
+) -> Result<Walk, sqlx::Error> {
+    let mut transaction = pool.begin().await?;
+    let (before, walked_through): (i64, Option<String>) =
+        sqlx::query_as(PRESENT).fetch_one(&mut *transaction).await?;
+    let before = before.unsigned_abs();
+    let threshold = threshold.unwrap_or(before);
+    let from = walked_through.filter(|_| threshold == before);
+    let is_resumed = from.is_some();
+    let number = sqlx::query_scalar(BEGIN_WALK)
+        .bind(i64::try_from(threshold).unwrap_or(i64::MAX))
+        .bind(from.unwrap_or_default())
+        .fetch_one(&mut *transaction)
+        .await?;
+    sqlx::query(RELAY_TO_THE_PRESENT).execute(&mut *transaction).await?;
+    if !is_resumed {
+        let details = json!({ "before": before });
+        audit::write(&mut transaction, "reclassify", &threshold.to_string(), signature, details).await?;
+    }
+    transaction.commit().await?;
+    Ok(Walk { number, threshold, before, is_resumed })
+}
+
+/// The first transaction that certainly sees what is committed by now.
+pub(super) async fn next_transaction(pool: &PgPool) -> Result<i64, sqlx::Error> {
+    let next = "-- catchall: look which transactions are to come
+        select pg_snapshot_xmax(pg_current_snapshot())::text::bigint";
+    sqlx::query_scalar(next).fetch_one(pool).await
+}
+
+/// Whether all transactions before this one have ended.
+pub(super) async fn have_ended(pool: &PgPool, before: i64) -> Result<bool, sqlx::Error> {
+    let ended = "-- catchall: look which transactions have ended
+        select pg_snapshot_xmin(pg_current_snapshot())::text::bigint >= $1";
+    sqlx::query_scalar(ended).bind(before).fetch_one(pool).await
+}
+
+/// Holds the row until the end of the step: one step at a time, whoever runs it.
+const WALKED: &str = "\
+-- catchall: look how far a reclassification is
+select walked_through, pg_current_xact_id()::text::bigint from classification where walk = $1 for update";
+
+const END: &str = "\
+-- catchall: find the end of a step
+select max(domain)
+from (select domain from domain_counters where domain > $1 order by domain limit $2) as step";
+
+/// Those that differ, and those whose place in the feed is not to come before long: it is of another server,
+/// from which the tables were restored.
+const DIFFERENT: &str = "\
+-- catchall: find statuses that differ
+with listed as (
+    select domain, delivered, bounced, row_number() over (order by domain) as place
+    from domain_counters where domain > $1 and domain <= $2
+), noted as (
+    select domain, status, changed_in from domain_statuses where domain > $1 and domain <= $2
+), different as (
+    select domain, place, changed_in >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint as is_to_come
+    from listed left join noted using (domain)
+    where coalesce(status, 0) <> case when bounced > 0 then 2 when delivered > $3 then 1 else 0 end
+        or changed_in >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+    order by domain limit $4
+)
+select (select count(*) from listed), coalesce(array_agg(domain order by domain), '{}'),
+    coalesce(array_agg(place order by domain), '{}'), coalesce(bool_or(is_to_come), false)
+from different";
+
+/// Adds nothing, in key order as whoever counts: so nobody waits in a circle.
+const LOCK: &str = "\
+-- catchall: lock counters
+with locked as (
+    insert into domain_counters as c (domain, delivered, bounced)
+    select domain, 0, 0 from unnest($1::text[]) as listed (domain)
+    on conflict (domain) do update set padding = null
+    returning domain, delivered, bounced
+)
+select coalesce(array_agg(domain order by domain), '{}'), coalesce(array_agg(delivered order by domain), '{}'),
+    coalesce(array_agg(bounced order by domain), '{}')
+from locked";
+
+/// A domain that was reset meanwhile has no row any more.
+const UNLOCK_EMPTY: &str = "\
+-- catchall: remove counters that were only locked
+delete from domain_counters where domain = any($1::text[]) and delivered = 0 and bounced = 0";
+
+/// Nobody reads beyond a transaction that still runs, so what is moved there is seen by all.
+const TO_THE_PRESENT: &str = "\
+-- catchall: bring changes into the present of the feed
+update domain_statuses set changed_in = $2 where domain = any($1::text[]) and changed_in > $2";
+
+const ADVANCE: &str = "\
+-- catchall: note how far a reclassification is
+update classification set walked_through = $2 where walk = $1";
+
+/// Classifies the next domains. `None`: another run has taken over.
+pub(super) async fn step(
+    pool: &PgPool,
+    steps: &Steps,
+    writer: Uuid,
+    walk: Walk,
+    look: u64,
+) -> Result<Option<Walked>, sqlx::Error> {
+    let mut transaction = begin(pool).await?;
+    let noted: Option<(Option<String>, i64)> =
+        sqlx::query_as(WALKED).bind(walk.number).fetch_optional(&mut *transaction).await?;
+    let Some((Some(from), number)) = noted else {
+        // A walk that this run has ended, if the answer to its last commit was lost.
+        let ended = noted.map(|_| Walked { is_last: true, ..Walked::default() });
+        transaction.rollback().await?;
+        return Ok(ended);
+    };
+    let look = i64::try_from(look).unwrap_or(i64::MAX);
+    let end: Option<String> =
+        sqlx::query_scalar(END).bind(&from).bind(look).fetch_one(&mut *transaction).await?;
+    steps.done();
+    let rule = Rule { threshold: walk.threshold, transaction: number };
+    let mut walked = Walked { is_last: end.is_none(), ..Walked::default() };
+    let mut through = end;
+    if let Some(end) = through.as_mut() {
+        let different = find(&mut transaction, rule, &from, end).await?;
+        steps.done();
+        walked.domains = different.listed;
+        walked.changed = mend(&mut transaction, steps, writer, rule, &different).await?;
+        if let Some(last) = different.cut_at {
+            *end = last;
+        }
+    }
+    sqlx::query(ADVANCE).bind(walk.number).bind(through).execute(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(Some(walked))
+}
+
+/// What one step has to write.
+struct Different {
+    /// Domains that were looked at.
+    listed: u64,
+    /// Those to write, in key order.
+    domains: Vec<String>,
+    /// Whether some have a place in the feed that is still to come.
+    are_to_come: bool,
+    /// Where the step ends because there are more of them.
+    cut_at: Option<String>,
+}
+
+async fn find(
+    connection: &mut PgConnection,
+    rule: Rule,
+    from: &str,
+    end: &str,
+) -> Result<Different, sqlx::Error> {
+    let most = i64::try_from(MOST_WRITTEN).unwrap_or(i64::MAX);
+    let (listed, domains, places, are_to_come): (i64, Vec<String>, Vec<i64>, bool) =
+        sqlx::query_as(DIFFERENT)
+            .bind(from)
+            .bind(end)
+            .bind(i64::try_from(rule.threshold).unwrap_or(i64::MAX))
+            .bind(most)
+            .fetch_one(connection)
+            .await?;
+    let is_cut = domains.len() == MOST_WRITTEN;
+    let cut_at = domains.last().filter(|_| is_cut).cloned();
+    let listed = places.last().copied().filter(|_| is_cut).unwrap_or(listed);
+    Ok(Different { listed: listed.unsigned_abs(), domains, are_to_come, cut_at })
+}
+
+/// Notes the statuses of these domains, as they are once their counters are locked, and returns how many of
+/// them differed.
+async fn mend(
+    connection: &mut PgConnection,
+    steps: &Steps,
+    writer: Uuid,
+    rule: Rule,
+    different: &Different,
+) -> Result<u64, sqlx::Error> {
+    let domains = &different.domains;
+    if domains.is_empty() {
+        return Ok(0);
+    }
+    let (names, delivered, bounced): (Vec<String>, Vec<i64>, Vec<i64>) =
+        sqlx::query_as(LOCK).bind(domains).fetch_one(&mut *connection).await?;
+    steps.done();
+    let sums = delivered.into_iter().zip(bounced);
+    let counters = sums.map(|(delivered, bounced)| Counters {
+        delivered: delivered.unsigned_abs(),
+        bounced: bounced.unsigned_abs(),
+    });
+    let locked: Vec<(String, Counters)> = names.into_iter().zip(counters).collect();
+    let (changes, changed) = statuses::note_changes(connection, rule, &locked).await?;
+    steps.done();
+    if different.are_to_come {
+        sqlx::query(TO_THE_PRESENT).bind(domains).bind(rule.transaction).execute(&mut *connection).await?;
+        steps.done();
+    }
+    if locked.iter().any(|(_, counters)| *counters == Counters::default()) {
+        sqlx::query(UNLOCK_EMPTY).bind(domains).execute(&mut *connection).await?;
+    }
+    totals::add_old(connection, writer, &Delta::of(changes)).await?;
+    Ok(changed)
+}

@@ -1,0 +1,208 @@
+//! What operators do to a store, whether that is the ledger on a Postgres primary or a data file.
+//!
+//! Each call is one transaction, so whoever calls may be killed at any moment. What takes many calls notes in
+//! each of them how far it has come.
+
+use std::fmt::Write;
+
+use crate::counters::{Counters, Status};
+use crate::domain_name::DomainName;
+use crate::process::ExitError;
+use crate::tally::Tally;
+use crate::utc_time::UtcTime;
+
+/// Who does something, and why: for the audit log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signature {
+    /// The name of a person or a program.
+    pub by: String,
+    /// In words.
+    pub reason: String,
+}
+
+/// What a domain had before it was reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forgotten {
+    /// Its events.
+    pub counters: Counters,
+    /// What was noted of it.
+    pub status: Status,
+}
+
+/// A run of a reclassification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Walk {
+    /// Its number. A later run takes the walk over from all before.
+    pub number: i64,
+    /// The threshold that domains are classified by.
+    pub threshold: u64,
+    /// The threshold before.
+    pub before: u64,
+    /// Whether it goes on where an earlier run stopped.
+    pub is_resumed: bool,
+}
+
+/// What one step of a reclassification did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Walked {
+    /// Domains it looked at.
+    pub domains: u64,
+    /// Domains whose status it changed.
+    pub changed: u64,
+    /// Whether it was the last one.
+    pub is_last: bool,
+}
+
+/// What identifies the content of a file: its SHA-256.
+pub type FileDigest = [u8; 32];
+
+/// A file of history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HistoryFile {
+    /// What identifies it.
+    pub digest: FileDigest,
+    /// What it is called, for people.
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+    /// Rows that can be counted.
+    pub rows: u64,
+    /// Lines that cannot be read.
+    pub skipped: u64,
+}
+
+impl HistoryFile {
+    /// Its digest, as everybody writes it.
+    pub(super) fn hex(&self) -> String {
+        self.digest.iter().fold(String::new(), |mut digits, byte| {
+            write!(digits, "{byte:02x}").expect("a string grows as it must");
+            digits
+        })
+    }
+}
+
+/// How far a file has been imported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImportPosition {
+    /// All before this byte has been counted.
+    pub bytes_through: u64,
+    /// Whether all of it has.
+    pub is_finished: bool,
+    /// Whether it is new to the store.
+    pub is_new: bool,
+}
+
+/// Some rows of a file.
+#[derive(Clone, Debug)]
+pub struct ImportStep {
+    /// The byte where they begin.
+    pub from: u64,
+    /// The byte where they end.
+    pub to: u64,
+    /// How many there are.
+    pub rows: u64,
+    /// What they add up to.
+    pub tally: Tally,
+}
+
+/// Something that an operator did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditEntry {
+    /// When.
+    pub at: UtcTime,
+    /// What: "reset", "reclassify" or "import".
+    pub action: String,
+    /// To what: a domain, a threshold, a file.
+    pub subject: String,
+    /// Who and why.
+    pub signature: Signature,
+    /// The numbers, as a JSON object.
+    pub details: String,
+}
+
+/// A store that operators can maintain.
+///
+/// Errors are sentences with the exit status of the process. After an error of a step the same command can be
+/// run again.
+pub trait Maintenance {
+    /// Rows that one step of an import may add. Others may have to wait for so long.
+    const IMPORT_ROWS: usize;
+
+    /// How many domains there are.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    fn domains(&mut self) -> impl Future<Output = Result<u64, ExitError>>;
+
+    /// Forgets all events of a domain, whose count begins anew. `None`: it had none, and nothing was done.
+    ///
+    /// # Errors
+    ///
+    /// When it was not done.
+    fn reset(
+        &mut self,
+        domain: &DomainName,
+        signature: &Signature,
+    ) -> impl Future<Output = Result<Option<Forgotten>, ExitError>>;
+
+    /// Sets the threshold, if it is to be another one, and begins to walk through the domains. If a walk with
+    /// that threshold has begun, this run goes on with it.
+    ///
+    /// # Errors
+    ///
+    /// When it was not done.
+    fn begin_walk(
+        &mut self,
+        threshold: Option<u64>,
+        signature: &Signature,
+    ) -> impl Future<Output = Result<Walk, ExitError>>;
+
+    /// Waits until nobody counts by an earlier threshold.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be known.
+    fn settle(&mut self) -> impl Future<Output = Result<(), ExitError>>;
+
+    /// Classifies the next domains.
+    ///
+    /// # Errors
+    ///
+    /// When nothing was done, or another run has taken the walk over.
+    fn walk(&mut self, walk: &Walk) -> impl Future<Output = Result<Walked, ExitError>>;
+
+    /// Begins to import a file, or says how far that is.
+    ///
+    /// # Errors
+    ///
+    /// When it was not done.
+    fn begin_import(
+        &mut self,
+        file: &HistoryFile,
+        signature: &Signature,
+    ) -> impl Future<Output = Result<ImportPosition, ExitError>>;
+
+    /// Counts rows of a file, if it has been imported just as far as they begin, and says how far it is now.
+    ///
+    /// # Errors
+    ///
+    /// When nothing was done.
+    fn import(
+        &mut self,
+        file: &HistoryFile,
+        step: ImportStep,
+    ) -> impl Future<Output = Result<ImportPosition, ExitError>>;
+
+    /// What operators did, the latest first.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    fn audit(&mut self, limit: u32) -> impl Future<Output = Result<Vec<AuditEntry>, ExitError>>;
+}
+
+/// What is said by a run whose walk another one has taken over.
+pub(super) fn taken_over() -> ExitError {
+    ExitError { status: 1, sentence: "another run has taken the reclassification over".into() }
+}
