@@ -30,7 +30,7 @@ pub(super) struct Domains {
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
 #[expect(dead_code, reason = "it only describes")]
-struct AtHand {
+pub(super) struct AtHand {
     /// The `ETag` of an answer that is at hand.
     #[param(rename = "If-None-Match", value_type = String, required = false)]
     etag: Option<String>,

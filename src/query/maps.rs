@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use utoipa::IntoResponses;
 
 use super::answer::NO_CACHE;
-use super::domain::matches;
+use super::domain::{AtHand, matches};
 use super::list::{Lists, stream};
 use crate::counters::Status;
 use crate::http::{self, Problem, ProblemType};
@@ -36,7 +36,7 @@ impl IntoResponses for MapProblems {
     tag = "Domains",
     params(
         ("status" = inline(MapStatus), Path, description = "The status of the domains."),
-        ("If-None-Match" = Option<String>, Header, description = "The `ETag` of a map that is at hand.")
+        AtHand
     ),
     responses(
         (status = 200, description = "The names.", body = String, content_type = "text/plain; charset=utf-8",

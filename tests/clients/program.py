@@ -13,10 +13,10 @@ from http import HTTPStatus
 import domains
 import events
 from domains.api.changes import get_changes
-from domains.api.domains import get_domain, list_domains, look_up_domains
+from domains.api.domains import get_domain, get_map, list_domains, look_up_domains
 from domains.api.this_document import openapi_json
 from domains.api.totals import get_totals
-from domains.models import DomainReport, ListAnswer, NoName, Problem, Status
+from domains.models import DomainReport, GetMapStatus, ListAnswer, NoName, Problem, Status
 from events.api.events import post_events, put_event
 from events.models import Event, Outcome
 from events.models import Problem as EventsProblem
@@ -115,6 +115,7 @@ def main():
     printed["list"] = pages(domains.types.UNSET)
     printed["bounced"] = pages(Status.NOT_CATCH_ALL)
     printed["names"] = names()
+    printed["map"] = get_map.sync(GetMapStatus.CATCH_ALL, client=reader)
     printed["totals"] = totals()
     printed["changes"] = changes(2)
     printed["problems"] = [

@@ -11,13 +11,13 @@ type Report = components["schemas"]["DomainReport"];
 type Problem = components["schemas"]["Problem"];
 type Status = components["schemas"]["Status"];
 
-/** What this program reads: of the answers that a request can have, those that are documents. */
-type Documents = "application/json" | "application/problem+json";
+/** What this program reads of the answers that a request can have. */
+type Read = "application/json" | "application/problem+json" | "text/plain; charset=utf-8";
 
 declare const process: { env: Record<string, string> };
 
 function client<Paths extends {}>(name: string, token = process.env[`${name}_TOKEN`]) {
-  return createClient<Paths, Documents>({
+  return createClient<Paths, Read>({
     baseUrl: process.env[`${name}_URL`] ?? "",
     headers: { authorization: `Bearer ${token}` },
   });
@@ -131,7 +131,7 @@ async function main() {
   const second = await put("A.Example.", "a");
   const answer = await bulk();
   const { data, etag } = await eventually("a.example", 1001);
-  const path = { domain: "a.example" };
+  const [path, map] = [{ domain: "a.example" }, { status: "catch-all" as const }];
   const refused = [
     await put("localhost", "d"),
     await ask("localhost"),
@@ -147,6 +147,7 @@ async function main() {
       list: await pages(),
       bounced: await pages("not catch-all"),
       names: await names(),
+      map: (await reader.GET("/maps/rspamd/{status}", { params: { path: map }, parseAs: "text" })).data,
       totals: await totals(),
       changes: await changes(2),
       problems: refused.map(({ error }) => problem(error)),

@@ -7,7 +7,7 @@ use std::process::Command;
 use catchall::batch::Batch;
 use catchall::broker::{DEAD, EVENTS};
 use catchall::domain_name::DomainName;
-use harness::processes::Service;
+use harness::processes::{Service, run};
 use harness::servers::{Servers, eventually, topology};
 use harness::system::System;
 use hyper::Method;
@@ -169,15 +169,16 @@ async fn each_example_of_a_change_is_what_the_worker_publishes() {
     ]);
     client.publish(events.to_string().as_bytes(), None).await;
     servers.settle_at("example.com", 1001, 0).await;
-    // As where the threshold was raised.
-    let raised = "update domain_statuses set status = 0, changed_in = pg_current_xact_id()::text::bigint \
-        where domain = 'example.com'";
+    let reset = || {
+        let arguments = ["reset", "example.com", "--by", "ann", "--reason", "a new owner"];
+        run("admin", &arguments, &[("CATCHALL_DATABASE_URL", &servers.database_url)])
+    };
     let heard =
         async |queue: &str| eventually("a change was published", async || client.take(queue).await).await;
     for example in examples(&document, "change") {
         let status = example["payload"]["status"].as_str().unwrap();
         if status == "unknown" {
-            servers.execute(raised).await;
+            assert!(reset().0.success());
         }
         let queue = queues.remove(&status.replace(' ', "-")).unwrap();
         let (body, headers, published) = heard(&queue).await;

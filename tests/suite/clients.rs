@@ -61,6 +61,7 @@ fn expected() -> Value {
         "list": [a, b, c],
         "bounced": [b],
         "names": [a, "localhost", no_domain],
+        "map": "a.example\n",
         "totals": [[1, 1, 1], [1006, 1], 1007],
         "changes": [a, b],
         "problems": [
@@ -89,7 +90,7 @@ fn installed(variable: &str) -> PathBuf {
 
 /// The program in Python, with the packages that are made of the documents in a directory.
 fn python(folder: &Path) -> Command {
-    let bin = installed("CATCHALL_TEST_CLIENTS_PYTHON").join("bin");
+    let bin = installed("CATCHALL_TEST_CLIENTS").join("bin");
     for name in ["events", "domains"] {
         let mut generator = Command::new(bin.join("openapi-python-client"));
         generator.args(["generate", "--meta", "none", "--config", "python.yaml", "--path"]);
