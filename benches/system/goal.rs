@@ -150,11 +150,7 @@ impl Goal {
                 let growth = stats.growth_megabytes;
                 (format!("{:+.1} MB", growth.unwrap_or(f64::NAN)), at_most(growth, limit))
             }
-            Self::OfCore(limit) => {
-                let micros = stats.micros_per_event.and_then(|micros| micros.query);
-                let share = micros.map(|micros| micros * stats.acknowledged_per_second / 1e6);
-                (format!("query {limit} of a core"), at_most(share, limit))
-            }
+            Self::OfCore(limit) => (format!("query {limit} of a core"), at_most(of_core(stats), limit)),
             Self::Wal(limit) => below("WAL", stats.wal_megabytes, limit, "MB"),
             Self::FileSize(limit) => below("file", stats.file_megabytes, limit, "MB"),
             Self::Opening(limit) => below("ready after", stats.opening_seconds, limit, "s"),
@@ -176,6 +172,12 @@ fn half_of_floor(stats: &RowStats) -> (String, bool) {
     let step = stats.frontier.iter().find(|step| step.connections == COMPARED);
     let times = step.map_or(f64::NAN, |step| step.rate / step.floor);
     (format!("half of floor at {COMPARED} ({times:.2})"), times >= 0.5)
+}
+
+/// The share of a core that query used.
+fn of_core(stats: &RowStats) -> Option<f64> {
+    let micros = stats.micros_per_event?.query?;
+    Some(micros * stats.acknowledged_per_second / 1e6)
 }
 
 /// A size or a time, and whether it is below its limit.

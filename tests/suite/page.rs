@@ -36,8 +36,8 @@ async fn with_domains(system: &System) {
     system.domains().answers(UNKNOWN, "unknown", 7, 0).await;
 }
 
-/// Checks that the tab asked for nothing elsewhere, and that its console has nothing but failed pages with these
-/// statuses.
+/// Checks that the tab asked for nothing elsewhere, and that its console has nothing but failed pages with
+/// these statuses.
 fn is_clean(tab: &Tab<'_>, service: &Service, statuses: &[&str]) {
     let elsewhere: Vec<_> =
         tab.requests().into_iter().filter(|url| !url.starts_with(&format!("{}/", service.url()))).collect();
@@ -349,7 +349,8 @@ async fn what_cannot_be_read_is_a_sentence_on_the_page() {
     assert_eq!(get("/").await.0, StatusCode::OK);
 }
 
-/// Makes the pictures of the documents, where that is asked for: else the documents would change with each test.
+/// Makes the pictures of the documents, where that is asked for: else the documents would change with each
+/// test.
 #[tokio::test]
 async fn the_pictures_of_the_documents_are_of_this_page() {
     let browser = Browser::start();

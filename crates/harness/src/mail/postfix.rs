@@ -27,7 +27,8 @@ impl Postfix {
         let main = format!(
             "compatibility_level = 3.6\nmail_owner = mail\nsetgid_group = games\nmyhostname = mail.test\n\
              queue_directory = {here}/queue\ndata_directory = {here}/data\nmeta_directory = {here}\n\
-             command_directory = {commands}\ndaemon_directory = {here}/lib/postfix/sbin\nshlib_directory = {shared}\n\
+             command_directory = {commands}\ndaemon_directory = {here}/lib/postfix/sbin\n\
+             shlib_directory = {shared}\n\
              maillog_file = {here}/log\nmaillog_file_prefixes = {here}\n\
              import_environment = MAIL_CONFIG LD_LIBRARY_PATH\n\
              inet_interfaces = 127.0.0.1\nmydestination =\nlocal_recipient_maps =\nalias_maps =\n\
