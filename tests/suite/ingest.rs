@@ -161,7 +161,7 @@ async fn an_event_that_cannot_be_taken_is_a_problem_that_names_it() {
             (&put, "/events/%FF.com/bounced", 400, "invalid-domain", "UTF-8"),
             (&put, "/events/a.com/opened", 404, "not-found", "unknown event \"opened\""),
             (&put, "/events/a.com", 404, "not-found", "there is nothing at /events/a.com"),
-            (&put, "/", 404, "not-found", "there is nothing at /"),
+            (&put, "/nothing", 404, "not-found", "there is nothing at /nothing"),
             (
                 &get,
                 "/events/a.com/bounced",
