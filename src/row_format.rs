@@ -69,7 +69,7 @@ mod tests {
             format.write(&mut rows, report);
             String::from_utf8(rows).unwrap()
         };
-        assert_eq!(row(RowFormat::Csv, &report), "a.com,not catch-all,7,1,1970-01-01T00:00:00Z\r\n");
+        assert_eq!(row(RowFormat::Csv, &report), "a.com,not catch-all,7,1,1970-01-01T00:00:00.000Z\r\n");
         assert_eq!(row(RowFormat::Names, &report), "a.com\n");
         report.since = None;
         assert_eq!(row(RowFormat::Csv, &report), "a.com,not catch-all,7,1,\r\n");

@@ -1,11 +1,19 @@
 //! A moment, as the API says it.
 
 use std::fmt;
+use std::num::NonZero;
 
 use serde::{Serialize, Serializer};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+use time::format_description::well_known::Iso8601;
+use time::format_description::well_known::iso8601::{Config, EncodedConfig, TimePrecision};
 use utoipa::ToSchema;
+
+/// Always three digits after the second: texts of one length sort as their moments do.
+const FORMAT: EncodedConfig = Config::DEFAULT
+    .set_year_is_six_digits(false)
+    .set_time_precision(TimePrecision::Second { decimal_digits: NonZero::new(3) })
+    .encode();
 
 /// A moment in milliseconds since 1970. It is written as in RFC 3339, in UTC: `2026-11-28T10:47:04.125Z`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, ToSchema)]
@@ -21,7 +29,7 @@ impl fmt::Display for UtcTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let moment = OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000);
         // A moment beyond the calendar cannot have been noted by any clock.
-        let text = moment.ok().and_then(|moment| moment.format(&Rfc3339).ok()).unwrap_or_default();
+        let text = moment.ok().and_then(|moment| moment.format(&Iso8601::<FORMAT>).ok()).unwrap_or_default();
         f.write_str(&text)
     }
 }
@@ -39,7 +47,8 @@ mod tests {
     #[test]
     fn a_moment_is_written_in_utc_to_the_millisecond() {
         assert_eq!(UtcTime(1_795_862_824_125).to_string(), "2026-11-28T10:47:04.125Z");
-        assert_eq!(UtcTime(0).to_string(), "1970-01-01T00:00:00Z");
+        assert_eq!(UtcTime(0).to_string(), "1970-01-01T00:00:00.000Z");
+        assert_eq!(UtcTime(1_795_862_824_500).to_string(), "2026-11-28T10:47:04.500Z");
         assert_eq!(UtcTime(i64::MAX).to_string(), "");
     }
 }

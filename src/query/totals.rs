@@ -37,7 +37,7 @@ impl IntoResponses for TotalsProblems {
             "domains": {"catch-all": 12, "not catch-all": 70, "unknown": 918},
             "events": {"delivered": 90210, "bounced": 70},
             "recent": {"minute": 40, "hour": 2400},
-            "minutes": [{"at": "2026-11-28T10:47:00Z", "delivered": 39, "bounced": 1}]
+            "minutes": [{"at": "2026-11-28T10:47:00.000Z", "delivered": 39, "bounced": 1}]
         })),
         TotalsProblems
     ),
