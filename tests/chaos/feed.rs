@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use catchall::counters::Status;
 use harness::http::HttpClient;
 use harness::sql;
@@ -165,13 +165,26 @@ async fn noted(subject: &Subject) -> Result<HashMap<String, Status>> {
     let mut found = HashMap::new();
     for status in [Status::CatchAll, Status::NotCatchAll] {
         let url = format!("{}/domains?status={}", subject.domains_url(), status.slug());
-        let request = Request::get(url).header("accept", "text/csv").body(Full::default())?;
-        let answer = client.send(request, CATCH_UP).await.map_err(|reason| anyhow!("{reason}"))?;
-        anyhow::ensure!(answer.0 == StatusCode::OK, "a list was answered with {answer:?}");
-        let names = answer.1.lines().skip(1).filter_map(|row| row.split(',').next());
+        let list = list(&client, &url).await?;
+        let names = list.lines().skip(1).filter_map(|row| row.split(',').next());
         found.extend(names.map(|name| (name.to_owned(), status)));
     }
     Ok(found)
+}
+
+/// A list as CSV. The first read over a connection that a fault has cut is answered with 503, to ask again.
+async fn list(client: &HttpClient, url: &str) -> Result<String> {
+    let begun = Instant::now();
+    loop {
+        let request = Request::get(url).header("accept", "text/csv").body(Full::default())?;
+        match client.send(request, CATCH_UP).await.map_err(|reason| anyhow!("{reason}"))? {
+            (StatusCode::OK, list) => return Ok(list),
+            (StatusCode::SERVICE_UNAVAILABLE, _) if begun.elapsed() < CATCH_UP => {
+                tokio::time::sleep(EVERY).await;
+            }
+            answer => bail!("a list was answered with {answer:?}"),
+        }
+    }
 }
 
 /// What is wrong with totals and statuses, from one snapshot: nothing, or the figures.
