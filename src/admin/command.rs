@@ -68,7 +68,7 @@ impl AdminConfig {
 
 #[derive(Clone, Debug, Subcommand)]
 pub(super) enum Command {
-    /// Forget all events of a domain: its count begins anew
+    /// Remove all events of a domain: its count begins anew
     ///
     /// Events that were counted before and are sent again still count nothing.
     Reset(Reset),

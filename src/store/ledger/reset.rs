@@ -10,8 +10,8 @@ use super::{audit, statuses};
 use crate::counters::{Counters, Status};
 use crate::store::maintenance::{Forgotten, Signature};
 
-const FORGET: &str = "\
--- catchall: forget the counters of a domain
+const REMOVE: &str = "\
+-- catchall: remove the counters of a domain
 delete from domain_counters where domain = $1 returning delivered, bounced";
 
 const WAS: &str = "\
@@ -29,7 +29,7 @@ pub(super) async fn reset(
     let rule = rule(&mut transaction).await?;
     // First: whoever writes a status has locked the counters.
     let row: Option<(i64, i64)> =
-        sqlx::query_as(FORGET).bind(domain).fetch_optional(&mut *transaction).await?;
+        sqlx::query_as(REMOVE).bind(domain).fetch_optional(&mut *transaction).await?;
     let counters = row.map(|(delivered, bounced)| Counters {
         delivered: delivered.unsigned_abs(),
         bounced: bounced.unsigned_abs(),

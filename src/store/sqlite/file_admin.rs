@@ -21,7 +21,7 @@ use crate::store::maintenance::{
 };
 
 /// How long to wait for a turn. A writer that never rests leaves moments in which SQLite has to be asked.
-const PATIENCE: Duration = Duration::from_secs(30);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The least pause after a step: by then SQLite, which asks now and then, has let somebody else have a turn.
 pub(super) const REST: Duration = Duration::from_millis(25);
@@ -90,7 +90,7 @@ async fn begin(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     let begun = Instant::now();
     loop {
         match sqlx::raw_sql("begin immediate").execute(&mut *connection).await {
-            Err(error) if is_busy(&error) && begun.elapsed() < PATIENCE => {}
+            Err(error) if is_busy(&error) && begun.elapsed() < LOCK_TIMEOUT => {}
             done => return done.map(drop),
         }
     }

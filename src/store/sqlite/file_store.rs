@@ -55,7 +55,8 @@ impl FileStore {
         Writer { queue: Arc::clone(&self.queue) }
     }
 
-    /// Where counters are read, over connections of its own. All readers together will have so many.
+    /// Where it is read what is known of domains, over connections of its own. All readers together will have
+    /// so many.
     #[must_use]
     pub fn reader(&self, connections: usize) -> Reader {
         Reader::new(self.file.path.clone(), connections)

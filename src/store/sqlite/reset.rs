@@ -8,8 +8,8 @@ use super::{audit, statuses};
 use crate::counters::{Counters, Status};
 use crate::store::maintenance::{Forgotten, Signature};
 
-const FORGET: &str = "\
--- catchall: forget the counters of a domain
+const REMOVE: &str = "\
+-- catchall: remove the counters of a domain
 delete from domain_counters where domain = ? returning delivered, bounced";
 
 const WAS: &str = "\
@@ -23,7 +23,7 @@ pub(super) async fn reset(
     signature: &Signature,
 ) -> Result<Option<Forgotten>, sqlx::Error> {
     let row: Option<(i64, i64)> =
-        sqlx::query_as(FORGET).bind(domain).fetch_optional(&mut *connection).await?;
+        sqlx::query_as(REMOVE).bind(domain).fetch_optional(&mut *connection).await?;
     let counters = row.map(|(delivered, bounced)| Counters {
         delivered: delivered.unsigned_abs(),
         bounced: bounced.unsigned_abs(),
