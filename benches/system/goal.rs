@@ -73,6 +73,10 @@ pub(crate) enum Goal {
     FileSize(f64),
     /// With that file, the standalone is ready in less than so many seconds.
     Opening(f64),
+    /// All domains are reclassified in less than so many seconds.
+    Walked(f64),
+    /// The 99th percentile of the latency is at most a quarter above that of another row.
+    AsFresh(Row),
     /// There was no deadlock.
     NoDeadlock,
 }
@@ -154,6 +158,12 @@ impl Goal {
             Self::Wal(limit) => below("WAL", stats.wal_megabytes, limit, "MB"),
             Self::FileSize(limit) => below("file", stats.file_megabytes, limit, "MB"),
             Self::Opening(limit) => below("ready after", stats.opening_seconds, limit, "s"),
+            Self::Walked(limit) => below("walked in", stats.walk_seconds, limit, "s"),
+            Self::AsFresh(row) => {
+                let other = other(row).and_then(|other| other.latency_ms.p99);
+                let limit = other.map_or(f64::NAN, |other| (1.0 + FLAT) * other);
+                (format!("p99 as {} (below {limit:.0} ms)", row.name()), at_most(stats.latency_ms.p99, limit))
+            }
             Self::NoDeadlock => ("no deadlock".into(), stats.deadlocks == 0),
         };
         GoalResult { goal, met: met && stats.failure.is_none() }

@@ -18,6 +18,7 @@ mod prober;
 mod change_prober;
 mod question;
 mod subscribers;
+mod reclassification;
 mod reader;
 mod row;
 mod scale;

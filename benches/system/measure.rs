@@ -33,6 +33,8 @@ pub(crate) struct SideResult {
     pub(crate) latency_ms: Option<Latency>,
     /// Wrong answers.
     pub(crate) wrong: u64,
+    /// How long a reclassification took, if there was one.
+    pub(crate) walk_seconds: Option<f64>,
     pub(crate) notes: Vec<String>,
 }
 
@@ -50,7 +52,14 @@ pub(crate) async fn events(
     let before = system.micros();
     let machine = MachineTime::now();
     let load = LoadRun::start(spec, &system.ingest_url(), &system.client_variables(), &[])?;
-    let sending = async { tokio::try_join!(load.end(), beside) };
+    let sending = async {
+        if let Amount::Meanwhile = spec.amount {
+            let beside = beside.await?;
+            load.interrupt()?;
+            return Ok((load.end().await?, beside));
+        }
+        tokio::try_join!(load.end(), beside)
+    };
     let (((report, load_micros), beside), mut looks) = observed(system, scraping, sending).await?;
     let sent = Instant::now();
     let growth_megabytes = growth_megabytes(&looks);
@@ -79,6 +88,7 @@ pub(crate) async fn events(
         memory_growth: memory_growth(&looks),
         growth_megabytes,
         wal_megabytes: most_wal_megabytes(&looks),
+        walk_seconds: beside.walk_seconds,
         seconds_behind: behind,
         lag_seconds: looks.iter().filter_map(|look| look.lag_seconds).max_by(f64::total_cmp),
         stolen: MachineTime::stolen_since(machine),

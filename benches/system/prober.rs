@@ -26,14 +26,17 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// An event that is not visible after this long is missing.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Sends events of new domains, one after another, for so many seconds.
-pub(crate) async fn probe(ingest_url: &str, query_address: &str, seconds: u64) -> anyhow::Result<SideResult> {
-    let until = Instant::now() + Duration::from_secs(seconds);
+/// Sends events of new domains, one after another, for as long as `goes_on` says so.
+pub(crate) async fn probe(
+    ingest_url: &str,
+    query_address: &str,
+    goes_on: impl Fn() -> bool,
+) -> anyhow::Result<SideResult> {
     let (micros, sent) = (RefCell::new(histogram()), RefCell::new(0));
     let probing = (0..AT_ONCE).map(async |prober| {
         let http = HttpClient::with_keep_alive();
         let mut number = 0;
-        while Instant::now() < until {
+        while goes_on() {
             let domain = format!("probe{prober}-{number}.example");
             number += 1;
             let put = Request::put(format!("{ingest_url}/events/{domain}/delivered"));

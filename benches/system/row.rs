@@ -88,6 +88,10 @@ pub(crate) enum Row {
     LookUp,
     /// GET of the totals of that table
     Totals,
+    /// From the 202 to the GET that shows it, beside 50,000 events/s, uniform over that table
+    Steady,
+    /// The same while catchall-admin reclassifies that table, which changes every second domain
+    Reclassify,
     /// The cost beside a table three times as large: POST of 1,000 at 60,000/s, uniform
     SizeLarge,
 }
@@ -116,6 +120,7 @@ impl Row {
             Self::TwoWorkers => Some(Self::OneWorker),
             Self::GetHalf => Some(Self::Get),
             Self::ListHalf => Some(Self::List),
+            Self::Reclassify => Some(Self::Steady),
             Self::AloneGet | Self::AloneUniform => Some(Self::AloneFile),
             Self::Size | Self::SizeLarge => Some(Self::SizeSmall),
             _ => None,
@@ -159,9 +164,13 @@ impl Row {
             | Self::GetHot
             | Self::GetHalf
             | Self::Mixed => Dataset::Domains(scale.domains),
-            Self::List | Self::ListHalf | Self::Export | Self::LookUp | Self::Totals => {
-                Dataset::Classified(scale.domains)
-            }
+            Self::List
+            | Self::ListHalf
+            | Self::Export
+            | Self::LookUp
+            | Self::Totals
+            | Self::Steady
+            | Self::Reclassify => Dataset::Classified(scale.domains),
             Self::SizeLarge => Dataset::Domains(scale.more_domains()),
         }
     }
@@ -202,6 +211,7 @@ impl Row {
             Self::Export => &[Goal::Read(500_000.0)],
             Self::LookUp => &[Goal::Read(300_000.0)],
             Self::Totals => &[Goal::P99(5.0)],
+            Self::Reclassify => &[Goal::Walked(300.0), Goal::AsFresh(Self::Steady)],
             _ => &[],
         }
     }

@@ -1,5 +1,7 @@
 //! Runs a row: starts the system, measures it, and compares the counts.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Context;
 use catchall_load::counts::Counts;
 use catchall_load::workload::Shape;
@@ -19,6 +21,7 @@ use crate::population_file;
 use crate::prober::probe;
 use crate::question::Question;
 use crate::reader::{ReaderConfig, read};
+use crate::reclassification;
 use crate::row::Row;
 use crate::scale::Scale;
 use crate::stats::RowStats;
@@ -55,6 +58,9 @@ const READS_BESIDE: f64 = 2_000.0;
 const UNWATCHED_PUTS: f64 = 5_000.0;
 const UNWATCHED_READS: f64 = 20_000.0;
 
+/// Events per second beside a reclassification.
+const BESIDE_RECLASSIFICATION: f64 = 50_000.0;
+
 /// PUT per second of the row that measures the standalone's latency.
 const ALONE_PACE: f64 = 1_000.0;
 
@@ -77,6 +83,8 @@ enum Scenario {
     Frontier(LoadSpec),
     /// The same with probes of the feed of changes.
     Changes(LoadSpec),
+    /// Events, and probes of how fresh the answers are, while all domains are reclassified.
+    Reclassified(LoadSpec),
     /// Changes, and many who subscribe to them.
     Subscribers,
     /// Questions of one kind, at a rate or in a closed loop.
@@ -104,9 +112,14 @@ pub(crate) async fn run(
         Scenario::Probed(spec) => {
             let probing = async |system: &RunningSystem| {
                 let query = system.query_address()?.to_string();
-                probe(&system.ingest_url(), &query, scale.seconds).await
+                let until = Instant::now() + Duration::from_secs(scale.seconds);
+                probe(&system.ingest_url(), &query, || Instant::now() < until).await
             };
             run_events(WHOLE, &spec, servers, Scraping::EverySecond, probing).await
+        }
+        Scenario::Reclassified(spec) => {
+            let walking = async |system: &RunningSystem| reclassification::probe(system, scale.domains).await;
+            run_events(WHOLE, &spec, servers, Scraping::EverySecond, walking).await
         }
         Scenario::Changes(spec) => {
             let probing = async |system: &RunningSystem| {
@@ -197,6 +210,11 @@ fn scenario(row: Row, scale: &Scale, table: &RowTable, datasets: &Datasets) -> a
         Row::TwoWorkers => Scenario::Events(Processes::Whole { workers: 2 }, backlog),
         Row::ChangeFresh => Scenario::Changes(LoadSpec { rate: Some(20_000.0 * slowness), ..put }),
         Row::Subscribers => Scenario::Subscribers,
+        Row::Steady => Scenario::Probed(over(scale.domains, BESIDE_RECLASSIFICATION)),
+        Row::Reclassify => {
+            let spec = over(scale.domains, BESIDE_RECLASSIFICATION);
+            Scenario::Reclassified(LoadSpec { amount: Amount::Meanwhile, ..spec })
+        }
         Row::List => Scenario::Questions(Question::Page, None),
         Row::ListHalf => Scenario::Questions(Question::Page, Some(half(Row::List)?)),
         Row::Export => Scenario::Questions(Question::Export, None),

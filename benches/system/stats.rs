@@ -38,6 +38,8 @@ pub(crate) struct RowStats {
     pub(crate) file_megabytes: Option<f64>,
     /// Seconds from the start of a standalone with that file until it is ready.
     pub(crate) opening_seconds: Option<f64>,
+    /// Seconds from the start of a reclassification of all domains to its end.
+    pub(crate) walk_seconds: Option<f64>,
     /// Seconds from the last answer until the last event was counted.
     pub(crate) seconds_behind: Option<f64>,
     /// The most seconds the replica was behind.

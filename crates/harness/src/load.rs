@@ -50,6 +50,8 @@ pub enum Amount {
     Seconds(u64),
     /// So many events.
     Events(u64),
+    /// As many events as can be sent until it is interrupted.
+    Meanwhile,
 }
 
 impl LoadSpec {
@@ -72,7 +74,7 @@ impl LoadSpec {
         let Self { via, shape, domains, batch, connections, streams, keyed, reconnect, rate, amount, seed } =
             self;
         let events = match amount {
-            Amount::Seconds(_) => ENOUGH,
+            Amount::Seconds(_) | Amount::Meanwhile => ENOUGH,
             Amount::Events(events) => *events,
         };
         let options = [
