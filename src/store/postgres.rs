@@ -1,6 +1,7 @@
 //! Postgres: what the ledger on the primary and the replica have in common.
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -30,6 +31,9 @@ const CONFLICT: &str = "40";
 /// SQLSTATE of a statement that the server cancelled because it took too long (or that an operator
 /// cancelled).
 const CANCELLED: &str = "57014";
+
+/// SQLSTATEs of a session that the server ended: by an administrator, after a crash, or idle for too long.
+const ENDED: [&str; 3] = ["57P01", "57P02", "57P05"];
 
 /// A Postgres URL. It prints without user and password.
 #[derive(Clone)]
@@ -88,16 +92,40 @@ impl fmt::Debug for PostgresUrl {
 pub struct DatabaseError {
     url: String,
     reason: String,
-    /// SQLSTATE, if the database reported the error.
-    code: Option<String>,
-    /// Whether the database was given up because it did not answer in time.
-    given_up: bool,
+    cause: Cause,
+}
+
+/// What a caller can tell errors apart by.
+#[derive(Debug)]
+enum Cause {
+    /// The database reported this SQLSTATE.
+    Reported(String),
+    /// The connection had ended, or ended meanwhile.
+    Lost,
+    /// The database did not answer in time.
+    GivenUp,
+    Other,
+}
+
+impl Cause {
+    fn of(error: &sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::Io(error) if error.kind() != ErrorKind::ConnectionRefused => Self::Lost,
+            // Another caller has replaced the pool.
+            sqlx::Error::PoolClosed => Self::Lost,
+            error => match error.as_database_error().and_then(|error| error.code()) {
+                Some(code) if ENDED.contains(&code.as_ref()) => Self::Lost,
+                Some(code) => Self::Reported(code.into_owned()),
+                None => Self::Other,
+            },
+        }
+    }
 }
 
 impl DatabaseError {
     /// Something could not be done at `url`, and the database did not say why.
     pub(super) fn new(url: &PostgresUrl, reason: String) -> Self {
-        Self { url: url.to_string(), reason, code: None, given_up: false }
+        Self { url: url.to_string(), reason, cause: Cause::Other }
     }
 
     /// Whether the database refuses the data itself, and would refuse the same data again.
@@ -116,11 +144,18 @@ impl DatabaseError {
     /// Whether a statement took too long. A smaller one may succeed.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
-        self.given_up || self.is_of(CANCELLED)
+        matches!(self.cause, Cause::GivenUp) || self.is_of(CANCELLED)
+    }
+
+    /// Whether the connection had ended, as all have after a restart of the server. The next try is made over
+    /// a new one.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        matches!(self.cause, Cause::Lost)
     }
 
     fn is_of(&self, class: &str) -> bool {
-        self.code.as_ref().is_some_and(|code| code.starts_with(class))
+        matches!(&self.cause, Cause::Reported(code) if code.starts_with(class))
     }
 }
 
@@ -208,23 +243,25 @@ impl Database {
                 () = tokio::time::sleep(timeout) => break None,
             }
         };
-        let (reason, code, given_up) = match ended {
+        let (reason, cause) = match ended {
             Some(Ok(Ok(done))) => return Ok(done),
             Some(Ok(Err(error))) => {
-                if is_misconfigured(&error) {
-                    // A session keeps the settings it was opened with, so this one is useless.
+                let cause = Cause::of(&error);
+                // A session keeps the settings it was opened with, so a misconfigured one is useless. Where
+                // one connection has ended, the others have too, as a rule.
+                if is_misconfigured(&error) || matches!(cause, Cause::Lost) {
                     self.replace(&used);
                 }
-                (describe(&error), code(&error), false)
+                (describe(&error), cause)
             }
-            Some(Err(panicked)) => (panicked.to_string(), None, false),
+            Some(Err(panicked)) => (panicked.to_string(), Cause::Other),
             None => {
                 self.replace(&used);
                 task.abort();
-                (format!("no answer within {timeout:?}"), None, true)
+                (format!("no answer within {timeout:?}"), Cause::GivenUp)
             }
         };
-        Err(DatabaseError { url: self.url.to_string(), reason, code, given_up })
+        Err(DatabaseError { url: self.url.to_string(), reason, cause })
     }
 
     /// Replaces the pool that was used by a new one, unless another caller has done so.
@@ -304,17 +341,11 @@ fn is_misconfigured(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Configuration(_))
 }
 
-fn code(error: &sqlx::Error) -> Option<String> {
-    Some(error.as_database_error()?.code()?.into_owned())
-}
-
 /// Describes an error in words an operator can act on, or in the driver's own where there are none better.
 pub(super) fn describe(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(error) => error.message().into(),
-        sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            "connection refused".into()
-        }
+        sqlx::Error::Io(error) if error.kind() == ErrorKind::ConnectionRefused => "connection refused".into(),
         error if let Some(fault) = tls_fault(error) => fault,
         sqlx::Error::PoolTimedOut => "no connection was available in time".into(),
         sqlx::Error::Configuration(reason) => reason.to_string(),

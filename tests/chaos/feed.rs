@@ -172,18 +172,12 @@ async fn noted(subject: &Subject) -> Result<HashMap<String, Status>> {
     Ok(found)
 }
 
-/// A list as CSV. The first read over a connection that a fault has cut is answered with 503, to ask again.
+/// A list as CSV.
 async fn list(client: &HttpClient, url: &str) -> Result<String> {
-    let begun = Instant::now();
-    loop {
-        let request = Request::get(url).header("accept", "text/csv").body(Full::default())?;
-        match client.send(request, CATCH_UP).await.map_err(|reason| anyhow!("{reason}"))? {
-            (StatusCode::OK, list) => return Ok(list),
-            (StatusCode::SERVICE_UNAVAILABLE, _) if begun.elapsed() < CATCH_UP => {
-                tokio::time::sleep(EVERY).await;
-            }
-            answer => bail!("a list was answered with {answer:?}"),
-        }
+    let request = Request::get(url).header("accept", "text/csv").body(Full::default())?;
+    match client.send(request, CATCH_UP).await.map_err(|reason| anyhow!("{reason}"))? {
+        (StatusCode::OK, list) => Ok(list),
+        answer => bail!("a list was answered with {answer:?}"),
     }
 }
 

@@ -123,3 +123,25 @@ async fn a_read_that_is_cancelled_for_replay_is_read_again() {
         assert_eq!(read().await, Some(()));
     }
 }
+
+/// Ends every connection of the query service to the database of this test, as a restart of the server does.
+const END_CONNECTIONS: &str = "\
+select pg_terminate_backend(pid) from pg_stat_activity
+where datname = current_database() and application_name like 'catchall-query%'";
+
+#[tokio::test]
+async fn a_read_whose_connection_had_ended_is_read_over_a_new_one() {
+    let servers = Servers::fresh().await;
+    // The primary, where a superuser of the test may end connections, and no replay is in the way.
+    let on_primary = Servers { replica_url: servers.database_url.clone(), ..servers.clone() };
+    let query = Service::ready("query", &on_primary, &[]).await;
+    for _ in 0..3 {
+        for path in ["/domains/a.com", "/domains?status=unknown", "/totals", "/changes"] {
+            let reads = (0..16).map(|_| query.get(path));
+            for (status, answer) in futures::future::join_all(reads).await {
+                assert_eq!(status, StatusCode::OK, "{path}: {answer}");
+            }
+        }
+        servers.execute(END_CONNECTIONS).await;
+    }
+}
