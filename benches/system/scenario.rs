@@ -118,6 +118,7 @@ pub(crate) async fn run(
             run_events(WHOLE, &spec, servers, Scraping::EverySecond, probing).await
         }
         Scenario::Reclassified(spec) => {
+            let spec = LoadSpec { amount: Amount::Meanwhile, ..spec };
             let walking = async |system: &RunningSystem| reclassification::probe(system, scale.domains).await;
             run_events(WHOLE, &spec, servers, Scraping::EverySecond, walking).await
         }
@@ -211,15 +212,9 @@ fn scenario(row: Row, scale: &Scale, table: &RowTable, datasets: &Datasets) -> a
         Row::ChangeFresh => Scenario::Changes(LoadSpec { rate: Some(20_000.0 * slowness), ..put }),
         Row::Subscribers => Scenario::Subscribers,
         Row::Steady => Scenario::Probed(over(scale.domains, BESIDE_RECLASSIFICATION)),
-        Row::Reclassify => {
-            let spec = over(scale.domains, BESIDE_RECLASSIFICATION);
-            Scenario::Reclassified(LoadSpec { amount: Amount::Meanwhile, ..spec })
-        }
-        Row::List => Scenario::Questions(Question::Page, None),
+        Row::Reclassify => Scenario::Reclassified(over(scale.domains, BESIDE_RECLASSIFICATION)),
         Row::ListHalf => Scenario::Questions(Question::Page, Some(half(Row::List)?)),
-        Row::Export => Scenario::Questions(Question::Export, None),
-        Row::LookUp => Scenario::Questions(Question::LookUp, None),
-        Row::Totals => Scenario::Questions(Question::Totals, None),
+        Row::List | Row::Export | Row::LookUp | Row::Totals => Scenario::Questions(question(row), None),
         Row::Get => Scenario::Reads(READERS, scale.domains, None),
         Row::GetHot => Scenario::Reads(READERS, HOT_DOMAINS, None),
         Row::GetHalf => Scenario::Reads(READERS, scale.domains, Some(half(Row::Get)?)),
@@ -242,6 +237,17 @@ fn scenario(row: Row, scale: &Scale, table: &RowTable, datasets: &Datasets) -> a
         | Row::AloneGet
         | Row::AloneUniform => alone(row, scale, slowness, datasets)?,
     })
+}
+
+/// What is asked in a closed loop.
+fn question(row: Row) -> Question {
+    match row {
+        Row::List => Question::Page,
+        Row::Export => Question::Export,
+        Row::LookUp => Question::LookUp,
+        Row::Totals => Question::Totals,
+        _ => Question::Domain,
+    }
 }
 
 /// PUT in a closed loop.
