@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, ensure};
 use bytes::Bytes;
+use catchall_load::counts::Counts;
 use harness::http::HttpClient;
 use http_body_util::Full;
 use hyper::{Request, StatusCode};
@@ -73,7 +74,8 @@ pub(crate) async fn probe(ingest_url: &str, query_address: &str, seconds: u64) -
     let seen = micros.borrow().len();
     let notes = vec![format!("latency: from the 202 to the feed's entry, {seen} of {bounced} probes")];
     let wrong = bounced.saturating_sub(seen);
-    Ok(SideResult { delivered: bounced, latency_ms: Some(latency), wrong, notes, ..SideResult::default() })
+    let sent = Counts { delivered: 0, bounced };
+    Ok(SideResult { sent, latency_ms: Some(latency), wrong, notes, ..SideResult::default() })
 }
 
 /// The domains of a page, and the position after it.

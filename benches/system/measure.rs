@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use catchall_load::Latency;
 use catchall_load::Report;
+use catchall_load::counts::Counts;
 use harness::load::{Amount, LoadRun, LoadSpec};
 use harness::sql;
 use harness::stats::real;
@@ -25,8 +26,8 @@ const TIMEOUT: Duration = Duration::from_mins(2);
 /// The result of what ran beside the load.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SideResult {
-    /// Delivered events that it has sent itself.
-    pub(crate) delivered: u64,
+    /// Events that it has sent itself.
+    pub(crate) sent: Counts,
     /// Processor time of its process in microseconds, if it has one.
     pub(crate) micros: f64,
     /// Its latency, if the row reports that instead of the load's.
@@ -63,7 +64,7 @@ pub(crate) async fn events(
     let (((report, load_micros), beside), mut looks) = observed(system, scraping, sending).await?;
     let sent = Instant::now();
     let growth_megabytes = growth_megabytes(&looks);
-    let events = report.acknowledged + beside.delivered;
+    let events = report.acknowledged + beside.sent.total();
     let mut behind = None;
     if system.says_what_is_counted() {
         settle(system, counted + events).await;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, ensure};
 use bytes::Bytes;
+use catchall_load::counts::Counts;
 use futures::future::try_join_all;
 use harness::http::HttpClient;
 use http_body_util::Full;
@@ -57,9 +58,10 @@ pub(crate) async fn probe(
     });
     try_join_all(probing).await?;
     let delivered = *sent.borrow();
+    let sent = Counts { delivered, bounced: 0 };
     let latency = latency(&micros.borrow());
     let notes = vec![format!("latency: from the 202 to the GET that shows it, {delivered} probes")];
-    Ok(SideResult { delivered, latency_ms: Some(latency), notes, ..SideResult::default() })
+    Ok(SideResult { sent, latency_ms: Some(latency), notes, ..SideResult::default() })
 }
 
 async fn is_counted(http: &HttpClient, url: &str) -> anyhow::Result<bool> {

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use catchall_load::counts::Counts;
 use catchall_load::workload::Shape;
 use harness::load::{Amount, LoadSpec};
 use harness::servers::Servers;
@@ -317,8 +316,7 @@ async fn run_events(
     }
     let after = books.sums().await?;
     let added = between(before, after);
-    let more = Counts { delivered: beside.delivered, bounced: 0 };
-    let difference = compare(spec, &report, &sample, more, added, &books).await?;
+    let difference = compare(spec, &report, &sample, beside.sent, added, &books).await?;
     stats.lost = difference.lost;
     stats.duplicated = difference.duplicated;
     if beside.wrong > 0 {

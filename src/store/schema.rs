@@ -24,6 +24,7 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
         migration(7, "statuses", include_str!("../../migrations/0007_statuses.sql")),
         migration(8, "relay", include_str!("../../migrations/0008_relay.sql")),
         migration(9, "administration", include_str!("../../migrations/0009_administration.sql")),
+        migration(10, "was", include_str!("../../migrations/0010_was.sql")),
     ])
 });
 

@@ -1,9 +1,11 @@
 //! Real mail servers that ask.
 
+use harness::access::Access;
 use harness::mail::{Postfix, Rspamd};
+use harness::processes::Service;
 use harness::scratch::Scratch;
-use harness::servers::eventually;
-use harness::system::System;
+use harness::servers::{Servers, eventually};
+use harness::system::{System, data_file};
 use hyper::{Method, StatusCode};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
@@ -16,9 +18,7 @@ const EVENTS: &str = r#"
 
 /// A system in which one domain is a catch-all and another is not.
 async fn with_domains(system: &System) {
-    let headers = [("content-type", "application/x-ndjson")];
-    let (status, _, body) = system.events().request(Method::POST, "/events", &headers, EVENTS).await;
-    assert_eq!(status, StatusCode::ACCEPTED, "{body}");
+    send_events(system.events()).await;
     system.domains().answers("all.example.com", "catch-all", 1001, 0).await;
     system.domains().answers("some.example.com", "not catch-all", 0, 1).await;
 }
@@ -56,6 +56,14 @@ async fn postfix_finds_what_is_known_of_a_domain() {
         let (found, says) = postfix.look_up("all.example.com", &table("transport"));
         assert!(found.is_none() && says.contains("permanent error: there is no such map"), "{says}");
     }
+}
+
+async fn send_events(service: &Service) {
+    let bearer = service.access().bearer.as_deref();
+    let mut headers = vec![("content-type", "application/x-ndjson")];
+    headers.extend(bearer.map(|bearer| ("authorization", bearer)));
+    let (status, _, body) = service.request(Method::POST, "/events", &headers, EVENTS).await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{body}");
 }
 
 /// The one block of a language in the page for operators, with another address in it.
@@ -113,21 +121,24 @@ async fn postfix_decides_about_recipients_by_it() {
     assert!(answer.starts_with("451 4.3."), "{answer}: {}", postfix.log());
 }
 
+/// Waits until Rspamd finds this in a mail.
+async fn finds(rspamd: &Rspamd, recipient: &str, symbols: &[&str]) {
+    let mut last = Vec::new();
+    let what = format!("Rspamd finds {symbols:?} in a mail to {recipient}");
+    eventually(&what, async || {
+        last = rspamd.symbols(recipient).await;
+        (last == symbols).then_some(())
+    })
+    .await;
+}
+
 /// What Rspamd finds changes with what is known, and maps that have not changed are not sent again.
 async fn rspamd_reads_the_maps(system: System) {
     let rule = documented("rspamd", "127.0.0.1:8081", &system.domains().address());
     let opposite = rule.replace("CATCH_ALL", "NOT_CATCH_ALL").replace("rspamd/", "rspamd/not-");
     // Both maps are empty when it starts.
     let rspamd = Rspamd::start(&[rule, opposite].concat()).await;
-    let finds = async |recipient: &str, symbols: &[&str]| {
-        let mut last = Vec::new();
-        let what = format!("Rspamd finds {symbols:?} in a mail to {recipient}");
-        eventually(&what, async || {
-            last = rspamd.symbols(recipient).await;
-            (last == symbols).then_some(())
-        })
-        .await;
-    };
+    let finds = async |recipient: &str, symbols: &[&str]| finds(&rspamd, recipient, symbols).await;
     finds("me@all.example.com", &[]).await;
     with_domains(&system).await;
     finds("me@all.example.com", &["CATCH_ALL"]).await;
@@ -150,4 +161,16 @@ async fn rspamd_reads_the_maps_of_the_standalone() {
 #[tokio::test]
 async fn rspamd_reads_the_maps_of_query() {
     rspamd_reads_the_maps(System::cluster(&[]).await).await;
+}
+
+#[tokio::test]
+async fn rspamd_shows_a_token_as_the_password_of_an_address() {
+    let (data, access) = (data_file(), Access::by_token());
+    let token = access.bearer.clone().unwrap().replacen("Bearer ", "", 1);
+    let variables = [("CATCHALL_DATA", data.to_str().unwrap())];
+    let service = Service::guarded("standalone", &Servers::none(), &variables, access).await;
+    send_events(&service).await;
+    let with_token = documented("rspamd", "127.0.0.1:8081", &format!("rspamd:{token}@{}", service.address()));
+    let rspamd = Rspamd::start(&with_token).await;
+    finds(&rspamd, "me@all.example.com", &["CATCH_ALL"]).await;
 }

@@ -3,7 +3,13 @@
 //! From the moment in which nobody counts by an earlier threshold any more, whoever counts notes what crosses
 //! the new one. So a status that fits its counters then goes on fitting, and one walk through all domains
 //! mends the others.
+//!
+//! Counters are not locked: workers write so many at a time that each step would wait for one of them, and
+//! they for it. A step writes the statuses first, and so holds their rows, then looks at the counters again.
+//! Whoever has made a domain cross either was committed before this look, or has to write the status after
+//! the step.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use serde_json::json;
@@ -19,11 +25,10 @@ use crate::store::maintenance::{Signature, Walk, Walked};
 use crate::store::postgres::Steps;
 
 /// The least and the most domains that one step looks at, which takes some tens of milliseconds.
-const LOOK: (u64, u64) = (1_000, 5_000);
+const LOOK: (u64, u64) = (2_000, 10_000);
 
-/// Domains that one step writes. Their counters are locked meanwhile, and workers that have events of one of
-/// them wait.
-const MOST_WRITTEN: usize = 1_000;
+/// Domains that one step writes. Workers that make one of them cross wait meanwhile.
+const MOST_WRITTEN: usize = 2_000;
 
 /// How many domains the next step looks at: as many as it may have to write, by what the last one found.
 pub(super) fn look(last: Walked) -> u64 {
@@ -111,33 +116,24 @@ with listed as (
 ), noted as (
     select domain, status, changed_in from domain_statuses where domain > $1 and domain <= $2
 ), different as (
-    select domain, place, changed_in >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint as is_to_come
+    select domain, delivered, bounced, place,
+        changed_in >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint as is_to_come
     from listed left join noted using (domain)
     where coalesce(status, 0) <> case when bounced > 0 then 2 when delivered > $3 then 1 else 0 end
         or changed_in >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint
     order by domain limit $4
 )
-select (select count(*) from listed), coalesce(array_agg(domain order by domain), '{}'),
-    coalesce(array_agg(place order by domain), '{}'), coalesce(bool_or(is_to_come), false)
+select (select count(*) from listed), coalesce(max(place), 0), coalesce(bool_or(is_to_come), false),
+    coalesce(array_agg(domain order by domain), '{}'), coalesce(array_agg(delivered order by domain), '{}'),
+    coalesce(array_agg(bounced order by domain), '{}')
 from different";
 
-/// Adds nothing, in key order as whoever counts: so nobody waits in a circle.
-const LOCK: &str = "\
--- catchall: lock counters
-with locked as (
-    insert into domain_counters as c (domain, delivered, bounced)
-    select domain, 0, 0 from unnest($1::text[]) as listed (domain)
-    on conflict (domain) do update set padding = null
-    returning domain, delivered, bounced
-)
-select coalesce(array_agg(domain order by domain), '{}'), coalesce(array_agg(delivered order by domain), '{}'),
-    coalesce(array_agg(bounced order by domain), '{}')
-from locked";
-
 /// A domain that was reset meanwhile has no row any more.
-const UNLOCK_EMPTY: &str = "\
--- catchall: remove counters that were only locked
-delete from domain_counters where domain = any($1::text[]) and delivered = 0 and bounced = 0";
+const LOOK_AGAIN: &str = "\
+-- catchall: look at counters again
+select coalesce(array_agg(domain), '{}'), coalesce(array_agg(delivered), '{}'),
+    coalesce(array_agg(bounced), '{}')
+from domain_counters where domain = any($1::text[])";
 
 /// Nobody reads beyond a transaction that still runs, so what is moved there is seen by all.
 const TO_THE_PRESENT: &str = "\
@@ -191,11 +187,23 @@ struct Different {
     /// Domains that were looked at.
     listed: u64,
     /// Those to write, in key order.
-    domains: Vec<String>,
+    domains: Vec<(String, Counters)>,
     /// Whether some have a place in the feed that is still to come.
     are_to_come: bool,
     /// Where the step ends because there are more of them.
     cut_at: Option<String>,
+}
+
+/// Domains, and their columns.
+type Columns = (Vec<String>, Vec<i64>, Vec<i64>);
+
+fn rows((domains, delivered, bounced): Columns) -> impl Iterator<Item = (String, Counters)> {
+    let sums = delivered.into_iter().zip(bounced);
+    let counters = sums.map(|(delivered, bounced)| Counters {
+        delivered: delivered.unsigned_abs(),
+        bounced: bounced.unsigned_abs(),
+    });
+    domains.into_iter().zip(counters)
 }
 
 async fn find(
@@ -204,23 +212,23 @@ async fn find(
     from: &str,
     end: &str,
 ) -> Result<Different, sqlx::Error> {
+    type Found = (i64, i64, bool, Vec<String>, Vec<i64>, Vec<i64>);
     let most = i64::try_from(MOST_WRITTEN).unwrap_or(i64::MAX);
-    let (listed, domains, places, are_to_come): (i64, Vec<String>, Vec<i64>, bool) =
-        sqlx::query_as(DIFFERENT)
-            .bind(from)
-            .bind(end)
-            .bind(i64::try_from(rule.threshold).unwrap_or(i64::MAX))
-            .bind(most)
-            .fetch_one(connection)
-            .await?;
+    let (listed, last, are_to_come, domains, delivered, bounced): Found = sqlx::query_as(DIFFERENT)
+        .bind(from)
+        .bind(end)
+        .bind(i64::try_from(rule.threshold).unwrap_or(i64::MAX))
+        .bind(most)
+        .fetch_one(connection)
+        .await?;
+    let domains: Vec<_> = rows((domains, delivered, bounced)).collect();
     let is_cut = domains.len() == MOST_WRITTEN;
-    let cut_at = domains.last().filter(|_| is_cut).cloned();
-    let listed = places.last().copied().filter(|_| is_cut).unwrap_or(listed);
-    Ok(Different { listed: listed.unsigned_abs(), domains, are_to_come, cut_at })
+    let cut_at = domains.last().filter(|_| is_cut).map(|(domain, _)| domain.clone());
+    let listed = if is_cut { last } else { listed }.unsigned_abs();
+    Ok(Different { listed, domains, are_to_come, cut_at })
 }
 
-/// Notes the statuses of these domains, as they are once their counters are locked, and returns how many of
-/// them differed.
+/// Notes the statuses of these domains, and returns how many of them differed.
 async fn mend(
     connection: &mut PgConnection,
     steps: &Steps,
@@ -232,23 +240,24 @@ async fn mend(
     if domains.is_empty() {
         return Ok(0);
     }
-    let (names, delivered, bounced): (Vec<String>, Vec<i64>, Vec<i64>) =
-        sqlx::query_as(LOCK).bind(domains).fetch_one(&mut *connection).await?;
+    let mut changes = statuses::note(connection, rule, domains).await?;
+    let changed = changes.written;
     steps.done();
-    let sums = delivered.into_iter().zip(bounced);
-    let counters = sums.map(|(delivered, bounced)| Counters {
-        delivered: delivered.unsigned_abs(),
-        bounced: bounced.unsigned_abs(),
-    });
-    let locked: Vec<(String, Counters)> = names.into_iter().zip(counters).collect();
-    let (changes, changed) = statuses::note_changes(connection, rule, &locked).await?;
+    let names: Vec<&str> = domains.iter().map(|(domain, _)| domain.as_str()).collect();
+    let now: Columns = sqlx::query_as(LOOK_AGAIN).bind(&names).fetch_one(&mut *connection).await?;
     steps.done();
+    let now: HashMap<String, Counters> = rows(now).collect();
+    let status = |counters: Counters| counters.status(rule.threshold);
+    let crossed: Vec<(String, Counters)> = domains
+        .iter()
+        .map(|(domain, found)| (domain, *found, now.get(domain).copied().unwrap_or_default()))
+        .filter(|(_, found, now)| status(*found) != status(*now))
+        .map(|(domain, _, now)| (domain.clone(), now))
+        .collect();
+    changes += statuses::note(connection, rule, &crossed).await?;
     if different.are_to_come {
-        sqlx::query(TO_THE_PRESENT).bind(domains).bind(rule.transaction).execute(&mut *connection).await?;
+        sqlx::query(TO_THE_PRESENT).bind(names).bind(rule.transaction).execute(&mut *connection).await?;
         steps.done();
-    }
-    if locked.iter().any(|(_, counters)| *counters == Counters::default()) {
-        sqlx::query(UNLOCK_EMPTY).bind(domains).execute(&mut *connection).await?;
     }
     totals::add_old(connection, writer, &Delta::of(changes)).await?;
     Ok(changed)

@@ -10,6 +10,11 @@ use super::{audit, statuses};
 use crate::counters::{Counters, Status};
 use crate::store::maintenance::{Forgotten, Signature};
 
+/// A step of a reclassification could note a status of counters that it saw before they were removed.
+const NO_STEP: &str = "\
+-- catchall: keep reclassifications away
+select from classification for share";
+
 const REMOVE: &str = "\
 -- catchall: remove the counters of a domain
 delete from domain_counters where domain = $1 returning delivered, bounced";
@@ -27,7 +32,7 @@ pub(super) async fn reset(
 ) -> Result<Option<Forgotten>, sqlx::Error> {
     let mut transaction = begin(pool).await?;
     let rule = rule(&mut transaction).await?;
-    // First: whoever writes a status has locked the counters.
+    sqlx::query(NO_STEP).execute(&mut *transaction).await?;
     let row: Option<(i64, i64)> =
         sqlx::query_as(REMOVE).bind(domain).fetch_optional(&mut *transaction).await?;
     let counters = row.map(|(delivered, bounced)| Counters {
@@ -43,8 +48,10 @@ pub(super) async fn reset(
     let mut delta = Delta::default();
     delta.domains = -1;
     delta.subtract(counters);
-    delta.changes =
-        statuses::note(&mut transaction, rule, &[(domain.to_owned(), Counters::default())]).await?;
+    if status != Status::Unknown {
+        let nothing = [(domain.to_owned(), Counters::default())];
+        delta.changes = statuses::note(&mut transaction, rule, &nothing).await?;
+    }
     totals::add_old(&mut transaction, writer, &delta).await?;
     let Counters { delivered, bounced } = counters;
     let details = json!({ "delivered": delivered, "bounced": bounced, "status": status });

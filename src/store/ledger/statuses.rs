@@ -1,9 +1,9 @@
 //! Statuses: what each domain is, and since when.
 //!
-//! Whoever writes a domain's status has locked its counters in the same transaction. So nobody else writes it
-//! meanwhile, and what is read here is what it was.
+//! A status is written after its counters, in the same transaction, and the statement that writes it tells what
+//! it was. So the last one to write a status has seen all that the others have counted.
 
-use std::collections::HashMap;
+use std::ops::AddAssign;
 
 use sqlx::PgConnection;
 
@@ -25,63 +25,62 @@ pub(in crate::store) struct StatusChanges {
     pub(in crate::store) catch_all: i64,
     /// More that are not, or fewer.
     pub(in crate::store) not_catch_all: i64,
+    /// Statuses that were written.
+    pub(in crate::store) written: u64,
 }
 
 impl StatusChanges {
-    pub(in crate::store) fn record(&mut self, was: Status, is: Status) {
-        for (status, change) in [(was, -1), (is, 1)] {
+    /// Notes that so many domains were one thing and are another.
+    pub(in crate::store) fn record(&mut self, was: Status, is: Status, domains: i64) {
+        for (status, change) in [(was, -domains), (is, domains)] {
             match status {
                 Status::Unknown => {}
                 Status::CatchAll => self.catch_all += change,
                 Status::NotCatchAll => self.not_catch_all += change,
             }
         }
+        self.written += domains.unsigned_abs();
     }
 }
 
-const WERE: &str = "\
--- catchall: look at statuses
-select domain, status from domain_statuses where domain = any($1::text[])";
+impl AddAssign for StatusChanges {
+    fn add_assign(&mut self, more: Self) {
+        self.catch_all += more.catch_all;
+        self.not_catch_all += more.not_catch_all;
+        self.written += more.written;
+    }
+}
 
+/// Locks every row, also those that stay as they are. An insert finds no status that was, so `was` is unknown.
 const NOTE: &str = "\
 -- catchall: note statuses
-insert into domain_statuses (domain, status, since, changed_in)
-select domain, status, now(), $3 from unnest($1::text[], $2::smallint[]) as changed (domain, status)
-on conflict (domain) do update set
-    status = excluded.status, since = excluded.since, changed_in = excluded.changed_in";
+with noted as (
+    insert into domain_statuses as s (domain, status, since, changed_in)
+    select domain, status, now(), $3 from unnest($1::text[], $2::smallint[]) as found (domain, status)
+    on conflict (domain) do update set
+        was = s.status, status = excluded.status, since = excluded.since, changed_in = excluded.changed_in
+    where s.status <> excluded.status
+    returning was, status
+)
+select was, status, count(*) from noted group by was, status";
 
-/// Notes the statuses of these domains, where they differ from what was noted before.
+/// Notes the statuses of these domains, in key order, where they differ from what was noted before.
 pub(in crate::store) async fn note(
     connection: &mut PgConnection,
     rule: Rule,
     domains: &[(String, Counters)],
 ) -> Result<StatusChanges, sqlx::Error> {
-    note_changes(connection, rule, domains).await.map(|(changes, _)| changes)
-}
-
-/// The same, with the number of domains whose status was another one.
-pub(in crate::store) async fn note_changes(
-    connection: &mut PgConnection,
-    rule: Rule,
-    domains: &[(String, Counters)],
-) -> Result<(StatusChanges, u64), sqlx::Error> {
-    let names: Vec<&str> = domains.iter().map(|(domain, _)| domain.as_str()).collect();
-    let were: Vec<(String, i16)> = sqlx::query_as(WERE).bind(names).fetch_all(&mut *connection).await?;
-    let were: HashMap<String, i16> = were.into_iter().collect();
     let mut changes = StatusChanges::default();
-    let (mut names, mut statuses) = (Vec::new(), Vec::new());
-    for (domain, counters) in domains {
-        let was = were.get(domain).copied().map(Status::from_number).unwrap_or_default();
-        let is = counters.status(rule.threshold);
-        if was != is {
-            changes.record(was, is);
-            names.push(domain.as_str());
-            statuses.push(is.number());
-        }
+    if domains.is_empty() {
+        return Ok(changes);
     }
-    let changed = names.len() as u64;
-    if changed > 0 {
-        sqlx::query(NOTE).bind(names).bind(statuses).bind(rule.transaction).execute(connection).await?;
+    let names: Vec<&str> = domains.iter().map(|(domain, _)| domain.as_str()).collect();
+    let statuses: Vec<i16> =
+        domains.iter().map(|(_, counters)| counters.status(rule.threshold).number()).collect();
+    let noted: Vec<(i16, i16, i64)> =
+        sqlx::query_as(NOTE).bind(names).bind(statuses).bind(rule.transaction).fetch_all(connection).await?;
+    for (was, is, count) in noted {
+        changes.record(Status::from_number(was), Status::from_number(is), count);
     }
-    Ok((changes, changed))
+    Ok(changes)
 }

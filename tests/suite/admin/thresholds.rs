@@ -163,6 +163,33 @@ async fn a_walk_waits_for_those_who_count_by_the_old_threshold() {
     old.await.unwrap();
 }
 
+/// Who counts while a step waits for him may have made the domain cross back.
+#[tokio::test]
+async fn a_step_looks_again_at_counters_that_changed_while_it_waited() {
+    let system = Arc::new(System::cluster(&[]).await);
+    fill(&system, 200_000);
+    send(&system, &json!([{"domain": "z.com", "event": "delivered", "count": 25}])).await;
+    let reclassify = |threshold| ["reclassify", "--by", "tests", "--threshold", threshold];
+    done(&system, &reclassify("20"));
+    system.domains().answers("z.com", "catch-all", 25, 0).await;
+    let mut run = start(&system, &reclassify("30"));
+    let servers = &system.servers;
+    let walks = "select count(*) from classification where walked_through between 'a' and 'y'";
+    eventually("it walks", async || (servers.number(walks).await == 1).then_some(())).await;
+    // As a worker does: the counters, then the status, which stays.
+    let slow = "begin; update domain_counters set delivered = 40 where domain = 'z.com';
+        update domain_statuses set was = was where domain = 'z.com'; select pg_sleep(3); commit";
+    sql::execute(&servers.database_url, slow).await.unwrap();
+    assert!(run.wait().unwrap().success());
+    let noted = "select count(*) from domain_statuses where domain = 'z.com' and status = 1 and was = 0";
+    assert_eq!(servers.number(noted).await, 1, "it was unknown in between");
+    eventually("the list has it", async || {
+        let (_, list) = system.domains().get("/domains?status=catch-all&prefix=z").await;
+        (list["domains"][0]["delivered"] == 40).then_some(())
+    })
+    .await;
+}
+
 /// A dump of another server has numbers of transactions that are still to come here, and an older worker notes
 /// no statuses.
 #[tokio::test]
