@@ -193,7 +193,7 @@ pub(super) async fn stream(
 #[error("{0}")]
 struct BrokenOff(String);
 
-/// Sends page after page. While one is on its way, the next one is read.
+/// Sends page after page. While one is written and on its way, the next one is read.
 async fn send(
     source: Source,
     mut request: PageRequest,
@@ -206,11 +206,17 @@ async fn send(
     let mut rows = format.head().as_bytes().to_vec();
     let mut has_rows = false;
     loop {
-        has_rows |= !page.domains.is_empty();
-        page.domains.iter().for_each(|report| format.write(&mut rows, report));
         left = left.saturating_sub(u32::try_from(page.domains.len()).unwrap_or(u32::MAX));
         request.limit = left.min(STREAM_PAGE);
-        let next = page.next.take().filter(|_| left > 0);
+        let next = page.next.take().filter(|_| left > 0).map(|next| {
+            request.after = Some(next);
+            let (source, request) = (source.clone(), request.clone());
+            tokio::spawn(async move { source.list(request).await })
+        });
+        // The read begins now, not after the rows are written.
+        tokio::task::yield_now().await;
+        has_rows |= !page.domains.is_empty();
+        page.domains.iter().for_each(|report| format.write(&mut rows, report));
         if next.is_none() && !has_rows {
             rows.extend_from_slice(format.of_none().as_bytes());
         }
@@ -218,8 +224,7 @@ async fn send(
             return;
         }
         let Some(next) = next else { return };
-        request.after = Some(next);
-        page = match source.list(request.clone()).await {
+        page = match next.await.expect("a read does not panic") {
             Ok(page) => page,
             Err(problem) => {
                 // The reader has gone, or hears it now.
