@@ -364,6 +364,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn only_a_database_on_this_machine_is_spoken_to_without_tls() {
+        let mode = |url: &str| url.parse::<PostgresUrl>().unwrap().0.get_ssl_mode();
+        for local in ["postgres://localhost/c", "postgres://a:b@127.0.0.1:5433/c", "postgres://[::1]/c"] {
+            assert!(matches!(mode(local), PgSslMode::Disable), "{local}");
+        }
+        assert!(matches!(mode("postgres://localhost/c?sslmode=prefer"), PgSslMode::Prefer));
+        assert!(matches!(mode("postgres://localhost/c?sslmode=verify-full"), PgSslMode::VerifyFull));
+        assert!(matches!(mode("postgres://db.example.com/c"), PgSslMode::Prefer));
+    }
+
+    #[test]
     fn a_url_prints_without_user_and_password() {
         let url: PostgresUrl = "postgres://alice:s3cret@db:5433/catchall?sslmode=require".parse().unwrap();
         assert_eq!(url.to_string(), "postgres://db:5433/catchall");
