@@ -1,7 +1,7 @@
 //! The ledger as operators maintain it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
 use uuid::Uuid;
@@ -36,8 +36,9 @@ pub struct LedgerAdmin {
     database: Database,
     /// Its part of the totals.
     writer: Uuid,
-    /// What the last step of a reclassification did.
+    /// What the last step of a reclassification did, and how long it took.
     walked: Walked,
+    took: Duration,
 }
 
 impl LedgerAdmin {
@@ -50,7 +51,7 @@ impl LedgerAdmin {
         let database = Database::new(url, "catchall-admin", 1, &SESSION);
         database.check().await.map_err(|error| failed(&error))?;
         database.run(TIMEOUT, check_durability).await.map_err(|error| failed(&error))?;
-        Ok(Self { database, writer: Uuid::now_v7(), walked: Walked::default() })
+        Ok(Self { database, writer: Uuid::now_v7(), walked: Walked::default(), took: Duration::ZERO })
     }
 
     /// Runs a transaction, again if it was rolled back in favour of others.
@@ -125,7 +126,11 @@ impl Maintenance for LedgerAdmin {
         let step = move |pool: PgPool, steps: Steps| async move {
             reclassify::step(&pool, &steps, writer, walk, look).await
         };
+        // Workers and their replica catch up meanwhile.
+        tokio::time::sleep(self.took / 2).await;
+        let begun = Instant::now();
         self.walked = self.run(step).await?.ok_or_else(taken_over)?;
+        self.took = begun.elapsed();
         Ok(self.walked)
     }
 
