@@ -130,10 +130,19 @@ pub async fn observe(mut request: Request) -> Request {
     // The names of encodings have no case (RFC 9110, 8.4.1), but what unpacks knows only one spelling.
     let mut encodings = request.headers().get_all(header::CONTENT_ENCODING).iter();
     if let (Some(encoding), None) = (encodings.next(), encodings.next()) {
-        let known = [HeaderValue::from_static("gzip"), HeaderValue::from_static("zstd")];
-        let same = |known: &HeaderValue| known.as_bytes().eq_ignore_ascii_case(encoding.as_bytes());
-        if let Some(known) = known.into_iter().find(same) {
-            request.headers_mut().insert(header::CONTENT_ENCODING, known);
+        let name = encoding.as_bytes().to_ascii_lowercase();
+        let headers = request.headers_mut();
+        match name.as_slice() {
+            b"gzip" | b"x-gzip" => {
+                headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            }
+            b"zstd" => {
+                headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("zstd"));
+            }
+            b"identity" => {
+                headers.remove(header::CONTENT_ENCODING);
+            }
+            _ => {}
         }
     }
     let wire = Wire { packing: Packing::of(request.headers()), arrived: Arc::default() };
