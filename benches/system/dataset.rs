@@ -63,7 +63,7 @@ impl Datasets {
     }
 }
 
-/// What a migration does for a table that has rows. Nothing of it is left to publish.
+/// What a migration does for a table that has rows. The relay begins after it.
 const CLASSIFY: &str = "\
 truncate domain_statuses, totals;
 update change_relay set changed_in = pg_current_xact_id()::text::bigint + 1, domain = '';

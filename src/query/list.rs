@@ -8,6 +8,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::Response;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
 use super::answer::{NO_CACHE, held};
@@ -28,7 +29,8 @@ const MAX_LIMIT: u32 = 1000;
 /// Domains of a stream that are read at a time: some 300 kB.
 const STREAM_PAGE: u32 = 5_000;
 
-/// Streams of one thread at a time. Each holds up to three pages in memory, for as long as its reader takes.
+/// Streams of one thread at a time. Each holds up to five pages in memory, for as long as its reader takes: one
+/// that is sent, one in the channel, one that waits for it, one that is written, and one that is read.
 const STREAMS: usize = 32;
 
 /// Says that a stream is not of one moment: each page shows the domains as they are when it is read.
@@ -205,26 +207,28 @@ async fn send(
 ) {
     let mut rows = format.head().as_bytes().to_vec();
     let mut has_rows = false;
+    // When the reader goes, so does this, and with it a read that nobody waits for any more.
+    let mut reads = JoinSet::new();
     loop {
         left = left.saturating_sub(u32::try_from(page.domains.len()).unwrap_or(u32::MAX));
         request.limit = left.min(STREAM_PAGE);
-        let next = page.next.take().filter(|_| left > 0).map(|next| {
+        if let Some(next) = page.next.take().filter(|_| left > 0) {
             request.after = Some(next);
             let (source, request) = (source.clone(), request.clone());
-            tokio::spawn(async move { source.list(request).await })
-        });
+            reads.spawn(async move { source.list(request).await });
+        }
         // The read begins now, not after the rows are written.
         tokio::task::yield_now().await;
         has_rows |= !page.domains.is_empty();
         page.domains.iter().for_each(|report| format.write(&mut rows, report));
-        if next.is_none() && !has_rows {
+        if reads.is_empty() && !has_rows {
             rows.extend_from_slice(format.of_none().as_bytes());
         }
         if !rows.is_empty() && parts.send(Ok(std::mem::take(&mut rows).into())).await.is_err() {
             return;
         }
-        let Some(next) = next else { return };
-        page = match next.await.expect("a read does not panic") {
+        let Some(next) = reads.join_next().await else { return };
+        page = match next.expect("a read does not panic") {
             Ok(page) => page,
             Err(problem) => {
                 // The reader has gone, or hears it now.

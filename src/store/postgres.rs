@@ -32,6 +32,14 @@ const CONFLICT: &str = "40";
 /// cancelled).
 const CANCELLED: &str = "57014";
 
+/// How the operating system reports that a connection has ended.
+const BROKEN: [ErrorKind; 4] = [
+    ErrorKind::BrokenPipe,
+    ErrorKind::ConnectionAborted,
+    ErrorKind::ConnectionReset,
+    ErrorKind::UnexpectedEof,
+];
+
 /// SQLSTATEs of a session that the server ended: by an administrator, after a crash, or idle for too long.
 const ENDED: [&str; 3] = ["57P01", "57P02", "57P05"];
 
@@ -49,9 +57,10 @@ impl FromStr for PostgresUrl {
         }
         // The parser's own error is not repeated: it can contain parts of the URL, and so of the password.
         let mut options = url.parse::<PgConnectOptions>().map_err(|_| EXAMPLE)?;
-        // Nobody is on the way to this machine. TLS would cost time there: sqlx 0.9.0 sends it in pieces
-        // without TCP_NODELAY, so that a statement of more than 16 KiB waits 40 ms for an acknowledgement.
-        let may_be_plain = matches!(options.get_ssl_mode(), PgSslMode::Prefer) && !url.contains("sslmode=");
+        // TLS protects nothing on the way to this machine itself, and costs time: sqlx 0.9.0 sends it in
+        // pieces without TCP_NODELAY, so a statement of more than 16 KiB waits 40 ms for an acknowledgement.
+        let names_a_mode = url.contains("sslmode=") || url.contains("ssl-mode=");
+        let may_be_plain = matches!(options.get_ssl_mode(), PgSslMode::Prefer) && !names_a_mode;
         if may_be_plain && is_local(options.get_host()) {
             options = options.ssl_mode(PgSslMode::Disable);
         }
@@ -116,7 +125,7 @@ enum Cause {
 impl Cause {
     fn of(error: &sqlx::Error) -> Self {
         match error {
-            sqlx::Error::Io(error) if error.kind() != ErrorKind::ConnectionRefused => Self::Lost,
+            sqlx::Error::Io(error) if BROKEN.contains(&error.kind()) => Self::Lost,
             // Another caller has replaced the pool.
             sqlx::Error::PoolClosed => Self::Lost,
             error => match error.as_database_error().and_then(|error| error.code()) {

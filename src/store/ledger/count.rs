@@ -13,9 +13,13 @@ use crate::tally::Tally;
 /// Begins a transaction that counts. It gets its number before it reads the rule: so whoever changes the rule
 /// knows, once all numbers of that moment have ended, that nobody goes by the old one.
 ///
+/// A statement has to see what was committed before it, whatever is the default of the server: who notes a
+/// status may have waited for somebody who has counted.
+///
 /// The planner takes an array that it does not know for a short one, and would compare each row with each
 /// other one.
-const BEGIN: &str = "begin; select pg_current_xact_id(); set local enable_nestloop = off";
+const BEGIN: &str = "\
+begin isolation level read committed; select pg_current_xact_id(); set local enable_nestloop = off";
 
 /// Begins a transaction that counts.
 pub(in crate::store) async fn begin(pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx::Error> {

@@ -128,7 +128,7 @@ select (select count(*) from listed), coalesce(max(place), 0), coalesce(bool_or(
     coalesce(array_agg(bounced order by domain), '{}')
 from different";
 
-/// A domain that was reset meanwhile has no row any more.
+/// The counters as they are after all that the step has waited for.
 const LOOK_AGAIN: &str = "\
 -- catchall: look at counters again
 select coalesce(array_agg(domain), '{}'), coalesce(array_agg(delivered), '{}'),

@@ -1,7 +1,7 @@
 //! Statuses: what each domain is, and since when.
 //!
-//! A status is written after its counters, in the same transaction, and the statement that writes it tells what
-//! it was. So the last one to write a status has seen all that the others have counted.
+//! A status is written after its counters, in the same transaction. The statement that writes it locks its row
+//! and tells what it was.
 
 use std::ops::AddAssign;
 

@@ -6,7 +6,7 @@ use crate::domain_name::DomainName;
 use crate::store::postgres::{Database, DatabaseError};
 
 /// One row of arrays, because each row of an answer costs more than what is in it, with the place of each name
-/// in the question, counted from 1. What is unknown has no status to look for.
+/// in the question, counted from 1. The status of a domain that is unknown is not read, because it has no time.
 const READ: &str = "\
 -- catchall: look up names
 select coalesce(array_agg(place), '{}'), coalesce(array_agg(c.delivered), '{}'),

@@ -68,8 +68,8 @@ pub(super) async fn watch(connection: &mut SqliteConnection) -> Result<Rule, sql
     Ok(Rule { threshold: threshold.unsigned_abs() })
 }
 
-/// One row: a row for each domain would cost more than what is in it. The planner knows nothing of a temporary
-/// table, and would look there for each domain that has ever been counted: a cross join begins at its left.
+/// One row: a row for each domain would cost more than what is in it. SQLite reads the left table of a cross
+/// join first. Of a plain join it read all counters, and looked each of them up in the temporary table.
 const CROSSED: &str = "\
 -- catchall: look at what crossed
 select (select domains from temp.created),
