@@ -54,7 +54,7 @@ struct Arguments {
     #[arg(long = "row", value_name = "NAME", hide_possible_values = true)]
     rows: Vec<Row>,
 
-    /// A few seconds per row, and a tenth of the domains: a few minutes instead of half an hour
+    /// A few seconds per row, and a tenth of the domains: a few minutes instead of more than an hour
     #[arg(long)]
     short: bool,
 
