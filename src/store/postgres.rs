@@ -128,7 +128,7 @@ impl Cause {
             sqlx::Error::Io(error) if BROKEN.contains(&error.kind()) => Self::Lost,
             // Another caller has replaced the pool.
             sqlx::Error::PoolClosed => Self::Lost,
-            error => match error.as_database_error().and_then(|error| error.code()) {
+            error => match error.as_database_error().and_then(sqlx::error::DatabaseError::code) {
                 Some(code) if ENDED.contains(&code.as_ref()) => Self::Lost,
                 Some(code) => Self::Reported(code.into_owned()),
                 None => Self::Other,

@@ -168,7 +168,7 @@ async fn a_walk_waits_for_those_who_count_by_the_old_threshold() {
 #[tokio::test]
 async fn a_step_looks_again_at_counters_that_changed_while_it_waited() {
     let system = Arc::new(System::cluster(&[]).await);
-    fill(&system, 200_000);
+    fill(&system, 100_000);
     send(&system, &json!([{"domain": "z.com", "event": "delivered", "count": 25}])).await;
     let reclassify = |threshold| ["reclassify", "--by", "tests", "--threshold", threshold];
     done(&system, &reclassify("20"));
