@@ -122,7 +122,7 @@ async fn connections_beyond_the_cap_are_closed_until_a_place_is_free() {
     }
     first.say(PUT).await;
     first.hears(ACCEPTED).await;
-    assert_eq!(ingest.count_logged("closing further connections"), 1);
+    ingest.logs_times("closing further connections", 1).await;
     drop(second);
     eventually("its place is free", async || {
         let mut next = Wire::to(&address).await;
@@ -153,7 +153,7 @@ async fn a_service_without_descriptors_waits_for_them() {
     in_use.hears(ACCEPTED).await;
     drop(crowd);
     Wire::used(&address).await;
-    assert_eq!(ingest.count_logged("Too many open files"), 1);
+    ingest.logs_times("Too many open files", 1).await;
 }
 
 #[tokio::test]

@@ -267,6 +267,17 @@ impl Service {
         eventually(&format!("{text:?} is in the log"), async || self.has_logged(text).then_some(())).await;
     }
 
+    /// The same for so many lines, and no more.
+    ///
+    /// # Panics
+    ///
+    /// When there are more.
+    pub async fn logs_times(&self, text: &str, times: usize) {
+        let what = format!("{text:?} is in the log {times} times");
+        eventually(&what, async || (self.count_logged(text) >= times).then_some(())).await;
+        assert_eq!(self.count_logged(text), times, "{text:?}");
+    }
+
     /// Whether any line of the log contains a text.
     #[must_use]
     pub fn has_logged(&self, text: &str) -> bool {

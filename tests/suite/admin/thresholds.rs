@@ -284,5 +284,5 @@ async fn look_ups_by_another_threshold_than_that_of_the_database_are_told() {
     done(&system, &["reclassify", "--by", "tests", "--threshold", "5"]);
     done(&system, &["reclassify", "--by", "tests", "--threshold", "6"]);
     query.logs("database, 6").await;
-    assert_eq!(query.count_logged("look-ups go by"), 2);
+    query.logs_times("look-ups go by", 2).await;
 }
