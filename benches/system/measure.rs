@@ -54,7 +54,7 @@ pub(crate) async fn events(
     let machine = MachineTime::now();
     let load = LoadRun::start(spec, &system.ingest_url(), &system.client_variables(), &[])?;
     let sending = async {
-        if let Amount::Meanwhile = spec.amount {
+        if let Amount::UntilInterrupted = spec.amount {
             let beside = beside.await?;
             load.interrupt()?;
             return Ok((load.end().await?, beside));

@@ -117,7 +117,7 @@ pub(crate) async fn run(
             run_events(WHOLE, &spec, servers, Scraping::EverySecond, probing).await
         }
         Scenario::Reclassified(spec) => {
-            let spec = LoadSpec { amount: Amount::Meanwhile, ..spec };
+            let spec = LoadSpec { amount: Amount::UntilInterrupted, ..spec };
             let walking = async |system: &RunningSystem| reclassification::probe(system, scale.domains).await;
             run_events(WHOLE, &spec, servers, Scraping::EverySecond, walking).await
         }

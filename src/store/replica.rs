@@ -25,8 +25,8 @@ const SESSION: [(&str, &str); 2] = [("default_transaction_read_only", "on"), ("s
 /// Pages are read by plans that know their limits: a plan for any limit would sort all domains first.
 const PAGES: [(&str, &str); 1] = [("plan_cache_mode", "force_custom_plan")];
 
-/// How often to try a read that the replica cancels because it blocks replay, where the next try begins after
-/// that replay, or whose connection had ended, where the next try has a new one.
+/// How often to try a read. The replica cancels a read that blocks replay; the next try begins after that
+/// replay. A read fails if its connection had ended; the next try has a new one.
 const TRIES: u32 = 3;
 
 /// Responses older than this are reported in the log. A healthy replica is behind by milliseconds.
@@ -169,7 +169,7 @@ fn tell_difference(threshold: Option<u64>, noted: u64, told: &mut Option<u64>) {
     }
 }
 
-/// Reads again at once what another try can read.
+/// Reads again at once where the next try can succeed.
 async fn again<T, F>(read: impl Fn() -> F) -> Result<T, Unreadable>
 where
     F: Future<Output = Result<T, DatabaseError>>,

@@ -51,7 +51,7 @@ pub enum Amount {
     /// So many events.
     Events(u64),
     /// As many events as can be sent until it is interrupted.
-    Meanwhile,
+    UntilInterrupted,
 }
 
 impl LoadSpec {
@@ -74,7 +74,7 @@ impl LoadSpec {
         let Self { via, shape, domains, batch, connections, streams, keyed, reconnect, rate, amount, seed } =
             self;
         let events = match amount {
-            Amount::Seconds(_) | Amount::Meanwhile => ENOUGH,
+            Amount::Seconds(_) | Amount::UntilInterrupted => ENOUGH,
             Amount::Events(events) => *events,
         };
         let options = [

@@ -36,9 +36,8 @@ pub struct LedgerAdmin {
     database: Database,
     /// Its part of the totals.
     writer: Uuid,
-    /// What the last step of a reclassification did, and how long it took.
+    /// What the last step of a reclassification did.
     walked: Walked,
-    took: Duration,
 }
 
 impl LedgerAdmin {
@@ -51,7 +50,7 @@ impl LedgerAdmin {
         let database = Database::new(url, "catchall-admin", 1, &SESSION);
         database.check().await.map_err(|error| failed(&error))?;
         database.run(TIMEOUT, check_durability).await.map_err(|error| failed(&error))?;
-        Ok(Self { database, writer: Uuid::now_v7(), walked: Walked::default(), took: Duration::ZERO })
+        Ok(Self { database, writer: Uuid::now_v7(), walked: Walked::default() })
     }
 
     /// Runs a transaction, again if it was rolled back in favour of others.
@@ -126,11 +125,10 @@ impl Maintenance for LedgerAdmin {
         let step = move |pool: PgPool, steps: Steps| async move {
             reclassify::step(&pool, &steps, writer, walk, look).await
         };
-        // Workers and their replica catch up meanwhile.
-        tokio::time::sleep(self.took / 2).await;
         let begun = Instant::now();
         self.walked = self.run(step).await?.ok_or_else(taken_over)?;
-        self.took = begun.elapsed();
+        // Workers and the replica catch up meanwhile.
+        tokio::time::sleep(begun.elapsed() / 2).await;
         Ok(self.walked)
     }
 

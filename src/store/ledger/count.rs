@@ -13,8 +13,8 @@ use crate::tally::Tally;
 /// Begins a transaction that counts. It gets its number before it reads the rule: so whoever changes the rule
 /// knows, once all numbers of that moment have ended, that nobody goes by the old one.
 ///
-/// A statement has to see what was committed before it, whatever is the default of the server: who notes a
-/// status may have waited for somebody who has counted.
+/// Each statement has to see what was committed before it, whatever the server's default is: a step of a
+/// reclassification waits for workers, and then looks at what they have counted.
 ///
 /// The planner takes an array that it does not know for a short one, and would compare each row with each
 /// other one.
