@@ -1,6 +1,7 @@
 //! The one process with one file: what it survives, and what it says when something is wrong.
 
 mod crashes;
+mod failing;
 mod moving;
 mod space;
 mod trouble;

@@ -23,6 +23,7 @@ pub mod usage;
 pub mod mail;
 pub mod processes;
 pub mod small_disk;
+pub mod failing_disk;
 pub mod dead_letters;
 pub mod instance;
 pub mod system;
