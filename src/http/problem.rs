@@ -278,8 +278,13 @@ pub(super) fn with_problems<S: Clone + Send + Sync + 'static>(routes: Router<S>)
     routes.fallback(not_found).method_not_allowed_fallback(method_not_allowed)
 }
 
-async fn not_found(uri: Uri) -> Problem {
-    Problem::new(ProblemType::NotFound, format!("there is nothing at {}", excerpt(uri.path())))
+async fn not_found(method: Method, uri: Uri) -> Response {
+    // `OPTIONS *` asks about the server as a whole: that it answers is the answer.
+    if method == Method::OPTIONS && uri.path() == "*" {
+        return StatusCode::NO_CONTENT.into_response();
+    }
+    let detail = format!("there is nothing at {}", excerpt(uri.path()));
+    Problem::new(ProblemType::NotFound, detail).into_response()
 }
 
 /// The router adds the header `Allow`. (It answers `HEAD` itself, like `GET`.)

@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use harness::processes::Service;
 use harness::servers::{Servers, eventually};
+use harness::system::System;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
@@ -88,6 +89,16 @@ impl Wire {
 /// Whether an answer tells its client to leave.
 fn leaves(answer: &str) -> bool {
     answer.contains("\r\nconnection: close\r\n")
+}
+
+#[tokio::test]
+async fn a_question_about_the_whole_server_is_answered() {
+    let system = System::standalone(&[]).await;
+    let mut wire = Wire::to(&system.events().address()).await;
+    wire.say("OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    wire.hears("HTTP/1.1 204 No Content").await;
+    wire.say("GET * HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    wire.hears("HTTP/1.1 404 Not Found").await;
 }
 
 #[tokio::test]

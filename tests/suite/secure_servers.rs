@@ -74,6 +74,30 @@ async fn a_certificate_takes_the_place_of_user_and_password() {
     stranger.becomes_unready("broker: ").await;
 }
 
+#[tokio::test]
+async fn files_that_are_replaced_count_for_the_next_connection() {
+    let secured = secured(&Servers::fresh().await);
+    let directory = directory();
+    let own = ["ca.pem", "client.pem", "client.key"].map(|name| directory.join(name));
+    // An authority that the broker's certificate is not from, and a certificate that the broker does not trust.
+    let foreign = Authority::default();
+    let client = foreign.certificate(&["localhost"]);
+    fs::write(&own[0], foreign.pem()).unwrap();
+    let (cert, key) = client.write(&directory);
+    fs::rename(cert, &own[1]).unwrap();
+    fs::rename(key, &own[2]).unwrap();
+    let [ca, cert, key] = own.each_ref().map(|path| path.to_str().unwrap());
+    let variables = [("CATCHALL_AMQP_CA", ca), ("CATCHALL_AMQP_CERT", cert), ("CATCHALL_AMQP_KEY", key)];
+    let ingest = Service::start("ingest", &secured, &variables).await;
+    ingest.becomes_unready("not signed by an authority that is trusted here").await;
+    fs::copy(file("ca.pem"), ca).unwrap();
+    ingest.becomes_unready("UnknownCA").await;
+    fs::copy(file("client.pem"), cert).unwrap();
+    fs::copy(file("client.key"), key).unwrap();
+    ingest.becomes_ready().await;
+    assert_eq!(ingest.put("/events/example.com/bounced").await, StatusCode::ACCEPTED);
+}
+
 /// A server that is not what it should be.
 #[derive(Clone, Copy, Debug)]
 enum Protocol {
