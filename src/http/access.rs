@@ -88,6 +88,11 @@ impl Access {
             metrics: Metrics::register(),
         }
     }
+
+    /// Whether a token has to be shown.
+    pub(super) fn asks_for_tokens(&self) -> bool {
+        self.tokens.is_some()
+    }
 }
 
 /// Who is at the other end of a connection.

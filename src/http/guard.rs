@@ -31,6 +31,18 @@ impl Guard {
         Visitor::connect(&self.public, address)
     }
 
+    /// Whether clients have to show a token.
+    #[must_use]
+    pub fn asks_for_tokens(&self) -> bool {
+        self.public.asks_for_tokens()
+    }
+
+    /// The scheme of the URLs at which clients are answered.
+    #[must_use]
+    pub fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+
     /// The door of the listeners for clients.
     pub(super) fn public(&self) -> Door {
         Door { access: Arc::clone(&self.public), tls: self.tls.clone() }

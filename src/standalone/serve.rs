@@ -30,15 +30,15 @@ pub(super) async fn serve(mut config: ServeConfig, process: Process) -> anyhow::
         store.set_threshold(threshold).await.map_err(ExitError::from)?;
     }
     let health = Health::default();
-    greet(&store, sockets[0].local_addr()?, ops.local_addr()?);
+    greet(&store, &guard, sockets[0].local_addr()?, ops.local_addr()?);
     let (budget, shared) = (config.intake.budget(), query::Shared::default());
     let store = Arc::new(store);
     let readers = usize::from(config.http.threads) + usize::from(socketmap.is_some());
-    let connections = query::READS_AT_ONCE as usize * readers;
+    let reads = query::READS_AT_ONCE as usize;
     let mail = socketmap.map(|socketmap| {
         let reader = {
             let store = Arc::clone(&store);
-            move || store.reader(connections)
+            move || store.reader(readers, reads)
         };
         let dependency = health.dependency("data file");
         query::serve_socketmap(socketmap, &config.lookup, reader, dependency, process.shutdown.clone())
@@ -48,7 +48,7 @@ pub(super) async fn serve(mut config: ServeConfig, process: Process) -> anyhow::
         let stop = process.shutdown.clone();
         move || {
             let events = ingest::routes(&config.intake, &budget, store.writer());
-            let (reader, dependency) = (store.reader(connections), health.dependency("data file"));
+            let (reader, dependency) = (store.reader(readers, reads), health.dependency("data file"));
             let domains = query::routes(&config.lookup, reader, dependency, &shared, stop.clone());
             http::documented(ABOUT, events.merge(domains))
         }
@@ -68,14 +68,15 @@ pub(super) async fn serve(mut config: ServeConfig, process: Process) -> anyhow::
 }
 
 /// Says what a newcomer wants to know.
-fn greet(store: &FileStore, listen: SocketAddr, ops_listen: SocketAddr) {
+fn greet(store: &FileStore, guard: &http::Guard, listen: SocketAddr, ops_listen: SocketAddr) {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "catchall {}", env!("CARGO_PKG_VERSION"));
     let data = store.path().display();
     tracing::info!(%data, "its data is in {data}");
     tracing::info!(%listen, %ops_listen, "taking events and answering queries");
-    let address = reachable(listen);
-    tracing::info!("look: http://{address}/");
-    tracing::info!("try: curl -X PUT http://{address}/events/example.com/delivered");
+    let url = format!("{}://{}", guard.scheme(), reachable(listen));
+    let token = if guard.asks_for_tokens() { "-H 'Authorization: Bearer TOKEN' " } else { "" };
+    tracing::info!("look: {url}/");
+    tracing::info!("try: curl -X PUT {token}{url}/events/example.com/delivered");
 }
 
 /// An address at which this machine reaches a socket that listens at `address`.

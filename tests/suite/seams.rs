@@ -163,7 +163,7 @@ async fn the_data_file_keeps_its_word_also_after_it_was_closed() {
         let dependency = health.dependency("data file");
         tokio::spawn(async move { store.run(&retention, dependency).await })
     };
-    let backend = Backend { sink: store.writer(), source: store.reader(2), reads_at_once: true };
+    let backend = Backend { sink: store.writer(), source: store.reader(1, 2), reads_at_once: true };
     assert_eq!(backend.source.latest(5).await.unwrap(), []);
     backend.keeps_its_word().await;
     backend.knows_its_latest(false).await;
@@ -177,7 +177,7 @@ async fn the_data_file_keeps_its_word_also_after_it_was_closed() {
     drop(store);
 
     let store = FileStore::open(&config, CAPACITY).await.unwrap();
-    let backend = Backend { sink: store.writer(), source: store.reader(2), reads_at_once: true };
+    let backend = Backend { sink: store.writer(), source: store.reader(1, 2), reads_at_once: true };
     backend.has(&[("b.com", 5, 4), ("keyed.com", 8, 1), ("crowd.com", 50, 25)]).await;
     tokio::select! {
         () = store.run(&retention, health.dependency("data file")) => {}

@@ -1,11 +1,12 @@
 //! A consistent copy of the file, written while it is served.
 
 use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::data_error::DataError;
 use super::data_file::{DataConfig, Purpose, connect, existing};
-use super::lock::{self, beside};
+use super::lock::{self, Lock, beside};
 use super::schema;
 
 /// Copies the data file to `to`, and returns the absolute path and the size of the copy in bytes.
@@ -16,29 +17,32 @@ use super::schema;
 ///
 /// # Errors
 ///
-/// When the data file cannot be read, or the copy not be written, or `to` is anything but a former copy.
+/// When the data file cannot be read, or the copy not be written, or `to` is anything but a former copy that
+/// nobody uses.
 pub async fn back_up(config: &DataConfig, to: &Path) -> Result<(PathBuf, u64), DataError> {
     let from = existing(config)?;
     schema::inspect(&from)?;
     let to = DataConfig { data: to.to_owned() }.absolute_path()?;
+    let refused = |reason: &str| DataError::NotWritable { path: to.clone(), reason: reason.into() };
     if to == from {
-        let reason = "it is the data file itself".into();
-        return Err(DataError::NotWritable { path: to, reason });
-    }
-    if to.exists() {
-        schema::inspect(&to)?;
+        return Err(refused("it is the data file itself"));
     }
     let new = beside(&to, ".new");
+    // SQLite takes a name as text.
+    let Some(name) = new.to_str() else { return Err(refused("its path is not UTF-8")) };
+    let _unused = unused(&to)?;
     let failed = |error: &std::io::Error| DataError::of_system(&to, error);
     // A backup that was killed has left its file. One that is still being written has locked it.
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&new);
     let file = file.map_err(|error| failed(&error))?;
-    if !lock::take(&file).map_err(|error| failed(&error))? {
-        let reason = "another backup is being written there".into();
-        return Err(DataError::NotWritable { path: to, reason });
+    let is_ours = lock::take(&file).map_err(|error| failed(&error))?;
+    // The one that had locked it may have given it its final name meanwhile.
+    let is_there = fs::metadata(&new).ok().map(|file| (file.dev(), file.ino()));
+    if !is_ours || is_there != file.metadata().ok().map(|file| (file.dev(), file.ino())) {
+        return Err(refused("another backup is being written there"));
     }
     file.set_len(0).map_err(|error| failed(&error))?;
-    let copied = copy(&from, &new, &to).await;
+    let copied = copy(&from, name, &to).await;
     if let Err(error) = copied {
         // What is left of it would only take room.
         let _ = fs::remove_file(&new);
@@ -51,9 +55,25 @@ pub async fn back_up(config: &DataConfig, to: &Path) -> Result<(PathBuf, u64), D
     renamed.and(size).map(|size| (to.clone(), size)).map_err(|error| failed(&error))
 }
 
-async fn copy(from: &Path, new: &Path, to: &Path) -> Result<(), DataError> {
+/// Fails if something uses the former copy at `to`: it would go on with a file that no name leads to, or its
+/// WAL would be taken for that of the new copy. The lock of a copy that was served before is held until the
+/// new one is there.
+fn unused(to: &Path) -> Result<Option<Lock>, DataError> {
+    let lock = if beside(to, ".lock").exists() { Some(Lock::acquire(to)?) } else { None };
+    if to.exists() {
+        schema::inspect(to)?;
+    }
+    let wal = beside(to, "-wal");
+    if fs::metadata(&wal).is_ok_and(|wal| wal.len() > 0) {
+        let reason = format!("{} is beside it, so it was in use; choose another name", wal.display());
+        return Err(DataError::NotWritable { path: to.to_owned(), reason });
+    }
+    Ok(lock)
+}
+
+async fn copy(from: &Path, new: &str, to: &Path) -> Result<(), DataError> {
     let mut connection = connect(from, Purpose::Read).await?;
-    let copied = sqlx::query("vacuum into ?").bind(new.display().to_string()).execute(&mut connection).await;
+    let copied = sqlx::query("vacuum into ?").bind(new).execute(&mut connection).await;
     // Whatever failed, reading or writing: the sentence names the copy.
     copied.map(drop).map_err(|error| DataError::of_sqlite(to, &error))
 }

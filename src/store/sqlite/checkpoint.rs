@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use super::data_error::{DataError, describe};
 use super::data_file::{DataFile, Purpose};
+use crate::trouble::Trouble;
 
 /// A checkpoint begins when the WAL has this many pages more than were carried over. Larger is cheaper: a
 /// page that changed many times is copied once. It is also what a start after a crash has to read.
@@ -35,9 +36,13 @@ const CUT_PAGES: i64 = 4 * BEGIN_PAGES;
 /// How long a reader may hold the WAL before the operator is told, and between two such lines.
 const HELD: Duration = Duration::from_secs(30);
 
-/// How long the last checkpoint is tried. A statement that was under way when its connection was dropped goes
-/// on to its end, and keeps another checkpoint out until then.
-const FINISH: Duration = Duration::from_secs(5);
+/// Until a checkpoint is tried again after an error. Commits go on meanwhile, and the WAL grows.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How long the last checkpoint is tried. A statement that was under way when its connection was dropped may
+/// keep it out for a moment. With the grace period before, it is less than the 10 s after which a container
+/// engine kills.
+const FINISH: Duration = Duration::from_secs(1);
 
 /// The frames of the WAL, and those that have been carried over, as `pragma wal_checkpoint` reports them.
 #[derive(Clone, Copy, Debug)]
@@ -56,12 +61,14 @@ impl Wal {
 
 /// Keeps the WAL short for as long as it is polled. The writer holds `turn` during a transaction.
 pub(super) async fn keep_short(file: &DataFile, turn: &Mutex<()>) {
-    let mut told = None;
+    let (mut told, mut trouble) = (None, Trouble::default());
     loop {
-        if let Err(error) = connected(file, turn, &mut told).await {
+        if let Err(error) = connected(file, turn, &mut told).await
+            && trouble.is_news()
+        {
             tracing::warn!(reason = %error, "cannot carry the WAL into the data file, trying again: {error}");
         }
-        sleep(HELD).await;
+        sleep(RETRY).await;
     }
 }
 

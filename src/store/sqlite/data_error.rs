@@ -103,11 +103,13 @@ mod code {
     pub(super) const FULL: i32 = 13;
     pub(super) const CANTOPEN: i32 = 14;
     pub(super) const NOTADB: i32 = 26;
+    /// With its extension: the index to the WAL could not grow.
+    pub(super) const IOERR_SHMSIZE: i32 = 4874;
 }
 
 fn code(error: &sqlx::Error) -> Option<i32> {
     let code: i32 = error.as_database_error()?.code()?.parse().ok()?;
-    Some(code & 0xff)
+    Some(if code == code::IOERR_SHMSIZE { code } else { code & 0xff })
 }
 
 /// Whether a commit that failed with this is certain to have written nothing that counts: the disk was full
@@ -124,7 +126,7 @@ pub(super) fn is_busy(error: &sqlx::Error) -> bool {
 /// The sentence for an error of SQLite: its own, without the words around it.
 pub(super) fn describe(error: &sqlx::Error) -> String {
     match code(error) {
-        Some(code::FULL) => "the disk is full".into(),
+        Some(code::FULL | code::IOERR_SHMSIZE) => "the disk is full".into(),
         _ => error.as_database_error().map_or_else(|| error.to_string(), |error| error.message().into()),
     }
 }
@@ -135,7 +137,7 @@ impl DataError {
         let (path, reason) = (path.to_owned(), describe(error));
         match code(error) {
             Some(code::CORRUPT | code::NOTADB) => Self::Damaged { path, reason },
-            Some(code::FULL) => Self::Full(path),
+            Some(code::FULL | code::IOERR_SHMSIZE) => Self::Full(path),
             Some(code::PERM | code::READONLY | code::CANTOPEN) => Self::NotWritable { path, reason },
             _ => Self::Other { path, reason },
         }

@@ -55,7 +55,7 @@ impl DataConfig {
         // The file itself may be a link to somewhere else.
         let path = match self.data.canonicalize() {
             Ok(path) => path,
-            Err(_) => in_directory(&self.data)?,
+            Err(_) => absent(&self.data)?,
         };
         if path.is_dir() {
             let reason = "it is a directory".into();
@@ -66,7 +66,12 @@ impl DataConfig {
 }
 
 /// The absolute path of a file that does not exist yet.
-fn in_directory(file: &Path) -> Result<PathBuf, DataError> {
+fn absent(file: &Path) -> Result<PathBuf, DataError> {
+    // A new file in the place of the link would hide the data, once what the link leads to is there again.
+    if let Ok(target) = fs::read_link(file) {
+        let reason = format!("it is a link to {}, which does not exist", target.display());
+        return Err(DataError::NotWritable { path: file.to_owned(), reason });
+    }
     let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let directory = parent.canonicalize().map_err(|error| DataError::of_system(file, &error))?;
     let name = file.file_name().ok_or_else(|| DataError::NoDirectory(file.to_owned()))?;
@@ -80,6 +85,8 @@ pub(super) enum Purpose {
     Write,
     /// Counting beside the process that serves the file, or while none does.
     Maintain,
+    /// Reclassifying beside the writer of the same process: it passes each page once.
+    Walk,
     /// Carrying the WAL into the file.
     Checkpoint,
     /// Looking up counters, or all of the file.
@@ -98,9 +105,7 @@ impl DataFile {
     pub(super) async fn open(config: &DataConfig) -> Result<Self, DataError> {
         let path = config.path()?;
         let lock = Lock::acquire(&path)?;
-        if exists(&path) {
-            schema::inspect(&path)?;
-        } else {
+        if !exists(&path) {
             create(&path).await?;
         }
         Self::with(path, lock).await
@@ -110,15 +115,22 @@ impl DataFile {
     pub(super) async fn open_existing(config: &DataConfig) -> Result<Self, DataError> {
         let path = existing(config)?;
         let lock = Lock::acquire(&path)?;
-        schema::inspect(&path)?;
         Self::with(path, lock).await
     }
 
     async fn with(path: PathBuf, lock: Lock) -> Result<Self, DataError> {
+        schema::inspect(&path)?;
+        // SQLite would open a file that it may not write, and refuse each event.
+        let writable = fs::OpenOptions::new().write(true).open(&path);
+        writable.map_err(|error| DataError::of_system(&path, &error))?;
+        // Read only, so that a file that is too new stays as it is.
+        let is_current = schema::is_current(&path, &mut connect(&path, Purpose::Read).await?).await?;
         let file = Self { path, _lock: lock };
         let mut connection = file.connect(Purpose::Write).await?;
-        let migrated = schema::migrate(&mut connection).await;
-        migrated.map_err(|error| DataError::of_sqlite(&file.path, &error))?;
+        if !is_current {
+            let migrated = schema::migrate(&mut connection).await;
+            migrated.map_err(|error| DataError::of_sqlite(&file.path, &error))?;
+        }
         Ok(file)
     }
 
@@ -134,8 +146,7 @@ pub(super) async fn existing_current(config: &DataConfig) -> Result<PathBuf, Dat
     let path = existing(config)?;
     schema::inspect(&path)?;
     let failed = |error: sqlx::Error| DataError::of_sqlite(&path, &error);
-    let is_current = schema::is_current(&mut connect(&path, Purpose::Read).await?).await;
-    if !is_current.map_err(failed)? {
+    if !schema::is_current(&path, &mut connect(&path, Purpose::Read).await?).await? {
         let _lock = Lock::acquire(&path)?;
         let mut connection = connect(&path, Purpose::Write).await?;
         schema::migrate(&mut connection).await.map_err(failed)?;
@@ -167,7 +178,7 @@ pub(super) async fn connect(path: &Path, purpose: Purpose) -> Result<SqliteConne
     let cache_kib = match purpose {
         Purpose::Write | Purpose::Maintain => 64 * 1024,
         Purpose::Checkpoint => 64,
-        Purpose::Read => 8 * 1024,
+        Purpose::Walk | Purpose::Read => 8 * 1024,
     };
     let reads = purpose == Purpose::Read;
     let options = SqliteConnectOptions::new().filename(path).read_only(reads);

@@ -98,6 +98,12 @@ impl Export {
         state.map_err(|error| DataError::of_sqlite(&self.file.path, &error))
     }
 
+    /// The threshold by which the domains of the file are classified.
+    pub(in crate::store) async fn threshold(&mut self) -> Result<u64, DataError> {
+        let threshold = super::reader::threshold(&mut self.connection).await;
+        threshold.map_err(|error| DataError::of_sqlite(&self.file.path, &error))
+    }
+
     pub(in crate::store) async fn set_state(&mut self, state: MoveState, to: &str) -> Result<(), DataError> {
         let set = sqlx::query("update data_file set move_state = ?, moving_to = ?")
             .bind(state.name())

@@ -55,11 +55,11 @@ impl FileStore {
         Writer { queue: Arc::clone(&self.queue) }
     }
 
-    /// Where it is read what is known of domains, over connections of its own. All readers together will have
-    /// so many.
+    /// Where it is read what is known of domains, over connections of its own. There will be so many `readers`,
+    /// and each looks up names over so many connections.
     #[must_use]
-    pub fn reader(&self, connections: usize) -> Reader {
-        Reader::new(self.file.path.clone(), connections)
+    pub fn reader(&self, readers: usize, look_ups_at_once: usize) -> Reader {
+        Reader::new(self.file.path.clone(), readers, look_ups_at_once)
     }
 
     /// Makes this the threshold of the file. [`run`](Self::run) reclassifies what is there, if it is another

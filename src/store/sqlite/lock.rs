@@ -20,7 +20,7 @@ impl Lock {
     /// Takes the lock of the data file at `data`.
     pub(super) fn acquire(data: &Path) -> Result<Self, DataError> {
         let path = beside(data, ".lock");
-        let failed = |error: &std::io::Error| DataError::of_system(&path, error);
+        let failed = |error: &std::io::Error| DataError::of_system(data, error);
         let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let mut file = opened.map_err(|error| failed(&error))?;
         match take(&file) {

@@ -4,20 +4,31 @@ use std::path::Path;
 
 /// File systems over a network. Processes on two machines would not share the memory that SQLite's WAL needs,
 /// and their locks cannot be relied on.
-const NETWORK: [&str; 14] = [
+const NETWORK: [&str; 25] = [
     "nfs",
     "nfs4",
     "cifs",
     "smb3",
     "smbfs",
     "9p",
+    "virtiofs",
+    "vboxsf",
     "afs",
     "ceph",
+    "fuse.ceph",
+    "fuse.ceph-fuse",
     "fuse.sshfs",
+    "fuse.rclone",
     "glusterfs",
     "fuse.glusterfs",
     "lustre",
+    "beegfs",
+    "gpfs",
+    "gfs2",
+    "ocfs2",
+    "orangefs",
     "ncpfs",
+    "davfs",
     "fuse.s3fs",
 ];
 

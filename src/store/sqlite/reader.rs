@@ -3,6 +3,7 @@
 //! Each answer comes as one row: each row of an answer would cost as much as several look-ups.
 
 mod row;
+mod interruptible;
 mod look_up;
 mod pages;
 mod totals;
@@ -15,6 +16,7 @@ use sqlx::AssertSqlSafe;
 use sqlx::sqlite::SqliteConnection;
 use tokio::sync::Semaphore;
 
+use self::interruptible::Interruptible;
 use super::data_error::{DataError, describe};
 use super::data_file::{DataConfig, Purpose, connect, existing_current};
 use crate::classified::Classified;
@@ -37,7 +39,7 @@ pub struct Reader {
     path: PathBuf,
     /// For the cache of each connection.
     cache_kib: usize,
-    idle: Mutex<Vec<SqliteConnection>>,
+    idle: Mutex<Vec<Interruptible>>,
     /// For all that reads more than what it was asked by name. Each connection is a thread, so there must not
     /// be any number of them.
     pages: Semaphore,
@@ -47,9 +49,11 @@ pub struct Reader {
 const PAGES_AT_ONCE: usize = 2;
 
 impl Reader {
-    /// A reader that takes its part of the [cache](CACHE_KIB), if there are so many connections of all readers.
-    pub(super) fn new(path: PathBuf, connections: usize) -> Self {
-        let cache_kib = (CACHE_KIB / connections.max(1)).max(LEAST_CACHE_KIB);
+    /// A reader that takes its part of the [cache](CACHE_KIB), if there are so many `readers` and each looks up
+    /// names over so many connections.
+    pub(super) fn new(path: PathBuf, readers: usize, look_ups_at_once: usize) -> Self {
+        let connections = readers.max(1) * (look_ups_at_once + PAGES_AT_ONCE);
+        let cache_kib = (CACHE_KIB / connections).max(LEAST_CACHE_KIB);
         Self { path, cache_kib, idle: Mutex::default(), pages: Semaphore::new(PAGES_AT_ONCE) }
     }
 
@@ -59,16 +63,16 @@ impl Reader {
     ///
     /// When the file does not exist or is none of this build's.
     pub async fn open(config: &DataConfig) -> Result<Self, DataError> {
-        Ok(Self::new(existing_current(config).await?, 1))
+        Ok(Self::new(existing_current(config).await?, 1, 1))
     }
 
-    async fn connect(&self) -> Result<SqliteConnection, Unreadable> {
+    async fn connect(&self) -> Result<Interruptible, Unreadable> {
         let mut connection = connect(&self.path, Purpose::Read).await.map_err(Unreadable::new)?;
         // A pragma takes no parameters.
         let cache = format!("pragma cache_size = -{}", self.cache_kib);
         let set = sqlx::raw_sql(AssertSqlSafe(cache)).execute(&mut connection).await;
         set.map_err(|error| Unreadable::new(describe(&error)))?;
-        Ok(connection)
+        Interruptible::new(connection).await.map_err(|error| Unreadable::new(describe(&error)))
     }
 
     /// Reads over a connection that is idle, or a new one. One that failed is not used again.
@@ -78,11 +82,12 @@ impl Reader {
     ) -> Result<T, Unreadable> {
         let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let waiting = idle().pop();
-        let mut connection = match waiting {
+        let connection = match waiting {
             Some(connection) => connection,
             None => self.connect().await?,
         };
-        let found = read(&mut connection).await.map_err(|error| Unreadable::new(describe(&error)))?;
+        let done = connection.read(read).await;
+        let (found, connection) = done.map_err(|error| Unreadable::new(describe(&error)))?;
         idle().push(connection);
         Ok(found)
     }
@@ -133,7 +138,7 @@ impl DomainSource for Reader {
     }
 }
 
-async fn threshold(connection: &mut SqliteConnection) -> Result<u64, sqlx::Error> {
+pub(super) async fn threshold(connection: &mut SqliteConnection) -> Result<u64, sqlx::Error> {
     let read = "-- catchall: read the threshold
         select threshold from classification";
     let threshold: i64 = sqlx::query_scalar(read).fetch_one(connection).await?;

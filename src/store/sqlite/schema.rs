@@ -8,6 +8,7 @@ use sqlx::sqlite::SqliteConnection;
 use sqlx::{AssertSqlSafe, Connection, Executor};
 
 use super::data_error::DataError;
+use super::lock::beside;
 
 /// Marks a file as one of catchall: `CtAl`. <https://www.sqlite.org/fileformat2.html#application_id>
 const APPLICATION_ID: u32 = 0x4374_416c;
@@ -27,6 +28,10 @@ const VERSION: u32 = MIGRATIONS.len() as u32;
 const HEADER: usize = 100;
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
+/// What the header's byte 18 says of a file that never had a WAL, as that of a backup. As soon as SQLite opens
+/// it to write, the byte says otherwise, before there is a WAL.
+const WITHOUT_WAL: u8 = 1;
+
 /// Fails if the file is none of catchall's, or a newer one. It reads the file's header itself: had SQLite
 /// opened the file, it might have written to it. Call it only while no connection of this process has the
 /// file open.
@@ -43,16 +48,35 @@ pub(super) fn inspect(path: &Path) -> Result<(), DataError> {
     if application_id != APPLICATION_ID {
         return Err(foreign("an SQLite database without the mark of catchall"));
     }
+    known(path, found)?;
+    let wal = beside(path, "-wal");
+    if header[18] == WITHOUT_WAL && std::fs::metadata(&wal).is_ok_and(|wal| wal.len() > 0) {
+        let wal = wal.display();
+        let reason = format!("{wal} is beside it and not of it. If it is a restored backup, move {wal} away");
+        return Err(DataError::Damaged { path: path.to_owned(), reason });
+    }
+    Ok(())
+}
+
+/// Fails if this version of the schema is a newer one.
+fn known(path: &Path, found: u32) -> Result<(), DataError> {
     if found > VERSION {
         return Err(DataError::Newer { path: path.to_owned(), found, known: VERSION });
     }
     Ok(())
 }
 
-/// Whether the file has had all migrations.
-pub(super) async fn is_current(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
-    let version: u32 = sqlx::query_scalar("pragma user_version").fetch_one(connection).await?;
-    Ok(version >= VERSION)
+/// Whether the file has had all migrations. The version in its header may be an old one: what is in the WAL
+/// counts.
+///
+/// # Errors
+///
+/// When it has had more than this build knows, or cannot be read.
+pub(super) async fn is_current(path: &Path, connection: &mut SqliteConnection) -> Result<bool, DataError> {
+    let version = sqlx::query_scalar("pragma user_version").fetch_one(connection).await;
+    let version: u32 = version.map_err(|error| DataError::of_sqlite(path, &error))?;
+    known(path, version)?;
+    Ok(version == VERSION)
 }
 
 /// Applies the migrations that the file has not had, each in a transaction.

@@ -58,7 +58,7 @@ async fn look(file: &DataFile, turn: &Mutex<()>, seen: &mut Option<Present>) -> 
     if !is_under_way || !(is_first || is_stuck) {
         return Ok(());
     }
-    let mut connection = file.connect(Purpose::Write).await?;
+    let mut connection = file.connect(Purpose::Walk).await?;
     take_over(&mut connection, turn).await.map_err(failed)
 }
 
