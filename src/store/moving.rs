@@ -47,6 +47,19 @@ pub enum MoveError {
         "{0} has already received the content of a copy of this file: moving it again would count it twice"
     )]
     Copy(String),
+    /// The two classify by different thresholds.
+    #[error(
+        "the threshold of the file is {file}, and that of {to} is {ledger}, so that statuses would change \
+         unnoticed: first run `catchall-admin reclassify` on one of them"
+    )]
+    Threshold {
+        /// The file's.
+        file: u64,
+        /// The ledger's.
+        ledger: u64,
+        /// Where the ledger is.
+        to: String,
+    },
     /// What is in the ledger is not what was in the file.
     #[error("the ledger does not have what the file has: {0}")]
     Differs(String),
@@ -118,6 +131,11 @@ impl Move {
             }
             (MoveState::Begun | MoveState::Done, None) => return Err(MoveError::Elsewhere(before, to)),
             (MoveState::None | MoveState::Planned, _) => {
+                let threshold = ledger.run(TIMEOUT, async move |pool| threshold(&pool).await).await?;
+                let of_file = file.threshold().await?;
+                if of_file != threshold {
+                    return Err(MoveError::Threshold { file: of_file, ledger: threshold, to });
+                }
                 file.set_state(MoveState::Planned, &to).await?;
                 let id = file.id;
                 ledger.run(TIMEOUT, async move |pool| begin(&pool, id).await).await?;
@@ -326,6 +344,14 @@ async fn add_counters(
     ledger::count_old(&mut transaction, steps, id, rule, &borrowed).await?;
     date_back(&mut transaction, rule.transaction, noted).await?;
     transaction.commit().await.map(|()| true)
+}
+
+/// The threshold by which the ledger classifies.
+async fn threshold(pool: &PgPool) -> Result<u64, sqlx::Error> {
+    let read = "-- catchall: read the threshold
+        select threshold from classification";
+    let threshold: i64 = sqlx::query_scalar(read).fetch_one(pool).await?;
+    Ok(threshold.unsigned_abs())
 }
 
 /// What was added in all.
