@@ -1,5 +1,6 @@
 //! Connecting to the broker.
 
+use std::io::ErrorKind as IoErrorKind;
 use std::net::Shutdown;
 use std::sync::{Arc, OnceLock};
 
@@ -65,7 +66,7 @@ pub(super) async fn connect_limited(
     let limit = url.connect_timeout();
     match timeout(limit, attempt).await {
         Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(error)) => Err(BrokerError::connection(url, describe(&error, url))),
+        Ok(Err(error)) => Err(BrokerError::connection(url, describe_attempt(&error, url))),
         Err(_) => {
             if let Some(socket) = socket.get() {
                 // The socket may already be shut down.
@@ -76,22 +77,30 @@ pub(super) async fn connect_limited(
     }
 }
 
+/// Why an attempt to connect failed, in words an operator can act on, the likely causes in their order.
+fn describe_attempt(error: &lapin::Error, url: &AmqpUrl) -> String {
+    let is_cut = matches!(error.kind(), ErrorKind::IOError(io) if tls_fault(&**io).is_none()
+        && matches!(io.kind(), IoErrorKind::ConnectionAborted | IoErrorKind::ConnectionReset));
+    if !is_cut {
+        return describe(error);
+    }
+    let mut likely = "the connection was closed during the handshake: behind a balancer the broker it chose is \
+                      down, or the broker is starting or stopping"
+        .to_owned();
+    if url.uri.scheme == AMQPScheme::AMQP {
+        likely += ", or the port expects TLS (amqps) or another protocol";
+    }
+    likely
+}
+
 /// What went wrong, in words an operator can act on; lapin's own words where there are no better ones.
-pub(super) fn describe(error: &lapin::Error, url: &AmqpUrl) -> String {
+pub(super) fn describe(error: &lapin::Error) -> String {
     match error.kind() {
         ErrorKind::IOError(io) if let Some(fault) = tls_fault(&**io) => fault,
         ErrorKind::IOError(io) => match io.kind() {
-            std::io::ErrorKind::ConnectionRefused => "connection refused".into(),
-            std::io::ErrorKind::ConnectionAborted => {
-                let mut likely =
-                    "the connection was closed during the handshake: behind a balancer the broker it \
-                                  chose is down, or the broker is starting or stopping"
-                        .to_owned();
-                if url.uri.scheme == AMQPScheme::AMQP {
-                    likely += ", or the port expects TLS (amqps) or another protocol";
-                }
-                likely
-            }
+            IoErrorKind::ConnectionRefused => "connection refused".into(),
+            IoErrorKind::ConnectionAborted => "the broker closed the connection".into(),
+            IoErrorKind::ConnectionReset => "the connection to the broker was cut".into(),
             _ => io.to_string(),
         },
         ErrorKind::ProtocolError(amqp) => amqp.get_message().to_string(),

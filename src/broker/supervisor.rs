@@ -134,7 +134,7 @@ impl Supervisor {
                         pulse.goes_on(Instant::now());
                         blocked = false;
                     }
-                    Event::Error(error) => return Ok(describe(&error, &self.config.amqp_url)),
+                    Event::Error(error) => return Ok(describe(&error)),
                     _ => {}
                 },
                 Some(first) = confirms.next(), if !confirms.is_empty() => {
@@ -150,7 +150,7 @@ impl Supervisor {
                     match self.pending.settle(confirmed) {
                         Ok(()) => {}
                         Err(Broken::Returned) => return Ok("it has no queue for a message".into()),
-                        Err(Broken::Lost(error)) => return Ok(describe(&error, &self.config.amqp_url)),
+                        Err(Broken::Lost(error)) => return Ok(describe(&error)),
                     }
                 }
                 request = self.queue.recv() => self.pending.add(request.ok_or(Gone)?),
@@ -170,7 +170,7 @@ async fn at(moment: Option<Instant>) {
 
 async fn open(config: BrokerConfig, name: String) -> Result<(Connection, Channel), BrokerError> {
     let url = &config.amqp_url;
-    let failed = |error: lapin::Error| BrokerError::connection(url, describe(&error, url));
+    let failed = |error: lapin::Error| BrokerError::connection(url, describe(&error));
     let connection = connect(&config, &name).await?;
     check_topology(&connection, url).await?;
     let channel = connection.create_channel().await.map_err(failed)?;
