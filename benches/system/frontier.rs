@@ -6,12 +6,15 @@
 //! not taken for a fall.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
+use catchall_load::Report;
 use catchall_load::counts::Counts;
 use catchall_load::record::Difference;
 use harness::load::{Amount, LoadSpec};
 use harness::servers::Servers;
 use harness::stats::median;
+use harness::system::data_file;
 use serde::Serialize;
 
 use crate::baseline::Baseline;
@@ -79,7 +82,10 @@ struct Passes(Vec<BTreeMap<u32, StepRun>>);
 
 /// The running processes, and the results so far.
 struct FrontierRun<'a> {
-    system: RunningSystem,
+    /// Whether the standalone is measured, which has a process and a data file of its own for each step.
+    alone: bool,
+    /// The processes that are measured otherwise.
+    system: Option<RunningSystem>,
     floor: RunningSystem,
     servers: &'a Servers,
     spec: LoadSpec,
@@ -87,11 +93,19 @@ struct FrontierRun<'a> {
     all: RowStats,
 }
 
-/// Measures all steps. `spec` has the options except the number of connections.
-pub(crate) async fn run(spec: LoadSpec, scale: &Scale, servers: &Servers) -> anyhow::Result<RowStats> {
+/// Measures all steps, of the services or of the standalone. `spec` has the options except the number of
+/// connections.
+pub(crate) async fn run(
+    alone: bool,
+    spec: LoadSpec,
+    scale: &Scale,
+    servers: &Servers,
+) -> anyhow::Result<RowStats> {
     let steps = if scale.with_larger { &STEPS[..] } else { &FEW_STEPS };
+    let whole = Processes::Whole { workers: 1 };
     let mut frontier = FrontierRun {
-        system: RunningSystem::ready(Processes::Whole { workers: 1 }, servers).await?,
+        alone,
+        system: if alone { None } else { Some(RunningSystem::ready(whole, servers).await?) },
         floor: RunningSystem::ready(Processes::Baseline(Baseline::Floor), servers).await?,
         servers,
         spec,
@@ -99,12 +113,13 @@ pub(crate) async fn run(spec: LoadSpec, scale: &Scale, servers: &Servers) -> any
         all: RowStats::default(),
     };
     let passes = frontier.passes(steps, scale.with_larger).await;
-    let FrontierRun { system, floor, all, .. } = frontier;
-    let peak_megabytes = system.peaks();
-    system.clear().await;
+    let FrontierRun { system, floor, all: mut stats, .. } = frontier;
+    if let Some(system) = system {
+        stats.peak_megabytes = system.peaks();
+        system.clear().await;
+    }
     floor.clear().await;
     let steps = passes?.steps();
-    let mut stats = RowStats { peak_megabytes, ..all };
     if let Some(compared) = steps.iter().find(|step| step.connections == COMPARED) {
         let latency = &mut stats.latency_ms;
         (latency.p50, latency.p95, latency.p99) = (Some(compared.p50_ms), None, Some(compared.p99_ms));
@@ -155,13 +170,8 @@ impl FrontierRun<'_> {
         let floor_spec = LoadSpec { amount: Amount::Seconds(floor_seconds), ..spec };
         let (floor, _, _) =
             measure::events(&self.floor, &floor_spec, Scraping::EverySecond, nothing()).await?;
-        let books = Books::Database(self.servers.database_url.clone());
         let spec = LoadSpec { amount: Amount::Seconds(self.seconds), ..spec };
-        let (before, sample) = (books.sums().await?, Sample::read(&spec, &books).await?);
-        let (stats, report, _) =
-            measure::events(&self.system, &spec, Scraping::EverySecond, nothing()).await?;
-        let added = between(before, books.sums().await?);
-        let difference = compare(&spec, &report, &sample, Counts::default(), added, &books).await?;
+        let (stats, report, difference) = self.measured(&spec).await?;
         let rate = per_second(report.acknowledged, report.seconds);
         let run = StepRun {
             rate,
@@ -181,6 +191,35 @@ impl FrontierRun<'_> {
     }
 }
 
+impl FrontierRun<'_> {
+    /// Runs the load on what is measured, and compares what was counted.
+    async fn measured(&self, spec: &LoadSpec) -> anyhow::Result<(RowStats, Report, Difference)> {
+        let data = self.alone.then(data_file);
+        let books = match &data {
+            Some(data) => Books::File(data.clone()),
+            None => Books::Database(self.servers.database_url.clone()),
+        };
+        let (before, sample) = (books.sums().await?, Sample::read(spec, &books).await?);
+        let nothing = async { Ok(SideResult::default()) };
+        let measured = if let Some(system) = &self.system {
+            measure::events(system, spec, Scraping::EverySecond, nothing).await
+        } else {
+            let processes = Processes::Standalone(data.clone().unwrap_or_default());
+            let system = RunningSystem::ready(processes, self.servers).await?;
+            let measured = measure::events(&system, spec, Scraping::EverySecond, nothing).await;
+            system.clear().await;
+            measured
+        };
+        let (stats, report, _) = measured?;
+        let added = between(before, books.sums().await?);
+        let difference = compare(spec, &report, &sample, Counts::default(), added, &books).await?;
+        if let Some(directory) = data.as_deref().and_then(Path::parent) {
+            std::fs::remove_dir_all(directory)?;
+        }
+        Ok((stats, report, difference))
+    }
+}
+
 impl RowStats {
     /// Adds the result of a measurement.
     fn add(&mut self, run: Self, difference: Difference) {
@@ -196,6 +235,7 @@ impl RowStats {
         self.lag_seconds = larger(self.lag_seconds, run.lag_seconds);
         self.stolen = larger(self.stolen, run.stolen);
         self.notes.extend(run.notes);
+        self.peak_megabytes.standalone = self.peak_megabytes.standalone.max(run.peak_megabytes.standalone);
         self.micros_per_event = run.micros_per_event;
     }
 }

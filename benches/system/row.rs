@@ -16,6 +16,8 @@ pub(crate) enum Row {
     Floor,
     /// The standalone: PUT by HTTP/1.1, waves
     AlonePut,
+    /// The standalone: PUT by HTTP/1.1 over 1 to 2,048 connections, each beside floor, waves
+    AloneFrontier,
     /// The standalone: POST of 1,000 events, waves
     AloneBulk,
     /// The standalone: PUT by HTTP/1.1 with an idempotency key each, waves
@@ -134,6 +136,7 @@ impl Row {
             Self::Naive
             | Self::Floor
             | Self::AlonePut
+            | Self::AloneFrontier
             | Self::AloneBulk
             | Self::AloneKeyed
             | Self::AlonePaced
@@ -179,6 +182,7 @@ impl Row {
     pub(crate) fn goals(self) -> &'static [Goal] {
         match self {
             Self::AlonePut => &[Goal::OfFloor(0.65), Goal::Stack(10.0), Goal::FlatMemory],
+            Self::AloneFrontier => &[Goal::NoFall, Goal::HalfOfFloor],
             Self::AloneBulk => &[Goal::Counted(2_000_000.0), Goal::FlatMemory],
             // Its claims fill the cache of the file until the row ends.
             Self::AloneKeyed => &[Goal::Counted(60_000.0)],

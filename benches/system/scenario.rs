@@ -78,8 +78,8 @@ enum Scenario {
     Probed(LoadSpec),
     /// Events, and reads beside them: of so many domains, so many per second.
     ReadBeside(LoadSpec, u32, f64, Scraping),
-    /// Events over increasing numbers of connections.
-    Frontier(LoadSpec),
+    /// Events over increasing numbers of connections, to the services or to the standalone.
+    Frontier(bool, LoadSpec),
     /// The same with probes of the feed of changes.
     Changes(LoadSpec),
     /// Events, and probes of how fresh the answers are, while all domains are reclassified.
@@ -153,7 +153,7 @@ pub(crate) async fn run(
             };
             run_events(WHOLE, &spec, servers, scraping, reading).await
         }
-        Scenario::Frontier(spec) => frontier::run(spec, scale, servers).await,
+        Scenario::Frontier(alone, spec) => frontier::run(alone, spec, scale, servers).await,
         Scenario::Reads(processes, domains, rate) => {
             run_reads(processes, domains, rate, scale, servers).await
         }
@@ -191,7 +191,9 @@ fn scenario(row: Row, scale: &Scale, table: &RowTable, datasets: &Datasets) -> a
         Row::Floor => Scenario::Events(Processes::Baseline(Baseline::Floor), put),
         Row::Put => Scenario::Events(WHOLE, put),
         Row::PutHalf => Scenario::Events(WHOLE, LoadSpec { rate: Some(half(Row::Put)?), ..put }),
-        Row::Frontier => Scenario::Frontier(LoadSpec { seed: FRONTIER_SEED, ..put }),
+        Row::Frontier | Row::AloneFrontier => {
+            Scenario::Frontier(row == Row::AloneFrontier, LoadSpec { seed: FRONTIER_SEED, ..put })
+        }
         Row::PutH2 => Scenario::Events(WHOLE, LoadSpec { via: "put-h2", connections: None, ..put }),
         Row::Bulk => Scenario::Events(WHOLE, bulk),
         Row::Amqp => Scenario::Events(WHOLE, amqp),

@@ -60,7 +60,8 @@ mod tests {
     use super::*;
 
     async fn count_forever(connection: &mut SqliteConnection) -> Result<i64, sqlx::Error> {
-        let endless = "with recursive n(i) as (select 1 union all select i + 1 from n) select count(*) from n";
+        let endless =
+            "with recursive n(i) as (select 1 union all select i + 1 from n) select count(*) from n";
         sqlx::query_scalar(endless).fetch_one(connection).await
     }
 
