@@ -17,6 +17,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
+use crate::classified::DomainReport;
 use crate::domain_name::DomainName;
 use crate::excerpt::excerpt;
 use crate::idempotency_key::IdempotencyKey;
@@ -77,6 +78,10 @@ pub(super) const CHANGES: &str = "catchall.changes";
 /// The header that orders the changes of a domain: a change with a lower number than one that has come is
 /// older.
 const CHANGED_IN_HEADER: &str = "catchall-changed-in";
+
+/// The namespace of ids of changes that are too long as they are. Never change it: it is documented, and
+/// subscribers keep the ids they have seen.
+const CHANGE_IDS: Uuid = Uuid::from_u128(0x7d1f_6f0e_58c4_4f0b_9d3a_c0a7_ca11_0003);
 
 /// The delivery mode of a message that has to survive a restart of the broker.
 const PERSISTENT: u8 = 2;
@@ -154,7 +159,7 @@ impl Message {
         let properties = BasicProperties::default()
             .with_delivery_mode(PERSISTENT)
             .with_content_type("application/json".into())
-            .with_message_id(format!("{} {}", report.domain, report.status.name()).into())
+            .with_message_id(change_id(report))
             .with_headers(headers);
         let body = serde_json::to_vec(report).expect("a report is made of strings and numbers");
         Self { exchange: CHANGES, routing_key: report.status.slug().into(), properties, body }
@@ -184,7 +189,7 @@ impl Message {
     pub fn dead_letter(delivery: &Delivery, reason: &str) -> Self {
         Self {
             exchange: DEAD,
-            routing_key: delivery.routing_key().into(),
+            routing_key: delivery.0.routing_key.clone(),
             properties: dead_lettered(delivery.properties(), delivery.message_id(), reason),
             body: delivery.body().to_vec(),
         }
@@ -279,10 +284,14 @@ impl Delivery {
     pub(super) fn properties(&self) -> &BasicProperties {
         &self.0.properties
     }
+}
 
-    pub(super) fn routing_key(&self) -> &str {
-        self.0.routing_key.as_str()
-    }
+/// The id of a change: the domain, a space and the status. A domain may have 253 octets, and with its status
+/// be longer than AMQP's short strings: the id is then the version 5 UUID of that text.
+fn change_id(report: &DomainReport) -> ShortString {
+    let text = format!("{} {}", report.domain, report.status.name());
+    ShortString::try_new(text.as_str())
+        .unwrap_or_else(|_| Uuid::new_v5(&CHANGE_IDS, text.as_bytes()).to_string().into())
 }
 
 fn set(property: Option<&ShortString>) -> Option<&str> {
@@ -339,8 +348,12 @@ fn original(properties: &BasicProperties, id: Option<&str>) -> BasicProperties {
         }
     }
     let properties = kept(properties).with_headers(headers);
-    match id {
-        Some(id) => properties.with_message_id(id.into()),
+    // An id of a dead letter is a key, and no key is longer than a short string.
+    match id.and_then(|id| ShortString::try_new(id).ok()) {
+        Some(id) => properties.with_message_id(id),
         None => properties,
     }
 }
+
+#[cfg(test)]
+mod tests;

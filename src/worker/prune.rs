@@ -40,7 +40,7 @@ pub(super) async fn prune(ledger: Ledger, watermarks: Publisher, config: Retenti
                 // Whether database and broker are available is reported elsewhere; a right that is missing is
                 // not.
                 if !mem::replace(&mut failing, true) {
-                    tracing::warn!(reason = %error, "upkeep of the claims failed, trying again: {error}");
+                    tracing::warn!(reason = %error, "cannot prune claims, trying again: {error}");
                 }
                 soon().min(config.watermark_interval())
             }

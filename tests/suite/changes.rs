@@ -1,12 +1,14 @@
-//! The feed of changes: as pages, with a wait, as server-sent events and as messages.
+//! The feed of changes: as pages, with a wait and as server-sent events.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter::once;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use catchall::batch::Batch;
+use catchall::counters::Status;
 use catchall::event::{Event, Outcome};
 use catchall::position::Position;
 use catchall::store::DomainSource;
@@ -20,8 +22,8 @@ use http_body_util::{BodyExt, Empty};
 use hyper::{Method, Request, StatusCode, header};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
-use lapin::types::AMQPValue;
 use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
 
 async fn send(system: &System, domain: &str, event: &str, count: u64) {
     let body = json!([{"domain": domain, "event": event, "count": count}]).to_string();
@@ -199,8 +201,65 @@ async fn a_stop_does_not_wait_for_subscribers() {
     }
 }
 
-/// Domains of one transaction of the test below, and how many transactions each writer makes: a million
-/// changes by two writers.
+/// Counts events of one outcome, enough to make a domain a catch-all, in one transaction.
+async fn count(ledger: &Ledger, outcome: Outcome, domains: impl Iterator<Item = String>) {
+    let mut batch = Batch::default();
+    for domain in domains {
+        batch.record(Event { domain: domain.parse().unwrap(), outcome, count: 1001, key: None });
+    }
+    let request =
+        ApplyRequest { entries: vec![Entry { tag: 0, id: None, batch }], ..ApplyRequest::default() };
+    ledger.apply(Arc::new(request), 0..1).await.unwrap();
+}
+
+/// Follows the feed as fast as can be until all of it is written. Returns the last status of each domain, and
+/// how many changes there were.
+async fn follow(reader: Replica, written: Arc<AtomicBool>) -> (BTreeMap<String, Status>, usize) {
+    let (mut position, mut seen, mut entries) = (Position::beginning(), BTreeMap::new(), 0_usize);
+    loop {
+        let is_last = written.load(Ordering::SeqCst);
+        let changes = reader.changes(position.clone(), 1000).await.unwrap();
+        if changes.is_empty() && is_last {
+            return (seen, entries);
+        }
+        for change in changes {
+            assert!(change.position > position, "{:?} after {position:?}", change.position);
+            position = change.position;
+            entries += 1;
+            let before = seen.insert(change.report.domain.to_string(), change.report.status);
+            // No change of a domain comes twice, and none comes after a later one.
+            assert!(before.is_none_or(|before| before < change.report.status), "{:?}", change.report);
+        }
+    }
+}
+
+/// 1 once all changes are in the feed.
+const AT_THE_END: &str =
+    "select count(*) from (select max(changed_in) as last from domain_statuses) as changes
+    where last < pg_snapshot_xmin(pg_current_snapshot())::text::bigint";
+
+/// What a follower of the replica and one of the primary have seen once both writers are done.
+async fn followed(servers: &Servers, write: impl AsyncFnOnce()) -> [(BTreeMap<String, Status>, usize); 2] {
+    let written = Arc::new(AtomicBool::new(false));
+    let [replica, primary] = [&servers.replica_url, &servers.database_url].map(|url| {
+        let config = ReplicaConfig { replica_url: url.parse().unwrap() };
+        tokio::spawn(follow(Replica::new(&config, 2), Arc::clone(&written)))
+    });
+    write().await;
+    sql::replayed(&servers.database_url, &servers.replica_url).await.unwrap();
+    for url in [&servers.database_url, &servers.replica_url] {
+        // An open transaction of another test holds the feed up too.
+        eventually("the feed has come to the end", async || {
+            (sql::number(url, AT_THE_END).await.unwrap() == 1).then_some(())
+        })
+        .await;
+    }
+    written.store(true, Ordering::SeqCst);
+    [replica.await.unwrap(), primary.await.unwrap()]
+}
+
+/// Domains of one transaction of the tests below, and how many transactions each writer makes in the first: a
+/// million changes by two writers.
 const DOMAINS: usize = 250;
 const TRANSACTIONS: usize = 1000;
 
@@ -212,14 +271,8 @@ async fn write(ledger: Ledger, writer: usize) {
             [(Outcome::Delivered, Some(transaction)), (Outcome::Bounced, transaction.checked_sub(3))]
         {
             let Some(number) = number else { continue };
-            let mut batch = Batch::default();
-            for domain in 0..DOMAINS {
-                let domain = format!("d{domain}.t{number}.w{writer}.com").parse().unwrap();
-                batch.record(Event { domain, outcome, count: 1001, key: None });
-            }
-            let request =
-                ApplyRequest { entries: vec![Entry { tag: 0, id: None, batch }], ..ApplyRequest::default() };
-            ledger.apply(Arc::new(request), 0..1).await.unwrap();
+            let name = move |domain| format!("d{domain}.t{number}.w{writer}.com");
+            count(&ledger, outcome, (0..DOMAINS).map(name)).await;
         }
     }
 }
@@ -227,43 +280,12 @@ async fn write(ledger: Ledger, writer: usize) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_as_fast_as_can_be_misses_no_change_of_two_writers() {
     let servers = Servers::fresh().await;
-    let readers = [servers.replica_url.clone(), servers.database_url.clone()].map(|url| {
-        let config = ReplicaConfig { replica_url: url.parse().unwrap() };
-        Replica::new(&config, 2)
-    });
-    let written = Arc::new(AtomicBool::new(false));
-    let writers = [0, 1].map(|writer| {
-        let ledger = servers.ledger();
-        tokio::spawn(write(ledger, writer))
-    });
-    let followers = readers.map(|reader| {
-        let written = Arc::clone(&written);
-        tokio::spawn(async move {
-            let (mut position, mut seen, mut entries) = (Position::beginning(), BTreeMap::new(), 0_usize);
-            loop {
-                let is_last = written.load(Ordering::SeqCst);
-                let changes = reader.changes(position.clone(), 1000).await.unwrap();
-                if changes.is_empty() && is_last {
-                    return (seen, entries);
-                }
-                for change in changes {
-                    assert!(change.position > position, "{:?} after {position:?}", change.position);
-                    position = change.position;
-                    entries += 1;
-                    let before = seen.insert(change.report.domain.to_string(), change.report.status);
-                    // No change of a domain comes twice, and none comes after a later one.
-                    assert!(before.is_none_or(|before| before < change.report.status), "{:?}", change.report);
-                }
-            }
-        })
-    });
-    for writer in writers {
-        writer.await.unwrap();
-    }
-    sql::replayed(&servers.database_url, &servers.replica_url).await.unwrap();
-    written.store(true, Ordering::SeqCst);
-    for follower in followers {
-        let (seen, entries) = follower.await.unwrap();
+    let writing = async || {
+        for writer in [0, 1].map(|writer| tokio::spawn(write(servers.ledger(), writer))) {
+            writer.await.unwrap();
+        }
+    };
+    for (seen, entries) in followed(&servers, writing).await {
         assert_eq!(seen.len(), 2 * TRANSACTIONS * DOMAINS);
         // A reader that is fast sees nearly every change; one that is slow at least the last of each domain.
         assert!(entries >= seen.len());
@@ -276,57 +298,68 @@ async fn a_reader_as_fast_as_can_be_misses_no_change_of_two_writers() {
     }
 }
 
-#[tokio::test]
-async fn changes_are_messages_for_whoever_binds_a_queue() {
+/// Who makes it a catch-all and who ends that may come in either order, and wait for each other.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_writers_of_the_same_domains_lose_no_last_status() {
+    const ROUNDS: usize = 100;
     let servers = Servers::fresh().await;
-    let (own, exchange) = ("catchall.changes.test", "catchall.changes");
-    servers
-        .declare(&json!({
-            "queues": [{"name": own, "durable": true, "auto_delete": false, "arguments": {}}],
-            "bindings": [{"source": exchange, "destination": own, "destination_type": "queue",
-                "routing_key": "#", "arguments": {}}]
-        }))
-        .await;
-    let ingest = Service::ready("ingest", &servers, &[]).await;
-    let mut worker = Service::ready("worker", &servers, &[]).await;
-    let client = servers.publisher().await;
-    let mut heard = BTreeMap::new();
-    for round in 0..4 {
-        let events = (0..50).map(|number| {
-            json!({"domain": format!("d{number}.r{round}.com"), "event": "delivered", "count": 1001})
+    let writing = async || {
+        let writers = [Outcome::Delivered, Outcome::Bounced].map(|outcome| {
+            let ledger = servers.ledger();
+            tokio::spawn(async move {
+                for round in 0..ROUNDS {
+                    let name = move |domain| format!("d{domain}.r{round}.com");
+                    count(&ledger, outcome, (0..DOMAINS).map(name)).await;
+                }
+            })
         });
-        let bounces =
-            (0..50).map(|number| json!({"domain": format!("d{number}.r{round}.com"), "event": "bounced"}));
-        for events in [events.collect::<Vec<_>>(), bounces.collect()] {
-            let body = Value::from(events).to_string();
-            let sent =
-                ingest.request(Method::POST, "/events", &[("content-type", "application/json")], body).await;
-            assert_eq!(sent.0, StatusCode::ACCEPTED);
+        for writer in writers {
+            writer.await.unwrap();
         }
-        if round % 2 == 1 {
-            // Whoever publishes next goes on where this one was, and may publish some again.
-            worker.signal("KILL");
-            worker.ended().await;
-            worker = Service::ready("worker", &servers, &[]).await;
+    };
+    for (seen, _) in followed(&servers, writing).await {
+        assert_eq!(seen.len(), ROUNDS * DOMAINS);
+        for (domain, status) in seen {
+            assert_eq!(status, Status::NotCatchAll, "{domain}");
         }
     }
-    eventually("every domain's last change was published", async || {
-        while let Some((body, headers, properties)) = client.take(own).await {
-            let change: Value = serde_json::from_slice(&body).unwrap();
-            assert_eq!(properties.message_id().as_ref().unwrap().as_str(), short(&change));
-            assert_eq!(properties.content_type().as_ref().unwrap().as_str(), "application/json");
-            let AMQPValue::LongLongInt(changed_in) = headers.inner()["catchall-changed-in"] else {
-                panic!("{headers:?}");
-            };
-            let status = change["status"].as_str().unwrap().to_owned();
-            let domain = change["domain"].as_str().unwrap().to_owned();
-            let latest = heard.entry(domain).or_insert((changed_in, status.clone()));
-            if changed_in >= latest.0 {
-                *latest = (changed_in, status);
-            }
-        }
-        let last = heard.values().filter(|(_, status)| status == "not catch-all").count();
-        (last == 200).then_some(())
-    })
-    .await;
+    assert_eq!(sql::deadlocks(&servers.database_url).await.unwrap(), 0);
+}
+
+/// Each writer has a row of its own in the totals. The feed waits, but nobody who counts other domains does.
+#[tokio::test]
+async fn a_transaction_that_stays_open_blocks_no_other_domains() {
+    let servers = Servers::fresh().await;
+    // It is held at its commit, when it has noted a status and added to the totals.
+    servers
+        .execute(
+            "create function hold() returns trigger language plpgsql as
+                $$ begin perform pg_advisory_xact_lock(1); return null; end $$;
+            create constraint trigger hold after insert on domain_statuses deferrable initially deferred
+                for each row when (new.domain = 'held.com') execute function hold()",
+        )
+        .await;
+    let mut gate = PgConnection::connect(&servers.database_url).await.unwrap();
+    sqlx::raw_sql("select pg_advisory_lock(1)").execute(&mut gate).await.unwrap();
+    let ledger = servers.ledger();
+    let held =
+        tokio::spawn(async move { count(&ledger, Outcome::Bounced, once("held.com".to_owned())).await });
+    let waits = "select count(*) from pg_stat_activity
+        where datname = current_database() and wait_event = 'advisory'";
+    eventually("it is held", async || (servers.number(waits).await == 1).then_some(())).await;
+    let other = servers.ledger();
+    let counting = count(&other, Outcome::Bounced, once("other.com".to_owned()));
+    tokio::time::timeout(Duration::from_secs(5), counting).await.expect("it waits for nobody");
+    assert_eq!(servers.number("select count(*) from domain_statuses where domain = 'other.com'").await, 1);
+    let config = ReplicaConfig { replica_url: servers.database_url.parse().unwrap() };
+    let primary = Replica::new(&config, 1);
+    let feed = async || {
+        let changes = primary.changes(Position::beginning(), 10).await.unwrap();
+        changes.iter().map(|change| change.report.domain.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(feed().await, Vec::<String>::new(), "it does not pass what is still to come");
+    sqlx::raw_sql("select pg_advisory_unlock(1)").execute(&mut gate).await.unwrap();
+    held.await.unwrap();
+    let both = ["held.com", "other.com"];
+    eventually("the feed has both", async || (feed().await == both).then_some(())).await;
 }

@@ -10,8 +10,8 @@ use crate::counters::Counters;
 use crate::domain_name::DomainName;
 use crate::tally::Tally;
 
-/// Begins a transaction that counts. It gets its number before it reads the rule: so whoever changes the rule
-/// knows, once all numbers of that moment have ended, that nobody goes by the old one.
+/// Begins a transaction that counts. It gets its number before it reads the rule: so whoever has changed the
+/// rule takes a number too, and knows, once all lower ones have ended, that nobody goes by the old one.
 ///
 /// Each statement has to see what was committed before it, whatever the server's default is: a step of a
 /// reclassification waits for workers, and then looks at what they have counted.

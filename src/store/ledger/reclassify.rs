@@ -82,14 +82,20 @@ pub(super) async fn begin_walk(
     Ok(Walk { number, threshold, before, is_resumed })
 }
 
-/// The first transaction that certainly sees what is committed by now.
+/// Takes a number that is higher than those of all who may still count by what was committed before: numbers
+/// are given in their order, and whoever counts has its number [before it reads the rule](begin). So who has
+/// read the old rule had a number when the new one was committed, and this one is given later.
+///
+/// The end of a snapshot (`pg_snapshot_xmax`) would not do: it is the highest number that has ended by now,
+/// and one. A transaction with a higher number may be running, and have read the old rule.
 pub(super) async fn next_transaction(pool: &PgPool) -> Result<i64, sqlx::Error> {
-    let next = "-- catchall: look which transactions are to come
-        select pg_snapshot_xmax(pg_current_snapshot())::text::bigint";
+    let next = "-- catchall: take the number of a transaction
+        select pg_current_xact_id()::text::bigint";
     sqlx::query_scalar(next).fetch_one(pool).await
 }
 
-/// Whether all transactions before this one have ended.
+/// Whether all transactions before this one have ended. The one that took the number has, and a question has
+/// no number of its own.
 pub(super) async fn have_ended(pool: &PgPool, before: i64) -> Result<bool, sqlx::Error> {
     let ended = "-- catchall: look which transactions have ended
         select pg_snapshot_xmin(pg_current_snapshot())::text::bigint >= $1";

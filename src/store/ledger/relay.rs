@@ -18,12 +18,12 @@ pub struct RelayTurn {
 }
 
 /// What has not been published yet.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Relayed {
     /// Changes that wait to be published, at most a hundred thousand.
     pub waiting: i64,
-    /// For how long the oldest of them has waited.
-    pub oldest: Duration,
+    /// The last change there is, whether it waits or not.
+    pub last: Position,
 }
 
 /// Most changes that are counted as waiting: to count more would take time, and say nothing new.
@@ -44,9 +44,11 @@ returning true";
 
 const WAIT: &str = "\
 -- catchall: look at changes that wait to be published
-select count(*), coalesce(date_part('epoch', now() - min(since)), 0)
-from (select since from domain_statuses where (changed_in, domain) > ($1, $2)
-    order by changed_in, domain limit $3) as waiting";
+select changed_in, domain,
+    (select count(*)
+    from (select 1 from domain_statuses where (changed_in, domain) > ($1, $2)
+        order by changed_in, domain limit $3) as waiting)
+from domain_statuses order by changed_in desc, domain desc limit 1";
 
 impl Ledger {
     /// Takes the turn to publish changes for so long, or keeps it. `None`: another worker has it.
@@ -109,10 +111,13 @@ impl Ledger {
                 .bind(after.transaction)
                 .bind(after.domain_str())
                 .bind(WAITING)
-                .fetch_one(&pool)
+                .fetch_optional(&pool)
                 .await
         };
-        let (waiting, seconds): (i64, f64) = self.database.run(self.timeout, look).await?;
-        Ok(Relayed { waiting, oldest: Duration::from_secs_f64(seconds.max(0.0)) })
+        let row: Option<(i64, String, i64)> = self.database.run(self.timeout, look).await?;
+        Ok(row.map_or_else(Relayed::default, |(transaction, domain, waiting)| {
+            let domain = DomainName::parse(&domain).ok();
+            Relayed { waiting, last: Position { transaction, domain } }
+        }))
     }
 }

@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStderr, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use harness::processes::Service;
 use harness::servers::{Servers, eventually};
@@ -162,6 +163,39 @@ async fn a_walk_waits_for_those_who_count_by_the_old_threshold() {
     let system = run.await.unwrap();
     assert_eq!(system.servers.number(running).await, 0, "it has ended");
     old.await.unwrap();
+}
+
+/// They may have higher numbers than the change, and have read what it replaces.
+#[tokio::test]
+async fn a_walk_waits_for_those_who_began_while_the_threshold_was_being_changed() {
+    let system = System::cluster(&[]).await;
+    let servers = &system.servers;
+    let connect = async || PgConnection::connect(&servers.database_url).await.unwrap();
+    let (mut gate, mut old) = (connect().await, connect().await);
+    // The change has its number, and cannot be committed.
+    sqlx::raw_sql("begin; lock table audit_log in share mode").execute(&mut gate).await.unwrap();
+    let mut run = start(&system, &["reclassify", "--by", "tests", "--threshold", "3"]);
+    let waits = "select count(*) from pg_stat_activity where datname = current_database()
+        and application_name = 'catchall-admin' and wait_event_type = 'Lock'";
+    eventually("the change waits", async || (servers.number(waits).await == 1).then_some(())).await;
+    // As a worker does: the number, then the rule.
+    sqlx::raw_sql("begin; select pg_current_xact_id()").execute(&mut old).await.unwrap();
+    let threshold: i64 =
+        sqlx::query_scalar("select threshold from classification").fetch_one(&mut old).await.unwrap();
+    assert_eq!(threshold, 1000);
+    sqlx::raw_sql("commit").execute(&mut gate).await.unwrap();
+    let (mut said, mut stderr) = (String::new(), BufReader::new(run.stderr.take().unwrap()));
+    stderr.read_line(&mut said).unwrap();
+    assert_eq!(said, "the threshold is 3 now, it was 1000\n");
+    // So few domains would be walked through at once.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(run.try_wait().unwrap().is_none(), "it waits");
+    // By the old rule there is nothing to note.
+    let count = "insert into domain_counters (domain, delivered, bounced) values ('late.com', 5, 0); commit";
+    sqlx::raw_sql(count).execute(&mut old).await.unwrap();
+    assert!(run.wait().unwrap().success());
+    let noted = "select count(*) from domain_statuses where domain = 'late.com' and status = 1";
+    assert_eq!(servers.number(noted).await, 1);
 }
 
 /// A step may wait for a worker, and what that has counted may make the domain cross back.
