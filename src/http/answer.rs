@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::activity::Request;
 use super::budget::Share;
+use super::transfer;
 
 /// Most bytes handed to the connection at a time. The connection buffers one step beyond its own limits, and
 /// each step shows how fast the client reads.
@@ -48,8 +49,7 @@ pub(super) struct Answer {
     share: Option<Arc<Share>>,
     begun: Instant,
     moved: u64,
-    /// Whether the body is made while it is sent. Such a body may pause for any time, and be of any length:
-    /// each step has to be read in time, and not the whole.
+    /// Whether the body is made while it is sent. Such a body may pause for any time, and be of any length.
     streams: bool,
 }
 
@@ -68,6 +68,19 @@ impl Answer {
         }
         let answer = Self { body, rest: Bytes::new(), request, share, begun, moved: 0, streams };
         Response::from_parts(head, answer)
+    }
+
+    /// Records the next step of a stream, which the client now has to read. If it has kept up so far, its
+    /// time begins anew, so that it cannot save up time to read nothing in. Otherwise it is as late as it
+    /// was.
+    fn owes(&mut self, bytes: usize) {
+        let now = Instant::now();
+        let keeps_up = transfer::deadline(self.begun, self.moved) >= now + transfer::GRACE;
+        if self.moved == 0 || keeps_up {
+            (self.begun, self.moved) = (now, 0);
+        }
+        self.moved += bytes as u64;
+        self.request.answers(self.begun, self.moved);
     }
 }
 
@@ -92,6 +105,7 @@ impl hyper::body::Body for Answer {
             if frame.is_pending() && this.streams {
                 // All that there was has been taken, so the client owes nothing.
                 this.request.waits();
+                this.moved = 0;
             }
             match ready!(frame) {
                 Some(Ok(frame)) => match frame.into_data() {
@@ -102,9 +116,10 @@ impl hyper::body::Body for Answer {
             }
         }
         let step = this.rest.split_to(this.rest.len().min(STEP));
-        this.moved += step.len() as u64;
         if this.streams {
-            this.request.answers(Instant::now(), step.len() as u64);
+            this.owes(step.len());
+        } else {
+            this.moved += step.len() as u64;
         }
         Poll::Ready(Some(Ok(Frame::data(step))))
     }
@@ -129,7 +144,6 @@ mod tests {
 
     use super::super::activity::{Activity, Decision};
     use super::super::budget::Budget;
-    use super::super::transfer;
     use super::*;
     use axum::http::Version;
     use http_body_util::BodyExt;
@@ -153,6 +167,27 @@ mod tests {
         // The last step is not read.
         tokio::time::advance(transfer::GRACE + Duration::from_secs(1)).await;
         assert_eq!(activity.look(), Decision::Stuck);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_has_to_be_read_fast_enough_and_not_only_again_and_again() {
+        let steps = futures::stream::repeat_with(|| Ok::<_, axum::Error>(Bytes::from(vec![0; STEP])));
+        let activity = Activity::new();
+        let answer = Response::new(Body::from_stream(steps));
+        let mut answer = Answer::to(activity.begin(Version::HTTP_2), answer).into_body();
+        for _ in 0..100 {
+            answer.frame().await.unwrap().unwrap();
+            tokio::time::advance(Duration::from_secs(1)).await;
+            assert!(matches!(activity.look(), Decision::Keep(_)));
+        }
+        // From now on each step is read well before a client that reads nothing would be given up.
+        let begun = Instant::now();
+        while matches!(activity.look(), Decision::Keep(_)) {
+            answer.frame().await.unwrap().unwrap();
+            tokio::time::advance(transfer::GRACE / 2).await;
+            assert!(begun.elapsed() < 2 * transfer::GRACE, "it takes its time for ever");
+        }
+        assert!(begun.elapsed() > transfer::GRACE);
     }
 
     #[tokio::test]

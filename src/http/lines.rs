@@ -6,14 +6,15 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use http_body_util::BodyExt;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::body::unpacked;
 use super::problem::{Problem, ProblemType};
+use super::transfer;
 use crate::excerpt::excerpt;
 
-/// How long a client may pause. It is longer than any connection that works is silent, and a stream that
-/// waits for it keeps one of few places.
+/// How long a client may pause, however fast it was before: longer than any connection that works is silent.
+/// A stream that waits for its client keeps one of few places.
 const PAUSE: Duration = Duration::from_secs(30);
 
 /// The lines of a body. Of a line that is too long only the beginning is kept.
@@ -25,6 +26,12 @@ pub struct Lines {
     rest: Vec<u8>,
     arrived: VecDeque<Vec<u8>>,
     ended: bool,
+    /// Bytes that have arrived so far.
+    moved: u64,
+    /// When the body began, moved on by all the time in which it was not waited for.
+    begun: Instant,
+    /// When it was last waited for.
+    waited: Instant,
 }
 
 impl Lines {
@@ -34,8 +41,12 @@ impl Lines {
     ///
     /// When the body is packed: what it unpacks to would have no bound.
     pub fn of(request: Request, longest: usize) -> Result<Self, Problem> {
-        let body = unpacked(request)?;
-        Ok(Self { body, longest, rest: Vec::new(), arrived: VecDeque::new(), ended: false })
+        Ok(Self::new(unpacked(request)?, longest))
+    }
+
+    fn new(body: Body, longest: usize) -> Self {
+        let (rest, arrived, now) = (Vec::new(), VecDeque::new(), Instant::now());
+        Self { body, longest, rest, arrived, ended: false, moved: 0, begun: now, waited: now }
     }
 
     /// The lines that have arrived, at most so many, or the next one; `None` at the end. Blank lines are left
@@ -43,12 +54,16 @@ impl Lines {
     ///
     /// # Errors
     ///
-    /// When the body breaks off, or pauses for too long.
+    /// When the body breaks off, arrives too slowly or pauses for too long.
     pub async fn next(&mut self, most: usize) -> Result<Option<Vec<Vec<u8>>>, Problem> {
+        // Meanwhile this side worked, or waited for the client to read.
+        self.begun += self.waited.elapsed();
         while self.arrived.is_empty() && !self.ended {
-            match timeout(PAUSE, self.body.frame()).await {
+            let deadline = transfer::deadline(self.begun, self.moved).min(Instant::now() + PAUSE);
+            // Bytes that have arrived are never late.
+            match timeout_at(deadline, self.body.frame()).await {
                 Err(_) => {
-                    let detail = format!("nothing more of the body arrived within {PAUSE:?}");
+                    let detail = format!("the body arrived too slowly, or paused for {PAUSE:?}");
                     return Err(Problem::new(ProblemType::Timeout, detail));
                 }
                 Ok(Some(Err(error))) => {
@@ -63,11 +78,13 @@ impl Lines {
                 }
             }
         }
+        self.waited = Instant::now();
         let read: Vec<_> = self.arrived.drain(..self.arrived.len().min(most)).collect();
         Ok((!read.is_empty()).then_some(read))
     }
 
     fn push(&mut self, bytes: &Bytes) {
+        self.moved += bytes.len() as u64;
         let mut pieces = bytes.split(|byte| *byte == b'\n').peekable();
         while let Some(piece) = pieces.next() {
             let room = self.longest.saturating_sub(self.rest.len());
@@ -90,10 +107,38 @@ impl Lines {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use tokio::sync::mpsc;
+    use tokio::time::sleep;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_is_given_up_that_sends_too_slowly_and_not_one_that_is_made_to_wait() {
+        let (pieces, sent) = mpsc::channel::<Bytes>(1);
+        let body = Body::from_stream(futures::stream::unfold(sent, async |mut sent| {
+            sent.recv().await.map(|piece| (Ok::<_, axum::Error>(piece), sent))
+        }));
+        let mut lines = Lines::new(body, 100);
+        for _ in 0..3 {
+            pieces.send(Bytes::from_static(b"a\n")).await.unwrap();
+            assert_eq!(lines.next(9).await.unwrap(), Some(vec![b"a".to_vec()]));
+            // Looking it up takes long.
+            sleep(Duration::from_secs(1000)).await;
+        }
+        let begun = Instant::now();
+        let slow = async {
+            while pieces.send(Bytes::from_static(b"\n")).await.is_ok() {
+                sleep(transfer::GRACE * 9 / 10).await;
+            }
+        };
+        let given_up = tokio::select! {
+            next = lines.next(9) => next.unwrap_err(),
+            () = slow => unreachable!(),
+        };
+        assert_eq!(given_up.kind, ProblemType::Timeout);
+        assert_eq!(begun.elapsed(), transfer::GRACE);
+    }
 
     fn lines(chunks: &[Vec<u8>], longest: usize) -> Vec<Vec<u8>> {
-        let mut lines =
-            Lines { body: Body::empty(), longest, rest: Vec::new(), arrived: VecDeque::new(), ended: false };
+        let mut lines = Lines::new(Body::empty(), longest);
         for chunk in chunks {
             lines.push(&chunk.clone().into());
         }

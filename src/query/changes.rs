@@ -27,7 +27,7 @@ use crate::store::Change;
 
 /// Changes of a page, unless the client asks for another number, and at most.
 const LIMIT: u32 = 100;
-const MAX_LIMIT: u32 = READ;
+const MAX_LIMIT: u32 = 1000;
 
 /// The longest wait for news.
 const MAX_WAIT: Duration = Duration::from_mins(1);
@@ -35,8 +35,13 @@ const MAX_WAIT: Duration = Duration::from_mins(1);
 /// How long a subscriber hears nothing at most: a proxy in between takes a longer silence for death.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
-/// Clients of one thread that wait for news at a time. Each takes some kilobytes.
+/// Clients of one thread that wait for news at a time. Each takes some kilobytes, and if it does not keep up
+/// the text of two reads: one that is sent, and one in the channel.
 const FOLLOWERS: usize = 2000;
+
+/// Followers of one thread that read at a time what they have missed. Of the two connections that they share
+/// with lists, totals and the page they leave one, however many come at once.
+const CATCHING_UP: usize = 1;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
@@ -46,17 +51,27 @@ pub(super) struct Changes {
     feed: Feed,
     budget: Budget,
     followers: Arc<Semaphore>,
+    /// For those that are behind.
+    turns: Arc<Semaphore>,
     shutdown: Shutdown,
 }
 
 impl Changes {
     pub(super) fn new(feed: Feed, budget: Budget, shutdown: Shutdown) -> Self {
-        Self { feed, budget, followers: Arc::new(Semaphore::new(FOLLOWERS)), shutdown }
+        let [followers, turns] = [FOLLOWERS, CATCHING_UP].map(|places| Arc::new(Semaphore::new(places)));
+        Self { feed, budget, followers, turns, shutdown }
     }
 
     fn place(&self) -> Result<OwnedSemaphorePermit, Problem> {
         let place = Arc::clone(&self.followers).try_acquire_owned();
         place.map_err(|_| Problem::new(ProblemType::Unavailable, "too many clients wait for changes"))
+    }
+
+    /// The next changes for a follower that is behind, when it is its turn. The turn ends with the read, so a
+    /// slow one holds up nobody.
+    async fn catch_up(&self, position: &Position) -> Result<Vec<Change>, Problem> {
+        let _turn = self.turns.acquire().await;
+        self.feed.source.changes(position.clone(), READ).await
     }
 }
 
@@ -185,28 +200,12 @@ async fn page(
     limit: u32,
     wait: Duration,
 ) -> Result<Response, Problem> {
-    let source = &changes.feed.source;
     let mut position = beginning(&changes.feed, since).await?;
-    let mut read = source.changes(position.clone(), limit).await?;
-    if read.is_empty() && !wait.is_zero() {
-        let _place = changes.place()?;
-        let end = Instant::now() + wait;
-        let mut news = changes.feed.follow().await?;
-        loop {
-            // Also after the wait began: the change may have come in between.
-            read = source.changes(position.clone(), limit).await?;
-            if !read.is_empty() {
-                break;
-            }
-            let more = tokio::select! {
-                more = timeout_at(end, news.recv()) => more,
-                () = changes.shutdown.clone() => break,
-            };
-            if !matches!(more, Ok(Ok(_) | Err(RecvError::Lagged(_)))) {
-                break;
-            }
-        }
-    }
+    let read = if wait.is_zero() {
+        changes.feed.source.changes(position.clone(), limit).await?
+    } else {
+        wait_for_changes(changes, &position, limit, wait).await?
+    };
     if let Some(last) = read.last() {
         position = last.position.clone();
     }
@@ -214,11 +213,51 @@ async fn page(
     held(&changes.budget, &ChangesAnswer { changes: reports, position }).await
 }
 
+/// The first changes after a position, or nothing if none comes in time. What comes is taken from the news,
+/// which are in the order of the feed: whoever waits at its end, or at a position that it has not come to,
+/// causes no read, however much changes.
+async fn wait_for_changes(
+    changes: &Changes,
+    position: &Position,
+    limit: u32,
+    wait: Duration,
+) -> Result<Vec<Change>, Problem> {
+    let end = Instant::now() + wait;
+    let source = &changes.feed.source;
+    let (mut news, told) = changes.feed.follow().await?;
+    if *position < told {
+        let read = source.changes(position.clone(), limit).await?;
+        if !read.is_empty() {
+            return Ok(read);
+        }
+    }
+    let _place = changes.place()?;
+    let mut has_missed = false;
+    loop {
+        let more = tokio::select! {
+            more = timeout_at(end, news.recv()) => more,
+            () = changes.shutdown.clone() => return Ok(Vec::new()),
+        };
+        match more {
+            // What was missed came before this, so it is not after the position either.
+            Ok(Ok(read)) if read.last().is_none_or(|last| last.position <= *position) => has_missed = false,
+            Ok(Ok(_)) if has_missed => return source.changes(position.clone(), limit).await,
+            Ok(Ok(read)) => {
+                let after = read.iter().filter(|change| change.position > *position);
+                return Ok(after.take(limit as usize).cloned().collect());
+            }
+            Ok(Err(RecvError::Lagged(_))) => has_missed = true,
+            Ok(Err(RecvError::Closed)) | Err(_) => return Ok(Vec::new()),
+        }
+    }
+}
+
 async fn subscribe(changes: Changes, since: Option<Since>) -> Result<Response, Problem> {
     let place = changes.place()?;
     // Before the first read: what that does not see is among the news.
-    let news = changes.feed.follow().await?;
+    let (news, told) = changes.feed.follow().await?;
     let position = beginning(&changes.feed, since).await?;
+    let is_behind = position < told;
     let (events, sent) = mpsc::channel::<Bytes>(1);
     tokio::spawn(async move {
         let _place = place;
@@ -226,7 +265,7 @@ async fn subscribe(changes: Changes, since: Option<Since>) -> Result<Response, P
         subscribers.increment(1.0);
         let end = changes.shutdown.clone();
         tokio::select! {
-            () = send(&changes.feed, news, position, &events) => {}
+            () = send(&changes, news, position, is_behind, &events) => {}
             () = events.closed() => {}
             () = end => {}
         }
@@ -245,35 +284,38 @@ async fn subscribe(changes: Changes, since: Option<Since>) -> Result<Response, P
     Ok((headers, Body::from_stream(body)).into_response())
 }
 
-/// Sends changes until the subscriber has gone: first what there is, then the news.
+/// Sends changes until the subscriber has gone: first what it has missed, then the news. Nothing is read or
+/// written before there is room, so a slow subscriber holds no more than what is on its way to it.
 async fn send(
-    feed: &Feed,
+    changes: &Changes,
     mut news: broadcast::Receiver<News>,
     mut position: Position,
+    mut is_behind: bool,
     events: &mpsc::Sender<Bytes>,
 ) {
     // An event without data: the client notes where it is, and dispatches nothing.
-    let mut text = format!("id: {position}\n\n");
+    let begins = format!("id: {position}\n\n");
+    if events.send(begins.into()).await.is_err() {
+        return;
+    }
+    let mut text = String::new();
     loop {
-        let Ok(read) = feed.source.changes(position.clone(), READ).await else { return };
-        let is_full = read.len() == READ as usize;
-        write(&mut text, &mut position, &read);
-        if !text.is_empty() && events.send(std::mem::take(&mut text).into()).await.is_err() {
-            return;
-        }
-        if is_full {
-            continue;
-        }
-        loop {
+        let Ok(room) = events.reserve().await else { return };
+        if is_behind {
+            let Ok(read) = changes.catch_up(&position).await else { return };
+            is_behind = read.len() == READ as usize;
+            write(&mut text, &mut position, &read);
+        } else {
             match timeout(HEARTBEAT, news.recv()).await {
                 Ok(Ok(read)) => write(&mut text, &mut position, &read),
-                Ok(Err(RecvError::Lagged(_))) => break,
+                Ok(Err(RecvError::Lagged(_))) => is_behind = true,
                 Ok(Err(RecvError::Closed)) => return,
                 Err(_) => text.push_str(":\n\n"),
             }
-            if !text.is_empty() && events.send(std::mem::take(&mut text).into()).await.is_err() {
-                return;
-            }
+        }
+        if !text.is_empty() {
+            text.shrink_to_fit();
+            room.send(std::mem::take(&mut text).into());
         }
     }
 }

@@ -14,11 +14,12 @@ use crate::store::Change;
 /// How often the store is asked for news while somebody waits for them. It takes a tenth of a millisecond.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Most changes of one read.
-pub(super) const READ: u32 = 1000;
+/// Most changes of one read. As events they are 16 kB of text, and at most 70 kB.
+pub(super) const READ: u32 = 100;
 
-/// Reads that wait for a slow follower. It reads what it has missed from the store.
-const KEPT: usize = 64;
+/// Reads that wait for a slow follower: 3 MB, and at most 16 MB, however many follow. It reads what it has
+/// missed from the store.
+const KEPT: usize = 256;
 
 /// Changes that became visible at the same time.
 pub(super) type News = Arc<[Change]>;
@@ -27,8 +28,14 @@ pub(super) type News = Arc<[Change]>;
 #[derive(Clone)]
 pub(super) struct Feed {
     pub(super) source: Source,
-    /// Whoever reads the store for all, while somebody follows.
-    reader: Arc<Mutex<Option<broadcast::Sender<News>>>>,
+    reader: Arc<Mutex<Option<Reader>>>,
+}
+
+/// Whoever reads the store for all, while somebody follows.
+struct Reader {
+    news: broadcast::Sender<News>,
+    /// How far it has read.
+    position: Position,
 }
 
 impl Feed {
@@ -36,17 +43,18 @@ impl Feed {
         Self { source, reader: Arc::default() }
     }
 
-    /// News from now on. Whatever is not visible to a read that begins after this returns will be among them.
-    pub(super) async fn follow(&self) -> Result<broadcast::Receiver<News>, Problem> {
+    /// News from now on, and the position after which none will be missing. Whoever is there already need not
+    /// read the store.
+    pub(super) async fn follow(&self) -> Result<(broadcast::Receiver<News>, Position), Problem> {
         let mut reader = self.reader.lock().await;
-        if let Some(news) = &*reader {
-            return Ok(news.subscribe());
+        if let Some(Reader { news, position }) = &*reader {
+            return Ok((news.subscribe(), position.clone()));
         }
-        let head = self.source.head().await?;
+        let position = self.source.head().await?;
         let (news, follower) = broadcast::channel(KEPT);
-        *reader = Some(news.clone());
-        tokio::spawn(self.clone().read(news, head));
-        Ok(follower)
+        *reader = Some(Reader { news: news.clone(), position: position.clone() });
+        tokio::spawn(self.clone().read(news, position.clone()));
+        Ok((follower, position))
     }
 
     /// Reads until nobody follows.
@@ -57,8 +65,12 @@ impl Feed {
             if let Some(last) = read.last() {
                 position = last.position.clone();
                 let is_full = read.len() == READ as usize;
+                // Whoever begins to follow gets either these news or a position that is not before them.
+                let mut reader = self.reader.lock().await;
+                *reader = Some(Reader { news: news.clone(), position: position.clone() });
                 // Nobody may follow by now.
                 let _ = news.send(read.into());
+                drop(reader);
                 if is_full {
                     continue;
                 }

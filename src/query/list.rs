@@ -26,12 +26,16 @@ use crate::store::{Page, PageRequest};
 const LIMIT: u32 = 100;
 const MAX_LIMIT: u32 = 1000;
 
-/// Domains of a stream that are read at a time: some 300 kB.
+/// Domains of a stream that are read at a time: some 300 kB, and as rows some 600 kB.
 const STREAM_PAGE: u32 = 5_000;
 
-/// Streams of one thread at a time. Each holds up to five pages in memory, for as long as its reader takes: one
-/// that is sent, one in the channel, one that waits for it, one that is written, and one that is read.
+/// Lists that one thread streams at a time. Each holds up to four pages in memory, for as long as its reader
+/// takes: one that is sent and one in the channel, as rows; one that is written next, and one that was read.
 const STREAMS: usize = 32;
+
+/// Maps that one thread streams at a time. They have places of their own, so that slow readers of lists keep
+/// no mail server from its maps. As names alone, a page takes less.
+const MAPS: usize = 16;
 
 /// Says that a stream is not of one moment: each page shows the domains as they are when it is read.
 const SNAPSHOT: HeaderName = HeaderName::from_static("catchall-snapshot");
@@ -43,11 +47,13 @@ pub(super) struct Lists {
     pub(super) source: Source,
     budget: Budget,
     streams: Arc<Semaphore>,
+    pub(super) maps: Arc<Semaphore>,
 }
 
 impl Lists {
     pub(super) fn new(source: Source, budget: Budget) -> Self {
-        Self { source, budget, streams: Arc::new(Semaphore::new(STREAMS)) }
+        let [streams, maps] = [STREAMS, MAPS].map(|places| Arc::new(Semaphore::new(places)));
+        Self { source, budget, streams, maps }
     }
 }
 
@@ -128,7 +134,10 @@ pub(super) async fn list_domains(
     let format = Format::of(&headers);
     match format {
         Format::Json => page(&lists, selection(parameters, LIMIT, MAX_LIMIT)?).await,
-        Format::Rows(format) => stream(&lists, selection(parameters, u32::MAX, u32::MAX)?, format).await,
+        Format::Rows(format) => {
+            let selection = selection(parameters, u32::MAX, u32::MAX)?;
+            stream(&lists.source, &lists.streams, selection, format).await
+        }
     }
 }
 
@@ -167,20 +176,22 @@ async fn page(lists: &Lists, request: PageRequest) -> Result<Response, Problem> 
     Ok(response)
 }
 
-/// Streams a selection. The first page is read before the answer begins, so that it can still be a problem.
+/// Streams a selection, if there is a place. The first page is read before the answer begins, so that it can
+/// still be a problem.
 pub(super) async fn stream(
-    lists: &Lists,
+    source: &Source,
+    places: &Arc<Semaphore>,
     mut request: PageRequest,
     format: RowFormat,
 ) -> Result<Response, Problem> {
-    let Ok(place) = Arc::clone(&lists.streams).try_acquire_owned() else {
+    let Ok(place) = Arc::clone(places).try_acquire_owned() else {
         return Err(Problem::new(ProblemType::Unavailable, "too many lists are being streamed"));
     };
     let left = request.limit;
     request.limit = left.min(STREAM_PAGE);
-    let first = lists.source.list(request.clone()).await?;
+    let first = source.list(request.clone()).await?;
     let (parts, sent) = mpsc::channel(1);
-    tokio::spawn(send(lists.source.clone(), request, left, first, format, parts, place));
+    tokio::spawn(send(source.clone(), request, left, first, format, parts, place));
     let body = futures::stream::unfold(sent, async |mut sent| sent.recv().await.map(|part| (part, sent)));
     let mut response = Response::new(Body::from_stream(body));
     let headers = response.headers_mut();
@@ -195,7 +206,8 @@ pub(super) async fn stream(
 #[error("{0}")]
 struct BrokenOff(String);
 
-/// Sends page after page. While one is written and on its way, the next one is read.
+/// Sends page after page. While one is written and on its way, the next one is read. Rows are written when
+/// there is room for them, so a slow reader holds no more than it must.
 async fn send(
     source: Source,
     mut request: PageRequest,
@@ -219,13 +231,19 @@ async fn send(
         }
         // The read begins now, not after the rows are written.
         tokio::task::yield_now().await;
+        let Ok(room) = parts.reserve().await else { return };
         has_rows |= !page.domains.is_empty();
-        page.domains.iter().for_each(|report| format.write(&mut rows, report));
+        for report in std::mem::take(&mut page.domains) {
+            format.write(&mut rows, &report);
+        }
         if reads.is_empty() && !has_rows {
             rows.extend_from_slice(format.of_none().as_bytes());
         }
-        if !rows.is_empty() && parts.send(Ok(std::mem::take(&mut rows).into())).await.is_err() {
-            return;
+        if rows.is_empty() {
+            drop(room);
+        } else {
+            rows.shrink_to_fit();
+            room.send(Ok(std::mem::take(&mut rows).into()));
         }
         let Some(next) = reads.join_next().await else { return };
         page = match next.expect("a read does not panic") {

@@ -88,7 +88,7 @@ pub(super) async fn read<S: DomainSource>(lookups: Arc<Lookups>, source: Arc<S>)
                 failed.increment(flush.answer.weight() as u64);
                 // Logged once per outage: the next thousand failed reads have nothing new to say.
                 if !mem::replace(&mut away, true) {
-                    tracing::warn!(reason = %error, "cannot read: {error}");
+                    tracing::warn!(reason = %error, "cannot read counters: {error}");
                 }
                 None
             }

@@ -65,7 +65,7 @@ pub(super) async fn get_map(
         StatusCode::NOT_MODIFIED.into_response()
     } else {
         let all = PageRequest { status: Some(status), prefix: String::new(), after: None, limit: u32::MAX };
-        stream(&lists, all, RowFormat::Names).await?
+        stream(&lists.source, &lists.maps, all, RowFormat::Names).await?
     };
     response.headers_mut().insert(header::ETAG, etag);
     response.headers_mut().insert(header::CACHE_CONTROL, NO_CACHE);

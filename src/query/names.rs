@@ -24,17 +24,28 @@ use crate::domain_name::DomainName;
 use crate::excerpt::excerpt;
 use crate::http::{self, Budget, Problem, ProblemType};
 
-/// Memory for look-ups and large answers of all threads: some forty of the largest look-ups at a time, and
-/// hundreds of usual ones.
+/// Memory for look-ups and large answers of all threads: some twenty look-ups of as many names as a document
+/// may have, and hundreds of usual ones.
 pub(super) const BUDGET: usize = 256 * 1024 * 1024;
 
-/// Memory that a name takes while it is looked up: itself, what is known of it, and its part of the answer.
-const NAME: usize = 512;
+/// Memory that a name takes while it is looked up: itself, what is known of it or why it is none, and its
+/// part of the answer.
+const NAME: usize = 768;
 
-/// Names that are looked up in one read. While it is under way, other tasks have their turn.
-const NAMES_OF_A_READ: usize = 1000;
+/// How often a name that is longer than usual is in memory besides: parsed, in the question twice, as it is
+/// sent, and in the answer.
+const COPIES: usize = 5;
 
-/// Streams of one thread at a time. Each takes up to a megabyte.
+/// Names of a stream that are looked up in one read, and names of a document that are parsed before other
+/// tasks have their turn.
+const NAMES_AT_A_TIME: usize = 1000;
+
+/// Documents of more names that one thread looks up at a time. Such a read takes a tenth of a second and one
+/// of the two connections that it shares with all other look-ups.
+const LARGE_READS: usize = 1;
+
+/// Streams of one thread at a time. Each takes half a megabyte, and at most 2 MB: of short lines that are no
+/// names.
 const STREAMS: usize = 32;
 
 /// The longest line of a stream in bytes: the longest spelling of a name, in JSON.
@@ -47,11 +58,13 @@ pub(super) struct Names {
     threshold: Option<u64>,
     budget: Budget,
     streams: Arc<Semaphore>,
+    large_reads: Arc<Semaphore>,
 }
 
 /// The route.
 pub(super) fn route(source: Source, threshold: Option<u64>, budget: Budget) -> UtoipaMethodRouter {
-    let names = Names { source, threshold, budget, streams: Arc::new(Semaphore::new(STREAMS)) };
+    let [streams, large_reads] = [STREAMS, LARGE_READS].map(|places| Arc::new(Semaphore::new(places)));
+    let names = Names { source, threshold, budget, streams, large_reads };
     routes!(look_up_domains).layer(map_request(http::observe)).with_state(names)
 }
 
@@ -123,9 +136,9 @@ impl IntoResponses for NamesProblems {
     post,
     path = "/domains/lookup",
     summary = "Ask about many domains",
-    description = "Tells what is known of each name, in their order. A document has up to 10,000 names. As a \
-        stream (NDJSON), any number of names is answered while they arrive: read the answer while you send. \
-        A stream that cannot go on breaks off.",
+    description = "Tells what is known of each name, in their order. A document has up to 10,000 names, all \
+        of which are read at once. As a stream (NDJSON), any number of names is answered while they arrive: \
+        read the answer while you send. A stream that cannot go on, or arrives too slowly, breaks off.",
     tag = "Domains",
     request_body(
         description = "The names, in any spelling.",
@@ -177,22 +190,27 @@ async fn document(names: &Names, request: Request) -> Result<Response, Problem> 
             Problem::new(ProblemType::TooLarge, detail)
         }
     })?;
-    let takes = http::REQUEST + body.capacity() + asked.len() * NAME;
+    let takes = http::REQUEST + body.capacity() + asked.len() * NAME + array.len() * COPIES;
     share.hold(takes).await.map_err(|error| BODY.exhausted(error))?;
-    let mut domains = Vec::with_capacity(asked.len());
-    for asked in asked.chunks(NAMES_OF_A_READ) {
-        domains.extend(look_up(names, asked).await?);
+    let mut parsed = Vec::with_capacity(asked.len());
+    for asked in asked.chunks(NAMES_AT_A_TIME) {
+        parsed.extend(asked.iter().map(|json| name(json)));
         yield_now().await;
     }
+    let domains = {
+        let is_large = asked.len() > NAMES_AT_A_TIME;
+        let _turn = if is_large { names.large_reads.acquire().await.ok() } else { None };
+        look_up(names, parsed).await?
+    };
     let mut answer = http::json(StatusCode::OK, &NamesAnswer { domains });
     answer.headers_mut().insert(header::CACHE_CONTROL, NO_CACHE);
     share.shrink_to(http::REQUEST + answer.body().len());
     Ok(http::hold(answer, share))
 }
 
-/// Looks up what are names, in one read, and says of the others why they are none. Each is JSON.
-async fn look_up<T: AsRef<[u8]>>(names: &Names, asked: &[T]) -> Result<Vec<Found>, Problem> {
-    let parsed: Vec<Result<DomainName, Found>> = asked.iter().map(|json| name(json.as_ref())).collect();
+/// Looks up what are names, in one read, so that all that is said of them is of one moment. Of the others it
+/// is said already why they are none.
+async fn look_up(names: &Names, parsed: Vec<Result<DomainName, Found>>) -> Result<Vec<Found>, Problem> {
     let domains: Vec<DomainName> = parsed.iter().filter_map(|name| name.as_ref().ok()).cloned().collect();
     let mut known = names.source.look_up(&domains).await?.into_iter();
     let found = parsed.into_iter().map(|name| match name {
@@ -258,15 +276,17 @@ async fn answer(
     mut lines: http::Lines,
     parts: &mpsc::Sender<Result<Bytes, Problem>>,
 ) -> Result<(), Problem> {
-    while let Some(read) = lines.next(NAMES_OF_A_READ).await? {
+    loop {
+        // Before anything is read for it: whoever reads slowly holds no more than what is on its way.
+        let Ok(room) = parts.reserve().await else { return Ok(()) };
+        let Some(read) = lines.next(NAMES_AT_A_TIME).await? else { return Ok(()) };
+        let parsed = read.iter().map(|line| name(line)).collect();
         let mut rows = Vec::new();
-        for found in look_up(names, &read).await? {
+        for found in look_up(names, parsed).await? {
             serde_json::to_writer(&mut rows, &found).expect("rows are made of strings and numbers");
             rows.push(b'\n');
         }
-        if parts.send(Ok(rows.into())).await.is_err() {
-            return Ok(());
-        }
+        rows.shrink_to_fit();
+        room.send(Ok(rows.into()));
     }
-    Ok(())
 }

@@ -107,7 +107,7 @@ impl Source {
         let was_away = self.away.swap(read.is_err(), Ordering::Relaxed);
         read.map_err(|error| {
             if !was_away {
-                tracing::warn!(reason = %error, "cannot read: {error}");
+                tracing::warn!(reason = %error, "cannot read counters: {error}");
             }
             Problem::new(ProblemType::Unavailable, "the database cannot be read")
         })

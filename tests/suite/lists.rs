@@ -106,6 +106,21 @@ async fn a_list_is_read_page_by_page_in_the_order_of_names() {
 }
 
 #[tokio::test]
+async fn names_are_in_the_order_of_their_bytes() {
+    for system in System::both(&[]).await {
+        let names = ["a-b.com", "a.com", "a0.com", "ab.com"];
+        send(&system, names.map(|name| (name.to_owned(), "bounced", 1))).await;
+        let query = system.domains();
+        query.answers("ab.com", "not catch-all", 0, 1).await;
+        for (selection, expected) in
+            [("", &names[..]), ("&status=not-catch-all", &names[..]), ("&prefix=a-", &names[..1])]
+        {
+            assert_eq!(walk(query, &format!("limit=1{selection}")).await.0, expected, "{selection}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_wrong_parameter_is_a_problem_that_names_it() {
     for system in System::both(&[]).await {
         for (path, detail) in [
@@ -115,6 +130,8 @@ async fn a_wrong_parameter_is_a_problem_that_names_it() {
             ("/domains?after=localhost", "the parameter after is not valid: a domain name has at least two"),
             ("/domains?prefix=m%C3%BCller", "the parameter prefix is not valid: a prefix is the beginning"),
             ("/domains?prefix=%27%20or%201=1", "the parameter prefix is not valid"),
+            ("/domains?prefix=_", "the parameter prefix is not valid"),
+            ("/domains?prefix=%25", "the parameter prefix is not valid"),
             ("/domains?stat=unknown", "there is no parameter \"stat\" here"),
             ("/domains?limit=1&limit=2", "the parameter limit is not valid: it is given more than once"),
             ("/changes?since=yesterday", "the parameter since is not valid: it is not a position"),

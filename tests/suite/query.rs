@@ -47,6 +47,42 @@ async fn a_domain_never_seen_is_unknown_and_any_spelling_finds_it() {
 }
 
 #[tokio::test]
+async fn as_many_names_as_a_document_may_have_are_answered_in_their_order() {
+    const NAMES: u64 = 10_000;
+    let headers = [("content-type", "application/json")];
+    // Every third is known, by a number of its own. The order is none that anybody would read them in.
+    let delivered = |number: u64| if number.is_multiple_of(3) { number + 1 } else { 0 };
+    let known: Vec<Value> = (0..NAMES)
+        .filter(|number| delivered(*number) > 0)
+        .map(|number| {
+            json!({"domain": format!("d{number}.com"), "event": "delivered", "count": delivered(number)})
+        })
+        .collect();
+    let asked: Vec<u64> = (0..NAMES).map(|place| place * 7919 % NAMES).collect();
+    let names: Vec<String> = asked.iter().map(|number| format!("d{number}.com")).collect();
+    for system in System::both(&[]).await {
+        let events = Value::from(known.clone()).to_string();
+        let (status, _, answer) = system.events().request(Method::POST, "/events", &headers, events).await;
+        assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
+        let found = eventually("all are counted", async || {
+            let body = json!(names).to_string();
+            let query = system.domains();
+            let (status, _, answer) = query.request(Method::POST, "/domains/lookup", &headers, body).await;
+            assert_eq!(status, StatusCode::OK, "{answer:.300}");
+            let found = serde_json::from_str::<Value>(&answer).unwrap()["domains"].take();
+            let found: Vec<Value> = serde_json::from_value(found).unwrap();
+            let counted = found.iter().filter(|found| found["delivered"] != 0).count();
+            (counted == known.len()).then_some(found)
+        })
+        .await;
+        assert_eq!(found.len(), names.len());
+        for ((name, number), found) in names.iter().zip(&asked).zip(found) {
+            assert_eq!((&found["domain"], &found["delivered"]), (&json!(name), &json!(delivered(*number))));
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_cannot_be_answered_is_a_problem_that_names_it() {
     for system in System::both(&[]).await {
         let query = system.domains();

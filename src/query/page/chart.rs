@@ -25,7 +25,7 @@ fn sum(minute: &MinuteTotals) -> u64 {
     minute.delivered.saturating_add(minute.bounced)
 }
 
-/// A number of events as a part of the height, in which nothing but nothing is invisible.
+/// The height of a bar. A minute with any events gets at least a fiftieth, so that it can be seen.
 fn height(events: u64, peak: u64) -> u64 {
     let part = u128::from(events) * u128::from(HEIGHT) / u128::from(peak.max(1));
     let least = if events == 0 { 0 } else { HEIGHT / 50 };
