@@ -7,13 +7,18 @@ use time::format_description::well_known::{Iso8601, Rfc3339};
 use time::{Date, Duration, OffsetDateTime, Time};
 
 use crate::excerpt::excerpt;
-use crate::token::{DigestError, TokenDigest};
+use crate::token::{DigestError, TOKEN_PREFIX, TokenDigest};
 
 /// Longest name of a token, in bytes.
 pub const MAX_NAME_LEN: usize = 64;
 
 /// In the place of a time: the token does not expire.
 const NEVER: &str = "never";
+
+/// A field as a sentence quotes it, unless there is a token in it by mistake: the sentence is logged.
+fn quoted(field: &str) -> String {
+    if field.contains(TOKEN_PREFIX) { "a token".into() } else { excerpt(format_args!("{field:?}")) }
+}
 
 /// What a token lets its holder do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,9 +50,10 @@ impl FromStr for Scope {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|scope| scope.name() == name).ok_or_else(|| {
-            excerpt(format_args!("{name:?} is not a scope: the scopes are write, read and operate"))
-        })
+        Self::ALL
+            .into_iter()
+            .find(|scope| scope.name() == name)
+            .ok_or_else(|| format!("{} is not a scope: the scopes are write, read and operate", quoted(name)))
     }
 }
 
@@ -98,9 +104,10 @@ impl FromStr for TokenName {
     fn from_str(name: &str) -> Result<Self, String> {
         let is_allowed = |letter: u8| letter.is_ascii_alphanumeric() || b"._-@".contains(&letter);
         if !(1..=MAX_NAME_LEN).contains(&name.len()) || !name.bytes().all(is_allowed) {
-            return Err(excerpt(format_args!(
-                "{name:?} is not a name of 1 to {MAX_NAME_LEN} letters, digits, dots, hyphens, underscores or @"
-            )));
+            let name = quoted(name);
+            return Err(format!(
+                "{name} is not a name of 1 to {MAX_NAME_LEN} letters, digits, dots, hyphens, underscores or @"
+            ));
         }
         Ok(Self(name.to_owned()))
     }
@@ -165,7 +172,7 @@ impl FromStr for Expiry {
             Some(date.with_time(Time::MIDNIGHT).assume_utc())
         };
         OffsetDateTime::parse(text, &Rfc3339).ok().or_else(date).map(|end| Self(Some(end))).ok_or_else(|| {
-            excerpt(format_args!("{text:?} is not a time, as in 2027-01-31, 2027-01-31T12:00:00Z or never"))
+            format!("{} is not a time, as in 2027-01-31, 2027-01-31T12:00:00Z or never", quoted(text))
         })
     }
 }
@@ -273,6 +280,23 @@ mod tests {
         ] {
             let error = grants(&format!("# first\n{line}\n")).unwrap_err();
             assert!(error.starts_with("line 2: ") && error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_token_in_the_wrong_place_is_not_repeated() {
+        let (digest, token) = (digest(), Token::from_digits([7; 32]));
+        let token = token.expose();
+        for (line, expected) in [
+            (format!("mailer {token} {digest} never"), "a token is not a scope"),
+            (format!("mailer write,{} {digest} never", &token[..30]), "a token is not a scope"),
+            (format!("mailer write {digest} {token}"), "a token is not a time"),
+            (format!("mailer:{token} write {digest} never"), "a token is not a name"),
+            (format!("mailer write {token} never"), "a SHA-256 is 64 hexadecimal digits"),
+            (token.to_owned(), "1 fields instead of"),
+        ] {
+            let error = grants(&line).unwrap_err();
+            assert!(error.contains(expected) && !error.contains(&token[..20]), "{error}");
         }
     }
 

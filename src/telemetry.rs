@@ -38,11 +38,12 @@ const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 #[group(skip)]
 pub struct TelemetryConfig {
     /// What is logged: a level (error, warn, info, debug, trace) or a tracing-subscriber filter
+    // h2 warns of frames that any stranger can send by the thousand.
     #[arg(
         long,
         env = "CATCHALL_LOG",
         value_name = "FILTER",
-        default_value = "info,lapin=off,sqlx=error",
+        default_value = "info,lapin=off,sqlx=error,h2=error",
         value_parser = filter,
         global = true
     )]

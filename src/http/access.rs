@@ -1,12 +1,16 @@
 //! Access: who may do what, and how much of it.
 
+mod need;
+mod host;
 mod allowance;
 mod peers;
 mod proxies;
 mod token_set;
+mod admission;
 mod config;
 mod refusal;
 mod caller;
+mod permit;
 mod source;
 
 use std::borrow::Cow;
@@ -18,9 +22,9 @@ use base64::prelude::{BASE64_STANDARD, Engine};
 use metrics::Counter;
 
 use super::problem::Problem;
-use crate::grant::Scope;
-use crate::reload::Reloaded;
+use need::{Need, PAGE, is_probe};
 use peers::{Peer, Peers};
+use permit::Permit;
 use proxies::{Proxies, ProxyNet};
 use refusal::Refusal;
 use source::Source;
@@ -29,46 +33,17 @@ use token_set::{Holder, TokenSet};
 pub use caller::Caller;
 pub use config::{EventRates, LimitConfig};
 
+pub(super) use admission::Admission;
 pub(super) use allowance::Rates;
 pub(super) use config::AccessConfig;
 
-/// The page for people. A browser is made to ask for a password here only, and sends that with all else that
-/// the page needs. Clients of the API have a challenge of their own, and a page that is open asks nobody again.
-const PAGE: &str = "/";
-
-/// The challenge that makes a browser ask.
+/// The challenge that makes a browser ask for a password.
 const PASSWORD: HeaderValue = HeaderValue::from_static(r#"Basic realm="catchall", charset="UTF-8""#);
 
-/// What a request needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Need {
-    /// Nothing: anybody may ask.
-    Nothing,
-    /// A valid token.
-    Token,
-    /// A valid token with this scope.
-    Scope(Scope),
-}
-
-/// What a request of a path needs, on every listener. Whatever is not named here is not told to strangers:
-/// they do not even learn that there is nothing.
-fn need(path: &str) -> Need {
-    let first = path.strip_prefix('/').unwrap_or(path).split('/').next().unwrap_or_default();
-    match first {
-        "" if path == PAGE => Need::Scope(Scope::Read),
-        "livez" | "readyz" | "openapi.json" | "docs" => Need::Nothing,
-        "events" => Need::Scope(Scope::Write),
-        "domains" | "totals" | "changes" | "maps" | "page" => Need::Scope(Scope::Read),
-        "metrics" => Need::Scope(Scope::Operate),
-        _ => Need::Token,
-    }
-}
-
-/// Whom a listener lets in.
+/// What a listener asks of those who come in.
 #[derive(Debug)]
 pub(super) struct Access {
-    /// `None`: everybody may do everything.
-    tokens: Option<Arc<Reloaded<TokenSet>>>,
+    admission: Admission,
     proxies: Proxies,
     peers: Peers,
     metrics: Metrics,
@@ -76,13 +51,13 @@ pub(super) struct Access {
 
 impl Access {
     pub(super) fn new(
-        tokens: Option<Arc<Reloaded<TokenSet>>>,
+        admission: Admission,
         proxies: &[ProxyNet],
         per_address: Rates,
         address_connections: u32,
     ) -> Self {
         Self {
-            tokens,
+            admission,
             proxies: Proxies::new(proxies),
             peers: Peers::new(per_address, address_connections),
             metrics: Metrics::register(),
@@ -91,7 +66,7 @@ impl Access {
 
     /// Whether a token has to be shown.
     pub(super) fn asks_for_tokens(&self) -> bool {
-        self.tokens.is_some()
+        matches!(self.admission, Admission::Holders(_))
     }
 }
 
@@ -119,36 +94,62 @@ impl Visitor {
     ///
     /// Why the request is refused.
     pub fn check<B>(&self, request: &mut Request<B>) -> Result<(), Problem> {
-        let Access { tokens, proxies, peers, metrics } = &*self.access;
+        self.admit(request).map(drop)
+    }
+
+    /// The same for a listener, with what is to be known while the request is answered.
+    pub(super) fn admit<B>(&self, request: &mut Request<B>) -> Result<Permit, Problem> {
+        let peer = self.source.peer(&self.access.proxies, &self.access.peers, request.headers());
         let refused = |refusal: Refusal| {
-            metrics.count(&refusal);
-            Problem::from(refusal)
+            self.access.metrics.count(&refusal);
+            let asks = matches!(refusal, Refusal::Unauthorized(_)) && request.uri().path() == PAGE;
+            let problem = Problem::from(refusal);
+            if asks { problem.with_header(header::WWW_AUTHENTICATE, PASSWORD) } else { problem }
         };
-        let peer = self.source.peer(proxies, peers, request.headers());
-        peer.allowance().take_request().map_err(|wait| refused(Refusal::TooManyRequests(wait)))?;
-        let holder = match tokens {
-            None => None,
-            Some(tokens) => holder(&tokens.get(), &peer, request).map_err(|refusal| {
-                let asks = matches!(refusal, Refusal::Unauthorized(_)) && request.uri().path() == PAGE;
-                let problem = refused(refusal);
-                if asks { problem.with_header(header::WWW_AUTHENTICATE, PASSWORD) } else { problem }
-            })?,
+        let (holder, permit) = match &self.access.admission {
+            Admission::Everybody => {
+                peer.allowance().take_request().map_err(|wait| refused(Refusal::TooManyRequests(wait)))?;
+                (None, Permit::without_token(false))
+            }
+            Admission::ThisMachine => {
+                let is_foreign = is_foreign(&peer, request).map_err(refused)?;
+                (None, Permit::without_token(is_foreign))
+            }
+            Admission::Holders(tokens) => {
+                let need = Need::of(request.uri().path());
+                let holder = holder(&tokens.get(), need, &peer, request).map_err(refused)?;
+                let permit = holder.as_ref().map(|holder| Permit::of(holder, need, tokens));
+                (holder, permit.unwrap_or_else(|| Permit::without_token(true)))
+            }
         };
-        if let Some(holder) = &holder {
-            let taken = holder.allowance().take_request();
-            taken.map_err(|wait| refused(Refusal::TooManyRequests(wait)))?;
-        }
-        let stranger = tokens.is_some() && holder.is_none();
-        request.extensions_mut().insert(Caller::new(peer, holder, stranger));
-        Ok(())
+        request.extensions_mut().insert(Caller::new(peer, holder, permit.is_stranger()));
+        Ok(permit)
     }
 }
 
+/// Whether a request that nobody asks for a token names another machine. Then only probes are answered.
+fn is_foreign<B>(peer: &Peer, request: &Request<B>) -> Result<bool, Refusal> {
+    let is_foreign = !host::names_this_machine(request);
+    if is_foreign && !is_probe(request.uri().path()) {
+        return Err(Refusal::Foreign);
+    }
+    peer.allowance().take_request().map_err(Refusal::TooManyRequests)?;
+    Ok(is_foreign)
+}
+
 /// The holder of the token in a request; `None` where none is needed and none is valid.
-fn holder<B>(tokens: &TokenSet, peer: &Peer, request: &Request<B>) -> Result<Option<Arc<Holder>>, Refusal> {
-    let need = need(request.uri().path());
+fn holder<B>(
+    tokens: &TokenSet,
+    need: Need,
+    peer: &Peer,
+    request: &Request<B>,
+) -> Result<Option<Arc<Holder>>, Refusal> {
     let invalid = match token(request).map(|token| tokens.holder(&token)) {
         Some(Ok(holder)) => {
+            // The token first: what its holder is refused is then not taken from others at the same address.
+            for allowance in [holder.allowance(), peer.allowance()] {
+                allowance.take_request().map_err(Refusal::TooManyRequests)?;
+            }
             return match need {
                 Need::Scope(scope) if !holder.may(scope) => Err(Refusal::Forbidden(scope)),
                 _ => Ok(Some(holder)),
@@ -157,10 +158,15 @@ fn holder<B>(tokens: &TokenSet, peer: &Peer, request: &Request<B>) -> Result<Opt
         Some(Err(invalid)) => Some(invalid),
         None => None,
     };
+    // A browser shows nothing before it is asked, so this is no guess.
+    if request.uri().path() == PAGE && !request.headers().contains_key(header::AUTHORIZATION) {
+        return Err(Refusal::Unauthorized(None));
+    }
+    // Whoever has a valid token is not held up by those at the same address who have none.
+    peer.take_from_strangers().map_err(Refusal::TooManyRequests)?;
     if need == Need::Nothing {
         return Ok(None);
     }
-    // Whoever has a valid token is not held up by those at the same address who have none.
     peer.refuse().map_err(Refusal::TooManyFailures)?;
     Err(Refusal::Unauthorized(invalid))
 }
@@ -205,7 +211,7 @@ impl Metrics {
     fn count(&self, refusal: &Refusal) {
         let counter = match refusal {
             Refusal::Unauthorized(_) => &self.unauthorized,
-            Refusal::Forbidden(_) => &self.forbidden,
+            Refusal::Forbidden(_) | Refusal::Foreign => &self.forbidden,
             Refusal::TooManyRequests(_) | Refusal::TooManyEvents(_) | Refusal::TooManyFailures(_) => {
                 &self.throttled
             }

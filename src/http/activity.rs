@@ -1,5 +1,6 @@
 //! The requests under way on one connection, and its timeouts.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +17,11 @@ pub(super) const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may take from one request to the end of the next one's head. This includes idle
 /// time, and closing a connection that is about to be used costs the client a retry.
 const NEXT_REQUEST_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// The same for a connection on which nobody has shown a valid token where tokens are asked for. Those are
+/// probes, for which another handshake is cheap, and strangers, who are to hold no place among the
+/// connections.
+const STRANGER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often a connection in use is checked. A check takes a microsecond, and a stuck response can wait for
 /// the next one.
@@ -36,6 +42,8 @@ pub(super) enum Decision {
 #[derive(Debug)]
 pub(super) struct Activity {
     version: OnceLock<Version>,
+    /// Whether a request was let in that was not a stranger's.
+    known: AtomicBool,
     state: Mutex<State>,
     give_up: Arc<Notify>,
 }
@@ -52,7 +60,12 @@ struct State {
 impl Activity {
     pub(super) fn new() -> Arc<Self> {
         let state = State { requests: 0, idle_since: Instant::now(), answers: Vec::new() };
-        Arc::new(Self { version: OnceLock::new(), state: Mutex::new(state), give_up: Arc::default() })
+        Arc::new(Self {
+            version: OnceLock::new(),
+            known: AtomicBool::new(false),
+            state: Mutex::new(state),
+            give_up: Arc::default(),
+        })
     }
 
     /// Registers a request whose head has arrived.
@@ -71,6 +84,11 @@ impl Activity {
         self.version() == Some(Version::HTTP_2)
     }
 
+    /// Records that a request was let in that was not a stranger's.
+    pub(super) fn let_in(&self) {
+        self.known.store(true, Ordering::Relaxed);
+    }
+
     /// Notified when others need the memory that a slow client holds.
     pub(super) fn give_up(&self) -> &Arc<Notify> {
         &self.give_up
@@ -87,7 +105,11 @@ impl Activity {
         if state.requests > 0 {
             return Decision::Keep(stuck.map_or(next, |stuck| stuck.min(next)));
         }
-        let may_be_idle = if self.version().is_some() { NEXT_REQUEST_TIMEOUT } else { FIRST_REQUEST_TIMEOUT };
+        let may_be_idle = match self.version() {
+            None => FIRST_REQUEST_TIMEOUT,
+            Some(_) if self.known.load(Ordering::Relaxed) => NEXT_REQUEST_TIMEOUT,
+            Some(_) => STRANGER_TIMEOUT,
+        };
         let end = state.idle_since + may_be_idle;
         if end <= now { Decision::Idle } else { Decision::Keep(end.min(next)) }
     }
@@ -173,6 +195,7 @@ mod tests {
         for version in [Version::HTTP_11, Version::HTTP_2] {
             let activity = Activity::new();
             let (first, second) = (activity.begin(version), activity.begin(version));
+            activity.let_in();
             advance(2 * NEXT_REQUEST_TIMEOUT).await;
             drop(second);
             assert_eq!(looks_again(&activity), LOOK_INTERVAL);
@@ -182,6 +205,17 @@ mod tests {
             advance(Duration::from_secs(1)).await;
             assert_eq!(activity.look(), Decision::Idle);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stranger_may_be_idle_for_less_time() {
+        let activity = Activity::new();
+        drop(activity.begin(Version::HTTP_11));
+        assert_eq!(looks_again(&activity), STRANGER_TIMEOUT);
+        advance(STRANGER_TIMEOUT).await;
+        assert_eq!(activity.look(), Decision::Idle);
+        activity.let_in();
+        assert!(matches!(activity.look(), Decision::Keep(_)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -59,6 +59,10 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 const DISCARD_GAP: Duration = Duration::from_millis(100);
 
+/// Most bytes of a body that may go on arriving where its request was refused by its head: more than the
+/// largest request that is taken.
+const MAX_REFUSED: usize = 16 * 1024 * 1024;
+
 /// Memory of the request itself while its body is read: its head, its task and, over HTTP/2, its stream.
 pub const REQUEST: usize = 8 * 1024;
 
@@ -218,7 +222,7 @@ pub async fn read(request: Request, rules: BodyRules, share: &mut Share) -> Resu
     let wire = request.extensions().get::<Wire>().cloned().expect("every request is observed");
     let encoding = request.headers().get(header::CONTENT_ENCODING);
     let encoding = encoding.map(|encoding| excerpt(format_args!("{encoding:?}")));
-    let waits_to_send = request.headers().contains_key(header::EXPECT);
+    let waits_to_send = waits_to_send(request.headers());
     // The rest of the head may be as large as a small body, so it is freed before the body arrives.
     let mut body = request.into_body();
     let read = match encoding {
@@ -239,9 +243,25 @@ pub async fn read(request: Request, rules: BodyRules, share: &mut Share) -> Resu
     read
 }
 
+/// The body of a request that was refused by its head, if its client sends it all the same.
+pub(super) fn refused<B: hyper::body::Body>(request: Request<B>) -> Option<B> {
+    let sends = !request.body().is_end_stream() && !waits_to_send(request.headers());
+    sends.then(|| request.into_body())
+}
+
+/// Discards such a body, for the same reason as that of a request which is refused later.
+pub(super) async fn discard_refused<B: hyper::body::Body<Data = Bytes> + Unpin>(body: B) {
+    discard(body, MAX_REFUSED).await;
+}
+
+/// Whether a client sends its body only when it is told to.
+fn waits_to_send(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::EXPECT)
+}
+
 /// Lets a client send the rest of its body, and discards it. Most clients listen only after they have sent
 /// everything; a client that is cut off while it sends sees that, and not its response.
-async fn discard(mut body: Body, mut left: usize) {
+async fn discard<B: hyper::body::Body<Data = Bytes> + Unpin>(mut body: B, mut left: usize) {
     let discarding = async {
         while let Ok(Some(Ok(frame))) = timeout(DISCARD_GAP, body.frame()).await {
             let size = frame.data_ref().map_or(0, Bytes::len);

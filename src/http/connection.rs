@@ -9,7 +9,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::http::{HeaderValue, Request, header};
 use axum::response::{IntoResponse, Response};
-use hyper::body::{Body, Incoming};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -24,6 +24,7 @@ use tower_service::Service;
 use super::access::Visitor;
 use super::activity::{Activity, Decision, FIRST_REQUEST_TIMEOUT};
 use super::answer::Answer;
+use super::body;
 use super::stream::Stream;
 
 /// Most bytes of a request that are buffered over HTTP/1.1, and most of a response. It is also the longest
@@ -117,15 +118,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection<S> {
         let answer = service_fn(move |mut request: Request<Incoming>| {
             let under_way = requests.begin(request.version());
             // Before routing, and before a byte of the body is read.
-            let checked = visitor.check(&mut request);
-            let (answer, leaving) = (checked.map(|()| router.clone().call(request)), Arc::clone(&leaving));
+            let answer = match visitor.admit(&mut request) {
+                Ok(permit) => {
+                    if !permit.is_stranger() {
+                        requests.let_in();
+                    }
+                    Ok((permit, router.clone().call(request)))
+                }
+                Err(problem) => Err((problem, body::refused(request))),
+            };
+            let leaving = Arc::clone(&leaving);
             async move {
                 let mut response = match answer {
-                    Ok(answer) => {
+                    Ok((permit, answer)) => {
                         let Ok(response) = answer.await;
-                        response
+                        permit.cover(response)
                     }
-                    Err(refused) => refused.into_response(),
+                    Err((problem, body)) => {
+                        if let Some(body) = body {
+                            // Few requests need it, so it takes no room in those that do not.
+                            Box::pin(body::discard_refused(body)).await;
+                        }
+                        problem.into_response()
+                    }
                 };
                 protect(&mut response);
                 if leaving.load(Ordering::Relaxed) && !under_way.activity().is_http2() {
@@ -188,12 +203,13 @@ impl Connection<TcpStream> {
 }
 
 /// Tells browsers to make nothing of a response but what it says it is: not to guess at its type, and to run
-/// or load nothing for it. A page that needs more says so itself.
+/// or load nothing for it. A page that needs more says so itself. The answer to `HEAD` says the same, and has
+/// no body any more by which it could be told from an empty one.
 fn protect(response: &mut Response) {
     const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
     const NOTHING: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
-    if !response.body().is_end_stream() {
-        let headers = response.headers_mut();
+    let headers = response.headers_mut();
+    if headers.contains_key(header::CONTENT_TYPE) {
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, NOSNIFF);
         headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(NOTHING);
     }
@@ -201,7 +217,7 @@ fn protect(response: &mut Response) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::access::{Access, Rates};
+    use super::super::access::{Access, Admission, Rates};
     use super::*;
     use axum::body::Bytes;
     use axum::routing::{get, put};
@@ -223,7 +239,7 @@ mod tests {
             .route("/slow", get(async || sleep(Duration::from_secs(200)).await));
         let served = tokio::spawn(async move {
             let stage = watch::Sender::new(Stage::Serving);
-            let access = Arc::new(Access::new(None, &[], Rates::default(), 1));
+            let access = Arc::new(Access::new(Admission::Everybody, &[], Rates::default(), 1));
             let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
             let connection = Connection {
                 stream,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rustls::ServerConfig;
 
-use super::access::{Access, Rates, Visitor};
+use super::access::{Access, Admission, Rates, Visitor};
 use crate::reload::Reloaded;
 
 /// What all listeners of a process share.
@@ -20,7 +20,7 @@ impl Guard {
     /// Lets everybody in, without TLS.
     #[must_use]
     pub fn open() -> Self {
-        let access = Arc::new(Access::new(None, &[], Rates::default(), u32::MAX));
+        let access = Arc::new(Access::new(Admission::Everybody, &[], Rates::default(), u32::MAX));
         Self { public: Arc::clone(&access), operations: access, tls: None }
     }
 

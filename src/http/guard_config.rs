@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::access::{Access, AccessConfig, EventRates, Rates};
+use super::access::{Access, AccessConfig, Admission, EventRates, Rates};
 use super::guard::Guard;
 use super::listen::HttpConfig;
 use super::ops::{OPS_CONNECTIONS, OpsConfig};
@@ -59,9 +59,9 @@ impl GuardConfig {
             requests: limits.and_then(|limits| limits.token_requests_per_sec),
             events: events.and_then(|events| events.token_events_per_sec),
         };
-        let tokens = self.access.load(per_token).map_err(invalid)?;
+        let admission = self.access.load(per_token).map_err(invalid)?;
         let tls = self.tls.load().map_err(invalid)?;
-        if let Some(tokens) = &tokens {
+        if let Admission::Holders(tokens) = &admission {
             let stale = metrics::gauge!("catchall_tokens_stale");
             tokio::spawn(Arc::clone(tokens).watch("tokens", stale));
         }
@@ -76,8 +76,8 @@ impl GuardConfig {
         let proxies = limits.map(|limits| limits.proxies.as_slice()).unwrap_or_default();
         let connections = http.map(HttpConfig::address_connections).unwrap_or_default();
         Ok(Guard {
-            public: Arc::new(Access::new(tokens.clone(), proxies, per_address, connections)),
-            operations: Arc::new(Access::new(tokens, &[], Rates::default(), OPS_CONNECTIONS / 2)),
+            public: Arc::new(Access::new(admission.clone(), proxies, per_address, connections)),
+            operations: Arc::new(Access::new(admission, &[], Rates::default(), OPS_CONNECTIONS / 2)),
             tls,
         })
     }

@@ -142,12 +142,15 @@ async fn readyz(
     State(Ops { health, shutdown, .. }): State<Ops>,
     Extension(caller): Extension<Caller>,
 ) -> (StatusCode, String) {
-    if shutdown.peek().is_some() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".into());
-    }
-    let ready = health.missing().is_empty();
+    let stops = shutdown.peek().is_some();
+    let ready = !stops && health.missing().is_empty();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let reasons = if ready || caller.may(Scope::Operate) { health.to_string() } else { "not ready".into() };
+    let reasons = match (caller.may(Scope::Operate), ready) {
+        (true, _) if stops => "stopping".into(),
+        (true, _) => health.to_string(),
+        (false, true) => "ready".into(),
+        (false, false) => "not ready".into(),
+    };
     (status, reasons + "\n")
 }
 

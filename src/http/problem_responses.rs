@@ -54,7 +54,7 @@ fn describe(kind: ProblemType) -> (&'static str, &'static str) {
         ),
         Kind::MaybeCounted => (
             "the request may have been counted: repeat it under the same key",
-            "no confirmation came in time: the event may or may not be counted",
+            "it was not confirmed: the event may or may not be counted",
         ),
         Kind::QueueFull => (
             "the queue is at its limit, and a part of the request may have been counted",

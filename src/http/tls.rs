@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::crypto::aws_lc_rs;
+use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -81,7 +81,7 @@ fn config(
     let chain = certificates(contents, cert)?;
     let wrong_key = |error: &dyn std::fmt::Display| format!("{}: no private key: {error}", key.display());
     let secret = PrivateKeyDer::from_pem_slice(contents.of(key)?).map_err(|error| wrong_key(&error))?;
-    let builder = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+    let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?;
     let builder = match authorities {
@@ -91,7 +91,7 @@ fn config(
             for authority in certificates(contents, path)? {
                 roots.add(authority).map_err(|error| format!("{}: {error}", path.display()))?;
             }
-            let provider = Arc::new(aws_lc_rs::default_provider());
+            let provider = Arc::new(ring::default_provider());
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
             builder
                 .with_client_cert_verifier(verifier.map_err(|error| format!("{}: {error}", path.display()))?)

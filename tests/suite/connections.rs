@@ -1,12 +1,13 @@
 //! Connections by hand: those that say nothing, those beyond the cap, and how each kind is left at a stop.
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use harness::access::Access;
 use harness::processes::Service;
 use harness::servers::{Servers, eventually};
-use harness::system::System;
+use harness::system::{System, data_file};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
@@ -115,6 +116,56 @@ async fn a_connection_that_makes_no_request_is_closed() {
     .await;
     in_use.say(PUT).await;
     in_use.hears(ACCEPTED).await;
+}
+
+#[tokio::test]
+async fn where_tokens_are_asked_for_a_stranger_is_closed_soon_and_a_holder_stays() {
+    let access = Access::by_token();
+    let data = data_file();
+    let more = [("CATCHALL_DATA", data.to_str().unwrap())];
+    let service = Service::guarded("standalone", &Servers::none(), &more, access).await;
+    let address = service.address();
+    let bearer = service.access().bearer.clone().unwrap();
+    let put = PUT.replace("\r\n\r\n", &format!("\r\nAuthorization: {bearer}\r\n\r\n"));
+    let (mut holder, mut stranger) = (Wire::to(&address).await, Wire::to(&address).await);
+    holder.say(&put).await;
+    holder.hears(ACCEPTED).await;
+    stranger.say(PUT).await;
+    stranger.hears("HTTP/1.1 401 Unauthorized").await;
+    let begun = Instant::now();
+    stranger.is_closed_in_order().await;
+    assert!((9..30).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    holder.say(&put).await;
+    holder.hears(ACCEPTED).await;
+}
+
+/// A frame of HTTP/2 on the connection itself.
+fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+    let size = u8::try_from(payload.len()).unwrap();
+    [&[0, 0, size, kind, flags, 0, 0, 0, 0][..], payload].concat()
+}
+
+#[tokio::test]
+async fn what_strangers_send_for_nothing_leaves_no_line_in_the_log() {
+    const SETTINGS: u8 = 4;
+    const PING: u8 = 6;
+    const ACK: u8 = 1;
+    let system = System::standalone(&[]).await;
+    let service = system.events();
+    let mut stream = TcpStream::connect(service.address()).await.unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    stream.write_all(&frame(SETTINGS, 0, &[])).await.unwrap();
+    // Answers to pings that nobody sent, and a ping whose answer comes after them.
+    stream.write_all(&frame(PING, ACK, &[0; 8]).repeat(1000)).await.unwrap();
+    stream.write_all(&frame(PING, 0, b"the last")).await.unwrap();
+    let (mut heard, last) = (Vec::new(), frame(PING, ACK, b"the last"));
+    while !heard.windows(last.len()).any(|frame| frame == last) {
+        assert!(stream.read_buf(&mut heard).await.unwrap() > 0, "{heard:?}");
+    }
+    service.signal("TERM");
+    service.logs("stopping on").await;
+    let lines: Vec<_> = service.log().into_iter().filter(|line| line.contains("h2::")).collect();
+    assert_eq!(lines, [""; 0]);
 }
 
 #[tokio::test]

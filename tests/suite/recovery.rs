@@ -210,7 +210,10 @@ async fn clients_that_leave_before_the_confirm_disturb_nobody() {
     for _ in 0..20 {
         let leaving = (0..20).map(async |_| {
             let mut client = TcpStream::connect(&address).await.unwrap();
-            client.write_all(b"PUT /events/gone.com/delivered HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+            client
+                .write_all(b"PUT /events/gone.com/delivered HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                .await
+                .unwrap();
         });
         let (_, status) =
             tokio::join!(futures::future::join_all(leaving), ingest.put("/events/stayed.com/delivered"));

@@ -5,7 +5,7 @@ use std::fs;
 
 use catchall::broker::{DEAD, EVENTS};
 use harness::processes::{Service, run};
-use harness::servers::Servers;
+use harness::servers::{Servers, eventually, topology};
 use harness::sql;
 use hyper::Method;
 use lapin::options::{
@@ -17,7 +17,11 @@ use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Exchange
 use serde_json::{Value, json};
 
 const PERMISSIONS: &str = include_str!("../../rabbitmq/permissions.json");
+const GRANTS: &str = include_str!("../../postgres/grants.sql");
 const OPERATING: &str = include_str!("../../docs/operating.md");
+
+/// The exchange that changes of statuses are published to.
+const CHANGES: &str = "catchall.changes";
 
 /// The password of a user that `./dev` has made.
 fn secret(server: &str, user: &str) -> String {
@@ -82,20 +86,14 @@ async fn every_service_does_its_work_with_the_least_rights() {
         assert!(status.success(), "{arguments:?}: {said}{stderr}");
         said
     };
-    harness::servers::eventually("the dead letter is there", async || {
-        (dead(&["count"]) == "1\n").then_some(())
-    })
-    .await;
+    eventually("the dead letter is there", async || (dead(&["count"]) == "1\n").then_some(())).await;
     dead(&["list"]);
     dead(&["replay", "--all"]);
-    harness::servers::eventually("the dead letter is back", async || {
-        (dead(&["count"]) == "1\n").then_some(())
-    })
-    .await;
+    eventually("the dead letter is back", async || (dead(&["count"]) == "1\n").then_some(())).await;
     dead(&["discard", "--all", "--yes"]);
     assert!(!worker.has_logged("permission denied") && !worker.has_logged("ACCESS_REFUSED"));
     // Pruning is the worker's too.
-    harness::servers::eventually("claims are pruned", async || {
+    eventually("claims are pruned", async || {
         (worker.metric("catchall_worker_pruned_claims_total").await > 0.0).then_some(())
     })
     .await;
@@ -107,6 +105,7 @@ async fn every_service_does_its_work_with_the_least_rights() {
 enum Act {
     PublishEvents,
     PublishDead,
+    PublishChanges,
     PublishElsewhere,
     ReadEvents,
     ReadDead,
@@ -121,9 +120,10 @@ enum Act {
 }
 
 impl Act {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::PublishEvents,
         Self::PublishDead,
+        Self::PublishChanges,
         Self::PublishElsewhere,
         Self::ReadEvents,
         Self::ReadDead,
@@ -142,6 +142,7 @@ impl Act {
         match self {
             Self::PublishEvents => publish(channel, EVENTS).await,
             Self::PublishDead => publish(channel, DEAD).await,
+            Self::PublishChanges => publish(channel, CHANGES).await,
             // The default exchange, which leads to every queue.
             Self::PublishElsewhere => publish(channel, "").await,
             Self::ReadEvents => {
@@ -167,7 +168,7 @@ impl Act {
             Self::Subscribe => {
                 let own = "catchall.changes.mine";
                 channel.queue_declare(own.into(), QueueDeclareOptions::default(), fields()).await?;
-                bind(channel, own, "catchall.changes").await?;
+                bind(channel, own, CHANGES).await?;
                 channel.basic_get(own.into(), BasicGetOptions::default()).await?;
                 channel.queue_delete(own.into(), QueueDeleteOptions::default()).await.map(drop)
             }
@@ -202,6 +203,7 @@ async fn a_user_of_the_broker_may_do_nothing_else() {
             &[
                 Act::PublishEvents,
                 Act::PublishDead,
+                Act::PublishChanges,
                 Act::ReadEvents,
                 Act::Purge,
                 Act::UnbindEvents,
@@ -229,6 +231,29 @@ async fn a_user_of_the_broker_may_do_nothing_else() {
         }
         assert_eq!(allowed, may.iter().copied().collect(), "{user}");
     }
+}
+
+#[tokio::test]
+async fn the_queue_of_a_subscriber_is_bounded() {
+    let servers = servers().await;
+    let url = of(&servers.amqp_url, "rabbitmq", "catchall_subscriber");
+    let connection = Connection::connect(&url, ConnectionProperties::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    let own = "catchall.changes.mine";
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare(own.into(), durable, FieldTable::default()).await.unwrap();
+    let policy = topology()["policies"][0].clone();
+    for bound in ["max-length-bytes", "expires"] {
+        assert!(policy["definition"][bound].as_u64() > Some(0), "{policy}");
+    }
+    // What subscribers leave must not hold up the worker that publishes to all of them.
+    assert_eq!(policy["definition"]["overflow"], "drop-head");
+    eventually("the policy holds for it", async || {
+        let path = format!("/api/queues/{}/{own}", servers.name);
+        let queue: Value = serde_json::from_str(&servers.management(Method::GET, &path, "").await).unwrap();
+        (queue["policy"] == policy["name"]).then_some(())
+    })
+    .await;
 }
 
 /// Statements, and which roles may run them: the owner, the worker, and query.
@@ -315,4 +340,16 @@ fn the_pages_name_them_all() {
         .filter_map(|permission| permission["user"].as_str());
     let roles = ["catchall", "catchall_query"];
     assert_eq!(documented, users.chain(roles).collect());
+    // The tables that a role may use.
+    for (role, server) in [("catchall_worker", "primary"), ("catchall_query", "replica")] {
+        let row = section.lines().find(|line| line.starts_with(&format!("| `{role}` | {server} |"))).unwrap();
+        let named: BTreeSet<&str> = row.split('`').skip(3).step_by(2).collect();
+        let granted = GRANTS.lines().filter_map(|line| {
+            let rest = line.trim_start().strip_prefix(&format!("('{role}', '"))?;
+            rest.split('\'').next()
+        });
+        let tools = ["catchall-dead"];
+        let named: BTreeSet<&str> = named.into_iter().filter(|name| !tools.contains(name)).collect();
+        assert_eq!(named, granted.collect(), "{role}");
+    }
 }

@@ -4,10 +4,16 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use base64::prelude::{BASE64_STANDARD, Engine};
+use catchall::token::Token;
+use harness::access::Access;
 use harness::instance;
 use harness::processes::{Service, command, run};
 use harness::servers::Servers;
-use harness::system::directory;
+use harness::system::{data_file, directory};
+use harness::tls::TlsClient;
+use http_body_util::Full;
+use hyper::{Request, StatusCode};
 
 /// A password that would be found anywhere.
 const PASSWORD: &str = "s3cr3t-0f-th1s-t3st";
@@ -106,6 +112,94 @@ fn no_help_and_no_error_shows_a_password() {
             assert_eq!(status.code(), Some(2), "{stderr}");
             assert!(stderr.contains(variable) && !stderr.contains(PASSWORD), "{stderr}");
         }
+    }
+}
+
+/// The value of one of the variables.
+fn value<'a>(variables: &[(&str, &'a str)], name: &str) -> &'a str {
+    variables.iter().find(|(known, _)| *known == name).unwrap_or_else(|| panic!("no {name}")).1
+}
+
+#[tokio::test]
+async fn no_log_shows_a_token_or_the_key_of_a_certificate() {
+    let data = data_file();
+    for level in ["info", "trace"] {
+        let more = [("CATCHALL_DATA", data.to_str().unwrap()), ("CATCHALL_LOG", level)];
+        let service = Service::guarded("standalone", &Servers::none(), &more, Access::by_tls()).await;
+        let (address, access) = (service.address(), service.access());
+        let bearer = access.bearer.as_deref().unwrap();
+        let (_, token) = bearer.split_once(' ').unwrap();
+        let password = BASE64_STANDARD.encode(format!("anybody:{token}"));
+        let nobodys = Token::from_digits([61; 32]);
+        let authority = fs::read_to_string(value(&access.of_client(), "CATCHALL_CA")).unwrap();
+        for protocol in ["h2", "http/1.1"] {
+            let client = TlsClient::new(&authority, None, &[protocol]);
+            for (shown, expected) in [
+                (bearer.to_owned(), StatusCode::OK),
+                (format!("Basic {password}"), StatusCode::OK),
+                (format!("Bearer {}", nobodys.expose()), StatusCode::UNAUTHORIZED),
+            ] {
+                let request =
+                    Request::get(format!("https://{address}/totals")).header("authorization", shown);
+                let request = request.body(Full::default()).unwrap();
+                let (status, _, body) = client.send(&address, request).await.unwrap();
+                assert_eq!(status, expected, "{body}");
+            }
+        }
+        let metrics = service.ops("/metrics").await.1;
+        service.signal("TERM");
+        service.logs("stopping on").await;
+        let log = service.log().concat();
+        assert!(level == "info" || log.contains("h2::"), "there is nothing of HTTP/2 in the log");
+        let key = fs::read_to_string(value(&access.of_service(), "CATCHALL_TLS_KEY")).unwrap();
+        let key = key.lines().filter(|line| !line.starts_with("-----")).map(str::to_owned);
+        let secrets = [token.to_owned(), password, nobodys.expose().to_owned()].into_iter().chain(key);
+        for secret in secrets.filter(|secret| secret.len() > 16) {
+            assert!(!log.contains(&secret), "the log shows a secret, {level}");
+            assert!(!metrics.contains(&secret), "the metrics show a secret");
+        }
+    }
+}
+
+#[test]
+fn a_token_in_the_place_of_its_file_does_not_show() {
+    let token = Token::from_digits([61; 32]);
+    let data = data_file();
+    // Also one of which the end is missing.
+    for token in [token.expose(), &token.expose()[..20]] {
+        let variables = [
+            ("CATCHALL_TOKENS", token),
+            ("CATCHALL_AMQP_URL", "amqp://127.0.0.1:1"),
+            ("CATCHALL_DATABASE_URL", "postgres://127.0.0.1:1/x"),
+            ("CATCHALL_REPLICA_URL", "postgres://127.0.0.1:1/x"),
+            ("CATCHALL_DATA", data.to_str().unwrap()),
+        ];
+        for program in ["ingest", "query", "worker", "standalone"] {
+            let command: &[&str] = if program == "standalone" { &["serve"] } else { &[] };
+            let (_, help, _) = run(program, &[command, &["--help"]].concat(), &variables);
+            assert!(help.contains("CATCHALL_TOKENS") && !help.contains(token), "{program}: {help}");
+            let by_argument = [command, &["--tokens", token]].concat();
+            for (arguments, variables) in [(command, &variables[..]), (&by_argument[..], &variables[1..])] {
+                let (status, _, stderr) = run(program, arguments, variables);
+                assert_eq!(status.code(), Some(2), "{program}: {stderr}");
+                assert!(stderr.contains("CATCHALL_TOKENS") && !stderr.contains(token), "{stderr}");
+                assert!(stderr.contains("it begins like a token"), "{stderr}");
+            }
+        }
+    }
+    assert!(!data.exists());
+    // In the wrong field of a file.
+    let (file, digest) = (directory().join("tokens"), token.digest());
+    for line in [
+        format!("mailer {} {digest} never", token.expose()),
+        format!("mailer write {digest} {}", token.expose()),
+    ] {
+        fs::write(&file, line).unwrap();
+        let variables =
+            [("CATCHALL_TOKENS", file.to_str().unwrap()), ("CATCHALL_DATA", data.to_str().unwrap())];
+        let (status, _, stderr) = run("standalone", &[], &variables);
+        assert_eq!(status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains("line 1: a token is not a ") && !stderr.contains(token.expose()), "{stderr}");
     }
 }
 

@@ -125,7 +125,7 @@ async fn impostor(protocol: Protocol, certificate: Option<&Certificate>) -> u16 
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let tls = certificate.map(|Certificate { cert, key }| {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
@@ -190,6 +190,7 @@ fn a_url_that_protects_nothing_is_refused_unless_the_network_is_trusted() {
         ("worker", &[], "CATCHALL_DATABASE_URL", postgres),
         ("dead", &["replay", "--all"], "CATCHALL_DATABASE_URL", postgres),
         ("migrate", &[], "CATCHALL_DATABASE_URL", postgres),
+        ("admin", &["audit"], "CATCHALL_DATABASE_URL", postgres),
         ("standalone", &["move"], "CATCHALL_DATABASE_URL", postgres),
         ("query", &[], "CATCHALL_REPLICA_URL", postgres),
     ] {
@@ -202,7 +203,8 @@ fn a_url_that_protects_nothing_is_refused_unless_the_network_is_trusted() {
                 ("CATCHALL_DATABASE_URL", "postgres://127.0.0.1:1/x"),
                 ("CATCHALL_DATA", data.to_str().unwrap()),
             ];
-            variables.retain(|(name, _)| *name != variable);
+            // The tool for what is counted is given one of its two places.
+            variables.retain(|(name, _)| *name != variable && (program, *name) != ("admin", "CATCHALL_DATA"));
             variables.push((variable, url));
             let (status, _, stderr) = run(program, command, &variables);
             assert_eq!(status.code(), Some(2), "{program} {url}: {stderr}");

@@ -23,29 +23,44 @@ pub(in crate::http) struct Rates {
     pub(in crate::http) events: Option<NonZeroU32>,
 }
 
+/// How many requests may still be made.
+#[derive(Debug)]
+pub(super) struct Requests(Option<DefaultDirectRateLimiter>);
+
+impl Requests {
+    /// So many in a second; `None`: any number.
+    pub(super) fn per_second(rate: Option<NonZeroU32>) -> Self {
+        Self(rate.map(|rate| limiter(rate, rate)))
+    }
+
+    /// Those that one address may be refused for want of a valid token.
+    pub(super) fn refused() -> Self {
+        Self(Some(limiter(NonZeroU32::MIN, REFUSALS)))
+    }
+
+    /// Takes one.
+    ///
+    /// # Errors
+    ///
+    /// How long to wait where there is none left.
+    pub(super) fn take(&self) -> Result<(), Duration> {
+        self.0.as_ref().map_or(Ok(()), |limiter| take(limiter, NonZeroU32::MIN))
+    }
+}
+
 /// What one client may still send, of requests and of events.
 #[derive(Debug)]
 pub(super) struct Allowance {
-    requests: Option<DefaultDirectRateLimiter>,
+    requests: Requests,
     events: Option<DefaultDirectRateLimiter>,
 }
 
 impl Allowance {
     pub(super) fn new(rates: Rates) -> Self {
-        let limiter = |rate: NonZeroU32, burst| {
-            let burst = NonZeroU32::new(burst).map_or(rate, |burst| rate.max(burst));
-            DefaultDirectRateLimiter::direct(Quota::per_second(rate).allow_burst(burst))
+        let events = |rate: NonZeroU32| {
+            limiter(rate, NonZeroU32::new(EVENTS_BURST).map_or(rate, |burst| rate.max(burst)))
         };
-        Self {
-            requests: rates.requests.map(|rate| limiter(rate, 0)),
-            events: rates.events.map(|rate| limiter(rate, EVENTS_BURST)),
-        }
-    }
-
-    /// What one address may be refused for want of a valid token.
-    pub(super) fn refusals() -> Self {
-        let quota = Quota::per_second(NonZeroU32::MIN).allow_burst(REFUSALS);
-        Self { requests: Some(DefaultDirectRateLimiter::direct(quota)), events: None }
+        Self { requests: Requests::per_second(rates.requests), events: rates.events.map(events) }
     }
 
     /// Takes one request.
@@ -54,7 +69,7 @@ impl Allowance {
     ///
     /// How long to wait where there is none left.
     pub(super) fn take_request(&self) -> Result<(), Duration> {
-        self.requests.as_ref().map_or(Ok(()), |limiter| take(limiter, NonZeroU32::MIN))
+        self.requests.take()
     }
 
     /// Takes the events of one request, at most [`MAX_EVENTS`]: all or none.
@@ -69,6 +84,10 @@ impl Allowance {
             _ => Ok(()),
         }
     }
+}
+
+fn limiter(rate: NonZeroU32, burst: NonZeroU32) -> DefaultDirectRateLimiter {
+    DefaultDirectRateLimiter::direct(Quota::per_second(rate).allow_burst(burst))
 }
 
 fn take(limiter: &DefaultDirectRateLimiter, cells: NonZeroU32) -> Result<(), Duration> {

@@ -13,7 +13,8 @@ use crate::http::problem::Problem;
 pub struct Caller {
     peer: Arc<Peer>,
     holder: Option<Arc<Holder>>,
-    /// Whether tokens are asked for, and this caller has none.
+    /// Whether tokens are asked for, and this caller has none; or no token is, and the request names another
+    /// machine.
     stranger: bool,
 }
 
@@ -28,14 +29,15 @@ impl Caller {
         !self.stranger && self.holder.as_ref().is_none_or(|holder| holder.may(scope))
     }
 
-    /// Takes the events of one request from what the caller's address and token have left.
+    /// Takes the events of one request from what the caller's token and address have left. The token first:
+    /// what its holder is refused is then not taken from others at the same address.
     ///
     /// # Errors
     ///
     /// A problem that says how long to wait, where one of them has not so many left.
     pub fn take_events(&self, events: usize) -> Result<(), Problem> {
         let holder = self.holder.as_ref().map(|holder| holder.allowance());
-        for allowance in [Some(self.peer.allowance()), holder].into_iter().flatten() {
+        for allowance in [holder, Some(self.peer.allowance())].into_iter().flatten() {
             allowance.take_events(events).map_err(|wait| {
                 metrics::counter!("catchall_http_throttled_total").increment(1);
                 Refusal::TooManyEvents(wait)

@@ -6,13 +6,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::ArgAction;
-use clap::builder::BoolishValueParser;
+use clap::builder::{BoolishValueParser, PathBufValueParser, TypedValueParser};
 
+use super::admission::Admission;
 use super::allowance::Rates;
 use super::proxies::ProxyNet;
 use super::token_set::TokenSet;
 use crate::grant::{Grant, grants};
 use crate::reload::{Contents, Reloaded};
+use crate::token::TOKEN_PREFIX;
 
 /// Who may come in.
 #[derive(Clone, Debug, clap::Args)]
@@ -20,7 +22,14 @@ use crate::reload::{Contents, Reloaded};
 pub(in crate::http) struct AccessConfig {
     /// File of the tokens that let clients in, one in a line, or a directory of such files; catchall-token
     /// makes them. A change counts within 5 s. Without tokens a service listens on this machine only
-    #[arg(long, env = "CATCHALL_TOKENS", value_name = "PATH")]
+    #[arg(
+        long,
+        env = "CATCHALL_TOKENS",
+        value_name = "PATH",
+        // A path is no secret, but a token may stand here by mistake.
+        hide_env_values = true,
+        value_parser = PathBufValueParser::new().try_map(no_token)
+    )]
     tokens: Option<PathBuf>,
 
     /// Let everybody in who can reach the ports, without a token
@@ -54,7 +63,7 @@ impl AccessConfig {
         }
         match (&self.tokens, addresses.iter().find(|address| is_reachable(address))) {
             (None, Some((variable, address))) => Err(format!(
-                "{variable} is {address}, which others than this machine may reach: name a file of tokens in \
+                "{variable} is {address}, which other machines can reach: name a file of tokens in \
                  CATCHALL_TOKENS (catchall-token makes them), or let everybody in by CATCHALL_OPEN=yes"
             )),
             _ => Ok(()),
@@ -75,8 +84,8 @@ impl AccessConfig {
             return Ok(());
         }
         Err(format!(
-            "{variable} is {address}, which others than this machine may reach, and its protocol has no \
-             tokens: name an address of this machine or a Unix socket, or let everybody in by CATCHALL_OPEN=yes"
+            "{variable} is {address}, which other machines can reach, and its protocol has no tokens: name an \
+             address of this machine or a Unix socket, or let everybody in by CATCHALL_OPEN=yes"
         ))
     }
 
@@ -85,9 +94,11 @@ impl AccessConfig {
         self.tokens.is_some() && addresses.iter().any(is_reachable)
     }
 
-    /// Reads the tokens, if there are to be any.
-    pub(in crate::http) fn load(&self, rates: Rates) -> Result<Option<Arc<Reloaded<TokenSet>>>, String> {
-        let Some(path) = self.tokens.clone() else { return Ok(None) };
+    /// Whom the listeners let in. Reads the tokens, if there are to be any.
+    pub(in crate::http) fn load(&self, rates: Rates) -> Result<Admission, String> {
+        let Some(path) = self.tokens.clone() else {
+            return Ok(if self.open { Admission::Everybody } else { Admission::ThisMachine });
+        };
         let make = move |contents: &Contents, before: Option<&TokenSet>| {
             let none = TokenSet::default();
             let set = TokenSet::new(all_grants(contents)?, rates, before.unwrap_or(&none))?;
@@ -97,8 +108,18 @@ impl AccessConfig {
         };
         let tokens =
             Reloaded::load(vec![path], make).map_err(|reason| format!("CATCHALL_TOKENS: {reason}"))?;
-        Ok(Some(Arc::new(tokens)))
+        Ok(Admission::Holders(Arc::new(tokens)))
     }
+}
+
+/// A path that is not a token which was put in its place. What is wrong with a path repeats it.
+fn no_token(path: PathBuf) -> Result<PathBuf, String> {
+    if path.as_os_str().as_encoded_bytes().starts_with(TOKEN_PREFIX.as_bytes()) {
+        return Err(format!(
+            "it begins like a token, and is to be a file of tokens: if it is a file, write ./{TOKEN_PREFIX}..."
+        ));
+    }
+    Ok(path)
 }
 
 /// Whether others than this machine may reach an address.

@@ -7,7 +7,7 @@ use axum::http::{HeaderValue, Request};
 
 use super::proxies::Proxies;
 use super::token_set::TokenSet;
-use super::{Access, Rates, Visitor};
+use super::{Access, Admission, Rates, Visitor};
 use crate::grant::{Grant, grants};
 use crate::reload::{Contents, Reloaded};
 use crate::token::Token;
@@ -44,7 +44,8 @@ pub(crate) fn authorization(data: &[u8]) {
         TokenSet::new(grants(&format!("holder read {digest} never"))?, Rates::default(), &TokenSet::default())
     };
     let tokens = Reloaded::load(Vec::new(), make).expect("the line is a grant");
-    let access = Arc::new(Access::new(Some(Arc::new(tokens)), &[], Rates::default(), 1));
+    let admission = Admission::Holders(Arc::new(tokens));
+    let access = Arc::new(Access::new(admission, &[], Rates::default(), 1));
     let visitor = Visitor::connect(&access, PROXY).expect("it is the first");
     let mut request = Request::new(());
     *request.uri_mut() = "/events".parse().expect("a path");

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::allowance::{Allowance, Rates};
+use super::allowance::{Allowance, Rates, Requests};
 
 /// Most addresses that are remembered, some 30 MB of them. Beyond, those without a connection are forgotten,
 /// and with them what they have used of their limits.
@@ -32,7 +32,9 @@ impl From<IpAddr> for Origin {
 #[derive(Debug)]
 pub(in crate::http) struct Peer {
     allowance: Allowance,
-    refusals: Allowance,
+    /// Of those without a valid token, where tokens are asked for.
+    strangers: Requests,
+    refusals: Requests,
     connections: AtomicU32,
 }
 
@@ -41,13 +43,23 @@ impl Peer {
         &self.allowance
     }
 
+    /// Takes a request of somebody without a valid token, where tokens are asked for. Strangers may send as
+    /// many as the holders of tokens at the same address, and use up none of theirs.
+    ///
+    /// # Errors
+    ///
+    /// How long to wait where there is none left.
+    pub(super) fn take_from_strangers(&self) -> Result<(), Duration> {
+        self.strangers.take()
+    }
+
     /// Counts a refusal for want of a valid token.
     ///
     /// # Errors
     ///
     /// How long the client has to wait where it had too many.
     pub(super) fn refuse(&self) -> Result<(), Duration> {
-        self.refusals.take_request()
+        self.refusals.take()
     }
 }
 
@@ -84,7 +96,8 @@ impl Peers {
     fn new_peer(&self) -> Peer {
         Peer {
             allowance: Allowance::new(self.rates),
-            refusals: Allowance::refusals(),
+            strangers: Requests::per_second(self.rates.requests),
+            refusals: Requests::refused(),
             connections: AtomicU32::new(0),
         }
     }

@@ -11,6 +11,10 @@ use crate::http::problem::{Problem, ProblemType};
 /// Longest `Retry-After`, in seconds.
 const MAX_WAIT_SECS: u64 = 3600;
 
+/// What a request hears that names another machine.
+const FOREIGN: &str = "without tokens only requests for this machine are answered: ask for localhost or \
+    127.0.0.1, or let clients in by CATCHALL_TOKENS, or everybody by CATCHALL_OPEN=yes";
+
 /// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
@@ -18,6 +22,8 @@ pub(super) enum Refusal {
     Unauthorized(Option<Invalid>),
     /// Its token lacks this scope.
     Forbidden(Scope),
+    /// No token is asked for, and it names another machine than this one.
+    Foreign,
     /// The address or the token has no more requests left for so long.
     TooManyRequests(Duration),
     /// It has not so many events left.
@@ -47,6 +53,7 @@ impl From<Refusal> for Problem {
                     format!(r#"Bearer realm="catchall", error="insufficient_scope", scope="{scope}""#);
                 challenged(ProblemType::Forbidden, detail, challenge)
             }
+            Refusal::Foreign => Problem::new(ProblemType::Forbidden, FOREIGN),
             Refusal::TooManyRequests(wait) => too_many("more requests than are allowed in a second", wait),
             Refusal::TooManyEvents(wait) => {
                 too_many("more events than are allowed in a second, nothing was counted", wait)

@@ -3,8 +3,9 @@
 use axum::http::StatusCode;
 
 use super::*;
-use crate::grant::grants;
+use crate::grant::{Scope, grants};
 use crate::http::problem::ProblemType;
+use crate::reload::Reloaded;
 use crate::token::{Token, TokenDigest};
 
 const WRITER: [u8; 32] = [1; 32];
@@ -35,7 +36,7 @@ fn access(per_token: Rates, per_address: Rates) -> Arc<Access> {
     };
     let tokens = Reloaded::load(Vec::new(), make).unwrap();
     let proxies = ["198.51.100.1".parse().unwrap()];
-    Arc::new(Access::new(Some(Arc::new(tokens)), &proxies, per_address, 10))
+    Arc::new(Access::new(Admission::Holders(Arc::new(tokens)), &proxies, per_address, 10))
 }
 
 fn unlimited() -> Arc<Access> {
@@ -83,7 +84,14 @@ fn each_path_needs_its_scope_and_what_is_not_known_needs_a_token() {
         ("/?domain=example.com", [401, 403, 200, 403, 401, 401]),
         ("/page/live", [401, 403, 200, 403, 401, 401]),
         ("/page", [401, 403, 200, 403, 401, 401]),
-        ("/livez/", [200; 6]),
+        ("/docs", [200; 6]),
+        ("/docs/style.css", [200; 6]),
+        ("/openapi.json", [200; 6]),
+        ("/livez/", [401, 200, 200, 200, 401, 401]),
+        ("/readyz/x", [401, 200, 200, 200, 401, 401]),
+        ("/docs/", [401, 200, 200, 200, 401, 401]),
+        ("/docs/x", [401, 200, 200, 200, 401, 401]),
+        ("/openapi.json/x", [401, 200, 200, 200, 401, 401]),
         ("/eventsx/livez", [401, 200, 200, 200, 401, 401]),
     ];
     for (number, (path, expected)) in paths.into_iter().enumerate() {
@@ -214,7 +222,46 @@ fn a_caller_may_what_the_token_says_and_a_stranger_nothing() {
     assert_eq!(may(&access, None), [false; 3]);
     assert_eq!(may(&access, Some(STRANGER)), [false; 3]);
     assert_eq!(may(&access, Some(OPERATOR)), [false, false, true]);
-    assert_eq!(may(&Arc::new(Access::new(None, &[], Rates::default(), 1)), None), [true; 3]);
+    assert_eq!(may(&without_tokens(Admission::Everybody), None), [true; 3]);
+    // Only who asks for this machine hears the reasons.
+    let access = without_tokens(Admission::ThisMachine);
+    for (host, expected) in [("localhost:9080", [true; 3]), ("evil.example", [false; 3])] {
+        let caller = ask(&access, "/readyz", &[("host", host)]).unwrap();
+        assert_eq!(Scope::ALL.map(|scope| caller.may(scope)), expected, "{host}");
+    }
+}
+
+fn without_tokens(admission: Admission) -> Arc<Access> {
+    Arc::new(Access::new(admission, &[], Rates::default(), 1))
+}
+
+#[test]
+fn without_tokens_only_this_machine_is_answered_unless_all_are_let_in() {
+    let access = without_tokens(Admission::ThisMachine);
+    for (path, host, let_in) in [
+        ("/", "localhost:8080", true),
+        ("/events", "127.0.0.1:8080", true),
+        ("/", "evil.example", false),
+        ("/domains", "evil.example:8080", false),
+        ("/metrics", "evil.example", false),
+        ("/docs", "evil.example", false),
+        ("/livez", "evil.example", true),
+        ("/readyz", "10.0.0.7:9080", true),
+        ("/livez/x", "10.0.0.7:9080", false),
+    ] {
+        let asked = ask(&access, path, &[("host", host)]);
+        assert_eq!(asked.is_ok(), let_in, "{path} {host}");
+        let Err(problem) = asked else { continue };
+        assert_eq!(problem.kind, ProblemType::Forbidden);
+        assert!(problem.headers.is_empty(), "{problem:?}");
+        for says in ["127.0.0.1", "CATCHALL_TOKENS", "CATCHALL_OPEN=yes"] {
+            assert!(problem.detail.contains(says), "{problem:?}");
+        }
+    }
+    for access in [without_tokens(Admission::Everybody), unlimited()] {
+        let writer = bearer_of(WRITER);
+        assert!(ask(&access, "/events", &[("host", "evil.example"), ("authorization", &writer)]).is_ok());
+    }
 }
 
 #[test]
@@ -226,11 +273,49 @@ fn failures_are_throttled_and_hold_up_nobody_with_a_token() {
     assert_eq!(last.kind.status(), StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(header_of(last, "retry-after"), "1");
     assert!(ask(&access, "/events", &[("authorization", &bearer_of(WRITER))]).is_ok());
+    // Only who has shown something has failed.
+    let stranger = bearer_of(STRANGER);
+    for _ in 0..30 {
+        let asked = ask(&access, "/", &[]).unwrap_err();
+        assert_eq!(asked.kind, ProblemType::Unauthorized);
+        assert!(asked.headers.iter().any(|(_, value)| value.as_bytes().starts_with(b"Basic ")), "{asked:?}");
+    }
+    let guessed = ask(&access, "/", &[("authorization", &stranger)]).unwrap_err();
+    assert_eq!(guessed.kind, ProblemType::TooManyRequests);
+}
+
+fn rates(requests: u32, events: u32) -> Rates {
+    Rates { requests: std::num::NonZeroU32::new(requests), events: std::num::NonZeroU32::new(events) }
+}
+
+#[test]
+fn neither_strangers_nor_another_holder_use_up_what_a_holder_has() {
+    let (writer, reader) = (bearer_of(WRITER), bearer_of(READER));
+    let [writer, reader] = [&writer, &reader].map(|bearer| [("authorization", bearer.as_str())]);
+    let limited = access(Rates::default(), rates(1, 0));
+    assert!(ask(&limited, "/livez", &[]).is_ok());
+    for path in ["/livez", "/events"] {
+        assert_eq!(ask(&limited, path, &[]).unwrap_err().kind, ProblemType::TooManyRequests);
+    }
+    assert!(ask(&limited, "/events", &writer).is_ok());
+    // What the token is refused is not taken from the address.
+    let limited = access(rates(1, 0), rates(2, 0));
+    assert!(ask(&limited, "/events", &writer).is_ok());
+    for _ in 0..5 {
+        assert!(ask(&limited, "/events", &writer).is_err());
+    }
+    assert!(ask(&limited, "/domains", &reader).is_ok());
+    let limited = access(rates(0, 1), rates(0, 20_000));
+    let [one, other] = [("/events", &writer), ("/domains", &reader)]
+        .map(|(path, headers)| ask(&limited, path, headers).unwrap());
+    assert_eq!(one.take_events(10_000), Ok(()));
+    assert!(one.take_events(10_000).is_err());
+    assert_eq!(other.take_events(10_000), Ok(()));
 }
 
 #[test]
 fn a_token_and_an_address_have_so_many_requests_and_events() {
-    let one = Rates { requests: std::num::NonZeroU32::new(1), events: std::num::NonZeroU32::new(1) };
+    let one = rates(1, 1);
     let bearer = bearer_of(WRITER);
     let headers = [("authorization", bearer.as_str())];
     for access in [access(one, Rates::default()), access(Rates::default(), one)] {
@@ -248,8 +333,7 @@ fn a_token_and_an_address_have_so_many_requests_and_events() {
 
 #[test]
 fn behind_a_proxy_each_client_has_limits_of_its_own() {
-    let one = Rates { requests: std::num::NonZeroU32::new(1), events: None };
-    let access = access(Rates::default(), one);
+    let access = access(Rates::default(), rates(1, 0));
     let ask_from = |visitor: &Visitor, from: &str| ask_as(visitor, "/livez", &[("x-forwarded-for", from)]);
     let proxy = connect(&access, [198, 51, 100, 1]);
     for number in 0..200 {

@@ -20,6 +20,10 @@ impl Holder {
         self.grant.scopes.contains(scope)
     }
 
+    pub(super) fn digest(&self) -> TokenDigest {
+        self.grant.digest
+    }
+
     pub(super) fn allowance(&self) -> &Allowance {
         &self.allowance
     }
@@ -69,14 +73,22 @@ impl TokenSet {
 
     /// The holder of the token that a client sent.
     pub(super) fn holder(&self, token: &str) -> Result<Arc<Holder>, Invalid> {
-        let digest = TokenDigest::of_token(token)?;
+        self.valid(TokenDigest::of_token(token)?).map(Arc::clone)
+    }
+
+    /// Whether the token with this digest is valid now, and for this scope.
+    pub(super) fn may(&self, digest: TokenDigest, scope: Scope) -> bool {
+        self.valid(digest).is_ok_and(|holder| holder.may(scope))
+    }
+
+    fn valid(&self, digest: TokenDigest) -> Result<&Arc<Holder>, Invalid> {
         let holder = self.0.get(&digest.slot()).filter(|holder| holder.grant.digest == digest);
         let holder = holder.ok_or(Invalid::Unknown)?;
         let expiry = holder.grant.expiry;
         if expiry != Expiry::NEVER && expiry.is_over(now()) {
             return Err(Invalid::Expired(expiry));
         }
-        Ok(Arc::clone(holder))
+        Ok(holder)
     }
 }
 
@@ -121,6 +133,12 @@ mod tests {
         assert_eq!(error(3), "it expired at 2026-01-01T00:00:00Z");
         assert_eq!(error(4), "nobody holds it");
         assert_eq!(set.holder("secret").unwrap_err().to_string(), TokenError::Form.to_string());
+        let still = |digit| {
+            let digest = Token::from_digits([digit; 32]).digest();
+            Scope::ALL.map(|scope| set.may(digest, scope))
+        };
+        assert_eq!(still(2), may(2));
+        assert_eq!((still(3), still(4)), ([false; 3], [false; 3]));
     }
 
     #[test]
