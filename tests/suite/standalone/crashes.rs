@@ -1,7 +1,8 @@
 //! `kill -9` loses nothing and counts nothing twice.
 
+use std::fs;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -11,81 +12,8 @@ use harness::system::data_file;
 use http_body_util::Full;
 use hyper::{Request, StatusCode};
 
-use super::start;
-
-/// A client that sends each event under a key until it is accepted, wherever the system is at the time.
-pub(super) struct Clients {
-    address: Arc<std::sync::Mutex<String>>,
-    stop: Arc<AtomicBool>,
-    accepted: Arc<AtomicU64>,
-    tasks: Vec<tokio::task::JoinHandle<()>>,
-}
-
-/// Clients at a time.
-const CLIENTS: u64 = 8;
-
-/// The domains that the clients have events for: several rows, so that a transaction is more than one.
-pub(super) const DOMAINS: [&str; 3] = ["one.example", "two.example", "three.example"];
-
-impl Clients {
-    /// Starts them at this address.
-    pub(super) fn start(address: &str) -> Self {
-        let address = Arc::new(std::sync::Mutex::new(address.to_owned()));
-        let (stop, accepted) = <(Arc<AtomicBool>, Arc<AtomicU64>)>::default();
-        let tasks = (0..CLIENTS).map(|client| {
-            let (address, stop, accepted) = (Arc::clone(&address), Arc::clone(&stop), Arc::clone(&accepted));
-            tokio::spawn(async move {
-                for number in 0.. {
-                    if stop.load(Relaxed) {
-                        break;
-                    }
-                    let domain = DOMAINS[number % DOMAINS.len()];
-                    send(&address, domain, &format!("{client}-{number}")).await;
-                    accepted.fetch_add(1, Relaxed);
-                }
-            })
-        });
-        let tasks = tasks.collect();
-        Self { address, stop, accepted, tasks }
-    }
-
-    /// From now on they send to this address.
-    pub(super) fn go_to(&self, address: &str) {
-        address.clone_into(&mut self.address.lock().unwrap());
-    }
-
-    /// Waits until some more events are accepted.
-    pub(super) async fn go_on(&self) {
-        let before = self.accepted.load(Relaxed);
-        eventually("events are accepted", async || {
-            (self.accepted.load(Relaxed) > before + 200).then_some(())
-        })
-        .await;
-    }
-
-    /// Stops them, once what they are sending is accepted. Returns how many events were.
-    pub(super) async fn end(self) -> u64 {
-        self.stop.store(true, Relaxed);
-        join_all(self.tasks).await.into_iter().for_each(|ended| ended.unwrap());
-        self.accepted.load(Relaxed)
-    }
-}
-
-async fn send(address: &std::sync::Mutex<String>, domain: &str, key: &str) {
-    let client = HttpClient::without_keep_alive();
-    loop {
-        let uri = format!("http://{}/events/{domain}/delivered", address.lock().unwrap());
-        let request = Request::put(uri).header("idempotency-key", key).body(Full::default()).unwrap();
-        let sent = client.send(request, Duration::from_secs(10)).await;
-        match sent {
-            Ok((StatusCode::ACCEPTED, _)) => return,
-            Ok((StatusCode::SERVICE_UNAVAILABLE, _)) | Err(_) => {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-            Ok((status, body)) => panic!("{status} {body}"),
-        }
-    }
-}
+use super::clients::{Clients, DOMAINS};
+use super::{PATIENT, checked, start};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_is_killed_again_and_again_counts_every_event_once() {
@@ -100,7 +28,7 @@ async fn a_process_that_is_killed_again_and_again_counts_every_event_once() {
         service = start(&data, &[("CATCHALL_LISTEN", &address)]).await;
     }
     clients.go_on().await;
-    let accepted = clients.end().await;
+    let (accepted, _) = clients.end().await;
     let mut counted = 0;
     for domain in DOMAINS {
         let (status, answer) = service.get(&format!("/domains/{domain}")).await;
@@ -138,7 +66,7 @@ async fn a_stopped_process_answers_what_it_has_taken_and_leaves_one_whole_file()
     });
     let accepted = answers.iter().filter(|status| **status == StatusCode::ACCEPTED).count();
     assert!(service.ended().await.success());
-    let log = std::fs::metadata(data.with_extension("db-wal")).map_or(0, |log| log.len());
+    let log = fs::metadata(data.with_extension("db-wal")).map_or(0, |log| log.len());
     assert_eq!(log, 0, "all of it is in the file");
     let service = start(&data, &[]).await;
     let (_, answer) = service.get("/domains/last.example").await;
@@ -183,12 +111,79 @@ async fn a_stop_in_the_middle_of_a_flood_leaves_one_whole_file() {
     assert!(service.ended().await.success());
     let accepted: u64 = join_all(senders).await.into_iter().map(Result::unwrap).sum();
     assert!(!service.has_logged("stays beside the data file"), "{:?}", service.log());
-    let log = std::fs::metadata(data.with_extension("db-wal")).map_or(0, |log| log.len());
+    let log = fs::metadata(data.with_extension("db-wal")).map_or(0, |log| log.len());
     assert_eq!(log, 0, "all of it is in the file");
-    let (status, said, _) =
-        harness::processes::run("standalone", &["check", "--data", data.to_str().unwrap()], &[]);
-    assert!(status.success());
-    let counted = said.split(" domains").next().unwrap().rsplit(' ').next().unwrap().parse::<u64>().unwrap();
+    let [counted, ..] = checked(&data);
     // What was counted as the process stopped may have lost its answer.
-    assert!(counted >= accepted, "{said}, and {accepted} were accepted");
+    assert!(counted >= accepted, "{counted} are counted, and {accepted} were accepted");
+}
+
+/// Senders of a flood, and the events of each of their requests.
+const SENDERS: u64 = 4;
+const EVENTS: u64 = 2000;
+
+/// A WAL of so many pages is carried into the file.
+const LONG_WAL: f64 = 65_536.0;
+
+/// Sends events for domains of its own until the process is gone. Returns one domain of each request that was
+/// accepted. The names are nearly as long as they may be, and all bounce: each event writes some four pages.
+async fn flood(url: String, sender: String) -> Vec<String> {
+    let client = HttpClient::with_keep_alive();
+    let rest = [63, 63, 63, 40].map(|length| "x".repeat(length)).join(".");
+    let mut accepted = Vec::new();
+    for round in 0.. {
+        let domain = |line: u64| format!("d{sender}-{round}-{line}.{rest}.com");
+        let lines = (0..EVENTS).map(|line| {
+            let domain = domain(line);
+            format!("{{\"domain\":\"{domain}\",\"event\":\"bounced\"}}\n")
+        });
+        let request = Request::post(format!("{url}/events")).header("content-type", "application/x-ndjson");
+        let request = request.body(Full::from(lines.collect::<String>())).unwrap();
+        match client.send(request, Duration::from_secs(70)).await {
+            Ok((StatusCode::ACCEPTED, _)) => accepted.push(domain(EVENTS - 1)),
+            Ok(answer) => panic!("{answer:?}"),
+            Err(_) => break,
+        }
+    }
+    accepted
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_loses_nothing_while_the_wal_is_carried_over_or_after_it_has_begun_anew() {
+    let data = data_file();
+    let mut accepted = Vec::new();
+    for kill in 1..=2 {
+        let mut service = start(&data, &[PATIENT]).await;
+        let senders =
+            (0..SENDERS).map(|sender| tokio::spawn(flood(service.url(), format!("{kill}-{sender}"))));
+        let senders: Vec<_> = senders.collect();
+        eventually("it is the moment for a kill", async || {
+            let pages = service.metric("catchall_data_wal_pages").await;
+            let rows = service.metric("catchall_worker_rows_total").await;
+            let is_long = pages >= LONG_WAL;
+            // The second process finds the long WAL that the first one left.
+            let is_moment = if kill == 1 { is_long } else { rows > 10_000.0 && !is_long };
+            is_moment.then_some(())
+        })
+        .await;
+        service.signal("KILL");
+        service.ended().await;
+        for sender in senders {
+            accepted.extend(sender.await.unwrap());
+        }
+    }
+    let [domains, delivered, bounced, _] = checked(&data);
+    assert_eq!((delivered, bounced), (0, domains), "each domain has one event");
+    let least = EVENTS * accepted.len() as u64;
+    // A request that has lost its answer counts as a whole or not at all.
+    let may_be = least..=least + 2 * SENDERS * EVENTS;
+    assert!(may_be.contains(&domains) && domains.is_multiple_of(EVENTS), "{domains} of {may_be:?}");
+    let service = start(&data, &[]).await;
+    for domain in &accepted {
+        let (_, answer) = service.get(&format!("/domains/{domain}")).await;
+        assert_eq!(answer["bounced"], 1, "{domain}");
+    }
+    drop(service);
+    // It takes some room.
+    fs::remove_dir_all(data.parent().unwrap()).unwrap();
 }

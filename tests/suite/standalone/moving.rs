@@ -8,9 +8,11 @@ use harness::processes::{Service, command, run};
 use harness::servers::{Servers, eventually};
 use harness::system::data_file;
 use hyper::{Method, StatusCode};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use super::crashes::{Clients, DOMAINS};
-use super::start;
+use super::clients::{Clients, DOMAINS};
+use super::trouble::used;
+use super::{PATIENT, back_up, post, refusal, start};
 
 fn move_to(data: &Path, servers: &Servers) -> (i32, String) {
     let arguments = ["move", "--data", data.to_str().unwrap(), "--to", &servers.database_url];
@@ -18,42 +20,39 @@ fn move_to(data: &Path, servers: &Servers) -> (i32, String) {
     (status.code().unwrap(), out + &said)
 }
 
-async fn post(service: &Service, domains: std::ops::Range<usize>) {
-    let headers = [("content-type", "application/x-ndjson")];
-    for begin in domains.clone().step_by(10_000) {
-        let lines = (begin..domains.end.min(begin + 10_000)).map(|n| {
-            format!(
-                "{{\"domain\":\"d{n}.com\",\"event\":\"delivered\",\"count\":{},\"id\":\"{n}\"}}\n",
-                n + 1
-            )
-        });
-        let sent = service.request(Method::POST, "/events", &headers, lines.collect::<String>()).await;
-        assert_eq!(sent.0, StatusCode::ACCEPTED, "{}", sent.2);
-    }
+/// Sends the same event under the same key, to whoever takes events at the time.
+async fn tell(service: &Service) {
+    let key = [("idempotency-key", "told twice")];
+    let (status, _, body) = service.request(Method::PUT, "/events/told.example/delivered", &key, "").await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{body}");
 }
 
-/// The steps of docs/operating.md, under load.
+/// The steps of docs/operating.md, under load. In this order no process ends while a client uses it, so there
+/// is no moment at which a request may fail: each has to be accepted when it is sent for the first time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_go_over_to_the_services_and_every_event_counts_once() {
+async fn clients_go_over_to_the_services_nobody_is_refused_and_every_event_counts_once() {
     let data = data_file();
-    let mut standalone = start(&data, &[]).await;
+    let mut standalone = start(&data, &[PATIENT]).await;
     let clients = Clients::start(&standalone.address());
     clients.go_on().await;
+    tell(&standalone).await;
     // 1. The servers and ingest, without workers.
     let servers = Servers::fresh().await;
-    let ingest = Service::ready("ingest", &servers, &[]).await;
-    // 2. The clients go over.
-    clients.go_to(&ingest.address());
+    let ingest = Service::ready("ingest", &servers, &[PATIENT]).await;
+    // 2. The clients go over. One repeats there what the standalone has counted.
+    clients.go_over(&ingest.address()).await;
+    tell(&ingest).await;
     clients.go_on().await;
     // 3. The standalone stops, and its content is moved.
     standalone.signal("TERM");
     assert!(standalone.ended().await.success());
     let (status, said) = move_to(&data, &servers);
-    assert_eq!((status, said.contains("and verified: 3 domains")), (0, true), "{said}");
+    assert_eq!((status, said.contains("and verified: 4 domains")), (0, true), "{said}");
     // 4. The workers.
     let _worker = Service::ready("worker", &servers, &[]).await;
     clients.go_on().await;
-    let accepted = clients.end().await;
+    let (accepted, refusals) = clients.end().await;
+    assert!(refusals.is_empty(), "{refusals:?}");
     let counted = async || {
         let mut sum = 0;
         for domain in DOMAINS {
@@ -64,6 +63,7 @@ async fn clients_go_over_to_the_services_and_every_event_counts_once() {
     eventually("all is counted", async || (counted().await >= accepted).then_some(())).await;
     servers.settle().await;
     assert_eq!(counted().await, accepted);
+    assert_eq!(servers.counters("told.example").await, (1, 0), "it was told twice");
 }
 
 #[tokio::test]
@@ -106,8 +106,8 @@ async fn a_used_ledger_gets_the_sum_and_a_copy_of_the_file_is_not_counted_again(
     let copy = data.with_file_name("copy.db");
     let mut standalone = start(&data, &[]).await;
     post(&standalone, 0..3).await;
-    let backup = ["backup", "--data", data.to_str().unwrap(), copy.to_str().unwrap()];
-    assert!(run("standalone", &backup, &[]).0.success());
+    let copied = back_up(&data, &copy);
+    assert!(copied.status.success(), "{copied:?}");
     standalone.signal("TERM");
     standalone.ended().await;
 
@@ -123,11 +123,84 @@ async fn a_used_ledger_gets_the_sum_and_a_copy_of_the_file_is_not_counted_again(
     // What has begun can only be finished where it began.
     let elsewhere = Servers::fresh().await;
     let (status, said) = move_to(&data, &elsewhere);
-    assert_eq!((status, said.contains("finish it there")), (1, true), "{said}");
+    assert_eq!((status, said.contains("finish that move first")), (1, true), "{said}");
     let behind = Servers { database_url: "postgres://nobody:secret@127.0.0.1:1/none".into(), ..servers };
     let (status, said) = move_to(&copy, &behind);
     assert_eq!(status, 1);
     assert!(said.contains("connection refused") && !said.contains("secret"), "{said}");
     // Nothing had begun there, so the copy serves as before.
     start(&copy, &[]).await;
+}
+
+/// Keeps moves from writing to a table of the ledger, for as long as the connection is open.
+async fn lock(servers: &Servers, table: &str) -> PgConnection {
+    let mut connection = PgConnection::connect(&servers.database_url).await.unwrap();
+    let lock = AssertSqlSafe(format!("begin; lock table {table} in share mode"));
+    sqlx::raw_sql(lock).execute(&mut connection).await.unwrap();
+    connection
+}
+
+/// Kills a move when it waits for such a table.
+async fn kill_one_that_waits(data: &Path, servers: &Servers) {
+    let mut moving = command("standalone");
+    moving.args(["move", "--data", data.to_str().unwrap(), "--to", &servers.database_url]);
+    let mut moving = moving.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let waiting = "select count(*) from pg_stat_activity where datname = current_database()
+        and application_name = 'catchall-move' and wait_event_type = 'Lock'";
+    eventually("the move waits", async || {
+        // It gives up in the end, which leaves the same.
+        let is_there = servers.number(waiting).await == 1 || moving.try_wait().unwrap().is_some();
+        is_there.then_some(())
+    })
+    .await;
+    let _ = moving.kill();
+    moving.wait().unwrap();
+}
+
+/// What the process says when it is to serve a file that it must not serve.
+fn not_served(data: &Path) -> (i32, String) {
+    refusal(command("standalone").arg("--data").arg(data).output().unwrap())
+}
+
+#[tokio::test]
+async fn a_file_whose_move_was_killed_in_its_middle_is_not_served() {
+    let data = data_file();
+    let mut standalone = start(&data, &[]).await;
+    post(&standalone, 0..10).await;
+    standalone.signal("TERM");
+    standalone.ended().await;
+    let servers = Servers::fresh().await;
+    let counters = lock(&servers, "domain_counters").await;
+    kill_one_that_waits(&data, &servers).await;
+    assert_eq!(servers.number("select count(*) from event_claims").await, 10, "these have been moved");
+    assert_eq!(servers.number("select count(*) from domain_counters").await, 0);
+    let (status, said) = not_served(&data);
+    assert_eq!((status, said.contains(" is being moved to postgres://")), (18, true), "{said}");
+    counters.close().await.unwrap();
+    // The last run finds that all is done, and looks at it once more.
+    for _ in 0..2 {
+        let (status, said) = move_to(&data, &servers);
+        let found =
+            "and verified: 10 domains with 55 delivered and 0 bounced events, 10 claims; the file is not";
+        assert_eq!((status, said.contains(found)), (0, true), "{said}");
+    }
+    assert_eq!(servers.number("select sum(delivered)::int8 from domain_counters").await, 55);
+    let (status, said) = not_served(&data);
+    assert_eq!((status, said.contains(" has been moved to postgres://")), (18, true), "{said}");
+}
+
+#[tokio::test]
+async fn a_file_whose_move_was_killed_before_its_first_step_is_served_as_before() {
+    let data = used().await;
+    let servers = Servers::fresh().await;
+    let moves = lock(&servers, "moves").await;
+    kill_one_that_waits(&data, &servers).await;
+    let mut standalone = start(&data, &[]).await;
+    assert_eq!(standalone.put("/events/a.com/delivered").await, StatusCode::ACCEPTED);
+    standalone.signal("TERM");
+    standalone.ended().await;
+    moves.close().await.unwrap();
+    let (status, said) = move_to(&data, &servers);
+    assert_eq!((status, said.contains("and verified: 1 domains with 2 delivered")), (0, true), "{said}");
+    assert_eq!(servers.counters("a.com").await, (2, 0));
 }

@@ -1,26 +1,33 @@
 //! What is wrong with the data file is a sentence and an exit status of its own, and the file stays as it is.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use harness::processes::{command, run};
+use harness::processes::{binary, command, run};
+use harness::scratch::Scratch;
 use harness::servers::eventually;
 use harness::system::data_file;
 use hyper::{Method, StatusCode};
+use sqlx::Connection;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 
-use super::start;
+use super::{back_up, refusal, start};
 
 /// Starts the process on a file that it cannot use. Returns its exit status and what it said.
 fn refused(data: &Path) -> (i32, String) {
-    let settings = [("CATCHALL_LISTEN", "127.0.0.1:0"), ("CATCHALL_OPS_LISTEN", "127.0.0.1:0")];
-    let (status, _, said) = run("standalone", &["--data", data.to_str().unwrap()], &settings);
-    assert!(said.starts_with("catchall: ") && said.trim_end().lines().count() == 1, "{said}");
-    (status.code().unwrap(), said)
+    refused_by(command("standalone"), data)
 }
 
-/// A file with some events, which no process uses.
-async fn used() -> std::path::PathBuf {
+/// The same for a command that becomes the process.
+fn refused_by(mut serve: Command, data: &Path) -> (i32, String) {
+    serve.args(["--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0", "--data"]).arg(data);
+    refusal(serve.output().unwrap())
+}
+
+/// A file with an event, which no process uses.
+pub(super) async fn used() -> PathBuf {
     let data = data_file();
     let mut service = start(&data, &[]).await;
     assert_eq!(service.put("/events/a.com/delivered").await, StatusCode::ACCEPTED);
@@ -36,11 +43,22 @@ fn a_directory_that_does_not_exist() {
 }
 
 #[test]
-fn a_directory_or_a_link_in_the_place_of_the_file() {
+fn a_directory_in_the_place_of_the_file() {
     let data = data_file();
     fs::create_dir(&data).unwrap();
     let (status, said) = refused(&data);
     assert_eq!((status, said.contains("it is a directory")), (11, true), "{said}");
+}
+
+#[test]
+fn a_link_to_a_file_that_does_not_exist() {
+    let (data, target) = (data_file(), data_file());
+    symlink(&target, &data).unwrap();
+    let (status, said) = refused(&data);
+    assert_eq!(status, 11, "{said}");
+    assert!(said.contains(&format!("a link to {}, which does not exist", target.display())), "{said}");
+    let beside = |file: &Path| fs::read_dir(file.parent().unwrap()).unwrap().count();
+    assert_eq!((beside(&data), beside(&target)), (1, 0), "something was created");
 }
 
 #[test]
@@ -55,6 +73,51 @@ fn a_directory_that_cannot_be_written() {
         let (status, said) = refused(&data);
         assert_eq!((status, said.contains("cannot be written")), (11, true), "{said}");
     }
+}
+
+/// A user who owns nothing, as whom root can run a program.
+const NOBODY: u32 = 65534;
+
+/// The program as that user runs it. Where it cannot be reached, it is copied.
+fn by_nobody(scratch: &Scratch) -> Command {
+    let lent = |program: &str| {
+        let mut command = Command::new("setpriv");
+        let user = [format!("--reuid={NOBODY}"), format!("--regid={NOBODY}"), "--clear-groups".into()];
+        let kept = std::env::vars().filter(|(name, _)| ["PATH", "CATCHALL_DEV"].contains(&&**name));
+        command.args(user).arg(program).env_clear().envs(kept).stdin(Stdio::null());
+        command
+    };
+    let program = binary("standalone");
+    if lent(&program).arg("--version").output().unwrap().status.success() {
+        return lent(&program);
+    }
+    // What is open to be written cannot be run. Whatever another test starts at this moment would inherit a
+    // file that is open here, so another process writes it.
+    let copied = Command::new("cp").args([&program, &scratch.at("catchall")]).status();
+    assert!(copied.unwrap().success());
+    lent(&scratch.at("catchall"))
+}
+
+#[tokio::test]
+async fn a_file_that_may_only_be_read() {
+    let scratch = Scratch::new();
+    let data = scratch.path().join("catchall.db");
+    fs::copy(used().await, &data).unwrap();
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o444)).unwrap();
+    let before = fs::read(&data).unwrap();
+    // Root may write to every file.
+    let is_root = fs::metadata(&data).unwrap().uid() == 0;
+    let serve = if is_root {
+        for path in [scratch.path(), &data] {
+            chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        by_nobody(&scratch)
+    } else {
+        command("standalone")
+    };
+    let (status, said) = refused_by(serve, &data);
+    assert_eq!((status, said.contains("cannot be written")), (11, true), "{said}");
+    assert!(fs::read(&data).unwrap() == before, "it was changed");
 }
 
 #[tokio::test]
@@ -91,6 +154,50 @@ fn a_wal_whose_file_is_missing_is_not_taken_for_that_of_a_new_one() {
     let (status, said) = refused(&data);
     assert_eq!((status, said.contains("is there without it")), (13, true), "{said}");
     assert_eq!((fs::read(&wal).unwrap().as_slice(), data.exists()), (&b"the latest transactions"[..], false));
+}
+
+#[tokio::test]
+async fn a_restored_backup_beside_the_wal_of_the_file_before() {
+    let data = data_file();
+    let mut service = start(&data, &[]).await;
+    assert_eq!(service.put("/events/a.com/delivered").await, StatusCode::ACCEPTED);
+    let copy = data.with_file_name("copy.db");
+    let copied = back_up(&data, &copy);
+    assert!(copied.status.success(), "{copied:?}");
+    assert_eq!(service.put("/events/a.com/delivered").await, StatusCode::ACCEPTED);
+    service.signal("KILL");
+    service.ended().await;
+    // Whoever restores it forgets the WAL.
+    fs::copy(&copy, &data).unwrap();
+    let wal = data.with_extension("db-wal");
+    let (file, log) = (fs::read(&data).unwrap(), fs::read(&wal).unwrap());
+    assert_eq!((&file[18..20], log.is_empty()), (&[1, 1][..], false), "what the test is about");
+    let (status, said) = refused(&data);
+    assert_eq!((status, said.contains("is beside it and not of it")), (13, true), "{said}");
+    assert!(fs::read(&data).unwrap() == file && fs::read(&wal).unwrap() == log, "they were changed");
+    // It is as good as before.
+    fs::rename(&wal, data.with_file_name("elsewhere")).unwrap();
+    let service = start(&data, &[]).await;
+    service.answers("a.com", "unknown", 1, 0).await;
+}
+
+#[tokio::test]
+async fn a_newer_schema_that_is_only_in_the_wal() {
+    let written = used().await;
+    let options = SqliteConnectOptions::new().filename(&written).pragma("wal_autocheckpoint", "0");
+    let mut newer = SqliteConnection::connect_with(&options).await.unwrap();
+    sqlx::raw_sql("pragma user_version = 99").execute(&mut newer).await.unwrap();
+    // When this connection ends, the WAL is carried into the file that it is of, but not into a copy.
+    let data = data_file();
+    let wal = data.with_extension("db-wal");
+    fs::copy(&written, &data).unwrap();
+    fs::copy(written.with_extension("db-wal"), &wal).unwrap();
+    newer.close().await.unwrap();
+    let (file, log) = (fs::read(&data).unwrap(), fs::read(&wal).unwrap());
+    assert_ne!(file[60..64], [0, 0, 0, 99], "what the test is about");
+    let (status, said) = refused(&data);
+    assert_eq!((status, said.contains("its schema is 99, this build knows")), (14, true), "{said}");
+    assert!(fs::read(&data).unwrap() == file && fs::read(&wal).unwrap() == log, "they were changed");
 }
 
 #[tokio::test]
