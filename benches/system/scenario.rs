@@ -191,9 +191,7 @@ fn scenario(row: Row, scale: &Scale, table: &RowTable, datasets: &Datasets) -> a
         Row::Floor => Scenario::Events(Processes::Baseline(Baseline::Floor), put),
         Row::Put => Scenario::Events(WHOLE, put),
         Row::PutHalf => Scenario::Events(WHOLE, LoadSpec { rate: Some(half(Row::Put)?), ..put }),
-        Row::Frontier | Row::AloneFrontier => {
-            Scenario::Frontier(row == Row::AloneFrontier, LoadSpec { seed: FRONTIER_SEED, ..put })
-        }
+        Row::Frontier => Scenario::Frontier(false, LoadSpec { seed: FRONTIER_SEED, ..put }),
         Row::PutH2 => Scenario::Events(WHOLE, LoadSpec { via: "put-h2", connections: None, ..put }),
         Row::Bulk => Scenario::Events(WHOLE, bulk),
         Row::Amqp => Scenario::Events(WHOLE, amqp),
@@ -228,6 +226,7 @@ fn scenario(row: Row, scale: &Scale, table: &RowTable, datasets: &Datasets) -> a
             Scenario::ReadBeside(spec, scale.domains, READS_BESIDE, Scraping::EverySecond)
         }
         Row::AlonePut
+        | Row::AloneFrontier
         | Row::AloneBulk
         | Row::AloneKeyed
         | Row::AlonePaced
@@ -271,6 +270,7 @@ fn alone(row: Row, scale: &Scale, slowness: f64, datasets: &Datasets) -> anyhow:
         file.map(Processes::Standalone)
     };
     Ok(match row {
+        Row::AloneFrontier => Scenario::Frontier(true, LoadSpec { seed: FRONTIER_SEED, ..put }),
         Row::AloneBulk => Scenario::Events(new(), bulk),
         Row::AloneKeyed => Scenario::Events(new(), LoadSpec { keyed: true, ..put }),
         Row::AlonePaced => Scenario::Events(new(), LoadSpec { rate: Some(ALONE_PACE), ..put }),

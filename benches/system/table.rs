@@ -158,7 +158,7 @@ impl RowTable {
             let most = peaks.iter().filter_map(|peaks| taken(peaks)).max()?;
             Some(GoalResult {
                 goal: format!("{service} {most} MB, below {megabytes}"),
-                met: most < *megabytes,
+                met: Some(most < *megabytes),
             })
         });
         most.collect()

@@ -132,6 +132,8 @@ impl Round {
                 result.failures.push(format!("/readyz of {service} did not turn red"));
             }
         }
+        let without_peak = seen.without_peak.iter();
+        result.failures.extend(without_peak.map(|service| format!("the memory of {service} cannot be read")));
         result.red = seen.red;
         result.peaks = seen.peaks;
         for (service, limit) in MEMORY {

@@ -111,7 +111,7 @@ impl Subject {
     pub(crate) fn seen(&self) -> Seen {
         let mut seen = self.watch().take();
         for process in self.processes() {
-            seen.remember(process.name, usage::peak_megabytes(process.service.pid()).unwrap_or_default());
+            seen.remember(process.name, process.service.pid());
         }
         seen
     }

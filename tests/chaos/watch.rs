@@ -24,6 +24,8 @@ pub(crate) struct Seen {
     pub(crate) dead: Vec<String>,
     /// The peak memory of any process of a service, in megabytes.
     pub(crate) peaks: BTreeMap<&'static str, u64>,
+    /// Services of which a running process had no peak that can be read.
+    pub(crate) without_peak: BTreeSet<&'static str>,
 }
 
 /// The notes of all watchers.
@@ -40,9 +42,14 @@ impl Drop for Watcher {
 }
 
 impl Seen {
-    pub(crate) fn remember(&mut self, name: &'static str, megabytes: u64) {
-        let peak = self.peaks.entry(name).or_default();
-        *peak = megabytes.max(*peak);
+    /// Notes the peak memory of a process of the service `name`.
+    pub(crate) fn remember(&mut self, name: &'static str, pid: u32) {
+        if let Some(megabytes) = usage::peak_megabytes(pid) {
+            let peak = self.peaks.entry(name).or_default();
+            *peak = megabytes.max(*peak);
+        } else if !usage::has_ended(pid) {
+            self.without_peak.insert(name);
+        }
     }
 }
 
@@ -54,7 +61,7 @@ impl Watch {
         let looking = tokio::spawn(async move {
             loop {
                 // Read each time, because the process may be killed at any moment.
-                seen.lock().unwrap().remember(name, usage::peak_megabytes(pid).unwrap_or_default());
+                seen.lock().unwrap().remember(name, pid);
                 let livez = client.get(&format!("{ops_url}/livez"), TIMEOUT).await;
                 if !livez.as_ref().is_ok_and(|(status, _)| *status == StatusCode::OK) {
                     seen.lock().unwrap().dead.push(format!("/livez of {name}: {livez:?}"));

@@ -10,6 +10,8 @@ use harness::servers::{Servers, eventually};
 use harness::system::data_file;
 use hyper::StatusCode;
 
+use crate::retention::watermark;
+
 const URLS: [(&str, &str); 3] = [
     ("CATCHALL_AMQP_URL", "amqp://alice:s3cret@127.0.0.1:1/%2f"),
     ("CATCHALL_DATABASE_URL", "postgres://alice:s3cret@127.0.0.1:1/catchall"),
@@ -121,6 +123,8 @@ async fn a_worker_counts_nothing_where_commits_do_not_last() {
     const REASON: &str = "database: postgres://";
     const OFF: &str = "synchronous_commit is off";
     let servers = Servers::fresh().await;
+    // With this one no watermark is due, whose messages would wait beside the event.
+    watermark(&servers, "0 seconds", "0 seconds").await;
     let publisher = servers.publisher().await;
     publisher.publish(br#"{"domain":"a.com","event":"delivered"}"#, Some("m-1")).await;
     servers.alter_database("set synchronous_commit = off").await;
@@ -130,6 +134,7 @@ async fn a_worker_counts_nothing_where_commits_do_not_last() {
     worker.logs(OFF).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(publisher.waiting(EVENTS).await, 1, "nothing is taken that could not be counted");
+    assert_eq!(servers.counters("a.com").await, (0, 0));
 
     // Nobody waits for a replica, but for the primary's disk.
     servers.alter_database("set synchronous_commit = local").await;
@@ -146,7 +151,6 @@ async fn a_worker_counts_nothing_where_commits_do_not_last() {
         .await;
     worker.becomes_unready(OFF).await;
     publisher.publish(br#"{"domain":"a.com","event":"delivered"}"#, Some("m-2")).await;
-    // A watermark may have come with it.
     eventually("the delivery batch is held", async || {
         let holding = worker.log().iter().any(|line| line.contains(OFF) && line.contains(", holding "));
         holding.then_some(())
@@ -156,6 +160,37 @@ async fn a_worker_counts_nothing_where_commits_do_not_last() {
     servers.alter_database("reset synchronous_commit").await;
     worker.becomes_ready().await;
     servers.settle_at("a.com", 2, 0).await;
+}
+
+/// What is set for the role counts more than what is set for its database.
+#[tokio::test]
+async fn a_worker_counts_nothing_where_the_commits_of_its_role_do_not_last() {
+    const OFF: &str = "synchronous_commit is off";
+    let servers = Servers::fresh().await;
+    // With this one no watermark is due, whose messages would wait beside the event.
+    watermark(&servers, "0 seconds", "0 seconds").await;
+    // All tests share the roles of the server, so this one has its own.
+    let role = &servers.name;
+    servers
+        .execute(&format!(
+            "create role {role} superuser login password 's3cret'; \
+             alter role {role} set synchronous_commit = off"
+        ))
+        .await;
+    servers.alter_database("set synchronous_commit = on").await;
+    let (_, place) = servers.database_url.split_once('@').unwrap();
+    let as_role = Servers { database_url: format!("postgres://{role}:s3cret@{place}"), ..servers.clone() };
+    let publisher = servers.publisher().await;
+    publisher.publish(br#"{"domain":"a.com","event":"delivered"}"#, Some("m-1")).await;
+    let worker = Service::start("worker", &as_role, &[]).await;
+    worker.becomes_unready(OFF).await;
+    worker.logs(OFF).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(publisher.waiting(EVENTS).await, 1, "nothing is taken that could not be counted");
+    assert_eq!(servers.counters("a.com").await, (0, 0));
+    servers.execute(&format!("alter role {role} reset synchronous_commit")).await;
+    worker.becomes_ready().await;
+    servers.settle_at("a.com", 1, 0).await;
 }
 
 #[test]

@@ -3,11 +3,14 @@
 use std::time::{Duration, Instant};
 
 use harness::processes::Service;
-use harness::servers::Servers;
+use harness::servers::{Servers, eventually};
+use serde_json::json;
 
 #[tokio::test]
 async fn what_the_primary_does_not_write_in_time_is_counted_in_smaller_delivery_batches() {
     const MESSAGES: i64 = 300;
+    // So few that a message can fill a delivery batch again.
+    const MAX_ROWS: (&str, f64) = ("400", 400.0);
     let servers = Servers::fresh().await;
     // Fifty rows a second, of which a statement may take one.
     servers
@@ -25,7 +28,8 @@ async fn what_the_primary_does_not_write_in_time_is_counted_in_smaller_delivery_
             publisher.publish(body.as_bytes(), Some(&format!("m-{number}"))).await;
         }
     }
-    let worker = Service::start("worker", &servers, &[("CATCHALL_STATEMENT_TIMEOUT_SECS", "1")]).await;
+    let variables = [("CATCHALL_STATEMENT_TIMEOUT_SECS", "1"), ("CATCHALL_MAX_ROWS", MAX_ROWS.0)];
+    let worker = Service::start("worker", &servers, &variables).await;
     servers.settle().await;
     assert_eq!(
         servers.number("select count(*) from domain_counters where domain like 'd%.com'").await,
@@ -34,13 +38,24 @@ async fn what_the_primary_does_not_write_in_time_is_counted_in_smaller_delivery_
     let sum = "select sum(delivered)::int8 from domain_counters where domain like 'd%.com'";
     assert_eq!(servers.number(sum).await, MESSAGES);
     worker.logs("rows were not written in time, the next delivery batches are smaller").await;
-    let (_, metrics) = worker.ops("/metrics").await;
-    let limit = metrics.lines().find_map(|line| line.strip_prefix("catchall_worker_row_limit "));
-    let limit: f64 = limit.expect("the limit is a metric").parse().unwrap();
-    assert!((1.0..200_000.0).contains(&limit), "{limit}");
+    let limit = async || worker.metric("catchall_worker_row_limit").await;
+    let fallen = limit().await;
+    assert!((1.0..MAX_ROWS.1).contains(&fallen), "{fallen}");
     // A smaller window each time, not the same one again and again.
     let late = worker.count_logged("rows were not written in time");
     assert!(late <= 30, "{late} statements were too late");
+
+    // It rises while all goes well.
+    servers.execute("drop trigger slow on domain_counters").await;
+    let events = (0..300).map(|number| json!({"domain": format!("r{number}.com"), "event": "delivered"}));
+    let body = serde_json::to_vec(&events.collect::<Vec<_>>()).unwrap();
+    eventually("the limit is as high as it may be", async || {
+        publisher.publish(&body, None).await;
+        (limit().await >= MAX_ROWS.1).then_some(())
+    })
+    .await;
+    servers.settle().await;
+    assert!(limit().await <= MAX_ROWS.1);
 }
 
 /// The timeout is that of one statement: a transaction of several slow statements has not lost its peer.
@@ -62,6 +77,9 @@ async fn a_transaction_may_take_longer_than_any_of_its_statements() {
     let body = br#"{"domain":"slow.com","event":"delivered","id":"e-1"}"#;
     publisher.publish(body, Some("m-1")).await;
     servers.settle_at("slow.com", 1, 0).await;
+    // Once this is in the log, so is all that was logged before.
+    worker.signal("TERM");
+    worker.logs("stopping on SIGTERM").await;
     assert!(!worker.has_logged("no answer within"));
 }
 
@@ -83,7 +101,9 @@ async fn a_queue_with_few_messages_gives_nothing_back() {
         tokio::time::sleep(Duration::from_millis(if sent % 8 == 0 { 3000 } else { 200 })).await;
     }
     servers.settle_at("trickle.com", sent, 0).await;
-    assert!(!worker.has_logged("giving them back"));
     let (_, metrics) = worker.ops("/metrics").await;
     assert!(metrics.contains("catchall_worker_duplicates_total 0"), "{metrics}");
+    worker.signal("TERM");
+    worker.logs("stopping on SIGTERM").await;
+    assert!(!worker.has_logged("giving them back"));
 }

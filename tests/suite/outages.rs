@@ -110,6 +110,9 @@ async fn a_broker_that_confirms_late_but_in_time_refuses_nobody() {
     });
     let statuses = futures::future::join_all(puts).await;
     assert!(statuses.iter().all(|status| *status == StatusCode::ACCEPTED), "{statuses:?}");
+    // Once this is in the log, so is all that was logged before.
+    ingest.signal("TERM");
+    ingest.logs("stopping on SIGTERM").await;
     assert!(!ingest.has_logged("broker is not available"), "a slow connection is not a dead one");
     wire.mend();
     let _worker = Service::ready("worker", &servers, &[]).await;

@@ -29,7 +29,8 @@ const DOMAINS: usize = 10;
 const SLOWNESS: Duration = Duration::from_secs(9);
 
 /// The least percentage of rows that must be written while it is slow, to show that the workers make
-/// progress.
+/// progress. A fresh worker takes so few messages at first that some are in time whatever it does later, so
+/// some rows must be written in the second half too.
 const COUNTED_PERCENT: usize = 8;
 
 /// A statement timeout that is shorter than a full batch takes.
@@ -54,12 +55,17 @@ pub(super) async fn statement_timeout(cluster: &mut Cluster, label: &str) -> Res
         domains.extend(names);
     }
     cluster.start_workers_with(&SHORT_TIMEOUT).await;
-    tokio::time::sleep(SLOWNESS).await;
+    tokio::time::sleep(SLOWNESS / 2).await;
+    let first_half = sql::counts(&cluster.primary, &domains).await?.len();
+    tokio::time::sleep(SLOWNESS / 2).await;
     let counted = sql::counts(&cluster.primary, &domains).await?.len();
     sql::execute(&cluster.primary, FAST).await?;
     let mut lifted = Lifted { expected, ..Lifted::now() };
-    let words = format!("{counted} of {} rows were written during the fault", domains.len());
-    if counted * 100 < domains.len() * COUNTED_PERCENT {
+    let all = domains.len();
+    let words = format!(
+        "{counted} of {all} rows were written during the fault, {first_half} of them in its first half"
+    );
+    if counted * 100 < all * COUNTED_PERCENT || counted == first_half && counted < all {
         lifted.failures.push(words);
     } else {
         lifted.note = Some(words);

@@ -55,7 +55,11 @@ pub(super) async fn replay(cluster: &mut Cluster, rng: &mut Rng, label: &str) ->
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         rng.pause(0, 150).await;
-        killed += usize::from(replay.kill().is_ok() && replay.wait().is_ok_and(|status| !status.success()));
+        let sent = replay.kill();
+        let ended = replay.wait()?;
+        sent?;
+        // A process that has ended by itself has an exit status.
+        killed += usize::from(ended.code().is_none());
     }
     let begun = Instant::now();
     let mut lifted = loop {
@@ -78,6 +82,9 @@ pub(super) async fn replay(cluster: &mut Cluster, rng: &mut Rng, label: &str) ->
         lifted.failures.push(format!("{left} dead letters are left of {POISONS} that cannot be read"));
     }
     empty(&servers).await;
+    if killed == 0 {
+        lifted.failures.push("each replay was done before it could be killed".into());
+    }
     lifted.note = Some(format!("{MENDED} dead letters; the tool was killed {killed} times"));
     Ok(Lifted { expected, ..lifted })
 }

@@ -208,12 +208,16 @@ pub(super) async fn move_killed(standalone: &mut Standalone, rng: &mut Rng) -> R
     let to = cluster.servers.database_url.clone();
     let spawn = || spawned(command("standalone").args(["move", "--data", &data, "--to", &to]));
     let (mut early, mut moved) = (0, Vec::new());
-    for _ in 0..KILLS {
+    for kill in 0..KILLS {
         let mut moving = spawn()?;
-        rng.pause(50, 2000).await;
-        early += usize::from(moving.try_wait()?.is_none());
+        let (begun, pause) = (Instant::now(), rng.millis(50, 2000));
+        // The first one comes once a part is moved, so that no move is done before, however fast it is.
+        while begun.elapsed() < pause && (kill > 0 || sql::number(&cluster.primary, MOVED).await? == 0) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         moving.kill()?;
-        moving.wait()?;
+        // A process that has ended by itself has an exit status.
+        early += usize::from(moving.wait()?.code().is_none());
         moved.push(sql::number(&cluster.primary, MOVED).await?.to_string());
     }
     let Output { status, stdout, stderr } = ended(spawn()?).await?;
@@ -222,6 +226,9 @@ pub(super) async fn move_killed(standalone: &mut Standalone, rng: &mut Rng) -> R
     standalone.cluster = Some(cluster);
     let moved = moved.join(", ");
     lifted.note = Some(format!("{early} of {KILLS} kills ended the move, after {moved} rows"));
+    if early == 0 {
+        lifted.failures.push("the move was done before it could be killed".into());
+    }
     if !status.success() {
         let said = String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned();
         lifted.failures.push(format!("the move ended with {status}: {said}"));

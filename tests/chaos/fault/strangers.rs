@@ -71,7 +71,8 @@ pub(super) async fn attack(cluster: &mut Cluster, label: &str) -> Result<Lifted>
     if answered < 1000 {
         lifted.failures.push(format!("only {answered} requests of strangers were answered"));
     }
-    let megabytes = usage::peak_megabytes(ingest.pid()).unwrap_or_default();
+    let megabytes = usage::peak_megabytes(ingest.pid());
+    let megabytes = megabytes.context("the memory of the attacked ingest cannot be read")?;
     if megabytes > MEMORY {
         lifted.failures.push(format!("the attacked ingest used {megabytes} MB; the limit is {MEMORY}"));
     }
@@ -98,7 +99,8 @@ async fn slow_head(address: SocketAddr, number: usize, present: Arc<AtomicUsize>
     }
 }
 
-/// Sends one request after another, each on a connection of its own.
+/// Sends one request after another, each on a connection of its own. A wrong answer ends the attack, and so
+/// fails the round.
 async fn flood(address: SocketAddr, number: usize, answered: Arc<AtomicU64>) {
     for (request, begins) in REQUESTS.iter().cycle().skip(number) {
         if let Ok(answer) = ask(address, request).await {

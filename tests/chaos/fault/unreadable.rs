@@ -71,20 +71,20 @@ pub(super) async fn amplification(cluster: &mut Cluster, label: &str) -> Result<
     let packed = Bytes::from(packed.finish()?);
     let asking = (0..AMPLIFYING).map(|_| async {
         let client = HttpClient::with_keep_alive();
-        let mut wrong = Vec::new();
+        let (mut read, mut wrong) = (0_usize, Vec::new());
         for _ in 0..TIMES {
             let request = Request::post(format!("{}/events", cluster.ingest_url))
                 .header(header::CONTENT_TYPE, "application/x-ndjson")
                 .header(header::CONTENT_ENCODING, "gzip")
                 .body(Full::from(packed.clone()));
             match client.send(request.expect("it is a request"), TIMEOUT).await {
-                Ok((StatusCode::BAD_REQUEST, body)) if body.len() < MAX_REASON => {}
+                Ok((StatusCode::BAD_REQUEST, body)) if body.len() < MAX_REASON => read += 1,
                 Ok((StatusCode::SERVICE_UNAVAILABLE, _)) => {}
                 Ok((status, body)) => wrong.push(format!("{status} with {} bytes", body.len())),
                 Err(reason) => wrong.push(reason),
             }
         }
-        wrong
+        (read, wrong)
     });
     let publisher = cluster.servers.publisher().await;
     let publishing = async {
@@ -93,9 +93,13 @@ pub(super) async fn amplification(cluster: &mut Cluster, label: &str) -> Result<
             publisher.publish(&message, Some(&format!("{label}-{number}"))).await;
         }
     };
-    let (wrong, ()) = tokio::join!(join_all(asking), publishing);
-    let wrong: Vec<String> = wrong.into_iter().flatten().collect();
+    let (answers, ()) = tokio::join!(join_all(asking), publishing);
+    let (read, wrong): (Vec<usize>, Vec<Vec<String>>) = answers.into_iter().unzip();
+    let (read, wrong) = (read.iter().sum::<usize>(), wrong.concat());
     let mut lifted = Lifted::now();
+    if read == 0 {
+        lifted.failures.push("no amplifying request was read".into());
+    }
     if let Some(first) = wrong.first() {
         let count = wrong.len();
         lifted.failures.push(format!("{count} amplifying requests got a wrong answer, the first: {first}"));
