@@ -3,8 +3,8 @@
 use std::fmt::{self, Display};
 use std::str::FromStr;
 
-use aws_lc_rs::constant_time::verify_slices_are_equal;
-use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
+use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
+use subtle::ConstantTimeEq;
 
 /// What every token begins with, so that a scanner for leaked secrets finds one in any text.
 pub const TOKEN_PREFIX: &str = "catchall_";
@@ -126,7 +126,7 @@ impl TokenDigest {
 /// In a time that does not depend on the digests.
 impl PartialEq for TokenDigest {
     fn eq(&self, other: &Self) -> bool {
-        verify_slices_are_equal(&self.0, &other.0).is_ok()
+        self.0.ct_eq(&other.0).into()
     }
 }
 

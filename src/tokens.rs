@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use aws_lc_rs::rand;
 use clap::{Args, Subcommand};
+use ring::rand::{SecureRandom, SystemRandom};
 use time::OffsetDateTime;
 
 use crate::grant::{Expiry, Grant, Scopes, TokenName, grants};
@@ -90,7 +90,7 @@ fn random() -> anyhow::Result<Token> {
     let mut digits = Vec::with_capacity(SECRET_LEN);
     while digits.len() < SECRET_LEN {
         let mut bytes = [0; SECRET_LEN];
-        rand::fill(&mut bytes).ok().context("the system gives no randomness")?;
+        SystemRandom::new().fill(&mut bytes).ok().context("the system gives no randomness")?;
         // The largest multiple of 62 that fits: beyond it, some digits would be more likely than others.
         digits.extend(bytes.into_iter().filter(|byte| *byte < 248).map(|byte| byte % 62));
     }

@@ -10,9 +10,9 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use anyhow::{Context, bail};
-use aws_lc_rs::digest;
 use catchall_progress::{Display, Progress};
 use futures::FutureExt;
+use ring::digest;
 use uuid::Uuid;
 
 use super::command::Import;

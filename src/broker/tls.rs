@@ -16,7 +16,7 @@ use tokio_rustls::client::TlsStream;
 #[group(skip)]
 pub struct BrokerTlsConfig {
     /// Certificates in PEM of the only authorities that may have signed the broker's; without it, those of
-    /// the system. It is read anew for each connection, like the next two
+    /// the system. It is read again for each connection, like the next two
     #[arg(id = "amqp_ca", long = "amqp-ca", env = "CATCHALL_AMQP_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
 
@@ -60,7 +60,7 @@ impl BrokerTlsConfig {
     }
 
     fn client_config(&self) -> io::Result<ClientConfig> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(io::Error::other)?

@@ -89,7 +89,8 @@ async fn a_follower_too_many_is_refused_until_one_leaves() {
         let asked = (0..OF_A_CONNECTION).map(async |_| {
             let follower = connection.ask(Method::GET, "/changes", EVENTS).await;
             assert_eq!(follower.status(), StatusCode::OK);
-            tokio::spawn(read(follower))
+            let reading = tokio::spawn(read(follower));
+            reading.abort_handle()
         });
         followers.extend(join_all(asked).await);
         connections.push(connection);
