@@ -88,8 +88,8 @@ pub struct QueryConfig {
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct LookupConfig {
-    /// Delivered events that a domain without a bounce must exceed to be a catch-all, where look-ups are to
-    /// go by another threshold than what is stored (1000, unless it was changed)
+    /// Threshold for look-ups alone: delivered events that a domain without a bounce must exceed to be a
+    /// catch-all. Without it, look-ups use the stored threshold (1000, unless it was changed)
     #[arg(
         long,
         env = "CATCHALL_THRESHOLD",

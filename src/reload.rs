@@ -141,7 +141,7 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
             match spawn_blocking(move || this.reload()).await {
                 Ok(Ok(changed)) => {
                     if changed || reported.is_some() {
-                        tracing::info!("{what}: read anew");
+                        tracing::info!("{what}: read again");
                     }
                     stale.set(0);
                     (failed, reported) = (None, None);
@@ -149,7 +149,10 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
                 Ok(Err(reason)) => {
                     if failed.as_ref() == Some(&reason) && reported.as_ref() != Some(&reason) {
                         stale.set(1);
-                        tracing::warn!(reason, "{what}: the last valid ones still count: {reason}");
+                        tracing::warn!(
+                            reason,
+                            "{what}: cannot be read again, the last valid ones stay: {reason}"
+                        );
                         reported = Some(reason.clone());
                     }
                     failed = Some(reason);

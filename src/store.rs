@@ -1,4 +1,4 @@
-//! The two seams of the system: where accepted batches go, and where it is read what is known of domains.
+//! The two seams of the system: where accepted batches go, and where what is known of domains is read.
 //!
 //! Roles know only these traits. Each has two implementations: in a cluster the broker, from which a worker
 //! counts into the [`ledger`] on the Postgres primary, and the Postgres [`replica`]; in the standalone the

@@ -8,6 +8,7 @@ mod apply;
 mod settle;
 mod session;
 mod prune;
+mod backlog;
 mod relay;
 
 use std::process::ExitCode;

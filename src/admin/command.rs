@@ -72,12 +72,11 @@ pub(super) enum Command {
     ///
     /// Events that were counted before and are sent again still count nothing.
     Reset(Reset),
-    /// Change the threshold, and classify by it what was counted before
+    /// Change the threshold and reclassify all domains
     ///
-    /// It goes through all domains in small steps, beside whoever counts, and shows how far it is. A run that
-    /// is stopped or killed is gone on with by the next one; one with another threshold takes over. Without a
-    /// threshold it goes on with the walk that has begun, or walks through all domains by the present
-    /// threshold.
+    /// It goes through all domains in small steps, beside whoever counts, and shows how far it is. The next run
+    /// continues one that was stopped or killed. A run with another threshold replaces it. Without a threshold,
+    /// a run continues the one that has begun, or goes through all domains by the present threshold.
     Reclassify(Reclassify),
     /// Add what was counted elsewhere before
     ///
@@ -179,7 +178,7 @@ fn user() -> anyhow::Result<String> {
     let name = name.and_then(|output| short_text(&String::from_utf8(output.stdout).ok()?).ok());
     match name {
         Some(name) => Ok(name),
-        None => bail!("the system does not say who you are: say it by --by NAME"),
+        None => bail!("cannot find out your user name: give it with --by NAME"),
     }
 }
 

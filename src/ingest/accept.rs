@@ -48,10 +48,9 @@ impl From<&NotAccepted> for Problem {
             NotAccepted::NotCounted(_) => {
                 (ProblemType::NotCounted, "events cannot be accepted now, nothing was counted")
             }
-            NotAccepted::MaybeCounted(_) => (
-                ProblemType::MaybeCounted,
-                "no confirmation came in time: the event may or may not be counted",
-            ),
+            NotAccepted::MaybeCounted(_) => {
+                (ProblemType::MaybeCounted, "it was not confirmed: the event may or may not be counted")
+            }
             NotAccepted::Full(_) => {
                 (ProblemType::QueueFull, "the queue is at its limit: the event may or may not be counted")
             }

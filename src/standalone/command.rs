@@ -97,7 +97,7 @@ pub(super) struct MoveConfig {
 
 const THRESHOLD: &str = "\
 Delivered events that a domain without a bounce must exceed to be a catch-all. The file keeps it (1000 in a \
-new one). If it is another one than before, what was counted before is reclassified beside what is counted";
+new one). If it differs from the file's, all domains are reclassified while events are counted";
 
 /// What the standalone needs to know to serve.
 #[derive(Clone, Debug, Args)]

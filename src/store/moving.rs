@@ -37,10 +37,7 @@ pub enum MoveError {
     #[error("{0}. Nothing is lost: run the same command again, it goes on where it stopped")]
     Ledger(DatabaseError),
     /// The file's move has begun, and not to this ledger.
-    #[error(
-        "a move to {0} has begun, and {1} has nothing of it: finish it there, or what was moved counts in \
-         neither"
-    )]
+    #[error("this file is already being moved to {0}, and not to {1}: finish that move first")]
     Elsewhere(String, String),
     /// A copy of the file was moved.
     #[error(

@@ -1,4 +1,4 @@
-//! One suite for both backends of the two seams: where batches go, and where it is read what is known.
+//! One suite for both backends of the two seams: where batches go, and where what is known is read.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -193,7 +193,7 @@ fn a_network_does_not_reach_it_by_mistake() {
     for (variables, says) in [
         (
             &[("CATCHALL_SOCKETMAP", "0.0.0.0:8082")][..],
-            "CATCHALL_SOCKETMAP is 0.0.0.0:8082, which others than",
+            "CATCHALL_SOCKETMAP is 0.0.0.0:8082, which other machines",
         ),
         (&[("CATCHALL_SOCKETMAP", "socketmap")], "CATCHALL_SOCKETMAP (--socketmap <ADDRESS>) is not valid"),
         (&[("CATCHALL_SOCKETMAP", "unix:socketmap")], "begins with a slash"),
