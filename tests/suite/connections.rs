@@ -104,18 +104,21 @@ async fn a_question_about_the_whole_server_is_answered() {
 
 #[tokio::test]
 async fn a_connection_that_makes_no_request_is_closed() {
-    let servers = Servers::fresh().await;
-    let ingest = Service::ready("ingest", &servers, &[PATIENT]).await;
-    let mut in_use = Wire::used(&ingest.address()).await;
-    let begun = ["", "PUT /events/by-hand.ex", "PRI * HTTP/2.0\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"];
-    join_all(begun.map(async |text| {
-        let mut silent = Wire::to(&ingest.address()).await;
-        silent.say(text).await;
-        silent.is_closed().await;
-    }))
-    .await;
-    in_use.say(PUT).await;
-    in_use.hears(ACCEPTED).await;
+    let check = async |system: System| {
+        let ingest = system.events();
+        let mut in_use = Wire::used(&ingest.address()).await;
+        let begun =
+            ["", "PUT /events/by-hand.ex", "PRI * HTTP/2.0\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"];
+        join_all(begun.map(async |text| {
+            let mut silent = Wire::to(&ingest.address()).await;
+            silent.say(text).await;
+            silent.is_closed().await;
+        }))
+        .await;
+        in_use.say(PUT).await;
+        in_use.hears(ACCEPTED).await;
+    };
+    join_all(System::both(&[PATIENT]).await.map(check)).await;
 }
 
 #[tokio::test]
@@ -170,30 +173,28 @@ async fn what_strangers_send_for_nothing_leaves_no_line_in_the_log() {
 
 #[tokio::test]
 async fn connections_beyond_the_cap_are_closed_until_a_place_is_free() {
-    let servers = Servers::fresh().await;
-    let ingest = Service::ready(
-        "ingest",
-        &servers,
-        &[("CATCHALL_MAX_CONNECTIONS", "2"), ALL_OF_ONE, ONE_THREAD, PATIENT],
-    )
-    .await;
-    let address = ingest.address();
-    let (mut first, second) = (Wire::used(&address).await, Wire::used(&address).await);
-    for _ in 0..3 {
-        Wire::to(&address).await.is_closed().await;
-    }
-    first.say(PUT).await;
-    first.hears(ACCEPTED).await;
-    ingest.logs_times("closing further connections", 1).await;
-    drop(second);
-    eventually("its place is free", async || {
-        let mut next = Wire::to(&address).await;
-        // It may be closed before it has said anything.
-        let _ = next.0.get_mut().write_all(PUT.as_bytes()).await;
-        let mut line = String::new();
-        next.0.read_line(&mut line).await.ok().filter(|_| line.trim_end() == ACCEPTED)
-    })
-    .await;
+    let check = async |system: System| {
+        let ingest = system.events();
+        let address = ingest.address();
+        let (mut first, second) = (Wire::used(&address).await, Wire::used(&address).await);
+        for _ in 0..3 {
+            Wire::to(&address).await.is_closed().await;
+        }
+        first.say(PUT).await;
+        first.hears(ACCEPTED).await;
+        ingest.logs_times("closing further connections", 1).await;
+        drop(second);
+        eventually("its place is free", async || {
+            let mut next = Wire::to(&address).await;
+            // It may be closed before it has said anything.
+            let _ = next.0.get_mut().write_all(PUT.as_bytes()).await;
+            let mut line = String::new();
+            next.0.read_line(&mut line).await.ok().filter(|_| line.trim_end() == ACCEPTED)
+        })
+        .await;
+    };
+    let few = [("CATCHALL_MAX_CONNECTIONS", "2"), ALL_OF_ONE, ONE_THREAD, PATIENT];
+    join_all(System::both(&few).await.map(check)).await;
 }
 
 #[tokio::test]
