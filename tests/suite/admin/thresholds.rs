@@ -21,15 +21,18 @@ use super::{done, follow, is_consistent, kill, send, start};
 
 const DOMAINS: u64 = 40_000;
 
-/// Imports domains of which some are on either side of every threshold below.
-fn fill(system: &System, domains: u64) {
-    let mut rows = String::new();
+/// Imports domains of which some are on either side of every threshold below. Returns the number of events.
+fn fill(system: &System, domains: u64) -> u64 {
+    let (mut rows, mut events) = (String::new(), 0);
     for n in 0..domains {
-        writeln!(rows, "d{n}.example.com,{},{}", n % 50, u64::from(n % 13 == 0)).unwrap();
+        let (delivered, bounced) = (n % 50, u64::from(n % 13 == 0));
+        writeln!(rows, "d{n}.example.com,{delivered},{bounced}").unwrap();
+        events += delivered + bounced;
     }
     let file = directory().join("history.csv");
     std::fs::write(&file, rows).unwrap();
     done(system, &["import", file.to_str().unwrap(), "--by", "tests"]);
+    events
 }
 
 /// Sends events of these domains until it is told to stop.
@@ -53,13 +56,8 @@ async fn counted(system: &System) -> u64 {
 }
 
 async fn follows_under_load(system: Arc<System>) {
-    fill(&system, DOMAINS);
-    let mut before = 0;
-    eventually("the import is visible", async || {
-        before = counted(&system).await;
-        (before > 0).then_some(())
-    })
-    .await;
+    let before = fill(&system, DOMAINS);
+    eventually("the import is visible", async || (counted(&system).await == before).then_some(())).await;
     let (mut position, mut known) = (String::new(), BTreeMap::new());
     let (stop, accepted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let loading = {
