@@ -7,6 +7,7 @@ mod crashes;
 mod failing;
 mod backups;
 mod moving;
+mod reads;
 mod space;
 mod trouble;
 

@@ -9,7 +9,7 @@ mod pages;
 mod totals;
 mod feed;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use sqlx::AssertSqlSafe;
@@ -29,20 +29,61 @@ use crate::totals::Totals;
 /// domains take 8 MB, and each connection has its own; the rest saves calls of the system.
 const CACHE_KIB: usize = 64 * 1024;
 
-/// The least for each of them, where many threads serve.
+/// The least for each of them, where many threads serve. It is also what a connection gets that reads one page
+/// of the file after the other.
 const LEAST_CACHE_KIB: usize = 2 * 1024;
 
-/// Reads a data file, over as many connections as reads are under way. A read that begins after an event was
-/// accepted sees it.
+/// Reads a data file, over a few connections. A read that begins after an event was accepted sees it.
 #[derive(Debug)]
 pub struct Reader {
     path: PathBuf,
-    /// For the cache of each connection.
+    look_ups: Connections,
+    /// For all that reads more than what it was asked by name.
+    pages: Connections,
+}
+
+/// Connections of one kind. Each is a thread and has a cache, so there must not be any number of them.
+#[derive(Debug)]
+struct Connections {
+    /// For the cache of each.
     cache_kib: usize,
+    turns: Semaphore,
+    /// Those that are not in use.
     idle: Mutex<Vec<Interruptible>>,
-    /// For all that reads more than what it was asked by name. Each connection is a thread, so there must not
-    /// be any number of them.
-    pages: Semaphore,
+}
+
+impl Connections {
+    fn new(at_once: usize, cache_kib: usize) -> Self {
+        Self { cache_kib, turns: Semaphore::new(at_once), idle: Mutex::default() }
+    }
+
+    /// Reads over a connection that is idle, or a new one. One that failed is not used again.
+    async fn read<T>(
+        &self,
+        path: &Path,
+        read: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, Unreadable> {
+        let _turn = self.turns.acquire().await.map_err(Unreadable::new)?;
+        let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = idle().pop();
+        let connection = match waiting {
+            Some(connection) => connection,
+            None => self.connect(path).await?,
+        };
+        let done = connection.read(read).await;
+        let (found, connection) = done.map_err(|error| Unreadable::new(describe(&error)))?;
+        idle().push(connection);
+        Ok(found)
+    }
+
+    async fn connect(&self, path: &Path) -> Result<Interruptible, Unreadable> {
+        let mut connection = connect(path, Purpose::Read).await.map_err(Unreadable::new)?;
+        // A pragma takes no parameters.
+        let cache = format!("pragma cache_size = -{}", self.cache_kib);
+        let set = sqlx::raw_sql(AssertSqlSafe(cache)).execute(&mut connection).await;
+        set.map_err(|error| Unreadable::new(describe(&error)))?;
+        Interruptible::new(connection).await.map_err(|error| Unreadable::new(describe(&error)))
+    }
 }
 
 /// Pages that are read at the same time.
@@ -52,9 +93,9 @@ impl Reader {
     /// A reader that takes its part of the [cache](CACHE_KIB), if there are so many `readers` and each looks up
     /// names over so many connections.
     pub(super) fn new(path: PathBuf, readers: usize, look_ups_at_once: usize) -> Self {
-        let connections = readers.max(1) * (look_ups_at_once + PAGES_AT_ONCE);
-        let cache_kib = (CACHE_KIB / connections).max(LEAST_CACHE_KIB);
-        Self { path, cache_kib, idle: Mutex::default(), pages: Semaphore::new(PAGES_AT_ONCE) }
+        let connections = (readers * look_ups_at_once).max(1);
+        let look_ups = Connections::new(look_ups_at_once, (CACHE_KIB / connections).max(LEAST_CACHE_KIB));
+        Self { path, look_ups, pages: Connections::new(PAGES_AT_ONCE, LEAST_CACHE_KIB) }
     }
 
     /// A reader of a file that another process may serve.
@@ -66,45 +107,18 @@ impl Reader {
         Ok(Self::new(existing_current(config).await?, 1, 1))
     }
 
-    async fn connect(&self) -> Result<Interruptible, Unreadable> {
-        let mut connection = connect(&self.path, Purpose::Read).await.map_err(Unreadable::new)?;
-        // A pragma takes no parameters.
-        let cache = format!("pragma cache_size = -{}", self.cache_kib);
-        let set = sqlx::raw_sql(AssertSqlSafe(cache)).execute(&mut connection).await;
-        set.map_err(|error| Unreadable::new(describe(&error)))?;
-        Interruptible::new(connection).await.map_err(|error| Unreadable::new(describe(&error)))
-    }
-
-    /// Reads over a connection that is idle, or a new one. One that failed is not used again.
-    async fn read<T>(
-        &self,
-        read: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, sqlx::Error>,
-    ) -> Result<T, Unreadable> {
-        let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let waiting = idle().pop();
-        let connection = match waiting {
-            Some(connection) => connection,
-            None => self.connect().await?,
-        };
-        let done = connection.read(read).await;
-        let (found, connection) = done.map_err(|error| Unreadable::new(describe(&error)))?;
-        idle().push(connection);
-        Ok(found)
-    }
-
-    /// The same for a page.
     async fn read_page<T>(
         &self,
         read: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, Unreadable> {
-        let _turn = self.pages.acquire().await.map_err(Unreadable::new)?;
-        self.read(read).await
+        self.pages.read(&self.path, read).await
     }
 }
 
 impl DomainSource for Reader {
     async fn look_up(&self, names: &[DomainName]) -> Result<Vec<Classified>, Unreadable> {
-        self.read(async |connection| look_up::read(connection, names).await).await
+        let read = async |connection: &mut SqliteConnection| look_up::read(connection, names).await;
+        self.look_ups.read(&self.path, read).await
     }
 
     async fn list(&self, page: PageRequest) -> Result<Page, Unreadable> {
