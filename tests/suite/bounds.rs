@@ -1,5 +1,5 @@
-//! What clients can take of ingest and of the standalone: memory and time, by sending much, slowly or nothing, and by not
-//! listening.
+//! What clients can take of ingest and of the standalone: memory and time, by sending much, slowly or
+//! nothing, and by not listening.
 
 use std::fs;
 use std::io::Write;
