@@ -1,6 +1,8 @@
 //! The life of a process: arguments, logs, signals, and the error message it ends with.
 
+use std::any::TypeId;
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -161,7 +163,9 @@ fn with_secret_files(command: clap::Command, faults: &mut Vec<SecretFault>) -> c
 }
 
 fn secret_from_file(argument: Arg, faults: &mut Vec<SecretFault>) -> Arg {
-    let variable = argument.get_env().filter(|_| argument.is_hide_env_values_set());
+    // The path of a file is no secret, even if it is hidden, as that of the tokens is.
+    let is_path = argument.get_value_parser().type_id() == TypeId::of::<PathBuf>();
+    let variable = argument.get_env().filter(|_| argument.is_hide_env_values_set() && !is_path);
     let Some(variable) = variable.and_then(|variable| variable.to_str()) else { return argument };
     let Some(path) = std::env::var_os(format!("{variable}_FILE")) else { return argument };
     let fault = if std::env::var_os(variable).is_some() {

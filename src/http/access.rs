@@ -158,12 +158,12 @@ fn holder<B>(
         Some(Err(invalid)) => Some(invalid),
         None => None,
     };
+    // Whoever has a valid token is not held up by those at the same address who have none.
+    peer.take_from_strangers().map_err(Refusal::TooManyRequests)?;
     // A browser shows nothing before it is asked, so this is no guess.
     if request.uri().path() == PAGE && !request.headers().contains_key(header::AUTHORIZATION) {
         return Err(Refusal::Unauthorized(None));
     }
-    // Whoever has a valid token is not held up by those at the same address who have none.
-    peer.take_from_strangers().map_err(Refusal::TooManyRequests)?;
     if need == Need::Nothing {
         return Ok(None);
     }

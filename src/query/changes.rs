@@ -69,9 +69,10 @@ impl Changes {
 
     /// The next changes for a follower that is behind, when it is its turn. The turn ends with the read, so a
     /// slow one holds up nobody.
-    async fn catch_up(&self, position: &Position) -> Result<Vec<Change>, Problem> {
-        let _turn = self.turns.acquire().await;
-        self.feed.source.changes(position.clone(), READ).await
+    /// `None`: it was not within the time of a heartbeat.
+    async fn catch_up(&self, position: &Position) -> Result<Option<Vec<Change>>, Problem> {
+        let Ok(_turn) = timeout(HEARTBEAT, self.turns.acquire()).await else { return Ok(None) };
+        self.feed.source.changes(position.clone(), READ).await.map(Some)
     }
 }
 
@@ -302,9 +303,14 @@ async fn send(
     loop {
         let Ok(room) = events.reserve().await else { return };
         if is_behind {
-            let Ok(read) = changes.catch_up(&position).await else { return };
-            is_behind = read.len() == READ as usize;
-            write(&mut text, &mut position, &read);
+            match changes.catch_up(&position).await {
+                Ok(Some(read)) => {
+                    is_behind = read.len() == READ as usize;
+                    write(&mut text, &mut position, &read);
+                }
+                Ok(None) => text.push_str(":\n\n"),
+                Err(_) => return,
+            }
         } else {
             match timeout(HEARTBEAT, news.recv()).await {
                 Ok(Ok(read)) => write(&mut text, &mut position, &read),

@@ -29,6 +29,10 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// Changes of one step.
 const STEP: u32 = 500;
 
+/// The longest rest after a failure: with the time for which a step waits, it is less than a turn. Another
+/// worker would begin with a whole step, and repeat it to all who have it.
+const MAX_DELAY: Duration = Duration::from_secs(4);
+
 /// How long the messages of a step wait for their confirms. It is less than a turn, so that what is late does
 /// not overtake what another worker publishes.
 pub(super) const RELAY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -61,7 +65,7 @@ pub(super) async fn relay(ledger: Ledger, publisher: Publisher) {
         }
         // What was seen to wait goes on waiting.
         relay.metrics.show_age(&relay.backlog);
-        sleep(delays.next().unwrap_or_default()).await;
+        sleep(delays.next().unwrap_or_default().min(MAX_DELAY)).await;
     }
 }
 
@@ -183,7 +187,9 @@ impl Relay {
         }
         self.metrics.refused.increment(changes);
         if self.refusals.is_news() {
-            tracing::warn!("a queue that is bound to catchall.changes is at its limit and misses changes");
+            tracing::warn!(
+                "a queue that is bound to catchall.changes refuses changes, as it does at its limit, and misses them"
+            );
         }
     }
 }
