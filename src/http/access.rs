@@ -129,12 +129,9 @@ impl Visitor {
 
 /// Whether a request that nobody asks for a token names another machine. Then only probes are answered.
 fn is_foreign<B>(peer: &Peer, request: &Request<B>) -> Result<bool, Refusal> {
-    let is_foreign = !host::names_this_machine(request);
-    if is_foreign && !is_probe(request.uri().path()) {
-        return Err(Refusal::Foreign);
-    }
     peer.allowance().take_request().map_err(Refusal::TooManyRequests)?;
-    Ok(is_foreign)
+    let is_foreign = !host::names_this_machine(request);
+    if is_foreign && !is_probe(request.uri().path()) { Err(Refusal::Foreign) } else { Ok(is_foreign) }
 }
 
 /// The holder of the token in a request; `None` where none is needed and none is valid.

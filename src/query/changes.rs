@@ -69,7 +69,7 @@ impl Changes {
 
     /// The next changes for a follower that is behind, when it is its turn. The turn ends with the read, so a
     /// slow one holds up nobody.
-    /// `None`: it was not within the time of a heartbeat.
+    /// `None`: its turn did not come before the next heartbeat is due.
     async fn catch_up(&self, position: &Position) -> Result<Option<Vec<Change>>, Problem> {
         let Ok(_turn) = timeout(HEARTBEAT, self.turns.acquire()).await else { return Ok(None) };
         self.feed.source.changes(position.clone(), READ).await.map(Some)

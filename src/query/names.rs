@@ -28,7 +28,7 @@ use crate::http::{self, Budget, Problem, ProblemType};
 /// may have, and hundreds of usual ones.
 pub(super) const BUDGET: usize = 256 * 1024 * 1024;
 
-/// Memory that a name takes while it is looked up: itself, what is known of it or why it is none, and its
+/// Memory that a name takes while it is looked up: itself, what is known of it or its problem, and its
 /// part of the answer.
 const NAME: usize = 768;
 
@@ -208,8 +208,8 @@ async fn document(names: &Names, request: Request) -> Result<Response, Problem> 
     Ok(http::hold(answer, share))
 }
 
-/// Looks up what are names, in one read, so that all that is said of them is of one moment. Of the others it
-/// is said already why they are none.
+/// Looks up the valid names in one read, so that the whole answer is of one moment. An invalid one has its
+/// problem already.
 async fn look_up(names: &Names, parsed: Vec<Result<DomainName, Found>>) -> Result<Vec<Found>, Problem> {
     let domains: Vec<DomainName> = parsed.iter().filter_map(|name| name.as_ref().ok()).cloned().collect();
     let mut known = names.source.look_up(&domains).await?.into_iter();

@@ -128,10 +128,10 @@ impl Move {
             }
             (MoveState::Begun | MoveState::Done, None) => return Err(MoveError::Elsewhere(before, to)),
             (MoveState::None | MoveState::Planned, _) => {
-                let threshold = ledger.run(TIMEOUT, async move |pool| threshold(&pool).await).await?;
-                let of_file = file.threshold().await?;
-                if of_file != threshold {
-                    return Err(MoveError::Threshold { file: of_file, ledger: threshold, to });
+                let rule = async move |pool: PgPool| ledger::rule(&mut *pool.acquire().await?).await;
+                let (of_file, rule) = (file.threshold().await?, ledger.run(TIMEOUT, rule).await?);
+                if of_file != rule.threshold {
+                    return Err(MoveError::Threshold { file: of_file, ledger: rule.threshold, to });
                 }
                 file.set_state(MoveState::Planned, &to).await?;
                 let id = file.id;
@@ -341,14 +341,6 @@ async fn add_counters(
     ledger::count_old(&mut transaction, steps, id, rule, &borrowed).await?;
     date_back(&mut transaction, rule.transaction, noted).await?;
     transaction.commit().await.map(|()| true)
-}
-
-/// The threshold by which the ledger classifies.
-async fn threshold(pool: &PgPool) -> Result<u64, sqlx::Error> {
-    let read = "-- catchall: read the threshold
-        select threshold from classification";
-    let threshold: i64 = sqlx::query_scalar(read).fetch_one(pool).await?;
-    Ok(threshold.unsigned_abs())
 }
 
 /// What was added in all.

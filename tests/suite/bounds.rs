@@ -11,7 +11,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use futures::FutureExt;
 use futures::future::join_all;
-use harness::processes::Service;
+use harness::processes::{LONG_DEADLINE, Service};
 use harness::proxy::{Proxy, Wire, host};
 use harness::servers::{Servers, eventually};
 use harness::system::System;
@@ -26,14 +26,12 @@ const EVENT: &str = "{\"domain\":\"bounds.example\",\"event\":\"delivered\"}\n";
 const LARGEST_BODY: usize = 10 * 1024 * 1024;
 const MIB: u64 = 1024 * 1024;
 
-/// A broker that is slow on a busy machine must not end a request.
-const PATIENT: (&str, &str) = ("CATCHALL_PUBLISH_DEADLINE_MS", "60000");
-
 /// The smallest budget there is, so that a test can use it up.
 const SMALL_BUDGET: (&str, &str) = ("CATCHALL_BODY_BUDGET_MIB", "32");
 
 /// Room for one connection.
-const ONE_PLACE: [(&str, &str); 3] = [PATIENT, ("CATCHALL_THREADS", "1"), ("CATCHALL_MAX_CONNECTIONS", "1")];
+const ONE_PLACE: [(&str, &str); 3] =
+    [LONG_DEADLINE, ("CATCHALL_THREADS", "1"), ("CATCHALL_MAX_CONNECTIONS", "1")];
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
@@ -223,7 +221,7 @@ async fn slow_bodies_keep_nobody_waiting() {
         assert!(slow[0].answer().await.starts_with("HTTP/1.1 202"));
         system.settle_at("bounds.example", 506, 0).await;
     };
-    join_all(System::both(&[PATIENT, ("CATCHALL_THREADS", "1")]).await.map(check)).await;
+    join_all(System::both(&[LONG_DEADLINE, ("CATCHALL_THREADS", "1")]).await.map(check)).await;
 }
 
 #[tokio::test]
@@ -278,7 +276,7 @@ async fn who_keeps_memory_loses_it_to_who_needs_it() {
         assert!(refused > 0);
         assert!(peak_memory(ingest) < 300 * MIB, "{}", peak_memory(ingest) / MIB);
     };
-    join_all(System::both(&[PATIENT, SMALL_BUDGET]).await.map(check)).await;
+    join_all(System::both(&[LONG_DEADLINE, SMALL_BUDGET]).await.map(check)).await;
 }
 
 #[tokio::test]
@@ -286,7 +284,7 @@ async fn what_finds_no_memory_in_time_is_refused_and_not_counted() {
     let servers = Servers::fresh().await;
     let broker = Proxy::to(host(&servers.amqp_url), true).await;
     let through = Servers { amqp_url: broker.through(&servers.amqp_url), ..servers.clone() };
-    let variables = [PATIENT, SMALL_BUDGET, ("CATCHALL_MAX_WAITING_EVENTS", "10000000")];
+    let variables = [LONG_DEADLINE, SMALL_BUDGET, ("CATCHALL_MAX_WAITING_EVENTS", "10000000")];
     let ingest = Service::ready("ingest", &through, &variables).await;
     // Nothing is confirmed, so whatever has been read is held, and nobody is slow.
     broker.be(Wire::Slow(Duration::from_secs(5)));

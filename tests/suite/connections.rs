@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use harness::access::Access;
-use harness::processes::Service;
+use harness::processes::{LONG_DEADLINE, Service};
 use harness::servers::{Servers, eventually};
 use harness::system::{System, data_file};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -19,9 +19,6 @@ const ALL_OF_ONE: (&str, &str) = ("CATCHALL_ADDRESS_CONNECTIONS", "2");
 
 /// Each thread logs a trouble of its own.
 const ONE_THREAD: (&str, &str) = ("CATCHALL_THREADS", "1");
-
-/// These tests are about connections: a broker that is slow on a busy machine must not end them.
-const PATIENT: (&str, &str) = ("CATCHALL_PUBLISH_DEADLINE_MS", "60000");
 
 /// A client of HTTP/1.1 that sees every byte.
 struct Wire(BufReader<TcpStream>);
@@ -118,7 +115,7 @@ async fn a_connection_that_makes_no_request_is_closed() {
         in_use.say(PUT).await;
         in_use.hears(ACCEPTED).await;
     };
-    join_all(System::both(&[PATIENT]).await.map(check)).await;
+    join_all(System::both(&[LONG_DEADLINE]).await.map(check)).await;
 }
 
 #[tokio::test]
@@ -193,14 +190,14 @@ async fn connections_beyond_the_cap_are_closed_until_a_place_is_free() {
         })
         .await;
     };
-    let few = [("CATCHALL_MAX_CONNECTIONS", "2"), ALL_OF_ONE, ONE_THREAD, PATIENT];
+    let few = [("CATCHALL_MAX_CONNECTIONS", "2"), ALL_OF_ONE, ONE_THREAD, LONG_DEADLINE];
     join_all(System::both(&few).await.map(check)).await;
 }
 
 #[tokio::test]
 async fn a_service_without_descriptors_waits_for_them() {
     let servers = Servers::fresh().await;
-    let ingest = Service::ready("ingest", &servers, &[ONE_THREAD, PATIENT]).await;
+    let ingest = Service::ready("ingest", &servers, &[ONE_THREAD, LONG_DEADLINE]).await;
     let address = ingest.address();
     let mut in_use = Wire::used(&address).await;
     let limited = Command::new("prlimit").args(["--nofile=64", "--pid", &ingest.pid().to_string()]).status();
@@ -222,7 +219,7 @@ async fn a_service_without_descriptors_waits_for_them() {
 #[tokio::test]
 async fn at_a_stop_every_client_gets_its_answer_and_is_told_to_leave() {
     let servers = Servers::fresh().await;
-    let mut ingest = Service::ready("ingest", &servers, &[PATIENT]).await;
+    let mut ingest = Service::ready("ingest", &servers, &[LONG_DEADLINE]).await;
     let address = ingest.address();
     let mut operator = Wire::to(&ingest.ops_address()).await;
     operator.say("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").await;

@@ -18,9 +18,6 @@ use harness::processes::{Service, command, run};
 use harness::servers::Servers;
 use hyper::{Method, StatusCode};
 
-/// For tests in which no event may be refused: a slow machine is no refusal.
-const PATIENT: (&str, &str) = ("CATCHALL_PUBLISH_DEADLINE_MS", "60000");
-
 /// Starts the process on this data file, with these settings more.
 async fn start(data: &Path, more: &[(&str, &str)]) -> Service {
     let variables = [more, &[("CATCHALL_DATA", data.to_str().unwrap())]].concat();

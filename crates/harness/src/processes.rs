@@ -48,6 +48,10 @@ pub fn command(name: &str) -> Command {
     command
 }
 
+/// A deadline that no event meets, for tests in which none may be refused: a broker or a disk that is slow on a
+/// busy machine is no refusal.
+pub const LONG_DEADLINE: (&str, &str) = ("CATCHALL_PUBLISH_DEADLINE_MS", "60000");
+
 /// A running service. Dropping it kills the process.
 pub struct Service {
     name: &'static str,

@@ -46,7 +46,7 @@ pub(super) fn inspect(path: &Path) -> Result<(), DataError> {
     let number = |at: usize| header[at..at + 4].iter().fold(0, |number, byte| number << 8 | u32::from(*byte));
     let (found, application_id) = (number(60), number(68));
     if application_id != APPLICATION_ID {
-        return Err(foreign("an SQLite database without the mark of catchall"));
+        return Err(foreign("an SQLite database without the application ID of catchall"));
     }
     known(path, found)?;
     let wal = beside(path, "-wal");
@@ -86,8 +86,8 @@ pub(super) async fn migrate(connection: &mut SqliteConnection) -> Result<(), sql
         let mut transaction = connection.begin_with("begin immediate").await?;
         transaction.execute(migration).await?;
         // A pragma takes no parameters.
-        let marks = format!("pragma application_id = {APPLICATION_ID}; pragma user_version = {number}");
-        transaction.execute(AssertSqlSafe(marks)).await?;
+        let pragmas = format!("pragma application_id = {APPLICATION_ID}; pragma user_version = {number}");
+        transaction.execute(AssertSqlSafe(pragmas)).await?;
         transaction.commit().await?;
     }
     Ok(())

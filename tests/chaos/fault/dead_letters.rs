@@ -43,7 +43,7 @@ pub(super) async fn replay(cluster: &mut Cluster, rng: &mut Rng, label: &str) ->
         expected.expect(domain(number, label), 1, 1);
     }
     for numbers in (0..MENDED).collect::<Vec<_>>().chunks(500) {
-        join_all(numbers.iter().map(|number| bury(&publisher, *number, label))).await;
+        join_all(numbers.iter().map(|number| dead_letter(&publisher, *number, label))).await;
     }
     let mut killed = 0;
     for _ in 0..KILLS {
@@ -94,12 +94,12 @@ fn domain(number: usize, label: &str) -> String {
 }
 
 /// Publishes a dead letter that an old worker could not read, but a worker of today can.
-async fn bury(publisher: &AmqpClient, number: usize, label: &str) {
+async fn dead_letter(publisher: &AmqpClient, number: usize, label: &str) {
     let id = format!("{label}-letter-{number}");
     let own = number.is_multiple_of(2);
     let headers: Vec<_> =
         mended().into_iter().chain((!own).then(|| ("catchall-dead-letter-id", text(&id)))).collect();
-    publisher.bury(&delivered(&domain(number, label)), own.then_some(&*id), &headers).await;
+    publisher.publish_dead_letter(&delivered(&domain(number, label)), own.then_some(&*id), &headers).await;
 }
 
 /// Waits until there are exactly so many dead letters.

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use harness::http::HttpClient;
+use harness::processes::LONG_DEADLINE;
 use harness::servers::eventually;
 use harness::system::data_file;
 use http_body_util::Full;
 use hyper::{Request, StatusCode};
 
 use super::clients::{Clients, DOMAINS};
-use super::{PATIENT, checked, start};
+use super::{checked, start};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_is_killed_again_and_again_counts_every_event_once() {
@@ -153,7 +154,7 @@ async fn a_kill_loses_nothing_while_the_wal_is_carried_over_or_after_it_has_begu
     let data = data_file();
     let mut accepted = Vec::new();
     for kill in 1..=2 {
-        let mut service = start(&data, &[PATIENT]).await;
+        let mut service = start(&data, &[LONG_DEADLINE]).await;
         let senders =
             (0..SENDERS).map(|sender| tokio::spawn(flood(service.url(), format!("{kill}-{sender}"))));
         let senders: Vec<_> = senders.collect();

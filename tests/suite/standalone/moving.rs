@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use harness::processes::{Service, command, run};
+use harness::processes::{LONG_DEADLINE, Service, command, run};
 use harness::servers::{Servers, eventually};
 use harness::system::data_file;
 use hyper::{Method, StatusCode};
@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::clients::{Clients, DOMAINS};
 use super::trouble::used;
-use super::{PATIENT, back_up, post, refusal, start};
+use super::{back_up, post, refusal, start};
 
 fn move_to(data: &Path, servers: &Servers) -> (i32, String) {
     let arguments = ["move", "--data", data.to_str().unwrap(), "--to", &servers.database_url];
@@ -32,13 +32,13 @@ async fn tell(service: &Service) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_go_over_to_the_services_nobody_is_refused_and_every_event_counts_once() {
     let data = data_file();
-    let mut standalone = start(&data, &[PATIENT]).await;
+    let mut standalone = start(&data, &[LONG_DEADLINE]).await;
     let clients = Clients::start(&standalone.address());
     clients.go_on().await;
     tell(&standalone).await;
     // 1. The servers and ingest, without workers.
     let servers = Servers::fresh().await;
-    let ingest = Service::ready("ingest", &servers, &[PATIENT]).await;
+    let ingest = Service::ready("ingest", &servers, &[LONG_DEADLINE]).await;
     // 2. The clients go over. One repeats there what the standalone has counted.
     clients.go_over(&ingest.address()).await;
     tell(&ingest).await;

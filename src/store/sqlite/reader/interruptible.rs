@@ -34,7 +34,6 @@ impl Interruptible {
         let mut interest = Interest(Some(Arc::clone(&self.is_abandoned)));
         let found = read(&mut self.connection).await?;
         interest.0 = None;
-        drop(interest);
         Ok((found, self))
     }
 }
