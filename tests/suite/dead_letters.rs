@@ -95,10 +95,10 @@ async fn only_what_is_meant_is_discarded() {
     for number in 0..300 {
         let reason = if number % 100 == 0 { "rare" } else { "frequent" };
         let id = format!("m-{number}");
-        publisher.publish_dead_letter("no event", Some(&id), &[("catchall-reason", text(reason))]).await;
+        publisher.publish_dead("no event", Some(&id), &[("catchall-reason", text(reason))]).await;
     }
     for _ in 0..3 {
-        publisher.publish_dead_letter("all alike", None, &[("catchall-reason", text("frequent"))]).await;
+        publisher.publish_dead("all alike", None, &[("catchall-reason", text("frequent"))]).await;
     }
     let before = references();
     assert_eq!(before.len(), 301);
@@ -186,7 +186,7 @@ async fn nothing_is_touched_where_something_is_missing() {
     assert!(status == 1 && stderr.contains("has no exchange \"catchall.events\": create it"), "{stderr}");
     let servers = Servers::fresh().await;
     let publisher = servers.publisher().await;
-    publisher.publish_dead_letter(&delivered("a.com"), Some("m-1"), &mended()).await;
+    publisher.publish_dead(&delivered("a.com"), Some("m-1"), &mended()).await;
     let (status, _, stderr) =
         servers.dead(&["replay", "--all", "--database-url", "postgres://alice:s3cret@127.0.0.1:1/catchall"]);
     assert!(status == 1 && stderr.contains("cannot tell which claims are pruned"), "{stderr}");
@@ -202,8 +202,8 @@ async fn letters_that_no_client_library_reads_are_handled_like_others() {
     let large = format!("{event}{}", " ".repeat(600_000));
     publish_in_latin_1(&servers, DEAD, event.as_bytes()).await;
     publish_nested(&servers, DEAD, 18_000, b"{}").await;
-    publisher.publish_dead_letter(&large, Some("large"), &mended()).await;
-    publisher.publish_dead_letter(&event, Some("good"), &mended()).await;
+    publisher.publish_dead(&large, Some("large"), &mended()).await;
+    publisher.publish_dead(&event, Some("good"), &mended()).await;
     let small = ["--max-message-bytes", "524288"];
     let with = |arguments: &[&'static str]| [arguments, &small].concat();
 

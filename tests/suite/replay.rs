@@ -21,12 +21,12 @@ async fn what_can_be_read_now_is_counted_once() {
     let once = [mended()[0].clone(), ("catchall-dead-letter-id", text("l-1"))];
     let twice = [mended()[0].clone(), ("catchall-dead-letter-id", text("l-2"))];
     for round in 0..3 {
-        publisher.publish_dead_letter(&delivered("before.com"), Some("m-before"), &mended()).await;
-        publisher.publish_dead_letter(&delivered("named.com"), Some("m-1"), &mended()).await;
+        publisher.publish_dead(&delivered("before.com"), Some("m-before"), &mended()).await;
+        publisher.publish_dead(&delivered("named.com"), Some("m-1"), &mended()).await;
         // Two dead letters with one body: each counts, and each once.
-        publisher.publish_dead_letter(&delivered("nameless.com"), None, &once).await;
-        publisher.publish_dead_letter(&delivered("nameless.com"), None, &twice).await;
-        publisher.publish_dead_letter("{}", Some("m-2"), &[("catchall-reason", text("another"))]).await;
+        publisher.publish_dead(&delivered("nameless.com"), None, &once).await;
+        publisher.publish_dead(&delivered("nameless.com"), None, &twice).await;
+        publisher.publish_dead("{}", Some("m-2"), &[("catchall-reason", text("another"))]).await;
         let printed = servers.dead_well(&["replay", "--all", "--reason", "count 3"]);
         assert_eq!(printed, "replayed 4, skipped 0, left 1\n", "round {round}");
         servers.settle_at("before.com", 1, 0).await;
@@ -36,7 +36,7 @@ async fn what_can_be_read_now_is_counted_once() {
     }
     // What still cannot be read comes back, with its reason and under the same reference.
     publisher
-        .publish_dead_letter(
+        .publish_dead(
             "{}",
             None,
             &[("catchall-reason", text("old")), ("catchall-dead-letter-id", text("l-3"))],
@@ -138,10 +138,10 @@ async fn fill(servers: &Servers, domain: &str, letters: u32) {
             async move {
                 let [reason] = mended();
                 if number % 2 == 0 {
-                    publisher.publish_dead_letter(body, Some(&id), &[reason]).await;
+                    publisher.publish_dead(body, Some(&id), &[reason]).await;
                 } else {
                     let own = ("catchall-dead-letter-id", text(&id));
-                    publisher.publish_dead_letter(body, None, &[reason, own]).await;
+                    publisher.publish_dead(body, None, &[reason, own]).await;
                 }
             }
         });
@@ -230,42 +230,28 @@ async fn what_may_have_been_counted_long_ago_is_skipped_and_named() {
 
     // A message that the broker moved, within a day of the horizon or before it.
     publisher
-        .publish_dead_letter(&delivered("doubt.com"), Some("d-1"), &moved("delivery_limit", now - days(20)))
+        .publish_dead(&delivered("doubt.com"), Some("d-1"), &moved("delivery_limit", now - days(20)))
         .await;
     publisher
-        .publish_dead_letter(
-            &delivered("doubt.com"),
-            Some("d-2"),
-            &moved("rejected", now - days(9) - days(1) / 2),
-        )
+        .publish_dead(&delivered("doubt.com"), Some("d-2"), &moved("rejected", now - days(9) - days(1) / 2))
         .await;
-    publisher.publish_dead_letter(&delivered("doubt.com"), Some("d-3"), &[]).await;
+    publisher.publish_dead(&delivered("doubt.com"), Some("d-3"), &[]).await;
     // Events with ids, whatever brought them.
     publisher
-        .publish_dead_letter(
-            &keyed("doubt.com"),
-            Some("d-4"),
-            &[reason.clone(), dead_lettered(now - days(6))],
-        )
+        .publish_dead(&keyed("doubt.com"), Some("d-4"), &[reason.clone(), dead_lettered(now - days(6))])
         .await;
-    publisher.publish_dead_letter(&keyed("doubt.com"), None, &mended()).await;
+    publisher.publish_dead(&keyed("doubt.com"), None, &mended()).await;
 
     // What was dead-lettered later, or has no id, or could not be counted.
     publisher
-        .publish_dead_letter(&delivered("sure.com"), Some("s-1"), &moved("delivery_limit", now - days(8)))
+        .publish_dead(&delivered("sure.com"), Some("s-1"), &moved("delivery_limit", now - days(8)))
+        .await;
+    publisher.publish_dead(&delivered("sure.com"), None, &moved("delivery_limit", now - days(20))).await;
+    publisher
+        .publish_dead(&delivered("sure.com"), Some("s-2"), &[reason.clone(), dead_lettered(now - days(20))])
         .await;
     publisher
-        .publish_dead_letter(&delivered("sure.com"), None, &moved("delivery_limit", now - days(20)))
-        .await;
-    publisher
-        .publish_dead_letter(
-            &delivered("sure.com"),
-            Some("s-2"),
-            &[reason.clone(), dead_lettered(now - days(20))],
-        )
-        .await;
-    publisher
-        .publish_dead_letter(&keyed("sure.com"), Some("s-3"), &[reason.clone(), dead_lettered(now - days(3))])
+        .publish_dead(&keyed("sure.com"), Some("s-3"), &[reason.clone(), dead_lettered(now - days(3))])
         .await;
 
     let _worker = Service::ready("worker", &servers, &[]).await;
@@ -300,9 +286,7 @@ async fn what_is_in_doubt_follows_from_the_longest_hold() {
     servers.prune_claims_before("message", now - hours(100)).await;
     for (id, after) in [("d-1", 3), ("d-2", 12), ("d-3", 30)] {
         let dead_lettered = now - hours(100) + hours(after);
-        publisher
-            .publish_dead_letter(&delivered("a.com"), Some(id), &moved("delivery_limit", dead_lettered))
-            .await;
+        publisher.publish_dead(&delivered("a.com"), Some(id), &moved("delivery_limit", dead_lettered)).await;
     }
     for (hold, replayed, left) in
         [("360000", 0, 3), ("86400", 1, 2), ("28800", 1, 1), ("7300", 0, 1), ("7100", 1, 0)]
@@ -325,7 +309,7 @@ async fn what_the_queue_of_events_refuses_stays_a_letter() {
     let servers = Servers::with(&definitions).await;
     let publisher = servers.publisher().await;
     for number in 0..12 {
-        publisher.publish_dead_letter(&delivered("full.com"), Some(&format!("m-{number}")), &mended()).await;
+        publisher.publish_dead(&delivered("full.com"), Some(&format!("m-{number}")), &mended()).await;
     }
     let (status, stdout, stderr) = servers.dead(&["replay", "--all"]);
     assert_eq!((status, &*stdout), (1, "replayed 5, skipped 0, left 7\n"), "{stderr}");

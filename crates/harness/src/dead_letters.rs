@@ -56,12 +56,7 @@ impl Servers {
 
 impl AmqpClient {
     /// Publishes a dead letter, as a worker does.
-    pub async fn publish_dead_letter(
-        &self,
-        body: &str,
-        message_id: Option<&str>,
-        headers: &[(&str, AMQPValue)],
-    ) {
+    pub async fn publish_dead(&self, body: &str, message_id: Option<&str>, headers: &[(&str, AMQPValue)]) {
         self.publish_to(DEAD, body.as_bytes(), letter(message_id, headers)).await;
     }
 }

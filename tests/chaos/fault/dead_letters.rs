@@ -99,7 +99,7 @@ async fn dead_letter(publisher: &AmqpClient, number: usize, label: &str) {
     let own = number.is_multiple_of(2);
     let headers: Vec<_> =
         mended().into_iter().chain((!own).then(|| ("catchall-dead-letter-id", text(&id)))).collect();
-    publisher.publish_dead_letter(&delivered(&domain(number, label)), own.then_some(&*id), &headers).await;
+    publisher.publish_dead(&delivered(&domain(number, label)), own.then_some(&*id), &headers).await;
 }
 
 /// Waits until there are exactly so many dead letters.
