@@ -11,8 +11,9 @@
 //!   lose it, whatever it does to look busy, because honest clients are not slower.
 //! - Small requests go first, and the last eighth of the budget is reserved for them, so many large bodies
 //!   only delay other large bodies.
-//! - If the waiting requests hold more than half of the budget, they block each other, and the last to begin
-//!   is refused.
+//! - If the waiting requests hold more than half of the budget, they block each other, and some are refused:
+//!   first those that hold the most memory for each byte sent, as a body does that was packed to grow, and of
+//!   equals the last to begin.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -78,6 +79,13 @@ struct Holder {
     given_up: bool,
     /// Whether it waits for memory, which is not its client's fault.
     waits: bool,
+}
+
+impl Holder {
+    /// Whole bytes held for each byte that the client has moved: bodies that are not packed are equal.
+    fn growth(&self) -> u64 {
+        self.transfer.as_ref().map_or(0, |transfer| self.bytes as u64 / transfer.moved.max(1))
+    }
 }
 
 #[derive(Debug)]
@@ -332,15 +340,20 @@ impl Shared {
         }
     }
 
-    /// Refuses the youngest waiting requests, until the others hold at most half of the budget.
+    /// Refuses waiting requests, until the others hold at most half of the budget.
     fn refuse_in_the_way(&self, state: &mut State) {
-        let held = |id: &u64| state.holders.get(id).map_or(0, |holder| holder.bytes);
-        let mut waiting: Vec<(u64, Rank, usize)> =
-            state.waiting.keys().map(|(rank, id)| (*id, *rank, held(id))).collect();
+        let mut waiting: Vec<(u64, u64, Rank, usize)> = state
+            .waiting
+            .keys()
+            .filter_map(|(rank, id)| {
+                let holder = state.holders.get(id)?;
+                Some((holder.growth(), *id, *rank, holder.bytes))
+            })
+            .collect();
         waiting.sort_unstable();
         let mut in_the_way: usize = waiting.iter().map(|(.., bytes)| bytes).sum();
         while in_the_way > self.size / 2
-            && let Some((id, rank, bytes)) = waiting.pop()
+            && let Some((_, id, rank, bytes)) = waiting.pop()
         {
             in_the_way -= bytes;
             // This drops the sender, which ends the wait with an error.

@@ -135,3 +135,24 @@ async fn those_who_wait_for_each_other_do_not_all_wait_in_vain() {
     assert_eq!(ended.iter().filter(|held| held.is_ok()).count(), 4, "{ended:?}");
     assert!(begun.elapsed() < Duration::from_secs(1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_grew_is_refused_before_one_that_was_sent() {
+    let budget = Budget::new(16 * MIB);
+    let mut grown = Vec::new();
+    for _ in 0..5 {
+        grown.push(transferring(&budget, 2 * MIB, 2000).await.0);
+    }
+    let (mut sent, _) = transferring(&budget, 3 * MIB, 2 * MIB as u64).await;
+    // It is the last to begin, and holds the most.
+    let (granted, refused) = tokio::join!(
+        async {
+            let granted = sent.hold(8 * MIB).await;
+            drop(sent);
+            granted
+        },
+        join_all(grown.into_iter().map(async |mut share| share.hold(9 * MIB).await)),
+    );
+    assert_eq!(granted, Ok(()));
+    assert!(refused.contains(&Err(Exhausted)), "{refused:?}");
+}
