@@ -41,7 +41,7 @@ const AMQP_KEYED: Way = (
 const ENOUGH: u32 = 240;
 
 /// How long it may take until all load runs are counted: each starts and reads the counters first.
-const START: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_mins(1);
 
 /// How long the comparison may take.
 const COMPARE: Duration = Duration::from_mins(2);

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use catchall_load::counts::Counts;
@@ -174,12 +174,17 @@ impl Standalone {
                 writeln!(lines, r#"{{"domain":"{domain}",{event},"id":"{label}-{number}"}}"#)?;
                 expected.expect(domain, 1, 1);
             }
-            let request = Request::post(format!("http://{}/events", self.listen))
-                .header("content-type", "application/x-ndjson")
-                .body(lines.into())?;
-            match client.send(request, TIMEOUT).await {
-                Ok((StatusCode::ACCEPTED, _)) => {}
-                other => bail!("{POST} events were answered with {other:?}"),
+            let begun = Instant::now();
+            loop {
+                let request = Request::post(format!("http://{}/events", self.listen))
+                    .header("content-type", "application/x-ndjson")
+                    .body(lines.clone().into())?;
+                match client.send(request, TIMEOUT).await {
+                    Ok((StatusCode::ACCEPTED, _)) => break,
+                    // Each has an id, so it counts once however often it is sent.
+                    Ok((StatusCode::SERVICE_UNAVAILABLE, _)) if begun.elapsed() < TIMEOUT => {}
+                    other => bail!("{POST} events were answered with {other:?}"),
+                }
             }
         }
         Ok(())

@@ -207,7 +207,7 @@ async fn slow_bodies_keep_nobody_waiting() {
             body.send_data(begun.clone().into(), false).unwrap();
             slow_streams.push((answer, body));
         }
-        for _ in 0..5 {
+        for _ in 0..2 {
             is_answered_by_202(ingest, EVENT.repeat(100)).await;
             assert_eq!(ingest.put("/events/bounds.example/delivered").await, StatusCode::ACCEPTED);
         }
@@ -219,9 +219,9 @@ async fn slow_bodies_keep_nobody_waiting() {
         slow[0].send(b"\"bounds.example\",\"event\":\"delivered\"}").await.unwrap();
         slow[0].end().await;
         assert!(slow[0].answer().await.starts_with("HTTP/1.1 202"));
-        system.settle_at("bounds.example", 506, 0).await;
+        system.settle_at("bounds.example", 203, 0).await;
     };
-    join_all(System::both(&[LONG_DEADLINE, ("CATCHALL_THREADS", "1")]).await.map(check)).await;
+    join_all(System::both(&[("CATCHALL_THREADS", "1")]).await.map(check)).await;
 }
 
 #[tokio::test]
@@ -264,20 +264,25 @@ async fn who_keeps_memory_loses_it_to_who_needs_it() {
             keepers.iter().any(|keeper| !keeper.is_open()).then_some(())
         })
         .await;
+        let mut refused = 0;
         for keeper in &mut keepers {
-            if !keeper.is_open() {
-                let answer = keeper.answer().await;
-                assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
-                assert!(
-                    answer.contains("retry-after: 1")
-                        && answer.contains("\"urn:catchall:problem:not-counted\""),
-                    "{answer}"
-                );
+            if keeper.is_open() {
+                continue;
             }
+            let answer = keeper.answer().await;
+            // On a slow machine its own time may be over too.
+            if answer.starts_with("HTTP/1.1 408") {
+                continue;
+            }
+            assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+            assert!(answer.contains("retry-after: 1"), "{answer}");
+            assert!(answer.contains("\"urn:catchall:problem:not-counted\""), "{answer}");
+            refused += 1;
         }
+        assert!(refused > 0);
         assert!(peak_memory(ingest) < 300 * MIB, "{}", peak_memory(ingest) / MIB);
     };
-    join_all(System::both(&[LONG_DEADLINE, SMALL_BUDGET]).await.map(check)).await;
+    join_all(System::both(&[SMALL_BUDGET]).await.map(check)).await;
 }
 
 #[tokio::test]

@@ -69,7 +69,7 @@ async fn a_clock_that_is_set_back_prunes_nothing_it_should_not_and_marks_go_on()
     // The one that shows it may go has not been through for as long as messages may be held.
     publisher.publish(EVENT, Some("m-2")).await;
     servers.settle_at("a.com", 2, 1).await;
-    assert!(worker.readyz().await.0.is_success());
+    worker.becomes_ready().await;
     // And then it goes, as ever.
     eventually("all claims are pruned", async || (claims(&servers).await == 0).then_some(())).await;
 }

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use catchall::broker::EVENTS;
-use harness::processes::{Service, run};
+use harness::processes::{LONG_DEADLINE, Service, run};
 use harness::proxy::{Proxy, host};
 use harness::servers::{Servers, eventually};
 use harness::system::data_file;
@@ -253,7 +253,7 @@ async fn a_stopping_ingest_answers_what_it_has_taken() {
     let servers = Servers::fresh().await;
     let wire = Proxy::to(host(&servers.amqp_url), false).await;
     let behind = Servers { amqp_url: wire.through(&servers.amqp_url), ..servers.clone() };
-    let mut ingest = Service::start("ingest", &behind, &[]).await;
+    let mut ingest = Service::start("ingest", &behind, &[LONG_DEADLINE]).await;
     let puts = futures::future::join_all((0..20).map(|_| ingest.put("/events/a.com/delivered")));
     let stop = async {
         // Until the requests are in: they wait for the broker.

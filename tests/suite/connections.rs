@@ -11,6 +11,8 @@ use harness::system::{System, data_file};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
+/// A request that needs nothing but the process.
+const OPTIONS: &str = "OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const PUT: &str = "PUT /events/by-hand.example/delivered HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const ACCEPTED: &str = "HTTP/1.1 202 Accepted";
 
@@ -93,7 +95,7 @@ fn leaves(answer: &str) -> bool {
 async fn a_question_about_the_whole_server_is_answered() {
     let system = System::standalone(&[]).await;
     let mut wire = Wire::to(&system.events().address()).await;
-    wire.say("OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    wire.say(OPTIONS).await;
     wire.hears("HTTP/1.1 204 No Content").await;
     wire.say("GET * HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
     wire.hears("HTTP/1.1 404 Not Found").await;
@@ -115,14 +117,14 @@ async fn a_connection_that_makes_no_request_is_closed() {
         in_use.say(PUT).await;
         in_use.hears(ACCEPTED).await;
     };
-    join_all(System::both(&[LONG_DEADLINE]).await.map(check)).await;
+    join_all(System::both(&[]).await.map(check)).await;
 }
 
 #[tokio::test]
 async fn where_tokens_are_asked_for_a_stranger_is_closed_soon_and_a_holder_stays() {
     let access = Access::by_token();
     let data = data_file();
-    let more = [("CATCHALL_DATA", data.to_str().unwrap())];
+    let more = [LONG_DEADLINE, ("CATCHALL_DATA", data.to_str().unwrap())];
     let service = Service::guarded("standalone", &Servers::none(), &more, access).await;
     let address = service.address();
     let bearer = service.access().bearer.clone().unwrap();
@@ -130,9 +132,9 @@ async fn where_tokens_are_asked_for_a_stranger_is_closed_soon_and_a_holder_stays
     let (mut holder, mut stranger) = (Wire::to(&address).await, Wire::to(&address).await);
     holder.say(&put).await;
     holder.hears(ACCEPTED).await;
+    let begun = Instant::now();
     stranger.say(PUT).await;
     stranger.hears("HTTP/1.1 401 Unauthorized").await;
-    let begun = Instant::now();
     stranger.is_closed_in_order().await;
     assert!((9..30).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
     holder.say(&put).await;
@@ -239,21 +241,20 @@ async fn at_a_stop_every_client_gets_its_answer_and_is_told_to_leave() {
     let mut talker = Wire::used(&address).await;
 
     ingest.signal("TERM");
-    // One that goes on is answered until it is told to leave, and is never cut off.
-    let mut counted = 3;
+    // One that goes on is answered until it is told to leave, and is never cut off. It asks what needs no broker,
+    // which might be slow.
     loop {
-        talker.say(PUT).await;
+        talker.say(OPTIONS).await;
         let answer = talker.answer().await;
-        assert!(answer.starts_with(&ACCEPTED.to_ascii_lowercase()), "{answer:?}");
-        counted += 1;
+        assert!(answer.starts_with("http/1.1 204"), "{answer:?}");
         if leaves(&answer) {
             break;
         }
     }
     talker.is_closed_in_order().await;
     // One that was accepted before the stop may still make its first request.
-    silent.say(PUT).await;
-    silent.hears_last(ACCEPTED).await;
+    silent.say(OPTIONS).await;
+    silent.hears_last("HTTP/1.1 204 No Content").await;
     eventually("it takes no connections", async || TcpStream::connect(&address).await.err()).await;
     ingest.becomes_unready("stopping").await;
     // One that stays idle is closed, long before those in use are given up.
@@ -263,5 +264,5 @@ async fn at_a_stop_every_client_gets_its_answer_and_is_told_to_leave() {
     // Nobody waits for the operator, whose connection is still there.
     assert!(ingest.ended().await.success());
     let _worker = Service::ready("worker", &servers, &[]).await;
-    servers.settle_at("by-hand.example", counted + 2, 0).await;
+    servers.settle_at("by-hand.example", 4, 0).await;
 }

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use harness::processes::Service;
+use harness::processes::{LONG_DEADLINE, Service};
 use harness::servers::{Servers, eventually, topology};
 use harness::system::System;
 use hyper::{Method, StatusCode, header};
@@ -309,7 +309,7 @@ async fn a_key_counts_once_however_it_is_sent() {
 #[tokio::test]
 async fn a_key_counts_once_wherever_it_is_sent() {
     let system = System::cluster(&[]).await;
-    let another = Service::ready("ingest", &system.servers, &[]).await;
+    let another = Service::ready("ingest", &system.servers, &[LONG_DEADLINE]).await;
     send_keyed(&[system.events(), &another, system.events()]).await;
     let publisher = system.servers.publisher().await;
     publisher.publish(br#"{"domain":"other.com","event":"bounced","id":"bulk-1"}"#, None).await;
@@ -327,7 +327,7 @@ async fn a_full_queue_is_a_503_and_loses_nothing() {
     let events = queues.iter_mut().find(|queue| queue["name"] == catchall::broker::EVENTS).unwrap();
     events["arguments"]["x-max-length"] = 3.into();
     servers.declare(&small).await;
-    let ingest = Service::ready("ingest", &servers, &[]).await;
+    let ingest = Service::ready("ingest", &servers, &[LONG_DEADLINE]).await;
     let mut accepted = 0;
     loop {
         let (status, headers, body) =

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use harness::processes::Service;
+use harness::processes::{LONG_DEADLINE, Service};
 use harness::servers::{Servers, eventually};
 use harness::sql;
 use harness::system::System;
@@ -332,7 +332,10 @@ async fn totals_are_the_sums_of_what_was_counted() {
         assert_eq!(totals["domains"], json!({"catch-all": 11, "not catch-all": 11, "unknown": 9}));
         let events = 10 * 1001 + 10 * 1000 + 5 + 996 + 1;
         assert_eq!(totals["events"], json!({"delivered": events, "bounced": 12}));
-        assert_eq!(totals["recent"], json!({"minute": events + 12, "hour": events + 12}));
+        assert_eq!(totals["recent"]["hour"], events + 12);
+        // On a slow machine a minute may have passed since the first.
+        let minute = totals["recent"]["minute"].as_u64().unwrap();
+        assert!(minute > 0 && minute <= events + 12, "{minute}");
         let minutes = totals["minutes"].as_array().unwrap();
         let sum = |field: &str| minutes.iter().map(|minute| minute[field].as_u64().unwrap()).sum::<u64>();
         assert_eq!((sum("delivered"), sum("bounced")), (events, 12));
@@ -356,7 +359,7 @@ where coalesce(s.status, 0) <> case when c.bounced > 0 then 2 when c.delivered >
 #[tokio::test]
 async fn two_workers_on_the_same_domains_keep_the_totals_right() {
     let servers = Servers::fresh().await;
-    let ingest = Service::ready("ingest", &servers, &[]).await;
+    let ingest = Service::ready("ingest", &servers, &[LONG_DEADLINE]).await;
     let _first = Service::ready("worker", &servers, &[("CATCHALL_PREFETCH", "20")]).await;
     let _second = Service::ready("worker", &servers, &[("CATCHALL_PREFETCH", "20")]).await;
     let mut expected: BTreeMap<String, (u64, u64)> = BTreeMap::new();

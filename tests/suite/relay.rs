@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use harness::processes::Service;
+use harness::processes::{LONG_DEADLINE, Service};
 use harness::proxy::{Proxy, host};
 use harness::servers::{Servers, eventually};
 use hyper::{Method, StatusCode};
@@ -36,7 +36,7 @@ async fn changes_are_messages_for_whoever_binds_a_queue() {
     let servers = Servers::fresh().await;
     let own = "catchall.changes.test";
     subscribe(&servers, own, &json!({})).await;
-    let ingest = Service::ready("ingest", &servers, &[]).await;
+    let ingest = Service::ready("ingest", &servers, &[LONG_DEADLINE]).await;
     let mut worker = Service::ready("worker", &servers, &[]).await;
     let client = servers.publisher().await;
     let mut heard = BTreeMap::new();

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use futures::future::join_all;
-use harness::processes::Service;
+use harness::processes::{LONG_DEADLINE, Service};
 use harness::proxy::{Proxy, host};
 use harness::servers::{Servers, eventually};
 use http_body_util::{BodyExt, Full};
@@ -215,7 +215,7 @@ async fn restart(
     expected: StatusCode,
 ) -> (Service, u64) {
     // The deadline is not the point: a busy machine may have a slow broker.
-    let mut settings = vec![("CATCHALL_THREADS", "2"), ("CATCHALL_PUBLISH_DEADLINE_MS", "60000")];
+    let mut settings = vec![("CATCHALL_THREADS", "2"), LONG_DEADLINE];
     let mut old = Service::ready(name, servers, &settings).await;
     let address = old.address();
     settings.push(("CATCHALL_LISTEN", &address));
@@ -261,7 +261,7 @@ async fn a_rolling_restart_of_query_fails_no_request() {
 #[tokio::test]
 async fn a_new_process_takes_no_clients_before_it_is_ready_unless_it_is_alone() {
     let servers = Servers::fresh().await;
-    let old = Service::ready("ingest", &servers, &[]).await;
+    let old = Service::ready("ingest", &servers, &[LONG_DEADLINE]).await;
     let address = old.address();
     let wire = Proxy::to(host(&servers.amqp_url), false).await;
     let behind = Servers { amqp_url: wire.through(&servers.amqp_url), ..servers.clone() };

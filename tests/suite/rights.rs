@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use catchall::broker::{DEAD, EVENTS};
-use harness::processes::{Service, run};
+use harness::processes::{LONG_DEADLINE, Service, run};
 use harness::servers::{Servers, eventually, topology};
 use harness::sql;
 use hyper::Method;
@@ -61,7 +61,8 @@ async fn every_service_does_its_work_with_the_least_rights() {
         database_url: of(&servers.database_url, "postgres", role),
         replica_url: of(&servers.replica_url, "postgres", role),
     };
-    let ingest = Service::ready("ingest", &as_user("catchall_ingest", "catchall_query"), &[]).await;
+    let ingest =
+        Service::ready("ingest", &as_user("catchall_ingest", "catchall_query"), &[LONG_DEADLINE]).await;
     let retention = [
         ("CATCHALL_EVENT_RETENTION_SECS", "1"),
         ("CATCHALL_MESSAGE_RETENTION_SECS", "1"),

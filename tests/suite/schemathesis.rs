@@ -6,12 +6,15 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use harness::access::Access;
 use harness::http::HttpClient;
 use harness::processes::Service;
 use harness::system::System;
 
 /// Requests of each kind that are made up. With this seed they are the same each time.
 const EXAMPLES: &str = "60";
+/// The same, where only the way in differs.
+const FEW_EXAMPLES: &str = "15";
 const SEED: &str = "4711";
 
 /// How long a document may take.
@@ -38,8 +41,9 @@ async fn is_valid(address: &str) {
     assert!(output.status.success(), "{address}: {}", String::from_utf8_lossy(&output.stdout));
 }
 
-/// Sends requests to the service at an address, and checks every answer.
-async fn answers_as_documented(address: String) {
+/// Sends requests to the service at an address, with the value of the header `Authorization` if any, and checks
+/// every answer.
+async fn answers_as_documented(address: String, examples: &str, bearer: Option<&str>) {
     is_valid(&address).await;
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/schemathesis");
     let mut command = installed("schemathesis");
@@ -47,8 +51,9 @@ async fn answers_as_documented(address: String) {
         .arg("--config-file")
         .arg(folder.join("schemathesis.toml"))
         .args(["run", &format!("http://{address}/openapi.json"), "--checks", "all", "--no-color"])
-        .args(["--seed", SEED, "--max-examples", EXAMPLES, "--continue-on-failure"])
+        .args(["--seed", SEED, "--max-examples", examples, "--continue-on-failure"])
         .args(["--generation-database", "none", "--warnings", "off"])
+        .args(bearer.iter().flat_map(|bearer| ["--header".to_owned(), format!("Authorization: {bearer}")]))
         .env("SCHEMATHESIS_HOOKS", folder.join("hooks.py"))
         .env("PYTHONDONTWRITEBYTECODE", "yes")
         .current_dir(std::env::temp_dir());
@@ -60,20 +65,31 @@ async fn answers_as_documented(address: String) {
 
 /// The operations routes of a service.
 async fn operations_answer_as_documented(service: &Service) {
-    answers_as_documented(service.ops_address()).await;
+    answers_as_documented(service.ops_address(), EXAMPLES, None).await;
 }
 
 #[tokio::test]
 async fn the_standalone_answers_as_its_documents_say() {
     let system = System::standalone(&[]).await;
-    answers_as_documented(system.events().address()).await;
+    answers_as_documented(system.events().address(), EXAMPLES, None).await;
     operations_answer_as_documented(system.events()).await;
 }
 
 #[tokio::test]
 async fn ingest_and_query_answer_as_their_documents_say() {
     let system = System::cluster(&[]).await;
-    answers_as_documented(system.events().address()).await;
-    answers_as_documented(system.domains().address()).await;
+    answers_as_documented(system.events().address(), EXAMPLES, None).await;
+    answers_as_documented(system.domains().address(), EXAMPLES, None).await;
     operations_answer_as_documented(system.domains()).await;
+}
+
+#[tokio::test]
+async fn where_tokens_are_asked_for_holders_and_strangers_are_answered_as_the_documents_say() {
+    let access = Access::by_token();
+    let system = System::standalone(&access.of_service()).await;
+    let service = system.events();
+    for address in [service.address(), service.ops_address()] {
+        answers_as_documented(address.clone(), FEW_EXAMPLES, access.bearer.as_deref()).await;
+        answers_as_documented(address, FEW_EXAMPLES, None).await;
+    }
 }

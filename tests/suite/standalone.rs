@@ -14,13 +14,13 @@ mod trouble;
 use std::path::Path;
 use std::process::Output;
 
-use harness::processes::{Service, command, run};
+use harness::processes::{LONG_DEADLINE, Service, command, run};
 use harness::servers::Servers;
 use hyper::{Method, StatusCode};
 
 /// Starts the process on this data file, with these settings more.
 async fn start(data: &Path, more: &[(&str, &str)]) -> Service {
-    let variables = [more, &[("CATCHALL_DATA", data.to_str().unwrap())]].concat();
+    let variables = [&[LONG_DEADLINE][..], more, &[("CATCHALL_DATA", data.to_str().unwrap())]].concat();
     Service::ready("standalone", &Servers::none(), &variables).await
 }
 

@@ -63,7 +63,7 @@ impl Servers {
         catchall::store::postgres::migrate(&servers.database_url.parse().unwrap()).await.unwrap();
         servers.declare(definitions).await;
         eventually("the schema is at the replica", async || {
-            sql::execute(&servers.replica_url, "select 1 from event_claims").await.ok()
+            sql::replayed(&servers.database_url, &servers.replica_url).await.ok()
         })
         .await;
         servers

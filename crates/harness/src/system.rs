@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::instance;
-use crate::processes::Service;
+use crate::processes::{LONG_DEADLINE, Service};
 use crate::servers::{Servers, eventually};
 
 /// A running system.
@@ -20,7 +20,8 @@ impl System {
     /// The three services, with servers of their own.
     pub async fn cluster(variables: &[(&str, &str)]) -> Self {
         let servers = Servers::fresh().await;
-        let events = Service::ready("ingest", &servers, variables).await;
+        let patient = [&[LONG_DEADLINE][..], variables].concat();
+        let events = Service::ready("ingest", &servers, &patient).await;
         let worker = Service::ready("worker", &servers, &[]).await;
         let query = Service::ready("query", &servers, variables).await;
         Self { servers, events, others: Some((worker, query)), data: None }
@@ -29,7 +30,8 @@ impl System {
     /// The one process, with a data file of its own.
     pub async fn standalone(variables: &[(&str, &str)]) -> Self {
         let data = data_file();
-        let variables = [variables, &[("CATCHALL_DATA", data.to_str().expect("a path in UTF-8"))]].concat();
+        let data_path = data.to_str().expect("a path in UTF-8");
+        let variables = [&[LONG_DEADLINE][..], variables, &[("CATCHALL_DATA", data_path)]].concat();
         let servers = Servers::none();
         let events = Service::ready("standalone", &servers, &variables).await;
         Self { servers, events, others: None, data: Some(data) }

@@ -15,10 +15,10 @@ use crate::rng::Rng;
 const LAG: &str = "catchall_replica_lag_seconds";
 
 /// How long the replica may take to resume.
-const REPLAY: Duration = Duration::from_secs(10);
+const REPLAY: Duration = Duration::from_mins(1);
 
 /// How long the replica may take to become synchronous.
-const SYNCHRONOUS: Duration = Duration::from_secs(10);
+const SYNCHRONOUS: Duration = Duration::from_mins(1);
 
 /// Reads continue, and a metric shows how old the answers are.
 pub(super) async fn pause_replay(cluster: &mut Cluster, rng: &mut Rng) -> Result<Lifted> {
@@ -53,7 +53,7 @@ pub(super) async fn fail_over(cluster: &mut Cluster, rng: &mut Rng) -> Result<Li
     rng.pause(500, 1500).await;
     dev(&["kill", "primary"]).await?;
     rng.pause(500, 2000).await;
-    sql::column(&replica, "select pg_promote()::text").await?;
+    sql::text(&replica, "select pg_promote()::text").await?;
     cluster.database_wire.lead_to(host(&replica));
     cluster.primary = replica;
     Ok(Lifted::now())

@@ -60,14 +60,17 @@ pub(super) async fn disk_full(standalone: &mut Standalone, rng: &mut Rng) -> Res
     let mut ballast = File::create(&path).context("the ballast")?;
     let begun = Instant::now();
     // The WAL is written over from its beginning now and then, and needs no room until it is longer again.
-    while process.service.readyz().await.0.is_success() {
+    let reason = loop {
+        let (status, reason) = process.service.readyz().await;
+        if !status.is_success() {
+            break reason;
+        }
         while ballast.write(&[1; 16 * 1024]).is_ok_and(|written| written > 0) {}
         if begun.elapsed() > TIMEOUT {
             bail!("every event found room within {TIMEOUT:?}");
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    let reason = process.service.readyz().await.1;
+    };
     rng.pause(2000, 4000).await;
     drop(ballast);
     let mut lifted = Lifted::now();

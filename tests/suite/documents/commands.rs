@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use harness::processes::{Service, binary, run};
+use harness::processes::{LONG_DEADLINE, Service, binary, run};
 use harness::servers::{Servers, eventually};
 use harness::system::{System, data_file, directory};
 
@@ -61,7 +61,7 @@ struct Stack {
 impl Stack {
     async fn ready() -> Self {
         let servers = Servers::fresh().await;
-        let ingest = Service::ready("ingest", &servers, &[]).await;
+        let ingest = Service::ready("ingest", &servers, &[LONG_DEADLINE]).await;
         let worker = Service::ready("worker", &servers, &[]).await;
         let query = Service::ready("query", &servers, &[]).await;
         Self { servers, ingest, _worker: worker, query }

@@ -4,7 +4,6 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use harness::processes::LONG_DEADLINE;
 use harness::servers::eventually;
 use harness::system::data_file;
 
@@ -13,7 +12,7 @@ use super::start;
 #[tokio::test]
 async fn events_that_come_at_the_same_time_share_few_commits() {
     const EVENTS: usize = 200;
-    let service = start(&data_file(), &[LONG_DEADLINE]).await;
+    let service = start(&data_file(), &[]).await;
     let address = service.address();
     let mut clients: Vec<_> = (0..EVENTS).map(|_| TcpStream::connect(&address).unwrap()).collect();
     // While it is stopped, all of them arrive.

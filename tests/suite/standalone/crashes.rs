@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use harness::http::HttpClient;
-use harness::processes::LONG_DEADLINE;
 use harness::servers::eventually;
 use harness::system::data_file;
 use http_body_util::Full;
@@ -92,7 +91,7 @@ async fn a_stop_in_the_middle_of_a_flood_leaves_one_whole_file() {
                 });
                 let request = Request::post(&uri).header("content-type", "application/x-ndjson");
                 let request = request.body(Full::from(lines.collect::<String>())).unwrap();
-                match client.send(request, Duration::from_secs(20)).await {
+                match client.send(request, Duration::from_secs(70)).await {
                     Ok((StatusCode::ACCEPTED, _)) => accepted += 5000,
                     _ if stop.load(Relaxed) => break,
                     answer => panic!("{answer:?}"),
@@ -154,7 +153,7 @@ async fn a_kill_loses_nothing_while_the_wal_is_carried_over_or_after_it_has_begu
     let data = data_file();
     let mut accepted = Vec::new();
     for kill in 1..=2 {
-        let mut service = start(&data, &[LONG_DEADLINE]).await;
+        let mut service = start(&data, &[]).await;
         let senders =
             (0..SENDERS).map(|sender| tokio::spawn(flood(service.url(), format!("{kill}-{sender}"))));
         let senders: Vec<_> = senders.collect();

@@ -32,7 +32,7 @@ async fn tell(service: &Service) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_go_over_to_the_services_nobody_is_refused_and_every_event_counts_once() {
     let data = data_file();
-    let mut standalone = start(&data, &[LONG_DEADLINE]).await;
+    let mut standalone = start(&data, &[]).await;
     let clients = Clients::start(&standalone.address());
     clients.go_on().await;
     tell(&standalone).await;
