@@ -49,7 +49,7 @@ impl FromStr for MediaType {
 pub enum BodyError {
     /// It is not an array.
     #[error("the body is not a JSON array of events: {0}")]
-    Unreadable(serde_json::Error),
+    Unreadable(#[source] serde_json::Error),
     /// It has more than [`MAX_EVENTS`].
     #[error("a request has at most {MAX_EVENTS} events")]
     TooMany,

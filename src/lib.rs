@@ -3,6 +3,7 @@
 
 // Vocabulary: pure, no I/O, no clock.
 pub mod excerpt;
+pub mod cause;
 pub mod domain_name;
 pub mod idempotency_key;
 pub mod token;

@@ -37,13 +37,13 @@ impl NetworkConfig {
     pub fn check(&self, urls: &[(&str, Option<&str>)]) -> Result<(), ExitError> {
         let open = urls.iter().find_map(|(variable, exposure)| Some((variable, (*exposure)?)));
         match open {
-            Some((variable, exposure)) if !self.trusted_network => Err(ExitError {
-                status: 2,
-                sentence: format!(
+            Some((variable, exposure)) if !self.trusted_network => Err(ExitError::new(
+                2,
+                format!(
                     "{variable} leads to another machine, and {exposure}; or trust the network by \
                      CATCHALL_TRUSTED_NETWORK=yes"
                 ),
-            }),
+            )),
             _ => Ok(()),
         }
     }

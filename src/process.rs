@@ -1,6 +1,7 @@
 //! The life of a process: arguments, logs, signals, and the error message it ends with.
 
 use std::any::TypeId;
+use std::error::Error;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,6 +10,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgMatches, Args, CommandFactory, FromArgMatches, Parser};
 use metrics_exporter_prometheus::PrometheusHandle;
 
+use crate::cause::Cause;
 use crate::shutdown::{self, Shutdown};
 use crate::telemetry;
 
@@ -106,7 +108,7 @@ fn start<C: Args>(
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{name}: {error:#}");
+            eprintln!("{name}: {}", told(&error));
             error.downcast_ref::<ExitError>().map_or(ExitCode::FAILURE, |error| ExitCode::from(error.status))
         }
     }
@@ -120,6 +122,25 @@ pub struct ExitError {
     pub status: u8,
     /// What is wrong.
     pub sentence: String,
+    source: Option<Cause>,
+}
+
+impl ExitError {
+    /// A failure that no other error has caused.
+    pub(crate) fn new(status: u8, sentence: impl Into<String>) -> Self {
+        Self { status, sentence: sentence.into(), source: None }
+    }
+
+    /// An error that ends the process with this status.
+    pub(crate) fn of(status: u8, error: impl Error + Send + Sync + 'static) -> Self {
+        Self { status, sentence: error.to_string(), source: Some(Cause::new(error)) }
+    }
+}
+
+/// What ended the process: each context, down to the first error that is a whole sentence.
+fn told(error: &anyhow::Error) -> String {
+    let links = error.chain().take_while(|link| !link.is::<Cause>());
+    links.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[derive(Debug)]
@@ -218,7 +239,7 @@ fn sentence(command: &clap::Command, error: &clap::Error) -> String {
         Some(ContextValue::String(value)) if !secret => format!(" {value:?}"),
         _ => String::new(),
     };
-    let reason = match (std::error::Error::source(error), error.get(ContextKind::ValidValue)) {
+    let reason = match (error.source(), error.get(ContextKind::ValidValue)) {
         (Some(reason), _) => reason.to_string().trim_end().to_owned(),
         (None, Some(ContextValue::Strings(valid))) => format!("one of {}", valid.join(", ")),
         (None, _) => "a value is required".into(),
@@ -230,5 +251,26 @@ fn source(argument: &Arg) -> String {
     match argument.get_env().and_then(|variable| variable.to_str()) {
         Some(variable) => format!("{variable} ({argument})"),
         None => argument.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::{Context, anyhow};
+
+    #[test]
+    fn a_failure_is_told_as_each_context_and_one_sentence() {
+        let system = || std::io::Error::other("it is full");
+        let failed = Err::<(), _>(system()).context("cannot write a.csv").unwrap_err();
+        assert_eq!(told(&failed), "cannot write a.csv: it is full");
+        assert_eq!(told(&failed), format!("{failed:#}"));
+        assert_eq!(told(&anyhow!("stopped").context("a").context("b")), "b: a: stopped");
+        // The sentence of an exit says what its cause says.
+        let ended = ExitError::of(16, system());
+        assert!(ended.source().and_then(Error::source).is_some_and(<dyn Error>::is::<std::io::Error>));
+        assert_eq!(told(&ended.clone().into()), "it is full");
+        assert_eq!(told(&anyhow::Error::from(ended).context("cannot begin")), "cannot begin: it is full");
+        assert_eq!(told(&ExitError::new(2, "a value is wrong").into()), "a value is wrong");
     }
 }

@@ -15,13 +15,14 @@ pub mod replica;
 pub mod sqlite;
 pub mod moving;
 
-use std::fmt::Display;
+use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::batch::Batch;
+use crate::cause::Cause;
 use crate::classified::{Classified, DomainReport};
 use crate::counters::Status;
 use crate::domain_name::DomainName;
@@ -209,13 +210,13 @@ pub struct Change {
 const ROWS_OF_A_PAGE: u32 = 20_000;
 
 /// Something could not be read. The reason is for operators.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct Unreadable(Arc<str>);
+pub struct Unreadable(#[source] Cause);
 
 impl Unreadable {
     /// An error with this reason.
-    pub(crate) fn new(reason: impl Display) -> Self {
-        Self(reason.to_string().into())
+    pub(crate) fn new(reason: impl Error + Send + Sync + 'static) -> Self {
+        Self(Cause::new(reason))
     }
 }

@@ -1,6 +1,7 @@
 //! `catchall-admin export`: all domains as rows.
 
 use std::cell::Cell;
+use std::error::Error;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, IsTerminal, Write, stderr, stdout};
 use std::path::{Path, PathBuf};
@@ -15,8 +16,8 @@ use crate::process::ExitError;
 use crate::row_format::RowFormat;
 use crate::shutdown::Shutdown;
 use crate::store::replica::{Replica, ReplicaConfig};
-use crate::store::sqlite::Reader;
-use crate::store::{DomainSource, PageRequest};
+use crate::store::sqlite::{DataError, Reader};
+use crate::store::{DomainSource, PageRequest, Unreadable};
 use crate::totals::DomainTotals;
 
 /// Domains that are read at a time.
@@ -43,7 +44,7 @@ async fn export_from<S: DomainSource>(
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     let Export { file, status, format, .. } = command;
-    let DomainTotals { catch_all, not_catch_all, unknown } = source.totals(1).await?.domains;
+    let DomainTotals { catch_all, not_catch_all, unknown } = source.totals(1).await.map_err(ended)?.domains;
     let total = match status {
         None => catch_all + not_catch_all + unknown,
         Some(Status::CatchAll) => catch_all,
@@ -101,7 +102,7 @@ impl<S: DomainSource> Rows<'_, S> {
             PageRequest { status: self.status, prefix: String::new(), after: None, limit: PAGE };
         let mut rows = self.format.head().as_bytes().to_vec();
         loop {
-            let page = self.source.list(request.clone()).await?;
+            let page = self.source.list(request.clone()).await.map_err(ended)?;
             page.domains.iter().for_each(|report| self.format.write(&mut rows, report));
             out.write_all(&rows).context("cannot write")?;
             rows.clear();
@@ -112,6 +113,15 @@ impl<S: DomainSource> Rows<'_, S> {
                 bail!("stopped before all domains were written");
             }
         }
+    }
+}
+
+/// A fault of the data file has its own exit status, also where it is found while reading.
+fn ended(error: Unreadable) -> anyhow::Error {
+    let file = error.source().and_then(|cause| cause.source()?.downcast_ref::<DataError>());
+    match file.map(DataError::exit_status) {
+        Some(status) => ExitError::of(status, error).into(),
+        None => error.into(),
     }
 }
 

@@ -66,7 +66,7 @@ pub(super) async fn connect_limited(
     let limit = url.connect_timeout();
     match timeout(limit, attempt).await {
         Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(error)) => Err(BrokerError::connection(url, describe_attempt(&error, url))),
+        Ok(Err(error)) => Err(BrokerError::of(url, describe_attempt(&error, url), &error)),
         Err(_) => {
             if let Some(socket) = socket.get() {
                 // The socket may already be shut down.

@@ -269,5 +269,5 @@ async fn waiting(channel: &Channel) -> lapin::Result<u64> {
 }
 
 fn failed(config: &BrokerConfig, error: &lapin::Error) -> BrokerError {
-    BrokerError::connection(&config.amqp_url, describe(error))
+    BrokerError::of(&config.amqp_url, describe(error), error)
 }

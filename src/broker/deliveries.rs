@@ -167,5 +167,5 @@ async fn consume(channel: &Channel, prefetch: u16) -> lapin::Result<Consumer> {
 }
 
 fn failed(config: &BrokerConfig, error: &lapin::Error) -> BrokerError {
-    BrokerError::connection(&config.amqp_url, describe(error))
+    BrokerError::of(&config.amqp_url, describe(error), error)
 }

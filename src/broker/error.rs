@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::url::AmqpUrl;
+use crate::cause::Cause;
 
 /// Why the broker cannot be used.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -14,6 +15,8 @@ pub enum BrokerError {
         url: String,
         /// What went wrong.
         reason: String,
+        /// What lapin reported, if it did.
+        source: Option<Cause>,
     },
     /// The broker is available, but its topology is incomplete.
     #[error(
@@ -31,7 +34,33 @@ pub enum BrokerError {
 }
 
 impl BrokerError {
+    /// What is wrong where lapin reported nothing.
     pub(super) fn connection(url: &AmqpUrl, reason: impl fmt::Display) -> Self {
-        Self::Connection { url: url.to_string(), reason: reason.to_string() }
+        Self::Connection { url: url.to_string(), reason: reason.to_string(), source: None }
+    }
+
+    /// What lapin reported, and the reason in words an operator can act on.
+    pub(super) fn of(url: &AmqpUrl, reason: String, error: &lapin::Error) -> Self {
+        Self::Connection { url: url.to_string(), reason, source: Some(Cause::new(error.clone())) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use super::*;
+
+    #[test]
+    fn it_leads_to_what_lapin_reported_and_shows_no_more_than_its_sentences() {
+        let url: AmqpUrl = "amqp://alice:s3cret@broker/x".parse().unwrap();
+        let lapin = lapin::Error::from(std::io::Error::other("os error 104"));
+        let error = BrokerError::of(&url, "the connection was cut".into(), &lapin);
+        assert_eq!(error.to_string(), "amqp://broker:5672/x: the connection was cut");
+        let cause = error.source().unwrap();
+        assert!(cause.source().is_some_and(<dyn Error>::is::<lapin::Error>));
+        let shown = format!("{error:?}");
+        assert!(shown.contains(&format!("Some({lapin})")) && !shown.contains("s3cret"), "{shown}");
+        assert!(BrokerError::connection(&url, "no answer").source().is_none());
     }
 }

@@ -170,7 +170,7 @@ async fn at(moment: Option<Instant>) {
 
 async fn open(config: BrokerConfig, name: String) -> Result<(Connection, Channel), BrokerError> {
     let url = &config.amqp_url;
-    let failed = |error: lapin::Error| BrokerError::connection(url, describe(&error));
+    let failed = |error: lapin::Error| BrokerError::of(url, describe(&error), &error);
     let connection = connect(&config, &name).await?;
     check_topology(&connection, url).await?;
     let channel = connection.create_channel().await.map_err(failed)?;

@@ -13,7 +13,7 @@ use super::url::AmqpUrl;
 /// Checks that these exchanges and queues exist, by passive declarations, which need no configure permission.
 /// A missing object makes the broker close the channel, so this opens its own.
 pub(super) async fn check_topology(connection: &Connection, url: &AmqpUrl) -> Result<(), BrokerError> {
-    let failed = |error: &lapin::Error| BrokerError::connection(url, describe(error));
+    let failed = |error: &lapin::Error| BrokerError::of(url, describe(error), error);
     let channel = connection.create_channel().await.map_err(|error| failed(&error))?;
     let missing = |kind, name| {
         move |error: lapin::Error| {

@@ -52,7 +52,7 @@ impl BrokerConfig {
         if self.tls.is_set() && self.amqp_url.uri.scheme == AMQPScheme::AMQP {
             let sentence = "CATCHALL_AMQP_CA and CATCHALL_AMQP_CERT are for TLS, and CATCHALL_AMQP_URL begins \
                             with amqp://: write amqps://";
-            return Err(ExitError { status: 2, sentence: sentence.into() });
+            return Err(ExitError::new(2, sentence));
         }
         Ok(())
     }

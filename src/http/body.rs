@@ -1,5 +1,6 @@
 //! The body of a large request: it takes only as much memory as has arrived, and only a limited time.
 
+use std::error::Error;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -55,9 +56,10 @@ impl BodyRules {
 /// How long such a body may take to arrive, without the time it waits for memory.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a refused body may go on arriving, and how long a pause in it may be.
+/// How long a refused body may go on arriving, and how long a pause in it may be: longer than a round trip
+/// around the world, for which a client waits now and then while it sends.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
-const DISCARD_GAP: Duration = Duration::from_millis(100);
+const DISCARD_GAP: Duration = Duration::from_millis(500);
 
 /// Most bytes of a body that may go on arriving where its request was refused by its head: more than the
 /// largest request that is taken.
@@ -372,7 +374,7 @@ async fn next(
 }
 
 /// The innermost error: the outer ones only say that something failed.
-fn root_cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
+pub(super) fn root_cause<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
     let mut cause = error;
     while let Some(inner) = cause.source() {
         cause = inner;

@@ -29,7 +29,7 @@ impl GuardConfig {
     /// A sentence that says what to set.
     pub fn check_without_tokens(&self, variable: &str, address: SocketAddr) -> Result<(), ExitError> {
         let checked = self.access.check_without_tokens(variable, address);
-        checked.map_err(|sentence| ExitError { status: 2, sentence })
+        checked.map_err(|sentence| ExitError::new(2, sentence))
     }
 
     /// Reads tokens and certificates, and keeps them current while the event loop runs on which this is
@@ -44,7 +44,7 @@ impl GuardConfig {
         ops: &OpsConfig,
         events: Option<&EventRates>,
     ) -> Result<Guard, ExitError> {
-        let invalid = |sentence| ExitError { status: 2, sentence };
+        let invalid = |sentence: String| ExitError::new(2, sentence);
         let listen = http.map(|http| ("CATCHALL_LISTEN", http.listen));
         let addresses: Vec<_> = listen.into_iter().chain([("CATCHALL_OPS_LISTEN", ops.ops_listen)]).collect();
         self.access.check(&addresses).map_err(invalid)?;

@@ -8,7 +8,7 @@ use axum::extract::Request;
 use http_body_util::BodyExt;
 use tokio::time::{Instant, timeout_at};
 
-use super::body::unpacked;
+use super::body::{root_cause, unpacked};
 use super::problem::{Problem, ProblemType};
 use super::transfer;
 use crate::excerpt::excerpt;
@@ -67,7 +67,7 @@ impl Lines {
                     return Err(Problem::new(ProblemType::Timeout, detail));
                 }
                 Ok(Some(Err(error))) => {
-                    let detail = excerpt(format_args!("the body cannot be read: {error}"));
+                    let detail = excerpt(format_args!("the body cannot be read: {}", root_cause(&error)));
                     return Err(Problem::new(ProblemType::InvalidBody, detail));
                 }
                 // A frame without data is a trailer, which is ignored.

@@ -204,5 +204,5 @@ pub trait Maintenance {
 
 /// What is said by a run whose walk another one has taken over.
 pub(super) fn taken_over() -> ExitError {
-    ExitError { status: 1, sentence: "another run has taken the reclassification over".into() }
+    ExitError::new(1, "another run has taken the reclassification over")
 }

@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::ledger;
 use super::postgres::{self, Database, DatabaseError, PostgresUrl, Steps};
 use super::sqlite::{DataConfig, DataError, Export, MoveState, Noted};
+use crate::cause::Cause;
 use crate::counters::Counters;
 use crate::domain_name::DomainName;
 use crate::tally::Tally;
@@ -35,7 +36,7 @@ pub enum MoveError {
     File(#[from] DataError),
     /// The ledger cannot be reached, or does not work. The same move may be run again.
     #[error("{0}. Nothing is lost: run the same command again, it goes on where it stopped")]
-    Ledger(DatabaseError),
+    Ledger(#[source] Cause),
     /// The file's move has begun, and not to this ledger.
     #[error("this file is already being moved to {0}, and not to {1}: finish that move first")]
     Elsewhere(String, String),
@@ -64,7 +65,7 @@ pub enum MoveError {
 
 impl From<DatabaseError> for MoveError {
     fn from(error: DatabaseError) -> Self {
-        Self::Ledger(error)
+        Self::Ledger(Cause::new(error))
     }
 }
 

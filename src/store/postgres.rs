@@ -1,5 +1,6 @@
 //! Postgres: what the ledger on the primary and the replica have in common.
 
+use std::error::Error;
 use std::fmt;
 use std::io::ErrorKind;
 use std::str::FromStr;
@@ -11,6 +12,7 @@ use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 use tokio::sync::watch;
 
 use super::schema;
+use crate::cause::Cause;
 use crate::health::Dependency;
 use crate::network::{is_local, tls_fault};
 
@@ -83,7 +85,7 @@ impl PostgresUrl {
     /// Opens one connection, under this name.
     pub(super) async fn connect(&self, application: &str) -> Result<PgConnection, DatabaseError> {
         let options = self.0.clone().application_name(application);
-        PgConnection::connect_with(&options).await.map_err(|error| DatabaseError::new(self, describe(&error)))
+        PgConnection::connect_with(&options).await.map_err(|error| DatabaseError::of(self, error))
     }
 }
 
@@ -107,12 +109,13 @@ impl fmt::Debug for PostgresUrl {
 pub struct DatabaseError {
     url: String,
     reason: String,
-    cause: Cause,
+    kind: Kind,
+    source: Option<Cause>,
 }
 
 /// What a caller can tell errors apart by.
 #[derive(Debug)]
-enum Cause {
+enum Kind {
     /// The database reported this SQLSTATE.
     Reported(String),
     /// The connection had ended, or ended meanwhile.
@@ -122,7 +125,7 @@ enum Cause {
     Other,
 }
 
-impl Cause {
+impl Kind {
     fn of(error: &sqlx::Error) -> Self {
         match error {
             sqlx::Error::Io(error) if BROKEN.contains(&error.kind()) => Self::Lost,
@@ -138,9 +141,21 @@ impl Cause {
 }
 
 impl DatabaseError {
-    /// Something could not be done at `url`, and the database did not say why.
-    pub(super) fn new(url: &PostgresUrl, reason: String) -> Self {
-        Self { url: url.to_string(), reason, cause: Cause::Other }
+    /// What the driver reported of the database at `url`.
+    fn of(url: &PostgresUrl, error: sqlx::Error) -> Self {
+        let (reason, kind) = (describe(&error), Kind::of(&error));
+        Self { url: url.to_string(), reason, kind, source: Some(Cause::new(error)) }
+    }
+
+    /// Any other error of work at `url`.
+    fn other(url: &PostgresUrl, error: impl Error + Send + Sync + 'static) -> Self {
+        let reason = error.to_string();
+        Self { url: url.to_string(), reason, kind: Kind::Other, source: Some(Cause::new(error)) }
+    }
+
+    fn given_up(url: &PostgresUrl, timeout: Duration) -> Self {
+        let reason = format!("no answer within {timeout:?}");
+        Self { url: url.to_string(), reason, kind: Kind::GivenUp, source: None }
     }
 
     /// Whether the database refuses the data itself, and would refuse the same data again.
@@ -159,18 +174,18 @@ impl DatabaseError {
     /// Whether a statement took too long. A smaller one may succeed.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
-        matches!(self.cause, Cause::GivenUp) || self.is_of(CANCELLED)
+        matches!(self.kind, Kind::GivenUp) || self.is_of(CANCELLED)
     }
 
     /// Whether the connection had ended, as all have after a restart of the server. The next try is made over
     /// a new one.
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        matches!(self.cause, Cause::Lost)
+        matches!(self.kind, Kind::Lost)
     }
 
     fn is_of(&self, class: &str) -> bool {
-        matches!(&self.cause, Cause::Reported(code) if code.starts_with(class))
+        matches!(&self.kind, Kind::Reported(code) if code.starts_with(class))
     }
 }
 
@@ -191,10 +206,9 @@ fn pool(url: &PostgresUrl, connections: u32) -> PgPool {
 ///
 /// When the database is unavailable, or an applied migration differs from the one in this build.
 pub async fn migrate(url: &PostgresUrl) -> Result<(), DatabaseError> {
-    let failed = |reason: String| DatabaseError::new(url, reason);
     let mut connection = url.connect("catchall-migrate").await?;
-    schema::migrate(&mut connection).await.map_err(|error| failed(error.to_string()))?;
-    connection.close().await.map_err(|error| failed(describe(&error)))
+    schema::migrate(&mut connection).await.map_err(|error| DatabaseError::other(url, error))?;
+    connection.close().await.map_err(|error| DatabaseError::of(url, error))
 }
 
 /// Where work reports that one of its statements is done.
@@ -258,25 +272,23 @@ impl Database {
                 () = tokio::time::sleep(timeout) => break None,
             }
         };
-        let (reason, cause) = match ended {
-            Some(Ok(Ok(done))) => return Ok(done),
+        match ended {
+            Some(Ok(Ok(done))) => Ok(done),
             Some(Ok(Err(error))) => {
-                let cause = Cause::of(&error);
                 // A session keeps the settings it was opened with, so a misconfigured one is useless. Where
                 // one connection has ended, the others have too, as a rule.
-                if is_misconfigured(&error) || matches!(cause, Cause::Lost) {
+                if is_misconfigured(&error) || matches!(Kind::of(&error), Kind::Lost) {
                     self.replace(&used);
                 }
-                (describe(&error), cause)
+                Err(DatabaseError::of(&self.url, error))
             }
-            Some(Err(panicked)) => (panicked.to_string(), Cause::Other),
+            Some(Err(panicked)) => Err(DatabaseError::other(&self.url, panicked)),
             None => {
                 self.replace(&used);
                 task.abort();
-                (format!("no answer within {timeout:?}"), Cause::GivenUp)
+                Err(DatabaseError::given_up(&self.url, timeout))
             }
-        };
-        Err(DatabaseError { url: self.url.to_string(), reason, cause })
+        }
     }
 
     /// Replaces the pool that was used by a new one, unless another caller has done so.
@@ -301,27 +313,24 @@ impl Database {
         L: AsyncFnMut(&mut PgConnection) -> Result<(), sqlx::Error>,
     {
         loop {
-            let reason = match self.connect().await {
+            let error = match self.connect().await {
                 Ok(mut connection) => loop {
-                    match within(look(&mut connection)).await {
+                    match within(&self.url, look(&mut connection)).await {
                         Ok(()) => dependency.up(),
-                        Err(reason) => break reason,
+                        Err(error) => break error,
                     }
                     tokio::time::sleep(WATCH_INTERVAL).await;
                 },
-                Err(reason) => reason,
+                Err(error) => error,
             };
-            dependency.down(format_args!("{}: {reason}", self.url));
+            dependency.down(error);
             tokio::time::sleep(WATCH_INTERVAL).await;
         }
     }
 
     /// Fails unless the database is available with its schema.
     pub(crate) async fn check(&self) -> Result<(), DatabaseError> {
-        match self.connect().await {
-            Ok(_) => Ok(()),
-            Err(reason) => Err(DatabaseError::new(&self.url, reason)),
-        }
+        self.connect().await.map(drop)
     }
 
     /// Waits until the database is available with its schema.
@@ -331,19 +340,22 @@ impl Database {
         }
     }
 
-    async fn connect(&self) -> Result<PgConnection, String> {
-        let mut connection = within(PgConnection::connect_with(&self.url.0)).await?;
-        within(schema::check(&mut connection)).await?;
+    async fn connect(&self) -> Result<PgConnection, DatabaseError> {
+        let mut connection = within(&self.url, PgConnection::connect_with(&self.url.0)).await?;
+        within(&self.url, schema::check(&mut connection)).await?;
         Ok(connection)
     }
 }
 
 /// A look at the database, with a time limit. Cancelling it is safe because nothing else uses its connection,
 /// which is dropped with it.
-async fn within<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, String> {
+async fn within<T>(
+    url: &PostgresUrl,
+    work: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, DatabaseError> {
     match tokio::time::timeout(ACQUIRE_TIMEOUT, work).await {
-        Ok(done) => done.map_err(|error| describe(&error)),
-        Err(_) => Err(format!("no answer within {ACQUIRE_TIMEOUT:?}")),
+        Ok(done) => done.map_err(|error| DatabaseError::of(url, error)),
+        Err(_) => Err(DatabaseError::given_up(url, ACQUIRE_TIMEOUT)),
     }
 }
 
@@ -357,7 +369,7 @@ fn is_misconfigured(error: &sqlx::Error) -> bool {
 }
 
 /// Describes an error in words an operator can act on, or in the driver's own where there are none better.
-pub(super) fn describe(error: &sqlx::Error) -> String {
+fn describe(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(error) => error.message().into(),
         sqlx::Error::Io(error) if error.kind() == ErrorKind::ConnectionRefused => "connection refused".into(),
@@ -369,28 +381,4 @@ pub(super) fn describe(error: &sqlx::Error) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_database_on_this_machine_is_spoken_to_without_tls() {
-        let mode = |url: &str| url.parse::<PostgresUrl>().unwrap().0.get_ssl_mode();
-        for local in ["postgres://localhost/c", "postgres://a:b@127.0.0.1:5433/c", "postgres://[::1]/c"] {
-            assert!(matches!(mode(local), PgSslMode::Disable), "{local}");
-        }
-        assert!(matches!(mode("postgres://localhost/c?sslmode=prefer"), PgSslMode::Prefer));
-        assert!(matches!(mode("postgres://localhost/c?sslmode=verify-full"), PgSslMode::VerifyFull));
-        assert!(matches!(mode("postgres://db.example.com/c"), PgSslMode::Prefer));
-    }
-
-    #[test]
-    fn a_url_prints_without_user_and_password() {
-        let url: PostgresUrl = "postgres://alice:s3cret@db:5433/catchall?sslmode=require".parse().unwrap();
-        assert_eq!(url.to_string(), "postgres://db:5433/catchall");
-        assert_eq!(format!("{url:?}"), "postgres://db:5433/catchall");
-        for bad in ["mysql://alice:s3cret@db", "postgres://alice:s3cret@db:x/y", "s3cret"] {
-            let error = bad.parse::<PostgresUrl>().unwrap_err();
-            assert!(!error.contains("s3cret"), "{error}");
-        }
-    }
-}
+mod tests;

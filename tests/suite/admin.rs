@@ -230,6 +230,27 @@ async fn an_export_has_what_is_asked_for_and_a_file_appears_when_it_is_complete(
     }
 }
 
+#[tokio::test]
+async fn an_export_of_a_file_that_is_damaged_beyond_its_header_ends_with_the_status_of_a_damaged_file() {
+    let system = System::standalone(&[]).await;
+    let events = (0..7000).map(|n| json!({"domain": format!("d{n}.com"), "event": "bounced"}));
+    send(&system, &events.collect()).await;
+    let copy = directory().join("copy.db");
+    let (status, _, said) = run("standalone", &["backup", copy.to_str().unwrap()], &[system.place()]);
+    assert!(status.success(), "{said}");
+    // What is read when the file is opened is at its beginning.
+    let mut damaged = fs::read(&copy).unwrap();
+    let quarter = damaged.len() / 4;
+    damaged[quarter..3 * quarter].fill(0x5a);
+    fs::write(&copy, damaged).unwrap();
+    let (status, _, said) = run("admin", &["export"], &[("CATCHALL_DATA", copy.to_str().unwrap())]);
+    assert_eq!(status.code(), Some(13), "{said}");
+    let begins =
+        format!("catchall-admin: the data file {} is damaged (", copy.canonicalize().unwrap().display());
+    assert!(said.starts_with(&begins) && said.ends_with("): restore a backup\n"), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+}
+
 #[test]
 fn what_is_wrong_with_the_arguments_or_the_place_is_said_in_a_sentence() {
     let missing = data_file();

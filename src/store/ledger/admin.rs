@@ -48,8 +48,8 @@ impl LedgerAdmin {
     /// When it is unavailable, or has another schema than this build needs, or does not keep what it commits.
     pub async fn open(url: &PostgresUrl) -> Result<Self, ExitError> {
         let database = Database::new(url, "catchall-admin", 1, &SESSION);
-        database.check().await.map_err(|error| failed(&error))?;
-        database.run(TIMEOUT, check_durability).await.map_err(|error| failed(&error))?;
+        database.check().await.map_err(failed)?;
+        database.run(TIMEOUT, check_durability).await.map_err(failed)?;
         Ok(Self { database, writer: Uuid::now_v7(), walked: Walked::default() })
     }
 
@@ -63,7 +63,7 @@ impl LedgerAdmin {
         loop {
             match self.database.run_steps(TIMEOUT, &work).await {
                 Err(error) if error.is_conflict() && tries < TRIES => tries += 1,
-                done => return done.map_err(|error| failed(&error)),
+                done => return done.map_err(failed),
             }
         }
     }
@@ -71,8 +71,8 @@ impl LedgerAdmin {
 
 /// An answer may have been lost after all was done. Each command can be run again, and says then what it
 /// found.
-fn failed(error: &DatabaseError) -> ExitError {
-    ExitError { status: 1, sentence: error.to_string() }
+fn failed(error: DatabaseError) -> ExitError {
+    ExitError::of(1, error)
 }
 
 impl Maintenance for LedgerAdmin {

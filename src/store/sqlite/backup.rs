@@ -23,7 +23,8 @@ pub async fn back_up(config: &DataConfig, to: &Path) -> Result<(PathBuf, u64), D
     let from = existing(config)?;
     schema::inspect(&from)?;
     let to = DataConfig { data: to.to_owned() }.absolute_path()?;
-    let refused = |reason: &str| DataError::NotWritable { path: to.clone(), reason: reason.into() };
+    let refused =
+        |reason: &str| DataError::NotWritable { path: to.clone(), reason: reason.into(), source: None };
     if to == from {
         return Err(refused("it is the data file itself"));
     }
@@ -31,17 +32,17 @@ pub async fn back_up(config: &DataConfig, to: &Path) -> Result<(PathBuf, u64), D
     // SQLite takes a name as text.
     let Some(name) = new.to_str() else { return Err(refused("its path is not UTF-8")) };
     let _unused = unused(&to)?;
-    let failed = |error: &std::io::Error| DataError::of_system(&to, error);
+    let failed = |error: std::io::Error| DataError::of_system(&to, error);
     // A backup that was killed has left its file. One that is still being written has locked it.
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&new);
-    let file = file.map_err(|error| failed(&error))?;
-    let is_ours = lock::take(&file).map_err(|error| failed(&error))?;
+    let file = file.map_err(failed)?;
+    let is_ours = lock::take(&file).map_err(failed)?;
     // The one that had locked it may have given it its final name meanwhile.
     let is_there = fs::metadata(&new).ok().map(|file| (file.dev(), file.ino()));
     if !is_ours || is_there != file.metadata().ok().map(|file| (file.dev(), file.ino())) {
         return Err(refused("another backup is being written there"));
     }
-    file.set_len(0).map_err(|error| failed(&error))?;
+    file.set_len(0).map_err(failed)?;
     let copied = copy(&from, name, &to).await;
     if let Err(error) = copied {
         // What is left of it would only take room.
@@ -52,7 +53,7 @@ pub async fn back_up(config: &DataConfig, to: &Path) -> Result<(PathBuf, u64), D
     let directory = to.parent().unwrap_or(Path::new("/"));
     let renamed =
         file.sync_all().and_then(|()| fs::rename(&new, &to)).and_then(|()| File::open(directory)?.sync_all());
-    renamed.and(size).map(|size| (to.clone(), size)).map_err(|error| failed(&error))
+    renamed.and(size).map(|size| (to.clone(), size)).map_err(failed)
 }
 
 /// Fails if something uses the former copy at `to`: it would go on with a file that no name leads to, or its
@@ -66,7 +67,7 @@ fn unused(to: &Path) -> Result<Option<Lock>, DataError> {
     let wal = beside(to, "-wal");
     if fs::metadata(&wal).is_ok_and(|wal| wal.len() > 0) {
         let reason = format!("{} is beside it, so it was in use; choose another name", wal.display());
-        return Err(DataError::NotWritable { path: to.to_owned(), reason });
+        return Err(DataError::NotWritable { path: to.to_owned(), reason, source: None });
     }
     Ok(lock)
 }
@@ -75,5 +76,5 @@ async fn copy(from: &Path, new: &str, to: &Path) -> Result<(), DataError> {
     let mut connection = connect(from, Purpose::Read).await?;
     let copied = sqlx::query("vacuum into ?").bind(new).execute(&mut connection).await;
     // Whatever failed, reading or writing: the sentence names the copy.
-    copied.map(drop).map_err(|error| DataError::of_sqlite(to, &error))
+    copied.map(drop).map_err(|error| DataError::of_sqlite(to, error))
 }

@@ -40,8 +40,8 @@ pub async fn check(config: &DataConfig) -> Result<Checked, DataError> {
     let path = existing(config)?;
     schema::inspect(&path)?;
     let mut connection = connect(&path, Purpose::Read).await?;
-    let failed = |error: sqlx::Error| DataError::of_sqlite(&path, &error);
-    let damaged = |reason: String| DataError::Damaged { path: path.clone(), reason };
+    let failed = |error: sqlx::Error| DataError::of_sqlite(&path, error);
+    let damaged = |reason: String| DataError::Damaged { path: path.clone(), reason, source: None };
     let faults: Vec<String> = sqlx::query_scalar(CHECK).fetch_all(&mut connection).await.map_err(failed)?;
     if faults != ["ok"] {
         return Err(damaged(faults.join("; ").replace('\n', " ")));

@@ -74,7 +74,7 @@ pub(super) async fn keep_short(file: &DataFile, turn: &Mutex<()>) {
 
 async fn connected(file: &DataFile, turn: &Mutex<()>, told: &mut Option<Instant>) -> Result<(), DataError> {
     let mut connection = file.connect(Purpose::Checkpoint).await?;
-    let failed = |error: sqlx::Error| DataError::of_sqlite(&file.path, &error);
+    let failed = |error: sqlx::Error| DataError::of_sqlite(&file.path, error);
     let mut held_since: Option<Instant> = None;
     loop {
         sleep(INTERVAL).await;

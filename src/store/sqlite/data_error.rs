@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::cause::Cause;
 use crate::excerpt::excerpt;
 use crate::process::ExitError;
 
@@ -21,6 +22,8 @@ pub enum DataError {
         path: PathBuf,
         /// What the system said.
         reason: String,
+        /// The error, if it was one.
+        source: Option<Cause>,
     },
     /// The file is something else.
     #[error("{path} belongs to another program ({reason}); it was left as it is")]
@@ -37,6 +40,8 @@ pub enum DataError {
         path: PathBuf,
         /// What SQLite or the check said.
         reason: String,
+        /// The error, if it was one.
+        source: Option<Cause>,
     },
     /// A later build has written the file.
     #[error(
@@ -61,7 +66,7 @@ pub enum DataError {
     },
     /// There is no room.
     #[error("the disk of the data file {0} is full")]
-    Full(PathBuf),
+    Full(PathBuf, #[source] Cause),
     /// The file is where processes do not share memory.
     #[error(
         "the data file {path} is on a network file system ({kind}), where SQLite's WAL is not safe: choose a \
@@ -90,6 +95,8 @@ pub enum DataError {
         path: PathBuf,
         /// What the system or SQLite said.
         reason: String,
+        /// The error, if it was one.
+        source: Option<Cause>,
     },
 }
 
@@ -99,6 +106,7 @@ mod code {
     pub(super) const PERM: i32 = 3;
     pub(super) const BUSY: i32 = 5;
     pub(super) const READONLY: i32 = 8;
+    pub(super) const IOERR: i32 = 10;
     pub(super) const CORRUPT: i32 = 11;
     pub(super) const FULL: i32 = 13;
     pub(super) const CANTOPEN: i32 = 14;
@@ -123,44 +131,51 @@ pub(super) fn is_busy(error: &sqlx::Error) -> bool {
     code(error) == Some(code::BUSY)
 }
 
-/// The sentence for an error of SQLite: its own, without the words around it.
+/// The sentence for an error of SQLite: its own, without the words around it. That for an I/O error is always
+/// the same, and only its code tells which call failed.
 pub(super) fn describe(error: &sqlx::Error) -> String {
-    match code(error) {
-        Some(code::FULL | code::IOERR_SHMSIZE) => "the disk is full".into(),
-        _ => error.as_database_error().map_or_else(|| error.to_string(), |error| error.message().into()),
+    let Some(reported) = error.as_database_error() else { return error.to_string() };
+    match (code(error), reported.code()) {
+        (Some(code::FULL | code::IOERR_SHMSIZE), _) => "the disk is full".into(),
+        (Some(code::IOERR), Some(extended)) => format!("{} (SQLite {extended})", reported.message()),
+        _ => reported.message().into(),
     }
 }
 
 impl DataError {
     /// What an error of SQLite means for the file at `path`.
-    pub(super) fn of_sqlite(path: &Path, error: &sqlx::Error) -> Self {
-        let (path, reason) = (path.to_owned(), describe(error));
-        match code(error) {
-            Some(code::CORRUPT | code::NOTADB) => Self::Damaged { path, reason },
-            Some(code::FULL | code::IOERR_SHMSIZE) => Self::Full(path),
-            Some(code::PERM | code::READONLY | code::CANTOPEN) => Self::NotWritable { path, reason },
-            _ => Self::Other { path, reason },
+    pub(super) fn of_sqlite(path: &Path, error: sqlx::Error) -> Self {
+        let (path, reason, code) = (path.to_owned(), describe(&error), code(&error));
+        let cause = Cause::new(error);
+        match code {
+            Some(code::FULL | code::IOERR_SHMSIZE) => Self::Full(path, cause),
+            Some(code::CORRUPT | code::NOTADB) => Self::Damaged { path, reason, source: Some(cause) },
+            Some(code::PERM | code::READONLY | code::CANTOPEN) => {
+                Self::NotWritable { path, reason, source: Some(cause) }
+            }
+            _ => Self::Other { path, reason, source: Some(cause) },
         }
     }
 
     /// What an error of the operating system means for the file at `path`.
-    pub(super) fn of_system(path: &Path, error: &std::io::Error) -> Self {
+    pub(super) fn of_system(path: &Path, error: std::io::Error) -> Self {
         use std::io::ErrorKind;
-        let (path, reason) = (path.to_owned(), error.to_string());
-        match error.kind() {
+        let (path, reason, kind) = (path.to_owned(), error.to_string(), error.kind());
+        let cause = Cause::new(error);
+        match kind {
             ErrorKind::NotFound | ErrorKind::NotADirectory => Self::NoDirectory(path),
             ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::IsADirectory => {
-                Self::NotWritable { path, reason }
+                Self::NotWritable { path, reason, source: Some(cause) }
             }
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Self::Full(path),
-            _ => Self::Other { path, reason },
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Self::Full(path, cause),
+            _ => Self::Other { path, reason, source: Some(cause) },
         }
     }
 
     /// A name in the file that is none.
     pub(in crate::store) fn invalid_domain(path: &Path, name: &str) -> Self {
         let reason = excerpt(format_args!("{name:?} is not a domain name"));
-        Self::Damaged { path: path.to_owned(), reason }
+        Self::Damaged { path: path.to_owned(), reason, source: None }
     }
 
     /// The exit status of a process that ends because of this. They are listed in `catchall --help`.
@@ -174,7 +189,7 @@ impl DataError {
             Self::Damaged { .. } => 13,
             Self::Newer { .. } => 14,
             Self::InUse { .. } => 15,
-            Self::Full(_) => 16,
+            Self::Full(..) => 16,
             Self::Network { .. } => 17,
             Self::Moved { .. } => 18,
         }
@@ -183,6 +198,41 @@ impl DataError {
 
 impl From<DataError> for ExitError {
     fn from(error: DataError) -> Self {
-        Self { status: error.exit_status(), sentence: error.to_string() }
+        Self::of(error.exit_status(), error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use sqlx::Connection;
+    use sqlx::sqlite::SqliteConnection;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn it_leads_to_what_was_reported_and_shows_no_more_than_its_sentences() {
+        let path = Path::new("/data/catchall.db");
+        // The system lets nobody read what is at the beginning of the memory of a process.
+        let reported = SqliteConnection::connect("sqlite:/proc/self/mem?mode=ro").await.unwrap_err();
+        let sentence = reported.to_string();
+        let error = DataError::of_sqlite(path, reported);
+        let (said, shown) = (error.to_string(), format!("{error:?}"));
+        assert!(
+            said.starts_with("the data file /data/catchall.db cannot be used: disk I/O error (SQLite "),
+            "{said}"
+        );
+        assert!(shown.contains(&format!("Some({sentence})")), "{shown}");
+        let driver = error.source().and_then(Error::source).unwrap();
+        assert!(driver.is::<sqlx::Error>(), "{driver}");
+        let full = DataError::of_system(path, std::io::ErrorKind::StorageFull.into());
+        assert!(full.source().and_then(Error::source).is_some_and(<dyn Error>::is::<std::io::Error>));
+        let ended = ExitError::from(full);
+        assert_eq!(
+            (ended.status, ended.to_string()),
+            (16, "the disk of the data file /data/catchall.db is full".into())
+        );
+        assert!(ended.source().and_then(Error::source).is_some_and(<dyn Error>::is::<DataError>));
     }
 }

@@ -59,7 +59,7 @@ impl DataConfig {
         };
         if path.is_dir() {
             let reason = "it is a directory".into();
-            return Err(DataError::NotWritable { path, reason });
+            return Err(DataError::NotWritable { path, reason, source: None });
         }
         Ok(path)
     }
@@ -70,10 +70,10 @@ fn absent(file: &Path) -> Result<PathBuf, DataError> {
     // A new file in the place of the link would hide the data, once what the link leads to is there again.
     if let Ok(target) = fs::read_link(file) {
         let reason = format!("it is a link to {}, which does not exist", target.display());
-        return Err(DataError::NotWritable { path: file.to_owned(), reason });
+        return Err(DataError::NotWritable { path: file.to_owned(), reason, source: None });
     }
     let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let directory = parent.canonicalize().map_err(|error| DataError::of_system(file, &error))?;
+    let directory = parent.canonicalize().map_err(|error| DataError::of_system(file, error))?;
     let name = file.file_name().ok_or_else(|| DataError::NoDirectory(file.to_owned()))?;
     Ok(directory.join(name))
 }
@@ -122,14 +122,14 @@ impl DataFile {
         schema::inspect(&path)?;
         // SQLite would open a file that it may not write, and refuse each event.
         let writable = fs::OpenOptions::new().write(true).open(&path);
-        writable.map_err(|error| DataError::of_system(&path, &error))?;
+        writable.map_err(|error| DataError::of_system(&path, error))?;
         // Read only, so that a file that is too new stays as it is.
         let is_current = schema::is_current(&path, &mut connect(&path, Purpose::Read).await?).await?;
         let file = Self { path, _lock: lock };
         let mut connection = file.connect(Purpose::Write).await?;
         if !is_current {
             let migrated = schema::migrate(&mut connection).await;
-            migrated.map_err(|error| DataError::of_sqlite(&file.path, &error))?;
+            migrated.map_err(|error| DataError::of_sqlite(&file.path, error))?;
         }
         Ok(file)
     }
@@ -145,7 +145,7 @@ impl DataFile {
 pub(super) async fn existing_current(config: &DataConfig) -> Result<PathBuf, DataError> {
     let path = existing(config)?;
     schema::inspect(&path)?;
-    let failed = |error: sqlx::Error| DataError::of_sqlite(&path, &error);
+    let failed = |error: sqlx::Error| DataError::of_sqlite(&path, error);
     if !schema::is_current(&path, &mut connect(&path, Purpose::Read).await?).await? {
         let _lock = Lock::acquire(&path)?;
         let mut connection = connect(&path, Purpose::Write).await?;
@@ -157,7 +157,7 @@ pub(super) async fn existing_current(config: &DataConfig) -> Result<PathBuf, Dat
 /// Opens a connection that counts to a file that another process may serve.
 pub(super) async fn connect_prepared(config: &DataConfig) -> Result<(PathBuf, SqliteConnection), DataError> {
     let path = existing_current(config).await?;
-    let failed = |error: sqlx::Error| DataError::of_sqlite(&path, &error);
+    let failed = |error: sqlx::Error| DataError::of_sqlite(&path, error);
     let mut connection = connect(&path, Purpose::Maintain).await?;
     statuses::prepare(&mut connection).await.map_err(failed)?;
     Ok((path, connection))
@@ -196,7 +196,7 @@ pub(super) async fn connect(path: &Path, purpose: Purpose) -> Result<SqliteConne
         .pragma("temp_store", "memory")
         .busy_timeout(if purpose == Purpose::Checkpoint { READER_TIMEOUT } else { BUSY_TIMEOUT })
         .disable_statement_logging();
-    options.connect().await.map_err(|error| DataError::of_sqlite(path, &error))
+    options.connect().await.map_err(|error| DataError::of_sqlite(path, error))
 }
 
 /// Creates the file under another name and renames it, so that it is there with its schema or not at all.
@@ -205,13 +205,13 @@ async fn create(path: &Path) -> Result<(), DataError> {
     if exists(&wal) {
         // SQLite would take it for that of the new file.
         let reason = format!("its WAL {} is there without it", wal.display());
-        return Err(DataError::Damaged { path: path.to_owned(), reason });
+        return Err(DataError::Damaged { path: path.to_owned(), reason, source: None });
     }
-    let failed = |error: &std::io::Error| DataError::of_system(path, error);
+    let failed = |error: std::io::Error| DataError::of_system(path, error);
     let new = beside(path, ".new");
     for leftover in [&new, &beside(&new, "-journal")] {
         match fs::remove_file(leftover) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(&error)),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
     }
@@ -221,10 +221,10 @@ async fn create(path: &Path) -> Result<(), DataError> {
         schema::migrate(&mut connection).await?;
         connection.close().await
     };
-    made.await.map_err(|error| DataError::of_sqlite(path, &error))?;
+    made.await.map_err(|error| DataError::of_sqlite(path, error))?;
     let directory = path.parent().unwrap_or(Path::new("/"));
     let renamed = fs::rename(&new, path).and_then(|()| fs::File::open(directory)?.sync_all());
-    renamed.map_err(|error| failed(&error))
+    renamed.map_err(failed)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::data_error::DataError;
 use super::data_file::{DataConfig, DataFile, Purpose};
 use super::{audit, checkpoint};
+use crate::cause::Cause;
 use crate::counters::{Counters, Status};
 use crate::store::maintenance::AuditEntry;
 use crate::utc_time::UtcTime;
@@ -83,9 +84,12 @@ impl Export {
         let mut connection = file.connect(Purpose::Write).await?;
         let id: Result<Vec<u8>, _> =
             sqlx::query_scalar("select id from data_file").fetch_one(&mut connection).await;
-        let id = id.map_err(|error| DataError::of_sqlite(&file.path, &error))?;
-        let id = Uuid::from_slice(&id)
-            .map_err(|error| DataError::Damaged { path: file.path.clone(), reason: error.to_string() })?;
+        let id = id.map_err(|error| DataError::of_sqlite(&file.path, error))?;
+        let id = Uuid::from_slice(&id).map_err(|error| DataError::Damaged {
+            path: file.path.clone(),
+            reason: error.to_string(),
+            source: Some(Cause::new(error)),
+        })?;
         Ok(Self { file, connection, id })
     }
 
@@ -95,13 +99,13 @@ impl Export {
 
     pub(in crate::store) async fn state(&mut self) -> Result<(MoveState, String), DataError> {
         let state = state(&mut self.connection).await;
-        state.map_err(|error| DataError::of_sqlite(&self.file.path, &error))
+        state.map_err(|error| DataError::of_sqlite(&self.file.path, error))
     }
 
     /// The threshold by which the domains of the file are classified.
     pub(in crate::store) async fn threshold(&mut self) -> Result<u64, DataError> {
         let threshold = super::reader::threshold(&mut self.connection).await;
-        threshold.map_err(|error| DataError::of_sqlite(&self.file.path, &error))
+        threshold.map_err(|error| DataError::of_sqlite(&self.file.path, error))
     }
 
     pub(in crate::store) async fn set_state(&mut self, state: MoveState, to: &str) -> Result<(), DataError> {
@@ -110,7 +114,7 @@ impl Export {
             .bind(to)
             .execute(&mut self.connection)
             .await;
-        set.map(drop).map_err(|error| DataError::of_sqlite(&self.file.path, &error))
+        set.map(drop).map_err(|error| DataError::of_sqlite(&self.file.path, error))
     }
 
     /// How many claims and domains there are.
@@ -120,7 +124,7 @@ impl Export {
         )
         .fetch_one(&mut self.connection)
         .await;
-        let (claims, domains) = counted.map_err(|error| DataError::of_sqlite(&self.file.path, &error))?;
+        let (claims, domains) = counted.map_err(|error| DataError::of_sqlite(&self.file.path, error))?;
         Ok((claims.unsigned_abs(), domains.unsigned_abs()))
     }
 
@@ -137,11 +141,12 @@ impl Export {
                 .bind(limit)
                 .fetch_all(&mut self.connection)
                 .await;
-        let rows = rows.map_err(|error| DataError::of_sqlite(&self.file.path, &error))?;
+        let rows = rows.map_err(|error| DataError::of_sqlite(&self.file.path, error))?;
         let claim = |(id, used_at): (Vec<u8>, i64)| Some((Uuid::from_slice(&id).ok()?, used_at));
         rows.into_iter().map(claim).collect::<Option<_>>().ok_or_else(|| DataError::Damaged {
             path: self.file.path.clone(),
             reason: "a claim's id is not 16 bytes long".into(),
+            source: None,
         })
     }
 
@@ -158,7 +163,7 @@ impl Export {
         .bind(limit)
         .fetch_all(&mut self.connection)
         .await;
-        let rows = rows.map_err(|error| DataError::of_sqlite(&self.file.path, &error))?;
+        let rows = rows.map_err(|error| DataError::of_sqlite(&self.file.path, error))?;
         let counters = |(domain, delivered, bounced): (String, i64, i64)| {
             (domain, Counters { delivered: delivered.unsigned_abs(), bounced: bounced.unsigned_abs() })
         };
@@ -179,7 +184,7 @@ impl Export {
         .bind(through)
         .fetch_all(&mut self.connection)
         .await;
-        let rows = rows.map_err(|error| DataError::of_sqlite(&self.file.path, &error))?;
+        let rows = rows.map_err(|error| DataError::of_sqlite(&self.file.path, error))?;
         let noted = |(domain, status, since)| Noted {
             domain,
             status: Status::from_number(status),
@@ -197,7 +202,7 @@ impl Export {
         )
         .fetch_all(&mut self.connection)
         .await;
-        let rows = rows.map_err(|error| DataError::of_sqlite(&self.file.path, &error))?;
+        let rows = rows.map_err(|error| DataError::of_sqlite(&self.file.path, error))?;
         let imported = |(digest, name, bytes, through, rows, delivered, bounced, begun_at, finished_at)| {
             let numbers = [bytes, through, rows, delivered, bounced];
             Imported { digest, name, numbers, begun_at, finished_at }
@@ -208,7 +213,7 @@ impl Export {
     /// All that operators did, the first first.
     pub(in crate::store) async fn audit(&mut self) -> Result<Vec<AuditEntry>, DataError> {
         let read = audit::read(&mut self.connection, u32::MAX).await;
-        let mut entries = read.map_err(|error| DataError::of_sqlite(&self.file.path, &error))?;
+        let mut entries = read.map_err(|error| DataError::of_sqlite(&self.file.path, error))?;
         entries.reverse();
         Ok(entries)
     }

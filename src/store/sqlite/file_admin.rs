@@ -51,7 +51,7 @@ impl FileAdmin {
         work: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, DataError> {
         let connection = &mut self.connection;
-        let failed = |error: sqlx::Error| DataError::of_sqlite(&self.path, &error);
+        let failed = |error: sqlx::Error| DataError::of_sqlite(&self.path, error);
         begin(connection).await.map_err(failed)?;
         let done = async {
             let (state, to) = export::state(connection).await?;
@@ -106,7 +106,7 @@ impl Maintenance for FileAdmin {
         )
         .fetch_one(&mut self.connection)
         .await;
-        let domains = domains.map_err(|error| DataError::of_sqlite(&self.path, &error))?;
+        let domains = domains.map_err(|error| DataError::of_sqlite(&self.path, error))?;
         Ok(u64::try_from(domains).unwrap_or(0))
     }
 
@@ -156,6 +156,6 @@ impl Maintenance for FileAdmin {
 
     async fn audit(&mut self, limit: u32) -> Result<Vec<AuditEntry>, ExitError> {
         let read = audit::read(&mut self.connection, limit).await;
-        Ok(read.map_err(|error| DataError::of_sqlite(&self.path, &error))?)
+        Ok(read.map_err(|error| DataError::of_sqlite(&self.path, error))?)
     }
 }

@@ -33,7 +33,7 @@ impl FileStore {
     pub async fn open(config: &DataConfig, capacity: usize) -> Result<Self, DataError> {
         let file = DataFile::open(config).await?;
         let state = export::state(&mut file.connect(Purpose::Read).await?).await;
-        let (state, to) = state.map_err(|error| DataError::of_sqlite(&file.path, &error))?;
+        let (state, to) = state.map_err(|error| DataError::of_sqlite(&file.path, error))?;
         let path = file.path.clone();
         match state {
             MoveState::None | MoveState::Planned => {}

@@ -20,9 +20,9 @@ impl Lock {
     /// Takes the lock of the data file at `data`.
     pub(super) fn acquire(data: &Path) -> Result<Self, DataError> {
         let path = beside(data, ".lock");
-        let failed = |error: &std::io::Error| DataError::of_system(data, error);
+        let failed = |error: std::io::Error| DataError::of_system(data, error);
         let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-        let mut file = opened.map_err(|error| failed(&error))?;
+        let mut file = opened.map_err(failed)?;
         match take(&file) {
             Ok(true) => {}
             Ok(false) => {
@@ -32,10 +32,10 @@ impl Lock {
                 let pid = if pid.is_empty() { "unknown".into() } else { pid.trim().to_owned() };
                 return Err(DataError::InUse { path: data.to_owned(), pid });
             }
-            Err(error) => return Err(failed(&error)),
+            Err(error) => return Err(failed(error)),
         }
         let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-        written.map_err(|error| failed(&error))?;
+        written.map_err(failed)?;
         Ok(Self { _file: file })
     }
 }

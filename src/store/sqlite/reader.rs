@@ -17,7 +17,7 @@ use sqlx::sqlite::SqliteConnection;
 use tokio::sync::Semaphore;
 
 use self::interruptible::Interruptible;
-use super::data_error::{DataError, describe};
+use super::data_error::DataError;
 use super::data_file::{DataConfig, Purpose, connect, existing_current};
 use crate::classified::Classified;
 use crate::domain_name::DomainName;
@@ -71,7 +71,7 @@ impl Connections {
             None => self.connect(path).await?,
         };
         let done = connection.read(read).await;
-        let (found, connection) = done.map_err(|error| Unreadable::new(describe(&error)))?;
+        let (found, connection) = done.map_err(|error| failed(path, error))?;
         idle().push(connection);
         Ok(found)
     }
@@ -81,9 +81,13 @@ impl Connections {
         // A pragma takes no parameters.
         let cache = format!("pragma cache_size = -{}", self.cache_kib);
         let set = sqlx::raw_sql(AssertSqlSafe(cache)).execute(&mut connection).await;
-        set.map_err(|error| Unreadable::new(describe(&error)))?;
-        Interruptible::new(connection).await.map_err(|error| Unreadable::new(describe(&error)))
+        set.map_err(|error| failed(path, error))?;
+        Interruptible::new(connection).await.map_err(|error| failed(path, error))
     }
+}
+
+fn failed(path: &Path, error: sqlx::Error) -> Unreadable {
+    Unreadable::new(DataError::of_sqlite(path, error))
 }
 
 /// Pages that are read at the same time.

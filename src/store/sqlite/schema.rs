@@ -39,7 +39,7 @@ pub(super) fn inspect(path: &Path) -> Result<(), DataError> {
     let foreign = |reason| DataError::Foreign { path: path.to_owned(), reason };
     let mut header = Vec::with_capacity(HEADER);
     let read = File::open(path).and_then(|file| file.take(HEADER as u64).read_to_end(&mut header));
-    read.map_err(|error| DataError::of_system(path, &error))?;
+    read.map_err(|error| DataError::of_system(path, error))?;
     if header.len() < HEADER || !header.starts_with(MAGIC) {
         return Err(foreign("it is not an SQLite database"));
     }
@@ -53,7 +53,7 @@ pub(super) fn inspect(path: &Path) -> Result<(), DataError> {
     if header[18] == WITHOUT_WAL && std::fs::metadata(&wal).is_ok_and(|wal| wal.len() > 0) {
         let wal = wal.display();
         let reason = format!("{wal} is beside it and not of it. If it is a restored backup, move {wal} away");
-        return Err(DataError::Damaged { path: path.to_owned(), reason });
+        return Err(DataError::Damaged { path: path.to_owned(), reason, source: None });
     }
     Ok(())
 }
@@ -74,7 +74,7 @@ fn known(path: &Path, found: u32) -> Result<(), DataError> {
 /// When it has had more than this build knows, or cannot be read.
 pub(super) async fn is_current(path: &Path, connection: &mut SqliteConnection) -> Result<bool, DataError> {
     let version = sqlx::query_scalar("pragma user_version").fetch_one(connection).await;
-    let version: u32 = version.map_err(|error| DataError::of_sqlite(path, &error))?;
+    let version: u32 = version.map_err(|error| DataError::of_sqlite(path, error))?;
     known(path, version)?;
     Ok(version == VERSION)
 }

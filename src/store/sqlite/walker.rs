@@ -29,7 +29,7 @@ pub(super) async fn set_threshold(file: &DataFile, threshold: u64) -> Result<(),
         }
         sqlx::raw_sql("commit").execute(&mut connection).await.map(drop)
     };
-    set.await.map_err(|error: sqlx::Error| DataError::of_sqlite(&file.path, &error))
+    set.await.map_err(|error: sqlx::Error| DataError::of_sqlite(&file.path, error))
 }
 
 /// Goes on with any walk that nobody goes on with, for as long as it is polled. It holds `turn` during a
@@ -49,7 +49,7 @@ pub(super) async fn walk(file: &DataFile, turn: &Mutex<()>) {
 
 /// Walks, if a walk is where it was when it was `seen` last, or if this is the first look.
 async fn look(file: &DataFile, turn: &Mutex<()>, seen: &mut Option<Present>) -> Result<(), DataError> {
-    let failed = |error: sqlx::Error| DataError::of_sqlite(&file.path, &error);
+    let failed = |error: sqlx::Error| DataError::of_sqlite(&file.path, error);
     let present = reclassify::present(&mut file.connect(Purpose::Read).await?).await.map_err(failed)?;
     let is_first = seen.is_none();
     let is_stuck = seen.as_ref() == Some(&present);

@@ -98,7 +98,7 @@ async fn open<'a>(
     }
     let mut new = file.connect(Purpose::Write).await?;
     let prepared = statuses::prepare(&mut new).await;
-    prepared.map_err(|error| DataError::of_sqlite(&file.path, &error))?;
+    prepared.map_err(|error| DataError::of_sqlite(&file.path, error))?;
     Ok(connection.insert(new))
 }
 
