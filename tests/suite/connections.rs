@@ -241,8 +241,8 @@ async fn at_a_stop_every_client_gets_its_answer_and_is_told_to_leave() {
     let mut talker = Wire::used(&address).await;
 
     ingest.signal("TERM");
-    // One that goes on is answered until it is told to leave, and is never cut off. It asks what needs no broker,
-    // which might be slow.
+    // One that goes on is answered until it is told to leave, and is never cut off. It asks what needs no
+    // broker, which might be slow.
     loop {
         talker.say(OPTIONS).await;
         let answer = talker.answer().await;

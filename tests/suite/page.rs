@@ -173,16 +173,14 @@ async fn what_changes_appears_while_somebody_looks() {
         assert_eq!(system.events().put(&format!("/events/{CATCH_ALL}/bounced")).await, StatusCode::ACCEPTED);
         tab.shows("#changes li", "1,234 delivered, 1 bounced").await;
         tab.shows("#announcement", "example.com is now not catch-all.").await;
-        assert_eq!(tab.evaluate("document.querySelectorAll('#changes li').length").await, 2);
+        let listed = async || tab.evaluate("document.querySelectorAll('#changes li').length").await;
+        assert_eq!(listed().await, 2);
         is_clean(&tab, service, &[]);
         // A flood leaves the last twenty.
         let flood = (0..500).map(|number| json!({"domain": format!("f{number}.com"), "event": "bounced"}));
         send(&system, flood.collect()).await;
         tab.shows("#totals", "and 503 bounces").await;
-        eventually("the last twenty are shown", async || {
-            (tab.evaluate("document.querySelectorAll('#changes li').length").await == 20).then_some(())
-        })
-        .await;
+        eventually("the last twenty are shown", async || (listed().await == 20).then_some(())).await;
         is_clean(&tab, service, &[]);
         finds_what_the_policy_forbids(&tab).await;
     }
