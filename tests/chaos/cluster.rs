@@ -1,14 +1,13 @@
 //! The whole system: one ingest, two workers and one query, connected to their servers through proxies.
 
 use std::fs;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use futures::future::try_join_all;
 use harness::instance::{data, dev};
 use harness::processes::Service;
-use harness::proxy::{Proxy, host, reserve};
+use harness::proxy::{Proxy, address, host, reserve};
 use harness::servers::Servers;
 use harness::sql;
 use socket2::Socket;
@@ -182,9 +181,4 @@ async fn copy_anew() -> Result<()> {
         dev(&["start", server]).await?;
     }
     Ok(())
-}
-
-/// Where a reserved port is.
-pub(crate) fn address(port: &Socket) -> SocketAddr {
-    port.local_addr().ok().and_then(|address| address.as_socket()).expect("it is bound")
 }

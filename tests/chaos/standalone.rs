@@ -14,7 +14,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use harness::expected::ExpectedCounts;
 use harness::http::HttpClient;
 use harness::processes::{Service, binary, command};
-use harness::proxy::{Proxy, Wire, reserve};
+use harness::proxy::{Proxy, Wire, address, reserve};
 use harness::servers::Servers;
 use harness::small_disk::{on_small_disk, seen_by};
 use harness::sql;
@@ -22,7 +22,7 @@ use harness::system::data_file;
 use hyper::{Request, StatusCode};
 use socket2::Socket;
 
-use crate::cluster::{Cluster, address};
+use crate::cluster::Cluster;
 use crate::process::WatchedProcess;
 use crate::watch::Watch;
 

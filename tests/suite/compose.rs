@@ -13,6 +13,7 @@ use catchall::broker;
 use catchall::shutdown::GRACE;
 use catchall::store::postgres;
 use harness::processes::{Service, run};
+use harness::proxy::{address, reserve};
 use harness::servers::{Servers, eventually, topology};
 use harness::system::directory;
 use serde_json::{Value, json};
@@ -176,7 +177,8 @@ async fn a_service_is_healthy_when_it_is_ready() {
         let service = &compose["services"][program];
         assert!(check(service, answering("200 OK")).0);
         assert!(!check(service, answering("503 Service Unavailable")).0);
-        let port = any_port().local_addr().unwrap().port();
+        let reserved = reserve();
+        let port = address(&reserved).port();
         assert!(!check(service, port).0, "nothing listens there");
         let ops_listen = format!("127.0.0.1:{port}");
         let _running = Service::start(program, &away, &[("CATCHALL_OPS_LISTEN", &ops_listen)]).await;

@@ -4,7 +4,6 @@ mod postfix;
 mod rspamd;
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -30,11 +29,6 @@ fn command(program: &str, libraries: &Path) -> Command {
         .envs(std::env::vars().filter(|(name, _)| name == "PATH" || name == "CATCHALL_DEV"))
         .env("LD_LIBRARY_PATH", folders.join(":"));
     command
-}
-
-/// A port that is free now.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port()
 }
 
 /// A process with those it starts. Dropping it ends them.

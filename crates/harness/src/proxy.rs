@@ -60,7 +60,7 @@ impl Proxy {
     /// A proxy to `server` (host and port), which begins whole or cut.
     pub async fn to(server: &str, begin_up: bool) -> Self {
         let reserved = reserve();
-        let address = reserved.local_addr().unwrap().as_socket().unwrap();
+        let address = address(&reserved);
         let wire = if begin_up { Wire::Whole } else { Wire::Cut };
         let (state, watched) = watch::channel(State { wire, server: server.to_owned() });
         tokio::spawn(accept(address, watched));
@@ -109,6 +109,16 @@ impl Proxy {
 pub fn reserve() -> Socket {
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     bind(any).unwrap()
+}
+
+/// Where a reserved port is.
+///
+/// # Panics
+///
+/// When it was not [reserved](reserve).
+#[must_use]
+pub fn address(reserved: &Socket) -> SocketAddr {
+    reserved.local_addr().ok().and_then(|address| address.as_socket()).expect("it is bound")
 }
 
 fn bind(address: SocketAddr) -> io::Result<Socket> {

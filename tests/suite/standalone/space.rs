@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::process::{Child, Stdio};
 
+use harness::proxy::{self, reserve};
 use harness::servers::eventually;
 use harness::small_disk::{on_small_disk, seen_by};
 use harness::system::data_file;
@@ -22,8 +23,8 @@ impl Drop for Killed {
 async fn a_full_disk_is_a_503_that_counts_nothing_and_ends_when_there_is_room() {
     let data = data_file();
     let directory = data.parent().unwrap().to_str().unwrap().to_owned();
-    let address = format!("127.0.0.1:{}", free_port());
-    let ops = format!("127.0.0.1:{}", free_port());
+    let reserved = [reserve(), reserve()];
+    let [address, ops] = reserved.each_ref().map(proxy::address);
     let binary = harness::processes::binary("standalone");
     let serve = format!(
         "'{binary}' --listen {address} --ops-listen {ops} --data '{directory}/catchall.db' --log-format json"
@@ -85,10 +86,6 @@ async fn a_full_disk_is_a_503_that_counts_nothing_and_ends_when_there_is_room() 
     .await;
     assert_eq!(post(accepted).await.unwrap().0, StatusCode::ACCEPTED);
     assert_eq!((delivered(0).await, delivered(accepted).await), (1, 1));
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 #[test]

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Server, free_port, unpacked};
+use super::{Server, unpacked};
+use crate::proxy::{address, reserve};
 use crate::scratch::Scratch;
 use crate::servers::eventually;
 
@@ -64,7 +65,9 @@ impl Postfix {
             return None;
         }
         let here = self.scratch.path();
-        let port = free_port();
+        // No other process is given the port until it listens.
+        let reserved = reserve();
+        let port = address(&reserved).port();
         let services = format!(
             "127.0.0.1:{port} inet n - n - - smtpd\npostlog unix-dgram n - n - 1 postlogd\n\
              rewrite unix - - n - - trivial-rewrite\nanvil unix - - n - 1 anvil\n"

@@ -6,8 +6,9 @@ use http_body_util::Full;
 use hyper::{Request, StatusCode};
 use serde_json::Value;
 
-use super::{Server, command, free_port, unpacked};
+use super::{Server, command, unpacked};
 use crate::http::send;
+use crate::proxy::{address, reserve};
 use crate::scratch::Scratch;
 use crate::servers::eventually;
 
@@ -28,7 +29,9 @@ impl Rspamd {
     /// time.
     pub async fn start(rules: &str) -> Self {
         let (scratch, unpacked) = (Scratch::new(), unpacked());
-        let address = format!("127.0.0.1:{}", free_port());
+        // No other process is given the port until it listens.
+        let reserved = reserve();
+        let address = address(&reserved).to_string();
         let (here, share) = (scratch.path().display(), unpacked.join("usr/share/rspamd"));
         let share = share.display();
         let config = format!(
