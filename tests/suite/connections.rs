@@ -75,6 +75,20 @@ impl Wire {
         self.is_closed_in_order().await;
     }
 
+    /// Asks again and again what needs nothing but the process, and expects an answer each time, until it is
+    /// told to leave.
+    async fn asks_until_it_has_to_leave(&mut self) {
+        loop {
+            self.say(OPTIONS).await;
+            let answer = self.answer().await;
+            assert!(answer.starts_with("http/1.1 204"), "{answer:?}");
+            if leaves(&answer) {
+                break;
+            }
+        }
+        self.is_closed_in_order().await;
+    }
+
     /// Waits for the other side to close, whatever it says before that, and however.
     async fn is_closed(&mut self) {
         let _ = self.0.read_to_end(&mut Vec::new()).await;
@@ -198,71 +212,66 @@ async fn connections_beyond_the_cap_are_closed_until_a_place_is_free() {
 
 #[tokio::test]
 async fn a_service_without_descriptors_waits_for_them() {
-    let servers = Servers::fresh().await;
-    let ingest = Service::ready("ingest", &servers, &[ONE_THREAD, LONG_DEADLINE]).await;
-    let address = ingest.address();
-    let mut in_use = Wire::used(&address).await;
-    let limited = Command::new("prlimit").args(["--nofile=64", "--pid", &ingest.pid().to_string()]).status();
-    assert!(limited.unwrap().success());
-    let mut crowd = Vec::new();
-    for _ in 0..100 {
-        crowd.push(Wire::to(&address).await);
-    }
-    eventually("it says so", async || ingest.has_logged("Too many open files").then_some(())).await;
-    // Many tries later.
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    in_use.say(PUT).await;
-    in_use.hears(ACCEPTED).await;
-    drop(crowd);
-    Wire::used(&address).await;
-    ingest.logs_times("Too many open files", 1).await;
+    let check = async |system: System| {
+        let ingest = system.events();
+        let address = ingest.address();
+        let mut in_use = Wire::used(&address).await;
+        let pid = ingest.pid().to_string();
+        let limited = Command::new("prlimit").args(["--nofile=64", "--pid", &pid]).status();
+        assert!(limited.unwrap().success());
+        let mut crowd = Vec::new();
+        for _ in 0..100 {
+            crowd.push(Wire::to(&address).await);
+        }
+        eventually("it says so", async || ingest.has_logged("Too many open files").then_some(())).await;
+        // Many tries later.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        in_use.say(PUT).await;
+        in_use.hears(ACCEPTED).await;
+        drop(crowd);
+        Wire::used(&address).await;
+        ingest.logs_times("Too many open files", 1).await;
+    };
+    join_all(System::both(&[ONE_THREAD]).await.map(check)).await;
 }
 
 #[tokio::test]
 async fn at_a_stop_every_client_gets_its_answer_and_is_told_to_leave() {
-    let servers = Servers::fresh().await;
-    let mut ingest = Service::ready("ingest", &servers, &[LONG_DEADLINE]).await;
-    let address = ingest.address();
-    let mut operator = Wire::to(&ingest.ops_address()).await;
-    operator.say("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
-    operator.hears("HTTP/1.1 200 OK").await;
-    let mut idle = Wire::used(&address).await;
-    let mut silent = Wire::to(&address).await;
-    let mut busy = Wire::to(&address).await;
-    let event = "{\"domain\":\"by-hand.example\",\"event\":\"delivered\"}\n";
-    let head = format!(
-        "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n\
-         Expect: 100-continue\r\nContent-Length: {}\r\n\r\n",
-        2 * event.len()
-    );
-    busy.say(&head).await;
-    busy.hears("HTTP/1.1 100 Continue").await;
-    busy.say(event).await;
-    let mut talker = Wire::used(&address).await;
+    let check = async |mut system: System| {
+        let ingest = system.events();
+        let address = ingest.address();
+        let mut operator = Wire::to(&ingest.ops_address()).await;
+        operator.say("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+        operator.hears("HTTP/1.1 200 OK").await;
+        let mut idle = Wire::used(&address).await;
+        let mut silent = Wire::to(&address).await;
+        let mut busy = Wire::to(&address).await;
+        let event = "{\"domain\":\"by-hand.example\",\"event\":\"delivered\"}\n";
+        let head = format!(
+            "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n\
+             Expect: 100-continue\r\nContent-Length: {}\r\n\r\n",
+            2 * event.len()
+        );
+        busy.say(&head).await;
+        busy.hears("HTTP/1.1 100 Continue").await;
+        busy.say(event).await;
+        let mut talker = Wire::used(&address).await;
 
-    ingest.signal("TERM");
-    // One that goes on is answered until it is told to leave, and is never cut off. It asks what needs no
-    // broker, which might be slow.
-    loop {
-        talker.say(OPTIONS).await;
-        let answer = talker.answer().await;
-        assert!(answer.starts_with("http/1.1 204"), "{answer:?}");
-        if leaves(&answer) {
-            break;
-        }
-    }
-    talker.is_closed_in_order().await;
-    // One that was accepted before the stop may still make its first request.
-    silent.say(OPTIONS).await;
-    silent.hears_last("HTTP/1.1 204 No Content").await;
-    eventually("it takes no connections", async || TcpStream::connect(&address).await.err()).await;
-    ingest.becomes_unready("stopping").await;
-    // One that stays idle is closed, long before those in use are given up.
-    idle.is_closed_in_order().await;
-    busy.say(event).await;
-    busy.hears_last(ACCEPTED).await;
-    // Nobody waits for the operator, whose connection is still there.
-    assert!(ingest.ended().await.success());
-    let _worker = Service::ready("worker", &servers, &[]).await;
-    servers.settle_at("by-hand.example", 4, 0).await;
+        ingest.signal("TERM");
+        // One that goes on is answered until it is told to leave, and is never cut off. It needs no broker,
+        // which might be slow.
+        talker.asks_until_it_has_to_leave().await;
+        // One that was accepted before the stop may still make its first request.
+        silent.asks_until_it_has_to_leave().await;
+        eventually("it takes no connections", async || TcpStream::connect(&address).await.err()).await;
+        ingest.becomes_unready("stopping").await;
+        // One that stays idle is closed, long before those in use are given up.
+        idle.is_closed_in_order().await;
+        busy.say(event).await;
+        busy.hears_last(ACCEPTED).await;
+        // Nobody waits for the operator, whose connection is still there.
+        assert!(system.started_again().await.success());
+        system.settle_at("by-hand.example", 4, 0).await;
+    };
+    join_all(System::both(&[]).await.map(check)).await;
 }

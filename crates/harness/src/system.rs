@@ -1,6 +1,7 @@
 //! The system as its clients see it, in each of the two ways of running it.
 
 use std::path::PathBuf;
+use std::process::ExitStatus;
 
 use crate::instance;
 use crate::processes::{LONG_DEADLINE, Service};
@@ -67,6 +68,15 @@ impl System {
     #[must_use]
     pub fn domains(&self) -> &Service {
         self.others.as_ref().map_or(&self.events, |(_, query)| query)
+    }
+
+    /// Waits until the service that takes events has ended, and starts it again.
+    pub async fn started_again(&mut self) -> ExitStatus {
+        let status = self.events.ended().await;
+        let name = if self.is_standalone() { "standalone" } else { "ingest" };
+        let events = Service::ready(name, &self.servers, &[LONG_DEADLINE, self.place()]).await;
+        self.events = events;
+        status
     }
 
     /// Waits until the counters of a domain have these values, then until a later event has been counted, and
