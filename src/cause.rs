@@ -4,8 +4,8 @@ use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
-/// An error below another one whose sentence says it. It is for programs: nothing prints it beside the
-/// sentence above it.
+/// What a library reported, kept below an error whose sentence has said it. It is for programs: nothing prints
+/// it beside that sentence.
 #[derive(Clone)]
 pub struct Cause(Arc<dyn Error + Send + Sync>);
 
@@ -35,7 +35,7 @@ impl Error for Cause {
     }
 }
 
-/// One error is the same as itself alone: what libraries report cannot be compared.
+/// Two are equal only if they are the same error: what libraries report cannot be compared.
 impl PartialEq for Cause {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)

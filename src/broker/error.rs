@@ -34,7 +34,7 @@ pub enum BrokerError {
 }
 
 impl BrokerError {
-    /// What is wrong where lapin reported nothing.
+    /// A reason for which there is no error of lapin.
     pub(super) fn connection(url: &AmqpUrl, reason: impl fmt::Display) -> Self {
         Self::Connection { url: url.to_string(), reason: reason.to_string(), source: None }
     }

@@ -98,7 +98,7 @@ fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
     if certificates.is_empty() { Err(unusable(path, &"no certificate in it")) } else { Ok(certificates) }
 }
 
-/// Only text: in an error that kept that of rustls, `tls_fault` would find it and blame the broker.
+/// Text only: if it kept the error of rustls, `tls_fault` would find that and blame the broker.
 fn unusable(path: &Path, reason: &dyn std::fmt::Display) -> io::Error {
     io::Error::other(format!("{}: {reason}", path.display()))
 }

@@ -82,7 +82,8 @@ struct Holder {
 }
 
 impl Holder {
-    /// Whole bytes held for each byte that the client has moved: bodies that are not packed are equal.
+    /// Whole bytes held for each byte that the client has moved: about the same for all bodies that are not
+    /// packed.
     fn growth(&self) -> u64 {
         self.transfer.as_ref().map_or(0, |transfer| self.bytes as u64 / transfer.moved.max(1))
     }

@@ -30,8 +30,7 @@ const MIB: u64 = 1024 * 1024;
 const SMALL_BUDGET: (&str, &str) = ("CATCHALL_BODY_BUDGET_MIB", "32");
 
 /// Room for one connection.
-const ONE_PLACE: [(&str, &str); 3] =
-    [LONG_DEADLINE, ("CATCHALL_THREADS", "1"), ("CATCHALL_MAX_CONNECTIONS", "1")];
+const ONE_PLACE: [(&str, &str); 2] = [("CATCHALL_THREADS", "1"), ("CATCHALL_MAX_CONNECTIONS", "1")];
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());

@@ -206,7 +206,7 @@ async fn connections_beyond_the_cap_are_closed_until_a_place_is_free() {
         })
         .await;
     };
-    let few = [("CATCHALL_MAX_CONNECTIONS", "2"), ALL_OF_ONE, ONE_THREAD, LONG_DEADLINE];
+    let few = [("CATCHALL_MAX_CONNECTIONS", "2"), ALL_OF_ONE, ONE_THREAD];
     join_all(System::both(&few).await.map(check)).await;
 }
 

@@ -70,7 +70,7 @@ impl System {
         self.others.as_ref().map_or(&self.events, |(_, query)| query)
     }
 
-    /// Waits until the service that takes events has ended, and starts it again.
+    /// Waits until the service that takes events has ended, and starts it again without further settings.
     pub async fn started_again(&mut self) -> ExitStatus {
         let status = self.events.ended().await;
         let name = if self.is_standalone() { "standalone" } else { "ingest" };
