@@ -4,6 +4,7 @@
 mod transfer;
 mod access;
 mod tls;
+mod fair_semaphore;
 mod guard;
 mod activity;
 mod budget;
@@ -27,6 +28,7 @@ pub use access::{Caller, EventRates, LimitConfig, Visitor};
 pub use answer::hold;
 pub use body::{BodyEncoding, BodyRules, REQUEST, media_type, observe, read};
 pub use budget::{Budget, Exhausted, Share};
+pub use fair_semaphore::{FairPermit, FairSemaphore};
 pub use guard::Guard;
 pub use guard_config::GuardConfig;
 pub use lines::Lines;

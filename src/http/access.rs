@@ -31,6 +31,7 @@ use source::Source;
 use token_set::{Holder, TokenSet};
 
 pub use caller::Caller;
+pub(super) use caller::CallerKey;
 pub use config::{EventRates, LimitConfig};
 
 pub(super) use admission::Admission;

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tokio::sync::broadcast::{self, error::RecvError};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, timeout, timeout_at};
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
@@ -20,7 +20,7 @@ use super::feed::{Feed, News, READ};
 use super::parameters::{Parameters, any_number, invalid, limit, wait};
 use super::rows::preferred;
 use crate::classified::DomainReport;
-use crate::http::{self, Budget, Problem, ProblemType};
+use crate::http::{self, Budget, Caller, FairPermit, FairSemaphore, Problem, ProblemType};
 use crate::position::{NoPosition, Position, PositionText};
 use crate::shutdown::Shutdown;
 use crate::store::Change;
@@ -50,7 +50,7 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 pub(super) struct Changes {
     feed: Feed,
     budget: Budget,
-    followers: Arc<Semaphore>,
+    followers: FairSemaphore,
     /// For those that are behind.
     turns: Arc<Semaphore>,
     shutdown: Shutdown,
@@ -58,13 +58,14 @@ pub(super) struct Changes {
 
 impl Changes {
     pub(super) fn new(feed: Feed, budget: Budget, shutdown: Shutdown) -> Self {
-        let [followers, turns] = [FOLLOWERS, CATCHING_UP].map(|places| Arc::new(Semaphore::new(places)));
+        let (followers, turns) = (FairSemaphore::new(FOLLOWERS), Arc::new(Semaphore::new(CATCHING_UP)));
         Self { feed, budget, followers, turns, shutdown }
     }
 
-    fn place(&self) -> Result<OwnedSemaphorePermit, Problem> {
-        let place = Arc::clone(&self.followers).try_acquire_owned();
-        place.map_err(|_| Problem::new(ProblemType::Unavailable, "too many clients wait for changes"))
+    /// Lets a client follow the feed, until the permit is dropped.
+    fn let_follow(&self, caller: &Caller) -> Result<FairPermit, Problem> {
+        let permit = self.followers.try_acquire(caller);
+        permit.ok_or_else(|| Problem::new(ProblemType::Unavailable, "too many clients wait for changes"))
     }
 
     /// The next changes for a follower that is behind, when it is its turn. The turn ends with the read, so a
@@ -154,6 +155,7 @@ impl IntoResponses for ChangesProblems {
 )]
 pub(super) async fn get_changes(
     State(changes): State<Changes>,
+    Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     mut parameters: Parameters,
 ) -> Result<Response, Problem> {
@@ -168,9 +170,10 @@ pub(super) async fn get_changes(
             text.parse().map_err(|error: NoPosition| invalid("Last-Event-ID", error))
         });
         let since = last.transpose()?.map(Since::Position).or(since);
-        return subscribe(changes, since).await;
+        let permit = changes.let_follow(&caller)?;
+        return subscribe(changes, permit, since).await;
     }
-    page(&changes, since, limit, wait).await
+    page(&changes, &caller, since, limit, wait).await
 }
 
 /// Where to begin.
@@ -197,15 +200,17 @@ async fn beginning(feed: &Feed, since: Option<Since>) -> Result<Position, Proble
 
 async fn page(
     changes: &Changes,
+    caller: &Caller,
     since: Option<Since>,
     limit: u32,
     wait: Duration,
 ) -> Result<Response, Problem> {
+    let waiting = changes.feed.source.wait(caller)?;
     let mut position = beginning(&changes.feed, since).await?;
     let read = if wait.is_zero() {
         changes.feed.source.changes(position.clone(), limit).await?
     } else {
-        wait_for_changes(changes, &position, limit, wait).await?
+        wait_for_changes(changes, caller, waiting, &position, limit, wait).await?
     };
     if let Some(last) = read.last() {
         position = last.position.clone();
@@ -219,6 +224,8 @@ async fn page(
 /// causes no read, however much changes.
 async fn wait_for_changes(
     changes: &Changes,
+    caller: &Caller,
+    for_a_read: FairPermit,
     position: &Position,
     limit: u32,
     wait: Duration,
@@ -232,7 +239,9 @@ async fn wait_for_changes(
             return Ok(read);
         }
     }
-    let _place = changes.place()?;
+    // Who need not wait is answered even where too many do.
+    drop(for_a_read);
+    let _permit = changes.let_follow(caller)?;
     let mut has_missed = false;
     loop {
         let more = tokio::select! {
@@ -253,15 +262,14 @@ async fn wait_for_changes(
     }
 }
 
-async fn subscribe(changes: Changes, since: Option<Since>) -> Result<Response, Problem> {
-    let place = changes.place()?;
+async fn subscribe(changes: Changes, permit: FairPermit, since: Option<Since>) -> Result<Response, Problem> {
     // Before the first read: what that does not see is among the news.
     let (news, told) = changes.feed.follow().await?;
     let position = beginning(&changes.feed, since).await?;
     let is_behind = position < told;
     let (events, sent) = mpsc::channel::<Bytes>(1);
     tokio::spawn(async move {
-        let _place = place;
+        let _permit = permit;
         let subscribers = metrics::gauge!("catchall_query_subscribers");
         subscribers.increment(1.0);
         let end = changes.shutdown.clone();

@@ -1,13 +1,11 @@
 //! Lists: `GET /domains`.
 
-use std::sync::Arc;
-
 use axum::body::{Body, Bytes};
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::Response;
 use serde::Serialize;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
@@ -18,7 +16,7 @@ use super::source::Source;
 use crate::classified::DomainReport;
 use crate::counters::Status;
 use crate::domain_name::{DomainName, DomainSpelling};
-use crate::http::{self, Budget, Problem, ProblemType};
+use crate::http::{self, Budget, Caller, FairPermit, FairSemaphore, Problem, ProblemType};
 use crate::row_format::RowFormat;
 use crate::store::{Page, PageRequest};
 
@@ -33,7 +31,7 @@ const STREAM_PAGE: u32 = 5_000;
 /// takes: one that is sent and one in the channel, as rows; one that is written next, and one that was read.
 const STREAMS: usize = 32;
 
-/// Maps that one thread streams at a time. They have places of their own, so that slow readers of lists keep
+/// Maps that one thread streams at a time. They have permits of their own, so that slow readers of lists keep
 /// no mail server from its maps. As names alone, a page takes less.
 const MAPS: usize = 16;
 
@@ -46,13 +44,13 @@ const NONE: HeaderValue = HeaderValue::from_static("none");
 pub(super) struct Lists {
     pub(super) source: Source,
     budget: Budget,
-    streams: Arc<Semaphore>,
-    pub(super) maps: Arc<Semaphore>,
+    streams: FairSemaphore,
+    pub(super) maps: FairSemaphore,
 }
 
 impl Lists {
     pub(super) fn new(source: Source, budget: Budget) -> Self {
-        let [streams, maps] = [STREAMS, MAPS].map(|places| Arc::new(Semaphore::new(places)));
+        let [streams, maps] = [STREAMS, MAPS].map(FairSemaphore::new);
         Self { source, budget, streams, maps }
     }
 }
@@ -128,15 +126,16 @@ impl IntoResponses for ListProblems {
 )]
 pub(super) async fn list_domains(
     State(lists): State<Lists>,
+    Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     parameters: Parameters,
 ) -> Result<Response, Problem> {
     let format = Format::of(&headers);
     match format {
-        Format::Json => page(&lists, selection(parameters, LIMIT, MAX_LIMIT)?).await,
+        Format::Json => page(&lists, &caller, selection(parameters, LIMIT, MAX_LIMIT)?).await,
         Format::Rows(format) => {
             let selection = selection(parameters, u32::MAX, u32::MAX)?;
-            stream(&lists.source, &lists.streams, selection, format).await
+            stream(&lists.source, &lists.streams, &caller, selection, format).await
         }
     }
 }
@@ -160,8 +159,10 @@ fn selection(mut parameters: Parameters, usual: u32, most: u32) -> Result<PageRe
     Ok(PageRequest { status, prefix, after: after.transpose()?, limit })
 }
 
-async fn page(lists: &Lists, request: PageRequest) -> Result<Response, Problem> {
+async fn page(lists: &Lists, caller: &Caller, request: PageRequest) -> Result<Response, Problem> {
+    let waiting = lists.source.wait(caller)?;
     let Page { domains, next } = lists.source.list(request.clone()).await?;
+    drop(waiting);
     let link = next.as_ref().map(|next| {
         let PageRequest { status, prefix, limit, .. } = &request;
         let status = status.map(|status| format!("&status={}", status.slug())).unwrap_or_default();
@@ -176,22 +177,23 @@ async fn page(lists: &Lists, request: PageRequest) -> Result<Response, Problem> 
     Ok(response)
 }
 
-/// Streams a selection, if there is a place. The first page is read before the answer begins, so that it can
+/// Streams a selection, if there is a permit. The first page is read before the answer begins, so that it can
 /// still be a problem.
 pub(super) async fn stream(
     source: &Source,
-    places: &Arc<Semaphore>,
+    streams: &FairSemaphore,
+    caller: &Caller,
     mut request: PageRequest,
     format: RowFormat,
 ) -> Result<Response, Problem> {
-    let Ok(place) = Arc::clone(places).try_acquire_owned() else {
+    let Some(permit) = streams.try_acquire(caller) else {
         return Err(Problem::new(ProblemType::Unavailable, "too many lists are being streamed"));
     };
     let left = request.limit;
     request.limit = left.min(STREAM_PAGE);
     let first = source.list(request.clone()).await?;
     let (parts, sent) = mpsc::channel(1);
-    tokio::spawn(send(source.clone(), request, left, first, format, parts, place));
+    tokio::spawn(send(source.clone(), request, left, first, format, parts, permit));
     let body = futures::stream::unfold(sent, async |mut sent| sent.recv().await.map(|part| (part, sent)));
     let mut response = Response::new(Body::from_stream(body));
     let headers = response.headers_mut();
@@ -215,7 +217,7 @@ async fn send(
     mut page: Page,
     format: RowFormat,
     parts: mpsc::Sender<Result<Bytes, BrokenOff>>,
-    _place: OwnedSemaphorePermit,
+    _permit: FairPermit,
 ) {
     let mut rows = format.head().as_bytes().to_vec();
     let mut has_rows = false;

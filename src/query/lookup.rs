@@ -1,6 +1,5 @@
 //! Look-ups: the names of many requests become one read.
 
-use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +11,7 @@ use crate::domain_name::DomainName;
 use crate::health::Dependency;
 use crate::http::{Problem, ProblemType};
 use crate::store::DomainSource;
+use crate::trouble::Trouble;
 
 /// Reads that each thread has under way at a time. One would leave the source idle while rows are decoded.
 /// More would make the batches smaller and the cost per name higher.
@@ -73,7 +73,7 @@ pub(super) async fn read<S: DomainSource>(lookups: Arc<Lookups>, source: Arc<S>)
     let reads = metrics::counter!("catchall_query_reads_total");
     let failed = metrics::counter!("catchall_query_failed_reads_total");
     let read_seconds = metrics::histogram!("catchall_query_read_seconds");
-    let mut away = false;
+    let mut failing = Trouble::default();
     loop {
         let flush = lookups.take().await;
         let begun = Instant::now();
@@ -81,13 +81,12 @@ pub(super) async fn read<S: DomainSource>(lookups: Arc<Lookups>, source: Arc<S>)
             Ok(found) => {
                 reads.increment(flush.answer.weight() as u64);
                 read_seconds.record(begun.elapsed());
-                away = false;
                 Some(found.into())
             }
             Err(error) => {
                 failed.increment(flush.answer.weight() as u64);
-                // Logged once per outage: the next thousand failed reads have nothing new to say.
-                if !mem::replace(&mut away, true) {
+                // The next thousand failed reads have nothing new to say.
+                if failing.is_news() {
                     tracing::warn!(reason = %error, "cannot read counters: {error}");
                 }
                 None

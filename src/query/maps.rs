@@ -1,7 +1,7 @@
 //! Maps: the names of all domains of a status, as Rspamd reads them.
 
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use utoipa::IntoResponses;
@@ -10,7 +10,7 @@ use super::answer::NO_CACHE;
 use super::domain::{AtHand, matches};
 use super::list::{Lists, stream};
 use crate::counters::Status;
-use crate::http::{self, Problem, ProblemType};
+use crate::http::{self, Caller, Problem, ProblemType};
 use crate::position::Position;
 use crate::row_format::RowFormat;
 use crate::store::PageRequest;
@@ -49,6 +49,7 @@ impl IntoResponses for MapProblems {
 )]
 pub(super) async fn get_map(
     State(lists): State<Lists>,
+    Extension(caller): Extension<Caller>,
     path: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -59,13 +60,15 @@ pub(super) async fn get_map(
         Problem::new(ProblemType::NotFound, detail)
     })?;
     // Before the map: what changes while the map is read is told by the next tag.
+    let waiting = lists.source.wait(&caller)?;
     let etag = etag(&lists.source.last_change().await?);
+    drop(waiting);
     let asked = headers.get(header::IF_NONE_MATCH);
     let mut response = if asked.is_some_and(|asked| matches(asked, &etag)) {
         StatusCode::NOT_MODIFIED.into_response()
     } else {
         let all = PageRequest { status: Some(status), prefix: String::new(), after: None, limit: u32::MAX };
-        stream(&lists.source, &lists.maps, all, RowFormat::Names).await?
+        stream(&lists.source, &lists.maps, &caller, all, RowFormat::Names).await?
     };
     response.headers_mut().insert(header::ETAG, etag);
     response.headers_mut().insert(header::CACHE_CONTROL, NO_CACHE);

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Request, State};
+use axum::extract::{Extension, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::map_request;
 use axum::response::Response;
@@ -22,7 +22,7 @@ use crate::bulk::{BodyError, MAX_EVENTS, MediaType, elements};
 use crate::classified::DomainReport;
 use crate::domain_name::DomainName;
 use crate::excerpt::excerpt;
-use crate::http::{self, Budget, Problem, ProblemType};
+use crate::http::{self, Budget, Caller, FairSemaphore, Problem, ProblemType};
 
 /// Memory for look-ups and large answers of all threads: some twenty look-ups of as many names as a document
 /// may have, and hundreds of usual ones.
@@ -57,13 +57,13 @@ pub(super) struct Names {
     source: Source,
     threshold: Option<u64>,
     budget: Budget,
-    streams: Arc<Semaphore>,
+    streams: FairSemaphore,
     large_reads: Arc<Semaphore>,
 }
 
 /// The route.
 pub(super) fn route(source: Source, threshold: Option<u64>, budget: Budget) -> UtoipaMethodRouter {
-    let [streams, large_reads] = [STREAMS, LARGE_READS].map(|places| Arc::new(Semaphore::new(places)));
+    let (streams, large_reads) = (FairSemaphore::new(STREAMS), Arc::new(Semaphore::new(LARGE_READS)));
     let names = Names { source, threshold, budget, streams, large_reads };
     routes!(look_up_domains).layer(map_request(http::observe)).with_state(names)
 }
@@ -164,10 +164,14 @@ impl IntoResponses for NamesProblems {
     ),
     security((), ("token" = ["read"]))
 )]
-async fn look_up_domains(State(names): State<Names>, request: Request) -> Result<Response, Problem> {
+async fn look_up_domains(
+    State(names): State<Names>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Result<Response, Problem> {
     match http::media_type(request.headers())? {
         MediaType::JsonArray => document(&names, request).await,
-        MediaType::NdJson => stream(names, request),
+        MediaType::NdJson => stream(names, &caller, request),
     }
 }
 
@@ -247,14 +251,14 @@ fn name(json: &[u8]) -> Result<DomainName, Found> {
 }
 
 /// Answers line by line, in reads of as many lines as have arrived.
-fn stream(names: Names, request: Request) -> Result<Response, Problem> {
-    let Ok(place) = Arc::clone(&names.streams).try_acquire_owned() else {
+fn stream(names: Names, caller: &Caller, request: Request) -> Result<Response, Problem> {
+    let Some(permit) = names.streams.try_acquire(caller) else {
         return Err(Problem::new(ProblemType::Unavailable, "too many streams are being answered"));
     };
     let lines = http::Lines::of(request, MAX_LINE)?;
     let (parts, sent) = mpsc::channel(1);
     tokio::spawn(async move {
-        let _place = place;
+        let _permit = permit;
         if let Err(problem) = answer(&names, lines, &parts).await {
             // The reader has gone, or hears it now.
             let _ = parts.send(Err(problem)).await;

@@ -1,16 +1,20 @@
 //! The source behind the handlers that read more than a name: one type, whatever the store.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::BoxFuture;
 
 use crate::classified::Classified;
 use crate::domain_name::DomainName;
-use crate::http::{Problem, ProblemType};
+use crate::http::{Caller, FairPermit, FairSemaphore, Problem, ProblemType};
 use crate::position::Position;
 use crate::store::{Change, DomainSource, Page, PageRequest, Standing, Unreadable};
 use crate::totals::Totals;
+use crate::trouble::Trouble;
+
+/// Requests of a thread that may wait for pages, totals and changes: their turns come within a second, as such
+/// a read takes some milliseconds.
+const WAITING_READS: usize = 256;
 
 /// Any [`DomainSource`].
 trait AnySource: Send + Sync {
@@ -62,13 +66,22 @@ impl<S: DomainSource> AnySource for S {
 #[derive(Clone)]
 pub(super) struct Source {
     source: Arc<dyn AnySource>,
-    /// Logged once per outage: the next thousand failed reads have nothing new to say.
-    away: Arc<AtomicBool>,
+    waiting: FairSemaphore,
+    /// The next thousand failed reads have nothing new to say.
+    failing: Arc<Mutex<Trouble>>,
 }
 
 impl Source {
     pub(super) fn new<S: DomainSource>(source: Arc<S>) -> Self {
-        Self { source, away: Arc::default() }
+        Self { source, waiting: FairSemaphore::new(WAITING_READS), failing: Arc::default() }
+    }
+
+    /// Lets a request wait for what it reads, until the permit is dropped.
+    pub(super) fn wait(&self, caller: &Caller) -> Result<FairPermit, Problem> {
+        let permit = self.waiting.try_acquire(caller);
+        permit.ok_or_else(|| {
+            Problem::new(ProblemType::Unavailable, "too many requests are waiting for the database")
+        })
     }
 
     pub(super) async fn look_up(&self, names: &[DomainName]) -> Result<Vec<Classified>, Problem> {
@@ -104,9 +117,8 @@ impl Source {
     }
 
     fn note<T>(&self, read: Result<T, Unreadable>) -> Result<T, Problem> {
-        let was_away = self.away.swap(read.is_err(), Ordering::Relaxed);
         read.map_err(|error| {
-            if !was_away {
+            if self.failing.lock().unwrap_or_else(PoisonError::into_inner).is_news() {
                 tracing::warn!(reason = %error, "cannot read counters: {error}");
             }
             Problem::new(ProblemType::Unavailable, "the database cannot be read")

@@ -1,14 +1,14 @@
 //! Totals: `GET /totals`.
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::header;
 use axum::response::IntoResponse;
 use utoipa::IntoResponses;
 
 use super::answer::NO_CACHE;
 use super::source::Source;
-use crate::http::{self, Problem, ProblemType};
+use crate::http::{self, Caller, Problem, ProblemType};
 use crate::totals::Totals;
 
 /// Minutes that are told one by one.
@@ -43,7 +43,11 @@ impl IntoResponses for TotalsProblems {
     ),
     security((), ("token" = ["read"]))
 )]
-pub(super) async fn get_totals(State(source): State<Source>) -> Result<impl IntoResponse, Problem> {
+pub(super) async fn get_totals(
+    State(source): State<Source>,
+    Extension(caller): Extension<Caller>,
+) -> Result<impl IntoResponse, Problem> {
+    let _waiting = source.wait(&caller)?;
     let totals = source.totals(MINUTES).await?;
     Ok(([(header::CACHE_CONTROL, NO_CACHE)], Json(totals)))
 }

@@ -7,9 +7,10 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use super::schema;
 use crate::cause::Cause;
@@ -19,6 +20,10 @@ use crate::network::{is_local, tls_fault};
 /// How long a query waits for a connection of the pool. The pool's default is 30 s. After two seconds it is
 /// better to refuse the query, while the client still listens.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Work on one pool that may be under way or wait for a connection. Work goes on when its caller has gone, so
+/// clients that come and go would pile it up.
+const MAX_WORK: usize = 1000;
 
 /// How often a database is checked: often enough to report readiness promptly, rarely enough to cost nothing.
 pub(crate) const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -189,6 +194,11 @@ impl DatabaseError {
     }
 }
 
+/// There is no room for more work on a pool.
+#[derive(Debug, thiserror::Error)]
+#[error("too many queries wait for a connection")]
+struct TooMuchWork;
+
 fn pool(url: &PostgresUrl, connections: u32) -> PgPool {
     PgPoolOptions::new()
         .max_connections(connections)
@@ -228,6 +238,7 @@ pub(crate) struct Database {
     url: PostgresUrl,
     connections: u32,
     pool: Arc<Mutex<PgPool>>,
+    work: Arc<Semaphore>,
 }
 
 impl Database {
@@ -236,7 +247,7 @@ impl Database {
     pub(crate) fn new(url: &PostgresUrl, name: &str, connections: u32, session: &[(&str, &str)]) -> Self {
         let url = PostgresUrl(url.0.clone().application_name(name).options(session.iter().copied()));
         let pool = Arc::new(Mutex::new(pool(&url, connections)));
-        Self { url, connections, pool }
+        Self { url, connections, pool, work: Arc::new(Semaphore::new(MAX_WORK)) }
     }
 
     /// Runs `work` on the pool, in a task of its own that goes on to its end even when the caller is dropped.
@@ -261,9 +272,13 @@ impl Database {
         F: Future<Output = Result<T, sqlx::Error>> + Send + 'static,
         T: Send + 'static,
     {
+        let Ok(permit) = Arc::clone(&self.work).try_acquire_owned() else {
+            return Err(DatabaseError::other(&self.url, TooMuchWork));
+        };
         let used = self.current().clone();
         let (steps, mut stepped) = watch::channel(());
-        let mut task = tokio::spawn(work(used.clone(), Steps(steps)));
+        let work = work(used.clone(), Steps(steps));
+        let mut task = tokio::spawn(work.inspect(move |_| drop(permit)));
         let ended = loop {
             tokio::select! {
                 ended = &mut task => break Some(ended),

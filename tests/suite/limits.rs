@@ -1,7 +1,12 @@
 //! Limits: how much a token and an address may send in a second, each set on its own.
 
+use futures::future::join_all;
+use harness::processes::Service;
+use harness::servers::eventually;
 use harness::system::System;
 use hyper::{Method, StatusCode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::access::Tokens;
 
@@ -71,4 +76,35 @@ async fn each_limit_is_of_what_it_names() {
             if variable.contains("TOKEN") { (HERE, &limited.second) } else { (ELSEWHERE, &limited.first) };
         assert_eq!(limited.send(from, bearer, size).await.0, StatusCode::ACCEPTED, "{variable}");
     }
+}
+
+/// Begins a stream of look-ups that asks for one name and goes on, and returns what its answer begins with.
+async fn begin_look_ups(query: &Service, bearer: &str) -> (TcpStream, String) {
+    let mut stream = TcpStream::connect(query.address()).await.unwrap();
+    let head = format!(
+        "POST /domains/lookup HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/x-ndjson\r\n\
+         authorization: {bearer}\r\ntransfer-encoding: chunked\r\n\r\ne\r\n\"example.com\"\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut begin = [0; 12];
+    stream.read_exact(&mut begin).await.unwrap();
+    (stream, String::from_utf8_lossy(&begin).into_owned())
+}
+
+#[tokio::test]
+async fn one_caller_does_not_take_all_streams() {
+    const HALF: usize = 16;
+    let tokens = Tokens::new();
+    let [greedy, modest] = ["greedy", "modest"].map(|name| tokens.add(name, "read"));
+    let system = System::standalone(&[tokens.variable(), ("CATCHALL_THREADS", "1")]).await;
+    let query = system.domains();
+    let taken = join_all((0..HALF).map(|_| begin_look_ups(query, &greedy))).await;
+    assert!(taken.iter().all(|(_, begin)| begin == "HTTP/1.1 200"), "{taken:?}");
+    assert_eq!(begin_look_ups(query, &greedy).await.1, "HTTP/1.1 503", "more than half");
+    assert_eq!(begin_look_ups(query, &modest).await.1, "HTTP/1.1 200", "another caller");
+    drop(taken);
+    eventually("what it had is free again", async || {
+        (begin_look_ups(query, &greedy).await.1 == "HTTP/1.1 200").then_some(())
+    })
+    .await;
 }

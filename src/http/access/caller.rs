@@ -18,9 +18,21 @@ pub struct Caller {
     stranger: bool,
 }
 
+/// Tells callers apart: two keys are equal if both callers show one token, or have none and one address. It is
+/// unique only while a caller with it is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CallerKey(usize);
+
 impl Caller {
     pub(super) fn new(peer: Arc<Peer>, holder: Option<Arc<Holder>>, stranger: bool) -> Self {
         Self { peer, holder, stranger }
+    }
+
+    /// What tells this caller from others.
+    #[must_use]
+    pub fn key(&self) -> CallerKey {
+        let peer = || Arc::as_ptr(&self.peer).addr();
+        CallerKey(self.holder.as_ref().map_or_else(peer, |holder| Arc::as_ptr(holder).addr()))
     }
 
     /// Whether the caller may do what the scope allows.
@@ -44,5 +56,17 @@ impl Caller {
             })?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl Caller {
+    /// A caller without a token, at an address of its own.
+    pub(crate) fn at(address: &str) -> Self {
+        use super::Rates;
+        use super::peers::Peers;
+
+        let peers = Peers::new(Rates::default(), 1);
+        Self::new(peers.at(address.parse().expect("an address")), None, false)
     }
 }

@@ -11,10 +11,12 @@ mod feed;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use sqlx::AssertSqlSafe;
 use sqlx::sqlite::SqliteConnection;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use self::interruptible::Interruptible;
 use super::data_error::DataError;
@@ -32,6 +34,14 @@ const CACHE_KIB: usize = 64 * 1024;
 /// The least for each of them, where many threads serve. It is also what a connection gets that reads one page
 /// of the file after the other.
 const LEAST_CACHE_KIB: usize = 2 * 1024;
+
+/// How long a read waits for its turn. The reads before it take some milliseconds each, or tens of them.
+const TURN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The turn of a read did not come.
+#[derive(Debug, thiserror::Error)]
+#[error("no connection to the data file was free within {TURN_TIMEOUT:?}")]
+struct NoTurn;
 
 /// Reads a data file, over a few connections. A read that begins after an event was accepted sees it.
 #[derive(Debug)]
@@ -63,7 +73,8 @@ impl Connections {
         path: &Path,
         read: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, Unreadable> {
-        let _turn = self.turns.acquire().await.map_err(Unreadable::new)?;
+        let turn = timeout(TURN_TIMEOUT, self.turns.acquire()).await;
+        let _turn = turn.map_err(|_| Unreadable::new(NoTurn))?.map_err(Unreadable::new)?;
         let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let waiting = idle().pop();
         let connection = match waiting {
