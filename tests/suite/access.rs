@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use harness::access::Access;
-use harness::processes::{Service, metric, run};
+use harness::processes::{LONG_DEADLINE, Service, metric, run};
 use harness::servers::{Servers, eventually};
 use harness::system::{System, data_file, directory};
 use hyper::{Method, StatusCode};
@@ -107,6 +107,7 @@ async fn everybody_is_let_in_where_that_was_said() {
         "standalone",
         &Servers::none(),
         &[
+            LONG_DEADLINE,
             ("CATCHALL_DATA", data_file().to_str().unwrap()),
             ("CATCHALL_LISTEN", "0.0.0.0:0"),
             ("CATCHALL_OPS_LISTEN", "0.0.0.0:0"),
@@ -371,7 +372,7 @@ fn the_tool_says_what_is_wrong_with_its_arguments() {
 #[tokio::test]
 async fn the_load_tool_speaks_tls_and_shows_its_token() {
     let data = data_file();
-    let more = [("CATCHALL_DATA", data.to_str().unwrap())];
+    let more = [LONG_DEADLINE, ("CATCHALL_DATA", data.to_str().unwrap())];
     let service = Service::guarded("standalone", &Servers::none(), &more, Access::by_tls()).await;
     let url = service.url();
     assert!(url.starts_with("https://localhost:"), "{url}");

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use harness::access::Access;
-use harness::processes::Service;
+use harness::processes::{LONG_DEADLINE, Service};
 use harness::servers::Servers;
 use harness::system::{data_file, directory};
 use hyper::{Method, StatusCode};
@@ -133,7 +133,7 @@ fn typescript(folder: &Path) -> Command {
 
 async fn cluster(program: fn(&Path) -> Command) {
     let servers = Servers::fresh().await;
-    let ingest = Service::guarded("ingest", &servers, &[], Access::by_token()).await;
+    let ingest = Service::guarded("ingest", &servers, &[LONG_DEADLINE], Access::by_token()).await;
     let query = Service::guarded("query", &servers, &[], Access::by_token()).await;
     let _worker = Service::ready("worker", &servers, &[]).await;
     Talk { events: &ingest, domains: &query }.holds(program).await;
@@ -141,7 +141,7 @@ async fn cluster(program: fn(&Path) -> Command) {
 
 async fn standalone(program: fn(&Path) -> Command) {
     let data = data_file();
-    let data = [("CATCHALL_DATA", data.to_str().unwrap())];
+    let data = [LONG_DEADLINE, ("CATCHALL_DATA", data.to_str().unwrap())];
     let service = Service::guarded("standalone", &Servers::none(), &data, Access::by_token()).await;
     Talk { events: &service, domains: &service }.holds(program).await;
 }

@@ -15,7 +15,7 @@ async fn ingest_waits_for_its_broker_and_refuses_meanwhile() {
     let servers = Servers::fresh().await;
     let wire = Proxy::to(host(&servers.amqp_url), false).await;
     let behind = Servers { amqp_url: wire.through(&servers.amqp_url), ..servers.clone() };
-    let ingest = Service::start("ingest", &behind, &[("CATCHALL_PUBLISH_DEADLINE_MS", "3000")]).await;
+    let ingest = Service::start("ingest", &behind, &[("CATCHALL_PUBLISH_DEADLINE_MS", "10000")]).await;
     ingest.becomes_unready("connection refused").await;
     ingest.logs("broker is not available, trying again").await;
     let (status, headers, body) = ingest.request(Method::PUT, "/events/a.com/delivered", &[], "").await;
@@ -190,7 +190,7 @@ async fn query_says_so_while_its_replica_is_away() {
 async fn a_missing_topology_is_named_with_the_way_to_create_it() {
     let servers = Servers::bare().await;
     catchall::store::postgres::migrate(&servers.database_url.parse().unwrap()).await.unwrap();
-    let ingest = Service::start("ingest", &servers, &[("CATCHALL_PUBLISH_DEADLINE_MS", "3000")]).await;
+    let ingest = Service::start("ingest", &servers, &[("CATCHALL_PUBLISH_DEADLINE_MS", "10000")]).await;
     let worker = Service::start("worker", &servers, &[]).await;
     for service in [&ingest, &worker] {
         service.becomes_unready("has no exchange \"catchall.events\": create it with `rabbitmqctl").await;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use harness::authority::{Authority, Certificate};
-use harness::processes::{Service, run};
+use harness::processes::{LONG_DEADLINE, Service, run};
 use harness::proxy::host;
 use harness::servers::Servers;
 use harness::system::{data_file, directory};
@@ -43,7 +43,7 @@ fn secured(servers: &Servers) -> Servers {
 async fn an_event_goes_all_the_way_by_tls() {
     let servers = Servers::fresh().await;
     let (secured, ca) = (secured(&servers), file("ca.pem"));
-    let ca = [("CATCHALL_AMQP_CA", &*ca)];
+    let ca = [LONG_DEADLINE, ("CATCHALL_AMQP_CA", &*ca)];
     let ingest = Service::ready("ingest", &secured, &ca).await;
     let _worker = Service::ready("worker", &secured, &ca).await;
     let query = Service::ready("query", &secured, &[]).await;
@@ -65,12 +65,16 @@ async fn a_certificate_takes_the_place_of_user_and_password() {
     secured.amqp_url = format!("amqps://{address}");
     let files = ["ca.pem", "client.pem", "client.key"].map(file);
     let [ca, cert, key] = &files;
-    let variables =
-        [("CATCHALL_AMQP_CA", &**ca), ("CATCHALL_AMQP_CERT", &**cert), ("CATCHALL_AMQP_KEY", &**key)];
+    let variables = [
+        LONG_DEADLINE,
+        ("CATCHALL_AMQP_CA", &**ca),
+        ("CATCHALL_AMQP_CERT", &**cert),
+        ("CATCHALL_AMQP_KEY", &**key),
+    ];
     let ingest = Service::ready("ingest", &secured, &variables).await;
     assert_eq!(ingest.put("/events/example.com/bounced").await, StatusCode::ACCEPTED);
     // Without it, the broker knows nobody of that name.
-    let stranger = Service::start("ingest", &secured, &variables[..1]).await;
+    let stranger = Service::start("ingest", &secured, &variables[..2]).await;
     stranger.becomes_unready("broker: ").await;
 }
 
@@ -87,7 +91,12 @@ async fn files_that_are_replaced_count_for_the_next_connection() {
     fs::rename(cert, &own[1]).unwrap();
     fs::rename(key, &own[2]).unwrap();
     let [ca, cert, key] = own.each_ref().map(|path| path.to_str().unwrap());
-    let variables = [("CATCHALL_AMQP_CA", ca), ("CATCHALL_AMQP_CERT", cert), ("CATCHALL_AMQP_KEY", key)];
+    let variables = [
+        LONG_DEADLINE,
+        ("CATCHALL_AMQP_CA", ca),
+        ("CATCHALL_AMQP_CERT", cert),
+        ("CATCHALL_AMQP_KEY", key),
+    ];
     let ingest = Service::start("ingest", &secured, &variables).await;
     ingest.becomes_unready("not signed by an authority that is trusted here").await;
     fs::copy(file("ca.pem"), ca).unwrap();

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use harness::authority::{Authority, Certificate};
-use harness::processes::{Service, run};
+use harness::processes::{LONG_DEADLINE, Service, run};
 use harness::servers::{Servers, eventually};
 use harness::system::{data_file, directory};
 use harness::tls::{HttpsConnection, TlsClient};
@@ -30,6 +30,7 @@ impl Served {
         let (cert, key) = certificate.write(&directory);
         let data = data_file();
         let variables = [
+            LONG_DEADLINE,
             ("CATCHALL_DATA", data.to_str().unwrap()),
             ("CATCHALL_TLS_CERT", cert.to_str().unwrap()),
             ("CATCHALL_TLS_KEY", key.to_str().unwrap()),
@@ -142,7 +143,8 @@ async fn half_open_handshakes_hold_up_nobody_and_end_by_themselves() {
         stream.write_all(&[0x16, 0x03, 0x01, 0x01]).await.unwrap();
     }
     let client = TlsClient::new(&authority.pem(), None, &PROTOCOLS);
-    let answer = timeout(Duration::from_secs(5), client.send(&address, put(&address))).await.unwrap();
+    // Before the first of them is ended.
+    let answer = timeout(Duration::from_secs(9), client.send(&address, put(&address))).await.unwrap();
     assert_eq!(answer.unwrap().0, StatusCode::ACCEPTED);
     sleep(Duration::from_secs(10)).await;
     for stream in &mut silent {

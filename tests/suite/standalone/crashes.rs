@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use harness::http::HttpClient;
+use harness::proxy::{address, reserve};
 use harness::servers::eventually;
 use harness::system::data_file;
 use http_body_util::Full;
@@ -18,14 +19,16 @@ use super::{checked, start};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_is_killed_again_and_again_counts_every_event_once() {
     let data = data_file();
-    let mut service = start(&data, &[]).await;
-    let address = service.address();
+    let reserved = reserve();
+    let address = address(&reserved).to_string();
+    let listen = [("CATCHALL_LISTEN", &*address)];
+    let mut service = start(&data, &listen).await;
     let clients = Clients::start(&address);
     for _ in 0..6 {
         clients.go_on().await;
         service.signal("KILL");
         service.ended().await;
-        service = start(&data, &[("CATCHALL_LISTEN", &address)]).await;
+        service = start(&data, &listen).await;
     }
     clients.go_on().await;
     let (accepted, _) = clients.end().await;
@@ -42,7 +45,6 @@ async fn a_process_that_is_killed_again_and_again_counts_every_event_once() {
 async fn an_accepted_event_is_seen_by_the_next_read_also_after_a_crash() {
     let data = data_file();
     let mut service = start(&data, &[]).await;
-    let address = service.address();
     for number in 1..=20 {
         assert_eq!(service.put("/events/seen.example/delivered").await, StatusCode::ACCEPTED);
         let (_, answer) = service.get("/domains/seen.example").await;
@@ -50,7 +52,7 @@ async fn an_accepted_event_is_seen_by_the_next_read_also_after_a_crash() {
     }
     service.signal("KILL");
     service.ended().await;
-    let service = start(&data, &[("CATCHALL_LISTEN", &address)]).await;
+    let service = start(&data, &[]).await;
     let (_, answer) = service.get("/domains/seen.example").await;
     assert_eq!(answer["delivered"], 20);
 }

@@ -8,11 +8,10 @@ use std::path::Path;
 
 const EVENT: &str = "/events/failing.example/delivered";
 
-/// Starts the process on this file, on this disk, at this address.
-async fn start(disk: &FailingDisk, data: &Path, address: &str) -> Service {
+/// Starts the process on this file, on this disk.
+async fn start(disk: &FailingDisk, data: &Path) -> Service {
     let [preload, broken] = disk.variables();
-    let variables = [(preload.0, &*preload.1), (broken.0, &*broken.1), ("CATCHALL_LISTEN", address)];
-    super::start(data, &variables).await
+    super::start(data, &[(preload.0, &*preload.1), (broken.0, &*broken.1)]).await
 }
 
 /// Sends the event under a key.
@@ -23,7 +22,7 @@ async fn send(service: &Service, key: &str) -> (StatusCode, String) {
 
 /// Has two events accepted and breaks the disk. The third cannot be committed, and neither can what follows.
 async fn with_a_failed_commit(disk: &FailingDisk, data: &Path) -> Service {
-    let service = start(disk, data, "127.0.0.1:0").await;
+    let service = start(disk, data).await;
     for key in ["one", "two"] {
         assert_eq!(send(&service, key).await.0, StatusCode::ACCEPTED);
     }
@@ -59,11 +58,10 @@ async fn a_commit_that_failed_may_be_sent_again_when_the_disk_works() {
 async fn a_commit_that_failed_before_a_crash_counts_once_either_way() {
     let (disk, data) = (FailingDisk::default(), data_file());
     let mut service = with_a_failed_commit(&disk, &data).await;
-    let address = service.address();
     service.signal("KILL");
     service.ended().await;
     disk.works();
-    let service = start(&disk, &data, &address).await;
+    let service = start(&disk, &data).await;
     let (_, answer) = service.get("/domains/failing.example").await;
     let found = answer["delivered"].as_u64().unwrap();
     assert!((2..=4).contains(&found), "what was accepted is there, and nothing twice: {found}");
