@@ -16,7 +16,6 @@ pub mod sqlite;
 pub mod moving;
 
 use std::error::Error;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -44,19 +43,19 @@ pub trait BatchSink: Send + Sync + 'static {
     -> impl Future<Output = Result<(), NotAccepted>> + Send;
 }
 
-/// What is known of a batch that was not accepted. The reason is for operators. The sender of the events is
+/// What is known of a batch that was not accepted. The cause is for operators. The sender of the events is
 /// told only the variant.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotAccepted {
     /// Nothing of it was counted, and nothing will be.
     #[error("nothing was counted: {0}")]
-    NotCounted(Arc<str>),
+    NotCounted(#[source] Cause),
     /// It may have been counted, or may still be: sending it again is safe only under the same keys.
     #[error("it may have been counted: {0}")]
-    MaybeCounted(Arc<str>),
+    MaybeCounted(#[source] Cause),
     /// The sink is full at present. If the batch became several messages, some of them may have been counted.
     #[error("the queue is full: {0}")]
-    Full(Arc<str>),
+    Full(#[source] Cause),
 }
 
 /// Where it is read what is known of domains.

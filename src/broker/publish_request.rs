@@ -6,6 +6,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::message::Message;
+use crate::cause::Cause;
 use crate::store::NotAccepted;
 
 /// Why messages were not confirmed.
@@ -28,12 +29,12 @@ pub enum PublishError {
 
 impl From<PublishError> for NotAccepted {
     fn from(error: PublishError) -> Self {
-        let reason = error.to_string().into();
-        match error {
-            PublishError::Unavailable(_) | PublishError::Unroutable => Self::NotCounted(reason),
-            PublishError::Unconfirmed => Self::MaybeCounted(reason),
-            PublishError::Refused => Self::Full(reason),
-        }
+        let told = match error {
+            PublishError::Unavailable(_) | PublishError::Unroutable => Self::NotCounted,
+            PublishError::Unconfirmed => Self::MaybeCounted,
+            PublishError::Refused => Self::Full,
+        };
+        told(Cause::new(error))
     }
 }
 

@@ -91,12 +91,8 @@ async fn files_that_are_replaced_count_for_the_next_connection() {
     fs::rename(cert, &own[1]).unwrap();
     fs::rename(key, &own[2]).unwrap();
     let [ca, cert, key] = own.each_ref().map(|path| path.to_str().unwrap());
-    let variables = [
-        LONG_DEADLINE,
-        ("CATCHALL_AMQP_CA", ca),
-        ("CATCHALL_AMQP_CERT", cert),
-        ("CATCHALL_AMQP_KEY", key),
-    ];
+    let variables =
+        [LONG_DEADLINE, ("CATCHALL_AMQP_CA", ca), ("CATCHALL_AMQP_CERT", cert), ("CATCHALL_AMQP_KEY", key)];
     let ingest = Service::start("ingest", &secured, &variables).await;
     ingest.becomes_unready("not signed by an authority that is trusted here").await;
     fs::copy(file("ca.pem"), ca).unwrap();

@@ -74,7 +74,8 @@ async fn read(answer: Response<RecvStream>) {
     }
 }
 
-/// Clients at one address that one thread lets wait for changes, and requests that a connection may have under way.
+/// Clients at one address that one thread lets wait for changes, and requests that a connection may have under
+/// way.
 const FOLLOWERS: usize = 1000;
 const OF_A_CONNECTION: usize = 50;
 

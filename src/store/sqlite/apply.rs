@@ -6,8 +6,9 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::claims;
 use super::count::count;
-use super::data_error::{describe, is_certain};
+use super::data_error::{SqliteError, is_certain};
 use crate::batch::Batch;
+use crate::cause::Cause;
 use crate::counters::Counters;
 use crate::domain_name::DomainName;
 use crate::event::Event;
@@ -23,13 +24,13 @@ pub(super) async fn apply(
 ) -> Result<Applied, NotAccepted> {
     let applied = match write(connection, batches).await {
         Ok(applied) => applied,
-        Err(error) => return Err(NotAccepted::NotCounted(describe(&error).into())),
+        Err(error) => return Err(NotAccepted::NotCounted(Cause::new(SqliteError(error)))),
     };
     match sqlx::raw_sql("commit").execute(connection).await {
         Ok(_) => Ok(applied),
-        Err(error) if is_certain(&error) => Err(NotAccepted::NotCounted(describe(&error).into())),
+        Err(error) if is_certain(&error) => Err(NotAccepted::NotCounted(Cause::new(SqliteError(error)))),
         // Its WAL may be on the disk, and count after a crash.
-        Err(error) => Err(NotAccepted::MaybeCounted(describe(&error).into())),
+        Err(error) => Err(NotAccepted::MaybeCounted(Cause::new(SqliteError(error)))),
     }
 }
 

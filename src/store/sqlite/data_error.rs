@@ -142,6 +142,11 @@ pub(super) fn describe(error: &sqlx::Error) -> String {
     }
 }
 
+/// An error of SQLite in [the words](describe) that operators read.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", describe(.0))]
+pub(super) struct SqliteError(#[source] pub(super) sqlx::Error);
+
 impl DataError {
     /// What an error of SQLite means for the file at `path`.
     pub(super) fn of_sqlite(path: &Path, error: sqlx::Error) -> Self {

@@ -8,12 +8,13 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::apply::apply;
-use super::data_error::{DataError, describe};
+use super::data_error::{DataError, SqliteError};
 use super::data_file::{DataFile, Purpose};
 use super::prune::Pruning;
 use super::statuses;
 use crate::batch::Batch;
 use crate::batcher::{Batcher, Flush};
+use crate::cause::Cause;
 use crate::health::Dependency;
 use crate::store::{Applied, BatchSink, NotAccepted};
 
@@ -33,14 +34,24 @@ impl BatchSink for Writer {
     async fn accept(&self, batch: Batch, deadline: Instant) -> Result<(), NotAccepted> {
         // Where the disk hangs, batches stay here after their deadline: they may still be counted.
         let ticket = self.queue.submit(batch.rows(), |batches| batches.push(batch));
-        let ticket =
-            ticket.map_err(|_| NotAccepted::NotCounted("too many events wait for the disk".into()))?;
+        let ticket = ticket.map_err(|_| NotAccepted::NotCounted(Cause::new(NotWritten::Full)))?;
         match timeout_at(deadline, ticket).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(NotAccepted::MaybeCounted("the writer has stopped".into())),
-            Err(_) => Err(NotAccepted::MaybeCounted("the data file did not commit in time".into())),
+            Ok(Err(_)) => Err(NotAccepted::MaybeCounted(Cause::new(NotWritten::Stopped))),
+            Err(_) => Err(NotAccepted::MaybeCounted(Cause::new(NotWritten::Late))),
         }
     }
+}
+
+/// Why the writer has no answer for a batch.
+#[derive(Debug, thiserror::Error)]
+enum NotWritten {
+    #[error("too many events wait for the disk")]
+    Full,
+    #[error("the writer has stopped")]
+    Stopped,
+    #[error("the data file did not commit in time")]
+    Late,
 }
 
 /// Writes what waits in `queue`, and prunes in between, for as long as it is polled. It holds `turn` during a
@@ -70,20 +81,21 @@ pub(super) async fn write(
                 None => try_to_write(connection).await,
             },
             Err(error) => {
+                let cause = Cause::new(error);
                 if let Some(Flush { answer, .. }) = flush {
-                    answer.send(Err(NotAccepted::NotCounted(error.to_string().into())));
+                    answer.send(Err(NotAccepted::NotCounted(cause.clone())));
                 }
-                Err(error.to_string())
+                Err(cause)
             }
         };
         works = done.is_ok();
         match done {
             Ok(()) => dependency.up(),
-            Err(reason) => {
+            Err(cause) => {
                 // Its transaction may be open still.
                 connection = None;
                 next_try = Instant::now() + TRY_INTERVAL;
-                dependency.down(reason);
+                dependency.down(cause);
             }
         }
     }
@@ -107,7 +119,7 @@ async fn count_and_prune(
     connection: &mut SqliteConnection,
     flush: Flush<'_, Vec<Batch>, Result<(), NotAccepted>>,
     pruning: &mut Pruning,
-) -> Result<(), String> {
+) -> Result<(), Cause> {
     count(connection, flush).await?;
     if pruning.due > Instant::now() { Ok(()) } else { prune(connection, pruning).await }
 }
@@ -115,26 +127,30 @@ async fn count_and_prune(
 async fn count(
     connection: &mut SqliteConnection,
     flush: Flush<'_, Vec<Batch>, Result<(), NotAccepted>>,
-) -> Result<(), String> {
+) -> Result<(), Cause> {
     let Flush { items, answer, .. } = flush;
     let begun = Instant::now();
     let done = apply(connection, &items).await;
     answer.send(done.as_ref().map(drop).map_err(Clone::clone));
-    let applied: Applied = done.map_err(|error| error.to_string())?;
+    let applied: Applied = done.map_err(Cause::new)?;
     applied.record(begun.elapsed());
     Ok(())
 }
 
-async fn prune(connection: &mut SqliteConnection, pruning: &mut Pruning) -> Result<(), String> {
-    let pruned = pruning.step(connection).await.map_err(|error| describe(&error))?;
+async fn prune(connection: &mut SqliteConnection, pruning: &mut Pruning) -> Result<(), Cause> {
+    let pruned = pruning.step(connection).await.map_err(cause)?;
     metrics::counter!("catchall_worker_pruned_claims_total").increment(pruned);
     Ok(())
 }
 
 /// Writes something that changes nothing.
-async fn try_to_write(connection: &mut SqliteConnection) -> Result<(), String> {
+async fn try_to_write(connection: &mut SqliteConnection) -> Result<(), Cause> {
     let tried = sqlx::raw_sql("begin immediate; update data_file set move_state = move_state; commit")
         .execute(connection)
         .await;
-    tried.map(drop).map_err(|error| describe(&error))
+    tried.map(drop).map_err(cause)
+}
+
+fn cause(error: sqlx::Error) -> Cause {
+    Cause::new(SqliteError(error))
 }
