@@ -288,6 +288,7 @@ fn what_is_wrong_with_the_arguments_or_the_place_is_said_in_a_sentence() {
         assert!(said.contains(says) && !said.contains("s3cret"), "{arguments:?}: {said}");
     }
 }
+        (&["import", "--sha256", "12", "x"], &[data], 2, "it has to be 64 hexadecimal digits"),
 
 #[tokio::test]
 async fn a_schema_that_does_not_fit_is_told_and_a_file_of_before_is_brought_up_to_date() {
