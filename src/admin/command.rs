@@ -275,7 +275,8 @@ impl From<ExportFormat> for RowFormat {
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct Export {
-    /// File to write, which is replaced when the new one is complete [default: standard output]
+    /// File to write, which is replaced when the new one is complete, or a pipe or device [default: standard
+    /// output]
     #[arg(value_name = "FILE")]
     pub(super) file: Option<PathBuf>,
 
