@@ -8,6 +8,7 @@ mod reset;
 mod reclassify;
 mod history;
 mod import;
+mod output;
 mod export;
 mod audit;
 

@@ -10,7 +10,7 @@ use crate::counters::Status;
 use crate::domain_name::DomainName;
 use crate::network::NetworkConfig;
 use crate::row_format::RowFormat;
-use crate::store::maintenance::Signature;
+use crate::store::maintenance::{FileDigest, Signature};
 use crate::store::postgres::PostgresUrl;
 use crate::store::sqlite::DataConfig;
 
@@ -160,6 +160,19 @@ fn short_text(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// A SHA-256 of 64 hexadecimal digits.
+fn digest(text: &str) -> Result<FileDigest, String> {
+    let mut digest = FileDigest::default();
+    if text.len() != 2 * digest.len() || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return Err(format!("it has to be {} hexadecimal digits", 2 * digest.len()));
+    }
+    for (place, byte) in digest.iter_mut().enumerate() {
+        let digits = &text[2 * place..2 * place + 2];
+        *byte = u8::from_str_radix(digits, 16).map_err(|error| error.to_string())?;
+    }
+    Ok(digest)
+}
+
 impl Author {
     /// The signature of what is done for a reason.
     pub(super) fn sign(&self, reason: Option<&String>) -> anyhow::Result<Signature> {
@@ -227,6 +240,10 @@ pub(super) struct Import {
     #[arg(long)]
     pub(super) skip_invalid: bool,
 
+    /// Import nothing unless this is the SHA-256 of the file, as `sha256sum` prints it
+    #[arg(long, value_name = "HEX", value_parser = digest)]
+    pub(super) sha256: Option<FileDigest>,
+
     /// Why, for the audit log
     #[arg(long, value_name = "TEXT", value_parser = short_text)]
     pub(super) reason: Option<String>,
@@ -258,7 +275,8 @@ impl From<ExportFormat> for RowFormat {
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct Export {
-    /// File to write, which is replaced when the new one is complete [default: standard output]
+    /// File to write, which is replaced when the new one is complete, or a pipe or device [default: standard
+    /// output]
     #[arg(value_name = "FILE")]
     pub(super) file: Option<PathBuf>,
 

@@ -2,15 +2,14 @@
 
 use std::cell::Cell;
 use std::error::Error;
-use std::fs::{self, File};
-use std::io::{self, BufWriter, IsTerminal, Write, stderr, stdout};
-use std::path::{Path, PathBuf};
+use std::io::{BufWriter, IsTerminal, Write, stderr, stdout};
 
 use anyhow::{Context, bail};
 use catchall_progress::{Display, Progress};
 use futures::FutureExt;
 
 use super::command::{Export, Place};
+use super::output::Output;
 use crate::counters::Status;
 use crate::process::ExitError;
 use crate::row_format::RowFormat;
@@ -58,17 +57,15 @@ async fn export_from<S: DomainSource>(
         let mut out = BufWriter::new(stdout().lock());
         return shown(!stdout().is_terminal(), total, &done, rows.write(&mut out)).await;
     };
-    let new = beside(file);
     let cannot = || format!("cannot write {}", file.display());
-    let mut out = BufWriter::new(File::create(&new).with_context(cannot)?);
-    let written = shown(true, total, &done, rows.write(&mut out)).await;
-    let written = written.and_then(|()| finish(out, &new, file).with_context(cannot));
-    if written.is_err() {
-        // What is left of it would only take room.
-        let _ = fs::remove_file(&new);
+    let mut out = Output::open(file).with_context(cannot)?;
+    let is_replaced = out.is_replaced();
+    shown(is_replaced, total, &done, rows.write(&mut out)).await?;
+    out.finish().with_context(cannot)?;
+    if is_replaced {
+        // Elsewhere it could come after the rows.
+        println!("{} has {} domains", file.display(), done.get());
     }
-    written?;
-    println!("{} has {} domains", file.display(), done.get());
     Ok(())
 }
 
@@ -123,19 +120,4 @@ fn ended(error: Unreadable) -> anyhow::Error {
         Some(status) => ExitError::of(status, error).into(),
         None => error.into(),
     }
-}
-
-/// Where a file is written before it is complete.
-fn beside(file: &Path) -> PathBuf {
-    let mut path = file.as_os_str().to_owned();
-    path.push(".new");
-    path.into()
-}
-
-/// Gives a complete file its name, and makes both last.
-fn finish(out: BufWriter<File>, new: &Path, file: &Path) -> io::Result<()> {
-    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-    fs::rename(new, file)?;
-    let directory = file.parent().filter(|directory| !directory.as_os_str().is_empty());
-    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
 }

@@ -3,13 +3,13 @@
 //! The file is read twice: first to know its content and whether all of it can be read, then to count it.
 
 use std::cell::Cell;
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, stdin};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::SystemTime;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use catchall_progress::{Display, Progress};
 use futures::FutureExt;
 use ring::digest;
@@ -60,6 +60,9 @@ pub(super) async fn import<S: Maintenance>(
         rows: *rows,
         skipped: *invalid,
     };
+    if command.sha256.is_some_and(|wanted| wanted != file.digest) {
+        bail!("{} has the SHA-256 {}, not that of --sha256: nothing was imported", file.name, file.hex());
+    }
     let position = store.begin_import(&file, &signature).await?;
     let before = position.is_finished;
     count(store, &mut source, layout, &file, position, &shutdown).await?;
@@ -91,7 +94,9 @@ async fn count<S: Maintenance>(
                 history = source.history(layout, position.bytes_through)?;
             }
             let step = next_step(&mut history, S::IMPORT_ROWS)?;
-            source.is_unchanged()?;
+            if source.has_changed()? {
+                return Err(changed(file, position.bytes_through));
+            }
             position = store.import(file, step).await?;
             done.set(position.bytes_through);
             if !position.is_finished && shutdown.clone().now_or_never().is_some() {
@@ -101,6 +106,29 @@ async fn count<S: Maintenance>(
         anyhow::Ok(())
     };
     Display::detect().follow("importing", "bytes", file.bytes, progress, work).await
+}
+
+/// What is said of a file that changed before anything was counted.
+fn unusable(name: &str) -> anyhow::Error {
+    anyhow!(
+        "{name} has changed while it was read, and nothing was imported: import a file that nobody writes to"
+    )
+}
+
+/// What to do about a file that changed while it was counted. What it is now has another digest, under which
+/// what is counted would count again.
+fn changed(file: &HistoryFile, through: u64) -> anyhow::Error {
+    let HistoryFile { name, bytes, .. } = file;
+    if through == 0 {
+        return unusable(name);
+    }
+    let digest = file.hex();
+    anyhow!(
+        "{name} has changed while it was imported: of its {bytes} bytes before, with the SHA-256 {digest}, the \
+         first {through} are counted. Do not import it as it is now: they would count twice. Only what it was \
+         before can go on. If only lines were added at its end, that is what `head -c {bytes} FILE | \
+         catchall-admin import --sha256 {digest} -` reads"
+    )
 }
 
 fn next_step(history: &mut History<File>, most: usize) -> anyhow::Result<ImportStep> {
@@ -187,7 +215,9 @@ impl Source {
         let mut found = Display::detect().follow("checking", "bytes", self.bytes, progress, work).await?;
         found.layout = history.layout();
         found.digest = history.into_inner().digest();
-        self.is_unchanged()?;
+        if self.has_changed()? {
+            return Err(unusable(&self.name));
+        }
         Ok(found)
     }
 
@@ -203,13 +233,10 @@ impl Source {
         Ok(History::at(input, layout, position))
     }
 
-    /// Fails if what is counted may be something else than what was checked.
-    fn is_unchanged(&self) -> anyhow::Result<()> {
-        let now: Metadata = self.file.metadata()?;
-        if now.len() != self.bytes || now.modified().ok() != self.modified {
-            bail!("{} has changed while it was read: import a file that nobody writes to", self.name);
-        }
-        Ok(())
+    /// Whether what is counted may be something else than what was checked.
+    fn has_changed(&self) -> io::Result<bool> {
+        let now = self.file.metadata()?;
+        Ok(now.len() != self.bytes || now.modified().ok() != self.modified)
     }
 }
 

@@ -73,7 +73,8 @@ pub struct HistoryFile {
 
 impl HistoryFile {
     /// Its digest, as everybody writes it.
-    pub(super) fn hex(&self) -> String {
+    #[must_use]
+    pub fn hex(&self) -> String {
         self.digest.iter().fold(String::new(), |mut digits, byte| {
             write!(digits, "{byte:02x}").expect("a string grows as it must");
             digits

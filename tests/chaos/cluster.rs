@@ -13,6 +13,7 @@ use harness::sql;
 use socket2::Socket;
 
 use crate::process::WatchedProcess;
+use crate::published::{self, Published};
 use crate::watch::Watch;
 
 /// How long ingest waits for a confirm before it answers 503: its default.
@@ -47,6 +48,8 @@ pub(crate) struct Cluster {
     pub(crate) ingest: Vec<WatchedProcess>,
     pub(crate) workers: Vec<WatchedProcess>,
     pub(crate) query: Vec<WatchedProcess>,
+    /// The changes that were published in all rounds.
+    pub(crate) published: Published,
     /// The servers behind the proxies, as the services see them.
     behind: Servers,
     _ports: [Socket; 2],
@@ -56,6 +59,7 @@ impl Cluster {
     /// Starts the servers that are not running, and all services on a fresh vhost and a fresh database.
     pub(crate) async fn ready() -> Result<Self> {
         let mut cluster = Self::without_services(Watch::default()).await?;
+        published::bind(&cluster.servers).await;
         cluster.fill().await;
         Ok(cluster)
     }
@@ -90,6 +94,7 @@ impl Cluster {
             ingest: Vec::new(),
             workers: Vec::new(),
             query: Vec::new(),
+            published: Published::default(),
             behind,
             _ports: ports,
         })

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use catchall::counters::Status;
 use harness::http::HttpClient;
-use harness::sql;
 use http_body_util::Full;
 use hyper::{Request, StatusCode};
 use serde_json::{Value, json};
 
+use crate::cluster::Cluster;
 use crate::subject::Subject;
 
 /// How often a request is sent that makes domains change their status.
@@ -62,35 +62,27 @@ impl Feed {
     }
 
     /// Stops to send, and says what is wrong with what was heard, and with statuses and totals.
-    pub(crate) async fn end(mut self, subject: &Subject) -> Result<Vec<String>> {
+    pub(crate) async fn end(mut self, subject: &mut Subject) -> Result<Vec<String>> {
         self.stop.store(true, Ordering::Relaxed);
         (&mut self.sending).await.context("the sender of changes")?;
         let mut failures = Vec::new();
-        if let Subject::Cluster(cluster) = subject {
-            let wrong = sql::text(&cluster.primary, WRONG).await?;
-            if !wrong.is_empty() {
-                failures.push(format!("totals or statuses are not those of a recount: {wrong}"));
-            }
+        let wrong = subject.text(WRONG).await?;
+        if !wrong.is_empty() {
+            failures.push(format!("totals or statuses are not those of a recount: {wrong}"));
         }
         let noted = noted(subject).await?;
-        let begun = Instant::now();
-        loop {
-            let missing = {
-                let heard = self.heard.lock().expect("nobody panics with it");
-                let lost = noted.iter().filter(|(domain, status)| {
-                    heard.statuses.get(*domain).is_none_or(|heard| heard < status)
-                });
-                lost.map(|(domain, status)| format!("{domain} {}", status.name())).collect::<Vec<_>>()
+        let heard = async || Ok(self.heard.lock().expect("nobody panics with it").statuses.clone());
+        failures.extend(lost("in the feed", &noted, heard).await?);
+        if let Subject::Cluster(Cluster { published, servers, .. }) = subject {
+            let mut wrong = Vec::new();
+            let taken = async || {
+                wrong.extend(published.take(servers).await?);
+                Ok(published.statuses())
             };
-            if missing.is_empty() {
-                break;
+            failures.extend(lost("published", &noted, taken).await?);
+            if let Some(first) = wrong.first() {
+                failures.push(format!("{} changes were published out of order, as {first}", wrong.len()));
             }
-            if begun.elapsed() > CATCH_UP {
-                let first = &missing[0];
-                failures.push(format!("{} changes were not in the feed, as {first}", missing.len()));
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
         }
         let heard = self.heard.lock().expect("nobody panics with it");
         if let Some(first) = heard.out_of_order.first() {
@@ -100,6 +92,27 @@ impl Feed {
             failures.push("the feed had nothing".into());
         }
         Ok(failures)
+    }
+}
+
+/// What is said of changes that are not known within the time it may take: that they were not there.
+async fn lost(
+    there: &str,
+    noted: &HashMap<String, Status>,
+    mut known: impl AsyncFnMut() -> Result<HashMap<String, Status>>,
+) -> Result<Option<String>> {
+    let begun = Instant::now();
+    loop {
+        let known = known().await?;
+        let is_behind =
+            |(domain, status): &(&String, &Status)| known.get(*domain).is_none_or(|known| known < status);
+        let mut missing = noted.iter().filter(is_behind);
+        let Some((domain, status)) = missing.next() else { return Ok(None) };
+        if begun.elapsed() > CATCH_UP {
+            let (number, status) = (1 + missing.count(), status.name());
+            return Ok(Some(format!("{number} changes were not {there}, as {domain} {status}")));
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
@@ -181,7 +194,8 @@ async fn list(client: &HttpClient, url: &str) -> Result<String> {
     }
 }
 
-/// What is wrong with totals and statuses, from one snapshot: nothing, or the figures.
+/// What is wrong with totals and statuses, from one snapshot: nothing, or the figures. PostgreSQL and SQLite
+/// both read it.
 const WRONG: &str = "\
 select concat(
     (select case when noted <> counted then concat('totals ', noted, ', recount ', counted) end

@@ -9,6 +9,7 @@ mod load;
 mod prober;
 mod round;
 mod process;
+mod published;
 mod cluster;
 mod standalone;
 mod subject;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
+use std::fs;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -38,6 +39,9 @@ const DOMAINS: u32 = 25_000;
 
 /// How long a request of the round itself may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// By then a process that is stopped does nothing any more.
+const STOPPED: Duration = Duration::from_millis(100);
 
 /// How many domains are read at a time.
 const READS: usize = 16;
@@ -188,6 +192,32 @@ impl Standalone {
             }
         }
         Ok(())
+    }
+
+    /// The text that a query of the data file returns, or of the cluster once it has taken over.
+    pub(crate) async fn text(&self, query: &str) -> Result<String> {
+        if let (None, Some(cluster)) = (&self.process, &self.cluster) {
+            return sql::text(&cluster.primary, query).await;
+        }
+        if self.has_small_disk {
+            return sql::text_in(&self.copy().await?, query).await;
+        }
+        sql::text_in(&self.data, query).await
+    }
+
+    /// A copy of the data file, as a kill at this moment would leave it. SQLite looks for a file by the end of
+    /// all links, and so not where the process sees it.
+    async fn copy(&self) -> Result<PathBuf> {
+        let (copy, directory, service) = (data_file(), self.directory()?, &self.running()?.service);
+        service.signal("STOP");
+        // No thread of it writes any more.
+        tokio::time::sleep(STOPPED).await;
+        let copied = ["catchall.db", "catchall.db-wal"]
+            .iter()
+            .try_for_each(|name| fs::copy(directory.join(name), copy.with_file_name(name)).map(drop));
+        service.signal("CONT");
+        copied.context("a copy of the data file")?;
+        Ok(copy)
     }
 
     /// The counters of the domains that have any: in the cluster once it has taken over.

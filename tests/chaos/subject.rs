@@ -99,6 +99,14 @@ impl Subject {
         }
     }
 
+    /// The text that a query returns, wherever the counters are kept now.
+    pub(crate) async fn text(&self, query: &str) -> Result<String> {
+        match self {
+            Self::Cluster(cluster) => sql::text(&cluster.primary, query).await,
+            Self::Standalone(standalone) => standalone.text(query).await,
+        }
+    }
+
     /// Discards what the watchers have seen, and resets the peak memory of all processes.
     pub(crate) fn begin_anew(&self) {
         for process in self.processes() {

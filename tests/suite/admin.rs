@@ -1,5 +1,6 @@
 //! `catchall-admin`, on the ledger of a cluster and on the data file of a standalone that serves it.
 
+mod exports;
 mod history;
 mod thresholds;
 
@@ -249,6 +250,13 @@ async fn an_export_of_a_file_that_is_damaged_beyond_its_header_ends_with_the_sta
         format!("catchall-admin: the data file {} is damaged (", copy.canonicalize().unwrap().display());
     assert!(said.starts_with(&begins) && said.ends_with("): restore a backup\n"), "{said}");
     assert_eq!(said.lines().count(), 1, "{said}");
+    // What was there before is not touched by an export that fails.
+    let file = directory().join("all.csv");
+    fs::write(&file, "before").unwrap();
+    let arguments = ["export", file.to_str().unwrap()];
+    let (status, _, said) = run("admin", &arguments, &[("CATCHALL_DATA", copy.to_str().unwrap())]);
+    assert_eq!((status.code(), &*fs::read_to_string(&file).unwrap()), (Some(13), "before"), "{said}");
+    assert_eq!(fs::read_dir(file.parent().unwrap()).unwrap().count(), 1, "nothing else is left");
 }
 
 #[test]
@@ -280,6 +288,7 @@ fn what_is_wrong_with_the_arguments_or_the_place_is_said_in_a_sentence() {
         (&["reset", "a.com", "--reason", " "], &[data], 2, "it is empty"),
         (&["reset", "a.com", "--reason", "a\nb"], &[data], 2, "it has to be one line"),
         (&["reclassify", "--threshold=-1"], &[data], 2, "--threshold <N> is not valid: invalid digit"),
+        (&["import", "--sha256", "12", "x"], &[data], 2, "it has to be 64 hexadecimal digits"),
         (&["export", "--status", "maybe"], &[data], 2, "a status is"),
         (&["export", "--format", "xml"], &[data], 2, "one of csv, ndjson"),
     ] {

@@ -1,4 +1,4 @@
-//! The clock of the primary is set forward and back, and nothing is pruned too early.
+//! A clock is set forward and back, and nothing is pruned too early or taken for new.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -8,6 +8,9 @@ use catchall::idempotency_key::IdempotencyKey;
 use catchall::store::ledger::{ApplyError, ApplyRequest, Entry};
 use harness::processes::Service;
 use harness::servers::{Servers, eventually};
+use harness::sql;
+use harness::system::System;
+use hyper::{Method, StatusCode};
 
 use crate::retention::{EVENT, KEYED, SHORT, claims, prune_all, retention, watermark};
 
@@ -164,4 +167,56 @@ async fn what_is_held_becomes_too_old_also_while_the_clock_is_set_back() {
     let before = ledger.clock().after(Duration::from_secs(30));
     ledger.apply(request(before), 0..1).await.unwrap();
     assert_eq!(servers.counters("a.com").await, (3, 0));
+}
+
+/// The totals of half an hour by a clock that was hours ahead.
+const AHEAD: &str = "\
+insert into totals (counted_at, writer, delivered)
+select date_bin('10 seconds', now(), 'epoch') + make_interval(hours => 3, mins => ago), gen_random_uuid(), 40
+from generate_series(1, 30) as ago";
+const AHEAD_IN_FILE: &str = "\
+insert into totals (counted_at, delivered)
+with recursive ahead (minutes) as (values (1) union all select minutes + 1 from ahead where minutes < 30)
+select unixepoch() / 10 * 10 + 3 * 3600 + minutes * 60, 40 from ahead";
+
+#[tokio::test]
+async fn what_a_clock_that_was_ahead_has_counted_is_not_of_the_last_hour() {
+    for mut system in System::both(&[]).await {
+        let event = r#"[{"domain": "a.com", "event": "delivered", "count": 3}]"#;
+        let headers = [("content-type", "application/json")];
+        let (status, ..) = system.events().request(Method::POST, "/events", &headers, event).await;
+        assert_eq!(status, StatusCode::ACCEPTED);
+        system.domains().answers("a.com", "unknown", 3, 0).await;
+        let place = system.place().1.to_owned();
+        if system.is_standalone() {
+            sql::execute_in(place.as_ref(), AHEAD_IN_FILE).await.unwrap();
+        } else {
+            system.servers.execute(AHEAD).await;
+        }
+        let are_right = async |system: &System, what: &str| {
+            let totals = eventually("all is in the totals", async || {
+                let (_, totals) = system.domains().get("/totals").await;
+                (totals["events"]["delivered"] == 1203).then_some(totals)
+            })
+            .await;
+            assert_eq!(totals["recent"]["hour"], 3, "{what}");
+            let minutes = totals["minutes"].as_array().unwrap();
+            let counted: u64 = minutes.iter().map(|minute| minute["delivered"].as_u64().unwrap()).sum();
+            assert_eq!(counted, 3, "{what}: {totals}");
+        };
+        are_right(&system, "they are ahead").await;
+        // Otherwise it would be of the last hour when its time comes.
+        if system.is_standalone() {
+            system.events().signal("TERM");
+            assert!(system.started_again().await.success());
+            let left = "select count(*) from totals where counted_at > unixepoch() + 3600";
+            let left = async || sql::number_in(place.as_ref(), left).await.unwrap();
+            eventually("nothing is left ahead", async || (left().await == 0).then_some(())).await;
+        } else {
+            system.servers.ledger().fold_totals().await.unwrap();
+            let left = "select count(*) from totals where counted_at > now() + interval '1 hour'";
+            assert_eq!(system.servers.number(left).await, 0);
+        }
+        are_right(&system, "they are folded").await;
+    }
 }

@@ -8,6 +8,7 @@
 pub mod stats;
 pub mod columns;
 pub mod panics;
+pub mod untested;
 pub mod http;
 pub mod authority;
 pub mod scratch;

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::untested::not_tested;
+
 /// What makes a mount namespace in which anybody may mount.
 const NAMESPACE: [&str; 2] = ["--map-root-user", "--mount"];
 
@@ -12,9 +14,7 @@ pub fn may_mount() -> bool {
     let probe = Command::new("unshare").args(NAMESPACE).arg("true").stderr(Stdio::null()).status();
     let may = probe.is_ok_and(|status| status.success());
     if !may {
-        eprintln!(
-            "NOT TESTED: this user may not mount a small file system (unshare --map-root-user --mount)"
-        );
+        not_tested("this user may not mount a small file system (unshare --map-root-user --mount)");
     }
     may
 }

@@ -1,10 +1,12 @@
-//! SQL statements of a superuser, each on its own connection.
+//! SQL statements of a superuser, or on a data file, each on its own connection.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use catchall_load::counts::Counts;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 /// How long a statement of [`column`] may take: milliseconds, unless its server is unavailable.
@@ -158,4 +160,49 @@ pub async fn replayed(primary: &str, replica: &str) -> anyhow::Result<()> {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(())
+}
+
+async fn opened<T>(
+    file: &Path,
+    work: impl AsyncFnOnce(&mut SqliteConnection) -> sqlx::Result<T>,
+) -> sqlx::Result<T> {
+    let options = SqliteConnectOptions::new().filename(file).busy_timeout(STATEMENT);
+    let mut connection = SqliteConnection::connect_with(&options).await?;
+    let done = work(&mut connection).await?;
+    connection.close().await?;
+    Ok(done)
+}
+
+/// Runs statements on a data file, which a process may serve meanwhile, and ignores what they return.
+///
+/// # Errors
+///
+/// When they fail.
+pub async fn execute_in(file: &Path, statements: &str) -> anyhow::Result<()> {
+    let executed = opened(file, async |connection| {
+        sqlx::raw_sql(AssertSqlSafe(statements)).execute(connection).await.map(drop)
+    });
+    executed.await.with_context(|| format!("cannot execute {statements:?} in {}", file.display()))
+}
+
+/// The number that a query of a data file returns, which a process may serve meanwhile.
+///
+/// # Errors
+///
+/// When it fails or returns none.
+pub async fn number_in(file: &Path, query: &str) -> anyhow::Result<i64> {
+    let number =
+        opened(file, async |connection| sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(connection).await);
+    number.await.with_context(|| format!("cannot query {query:?} in {}", file.display()))
+}
+
+/// The text that a query of a data file returns, which a process may serve meanwhile.
+///
+/// # Errors
+///
+/// When it fails or returns none.
+pub async fn text_in(file: &Path, query: &str) -> anyhow::Result<String> {
+    let text =
+        opened(file, async |connection| sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(connection).await);
+    text.await.with_context(|| format!("cannot query {query:?} in {}", file.display()))
 }

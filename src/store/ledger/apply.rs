@@ -176,7 +176,7 @@ impl Ledger {
         }
     }
 
-    /// Folds old rows of the totals into one, so that reading them stays cheap.
+    /// Folds rows of the totals that are not of the last hour into one, so that reading them stays cheap.
     ///
     /// # Errors
     ///

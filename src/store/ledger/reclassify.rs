@@ -113,18 +113,20 @@ select max(domain)
 from (select domain from domain_counters where domain > $1 order by domain limit $2) as step";
 
 /// Those that differ, and those whose place in the feed is not to come before long: it is of another server,
-/// from which the tables were restored.
+/// from which the tables were restored. A domain that was reset has a status and no counters. The last step
+/// has no end.
 const DIFFERENT: &str = "\
 -- catchall: find statuses that differ
 with listed as (
     select domain, delivered, bounced, row_number() over (order by domain) as place
-    from domain_counters where domain > $1 and domain <= $2
+    from domain_counters where domain > $1 and ($2::text is null or domain <= $2)
 ), noted as (
-    select domain, status, changed_in from domain_statuses where domain > $1 and domain <= $2
+    select domain, status, changed_in from domain_statuses
+    where domain > $1 and ($2::text is null or domain <= $2)
 ), different as (
-    select domain, delivered, bounced, place,
+    select domain, coalesce(delivered, 0) as delivered, coalesce(bounced, 0) as bounced, place,
         changed_in >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint as is_to_come
-    from listed left join noted using (domain)
+    from listed full join noted using (domain)
     where coalesce(status, 0) <> case when bounced > 0 then 2 when delivered > $3 then 1 else 0 end
         or changed_in >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint
     order by domain limit $4
@@ -172,17 +174,11 @@ pub(super) async fn step(
         sqlx::query_scalar(END).bind(&from).bind(look).fetch_one(&mut *transaction).await?;
     steps.done();
     let rule = Rule { threshold: walk.threshold, transaction: number };
-    let mut walked = Walked { is_last: end.is_none(), ..Walked::default() };
-    let mut through = end;
-    if let Some(end) = through.as_mut() {
-        let different = find(&mut transaction, rule, &from, end).await?;
-        steps.done();
-        walked.domains = different.listed;
-        walked.changed = mend(&mut transaction, steps, writer, rule, &different).await?;
-        if let Some(last) = different.cut_at {
-            *end = last;
-        }
-    }
+    let different = find(&mut transaction, rule, &from, end.as_deref()).await?;
+    steps.done();
+    let changed = mend(&mut transaction, steps, writer, rule, &different).await?;
+    let through = different.cut_at.or(end);
+    let walked = Walked { domains: different.listed, changed, is_last: through.is_none() };
     sqlx::query(ADVANCE).bind(walk.number).bind(through).execute(&mut *transaction).await?;
     transaction.commit().await?;
     Ok(Some(walked))
@@ -216,7 +212,7 @@ async fn find(
     connection: &mut PgConnection,
     rule: Rule,
     from: &str,
-    end: &str,
+    end: Option<&str>,
 ) -> Result<Different, sqlx::Error> {
     type Found = (i64, i64, bool, Vec<String>, Vec<i64>, Vec<i64>);
     let most = i64::try_from(MOST_WRITTEN).unwrap_or(i64::MAX);

@@ -95,12 +95,14 @@ async fn write(
         .map(drop)
 }
 
-/// Folds the rows of more than an hour ago into one. No transaction that counts writes them any more.
+/// Folds the rows of more than an hour ago into one, and those of the future, which a clock that was ahead has
+/// left: they would be told as lately counted when their time comes. No transaction that counts writes any of
+/// them any more.
 const FOLD: &str = "\
 -- catchall: fold old totals
 with old as (
     delete from totals
-    where counted_at < now() - interval '65 minutes'
+    where (counted_at < now() - interval '65 minutes' or counted_at > now() + interval '1 minute')
         and (counted_at, writer) <> ('epoch', '00000000-0000-0000-0000-000000000000')
     returning delivered, bounced, domains, catch_all, not_catch_all
 )
@@ -116,7 +118,7 @@ on conflict (counted_at, writer) do update set
     catch_all = t.catch_all + excluded.catch_all,
     not_catch_all = t.not_catch_all + excluded.not_catch_all";
 
-/// Folds old rows of the totals into one, so that reading them stays cheap.
+/// Folds rows of the totals that are not of the last hour into one, so that reading them stays cheap.
 pub(super) async fn fold(pool: &PgPool) -> Result<(), sqlx::Error> {
     sqlx::query(FOLD).execute(pool).await.map(drop)
 }

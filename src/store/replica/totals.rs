@@ -7,11 +7,13 @@ use crate::store::postgres::{Database, DatabaseError};
 use crate::totals::{DomainTotals, EventTotals, MinuteTotals, RecentEvents, Totals};
 
 /// A few hundred rows for each worker, whatever the number of domains. A sum that does not fit a number is
-/// the largest that does.
+/// the largest that does. What is a minute ahead may be of now, by the clock of a primary that differs; what is
+/// further ahead is of a clock that was wrong.
 const READ: &str = "\
 -- catchall: read the totals
 with recent as (
-    select counted_at, delivered, bounced from totals where counted_at > now() - interval '1 hour'
+    select counted_at, delivered, bounced from totals
+    where counted_at > now() - interval '1 hour' and counted_at <= now() + interval '1 minute'
 ), minutes as (
     select date_part('epoch', date_trunc('minute', counted_at)) as minute,
         sum(delivered) as delivered, sum(bounced) as bounced

@@ -10,6 +10,9 @@ const ROW: i64 = 10;
 /// Seconds for which a row is kept on its own: an hour, for which totals are told, and some more.
 const KEPT: i64 = 3900;
 
+/// A row of so many seconds after the present is of a clock that was ahead.
+const AHEAD: i64 = 60;
+
 /// What a transaction adds to the totals.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Delta {
@@ -83,13 +86,14 @@ pub(super) async fn add_old(connection: &mut SqliteConnection, delta: &Delta) ->
     add(connection, 0, delta).await
 }
 
-/// Folds the rows of more than an hour ago into one, so that reading them stays cheap.
+/// Folds the rows of more than an hour ago into one, so that reading them stays cheap, and those of the future,
+/// which would be told as lately counted when their time comes.
 const FOLD: &str = "\
 -- catchall: fold old totals
 insert into totals as t (counted_at, delivered, bounced, domains, catch_all, not_catch_all)
 select 0, cast(min(total(delivered), 9e18) as integer), cast(min(total(bounced), 9e18) as integer),
     sum(domains), sum(catch_all), sum(not_catch_all)
-from totals where counted_at > 0 and counted_at < ?
+from totals where counted_at > 0 and (counted_at < ? or counted_at > ?)
 having count(*) > 0
 on conflict (counted_at) do update set
     delivered = t.delivered + min(excluded.delivered, 9223372036854775807 - t.delivered),
@@ -98,12 +102,16 @@ on conflict (counted_at) do update set
     catch_all = t.catch_all + excluded.catch_all,
     not_catch_all = t.not_catch_all + excluded.not_catch_all";
 
-/// Folds old rows, in a transaction of its own. `now` is in seconds since 1970.
+const FOLDED: &str = "\
+-- catchall: remove totals that are folded
+delete from totals where counted_at > 0 and (counted_at < ? or counted_at > ?)";
+
+/// Folds rows that are not of the last hour, in a transaction of its own. `now` is in seconds since 1970.
 pub(super) async fn fold(connection: &mut SqliteConnection, now: i64) -> Result<(), sqlx::Error> {
-    let before = now - KEPT;
+    let (before, after) = (now.saturating_sub(KEPT), now.saturating_add(AHEAD));
     sqlx::raw_sql("begin immediate").execute(&mut *connection).await?;
-    sqlx::query(FOLD).bind(before).execute(&mut *connection).await?;
-    let folded = "delete from totals where counted_at > 0 and counted_at < ?";
-    sqlx::query(folded).bind(before).execute(&mut *connection).await?;
+    for statement in [FOLD, FOLDED] {
+        sqlx::query(statement).bind(before).bind(after).execute(&mut *connection).await?;
+    }
     sqlx::raw_sql("commit").execute(connection).await.map(drop)
 }

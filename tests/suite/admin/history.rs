@@ -5,11 +5,12 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use harness::processes::{Service, command, run};
 use harness::servers::Servers;
+use harness::sql;
 use harness::system::{System, data_file, directory};
 use serde_json::{Value, json};
 
@@ -58,34 +59,118 @@ async fn history_is_added_to_what_is_counted_once_and_in_either_form() {
     }
 }
 
+/// Rows of the files below: they take many steps.
+const ROWS: u64 = 60_000;
+
+/// What is in each of many files that differ: in the sum, it is `n` times what is in one of them.
+fn long_file(number: usize) -> String {
+    let mut rows = format!("domain,delivered,bounced,{number}\n");
+    (0..ROWS).for_each(|n| writeln!(rows, "i{}.com,{n},{}", n % 20_000, u64::from(n % 7 == 0)).unwrap());
+    rows
+}
+
+async fn has_files(system: &System, files: u64) {
+    let all = export(system, &[]);
+    assert_eq!(all.len(), 20_000);
+    for n in [1, 19_999] {
+        assert_eq!(all[&format!("i{n}.com")].1, files * (3 * n + 20_000 + 40_000), "i{n}.com");
+    }
+    let sum: u64 = all.values().map(|domain| domain.1).sum();
+    assert_eq!(sum, files * ROWS * (ROWS - 1) / 2);
+    is_consistent(system, 1000, String::new(), BTreeMap::new()).await;
+}
+
+/// How many bytes of an import that has not ended are counted: 0 if there is none.
+async fn counted_bytes(system: &System) -> u64 {
+    let query = "select coalesce(max(bytes_through), 0) from imports where finished_at is null";
+    let bytes = match system.place() {
+        (_, file) if system.is_standalone() => sql::number_in(file.as_ref(), query).await,
+        (_, url) => sql::number(url, query).await,
+    };
+    bytes.unwrap().unsigned_abs()
+}
+
+/// Waits until an import has counted more bytes than these, or has ended.
+async fn goes_beyond(system: &System, import: &mut Child, bytes: u64) {
+    while import.try_wait().unwrap().is_none() && counted_bytes(system).await <= bytes {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
 #[tokio::test]
 async fn an_import_that_is_killed_again_and_again_counts_once() {
-    const ROWS: u64 = 60_000;
+    const KILLS: usize = 4;
     for system in System::both(&[]).await {
-        let mut rows = String::from("domain,delivered,bounced\n");
-        (0..ROWS).for_each(|n| writeln!(rows, "i{}.com,{n},{}", n % 20_000, u64::from(n % 7 == 0)).unwrap());
-        let file = file(&rows);
-        let arguments = ["import", &file, "--by", "tests"];
-        for milliseconds in [40, 150, 300, 500] {
-            let mut killed = start(&system, &arguments);
-            tokio::time::sleep(Duration::from_millis(milliseconds)).await;
-            let _ = killed.kill();
-            killed.wait().unwrap();
+        let (mut files, mut middle, mut path) = (0, 0, String::new());
+        // If one is imported before it can be killed, there are more of them.
+        while middle < KILLS {
+            files += 1;
+            path = file(&long_file(files));
+            let (bytes, mut before) = (fs::metadata(&path).unwrap().len(), 0);
+            loop {
+                let mut run = start(&system, &["import", &path, "--by", "tests"]);
+                goes_beyond(&system, &mut run, before).await;
+                let _ = run.kill();
+                run.wait().unwrap();
+                let counted = counted_bytes(&system).await;
+                if counted == 0 {
+                    break;
+                }
+                assert!(before < counted && counted < bytes, "{before} {counted} {bytes}");
+                (before, middle) = (counted, middle + 1);
+                if middle == KILLS {
+                    break;
+                }
+            }
         }
         // Two at a time, too.
-        let other = start(&system, &arguments);
-        import(&system, &file);
+        let other = start(&system, &["import", &path, "--by", "tests"]);
+        import(&system, &path);
         assert!(other.wait_with_output().unwrap().status.success());
-        import(&system, &file);
-        let all = export(&system, &[]);
-        assert_eq!(all.len(), 20_000);
-        for (n, factor) in [(1_u64, 3), (19_999, 3)] {
-            let sum = factor * n + 20_000 + 40_000;
-            assert_eq!(all[&format!("i{n}.com")].1, sum, "i{n}.com");
-        }
-        let sum: u64 = all.values().map(|domain| domain.1).sum();
-        assert_eq!(sum, ROWS * (ROWS - 1) / 2);
-        is_consistent(&system, 1000, String::new(), BTreeMap::new()).await;
+        import(&system, &path);
+        has_files(&system, files as u64).await;
+    }
+}
+
+/// Under what it is now, what is counted would count again.
+#[tokio::test]
+async fn a_file_that_changes_while_it_is_imported_goes_on_as_what_it_was() {
+    for system in System::both(&[]).await {
+        let mut files = 0;
+        // If one is imported before it has changed, there is another.
+        let (path, before, said) = loop {
+            files += 1;
+            let before = long_file(files);
+            let path = file(&before);
+            let mut run = start(&system, &["import", &path, "--by", "tests"]);
+            goes_beyond(&system, &mut run, 0).await;
+            fs::write(&path, before.clone() + "late.com,1,0\n").unwrap();
+            let output = run.wait_with_output().unwrap();
+            let said = String::from_utf8(output.stderr).unwrap();
+            if !output.status.success() {
+                break (path, before, said);
+            }
+        };
+        let (counted, bytes) = (counted_bytes(&system).await, before.len());
+        let begins = format!(
+            "history.csv has changed while it was imported: of its {bytes} bytes before, with the SHA-256 "
+        );
+        let (_, rest) = said.split_once(&begins).expect(&said);
+        let (digest, rest) = rest.split_at(64);
+        let does = format!(
+            ", the first {counted} are counted. Do not import it as it is now: they would count twice"
+        );
+        assert!(rest.starts_with(&does), "{said}");
+        let goes_on = format!("`head -c {bytes} FILE | catchall-admin import --sha256 {digest} -`");
+        assert!(rest.contains(&goes_on), "{said}");
+        // It does not, if it is given something else.
+        let arguments = ["import", "--sha256", digest, &path, "--by", "tests"];
+        let (status, _, said) = admin(&system, &arguments);
+        assert_eq!((status, said.contains("nothing was imported")), (Some(1), true), "{said}");
+        fs::write(&path, before).unwrap();
+        let said = done(&system, &arguments);
+        assert!(said.contains("is imported: 60000 rows"), "{said}");
+        has_files(&system, files as u64).await;
     }
 }
 

@@ -236,8 +236,15 @@ async fn a_step_looks_again_at_counters_that_changed_while_it_waited() {
 #[tokio::test]
 async fn a_walk_mends_what_was_not_noted_and_brings_a_restored_feed_into_the_present() {
     let system = System::cluster(&[]).await;
-    send(&system, &json!([{"domain": "a.com", "event": "bounced"}])).await;
+    // Some that were reset are among the others, some after all of them.
+    let reset = ["aa.com", "z1.com", "z2.com"];
+    let bounced = ["a.com"].iter().chain(&reset).map(|domain| json!({"domain": domain, "event": "bounced"}));
+    send(&system, &bounced.collect()).await;
     system.domains().answers("a.com", "not catch-all", 0, 1).await;
+    for domain in reset {
+        system.domains().answers(domain, "not catch-all", 0, 1).await;
+        done(&system, &["reset", domain, "--by", "tests", "--reason", "tests"]);
+    }
     let servers = &system.servers;
     servers
         .execute(
@@ -250,9 +257,12 @@ async fn a_walk_mends_what_was_not_noted_and_brings_a_restored_feed_into_the_pre
     follow(system.domains(), &mut String::new(), &mut known).await;
     assert_eq!(known, BTreeMap::new(), "the feed does not come there before long");
     done(&system, &["reclassify", "--by", "tests"]);
+    let ahead = "select count(*) from domain_statuses where changed_in > 1000000000";
+    assert_eq!(servers.number(ahead).await, 0, "nothing is left in the future");
     let expected = [("a.com", "not catch-all"), ("old.com", "catch-all")];
-    let expected = expected.map(|(name, status)| (name.to_owned(), status.to_owned())).into();
-    eventually("the feed has both", async || {
+    let expected = expected.into_iter().chain(reset.map(|domain| (domain, "unknown")));
+    let expected = expected.map(|(name, status)| (name.to_owned(), status.to_owned())).collect();
+    eventually("the feed has all", async || {
         follow(system.domains(), &mut String::new(), &mut known).await;
         (known == expected).then_some(())
     })

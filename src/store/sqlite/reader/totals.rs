@@ -7,10 +7,12 @@ use crate::totals::{DomainTotals, EventTotals, MinuteTotals, RecentEvents, Total
 use crate::utc_time::UtcTime;
 
 /// A few hundred rows, whatever the number of domains. A sum that does not fit a number is the largest that
-/// does.
+/// does. What is further ahead than a minute is of a clock that was wrong.
 const READ: &str = "\
 -- catchall: read the totals
-with recent as (select * from totals where counted_at > unixepoch() - 3600),
+with recent as (
+    select * from totals where counted_at > unixepoch() - 3600 and counted_at <= unixepoch() + 60
+),
 minutes as (
     select counted_at / 60 * 60 as minute, cast(min(total(delivered), 9e18) as integer) as delivered,
         cast(min(total(bounced), 9e18) as integer) as bounced
