@@ -120,7 +120,7 @@ impl DeadLetterQueue {
             connection,
             channels: vec![Holder { channel, last: 0, left: 0, taken: false }],
             pass: None,
-            prefetch: (PREFETCH_BYTES / u64::from(limit.max_message_bytes)).clamp(1, MAX_PREFETCH),
+            prefetch: limit.prefetch_within(PREFETCH_BYTES).min(MAX_PREFETCH),
             count,
             unseen: count,
             taken: 0,
