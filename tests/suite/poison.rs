@@ -106,9 +106,10 @@ async fn what_no_client_library_reads_becomes_a_dead_letter_and_stops_nobody() {
             2 => publish_nested(&servers, EVENTS, 18_000, bad).await,
             4 => publisher.publish(&large, Some("large")).await,
             6 => {
-                // A publisher that sets this header itself is believed.
+                // A publisher that sets this header itself is believed, but writes no lines.
                 let mut headers = FieldTable::default();
-                headers.insert("catchall-unreadable".into(), AMQPValue::LongString("forged".into()));
+                let forged = AMQPValue::LongString("forged\n\u{2028}line".into());
+                headers.insert("catchall-unreadable".into(), forged);
                 let properties = BasicProperties::default().with_message_id("forged".into());
                 publisher.publish_with(bad, properties.with_headers(headers)).await;
             }
@@ -139,7 +140,7 @@ async fn what_no_client_library_reads_becomes_a_dead_letter_and_stops_nobody() {
     let garbled = "it cannot be read whole: its routing key is not UTF-8 (m\\xfcller.de)";
     assert_eq!(reasons.iter().filter(|reason| *reason == garbled).count(), 10, "{reasons:?}");
     assert!(reasons.contains(&"it cannot be read whole: its header deep lies too deep".to_owned()));
-    assert!(reasons.contains(&"it cannot be read whole: forged".to_owned()));
+    assert!(reasons.contains(&"it cannot be read whole: forged\\n\\u{2028}line".to_owned()), "{reasons:?}");
     assert!(reasons.contains(&"moved by the broker: rejected by a worker".to_owned()), "the tool reads more");
 }
 
