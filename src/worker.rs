@@ -4,6 +4,7 @@ mod prefetch_throttle;
 mod row_limit;
 mod handed_out;
 mod delivery_batch;
+mod dead_letter_lines;
 mod apply;
 mod settle;
 mod session;
@@ -24,6 +25,7 @@ use crate::network::NetworkConfig;
 use crate::process::{self, Process};
 use crate::shutdown::Shutdown;
 use crate::store::ledger::{self, Ledger, Moment, RetentionConfig};
+use dead_letter_lines::DeadLetterLines;
 use prefetch_throttle::PrefetchThrottle;
 use prune::{WATERMARK_TIMEOUT, prune};
 use relay::{RELAY_TIMEOUT, relay};
@@ -220,6 +222,7 @@ pub async fn run(config: WorkerConfig, process: Process) -> anyhow::Result<()> {
         dead_letters,
         commits: health.dependency("database"),
         row_limit: RowLimit::new(config.max_rows as usize, config.ledger.statement_timeout()),
+        lines: DeadLetterLines::new(),
     };
     let worker = Worker { config, broker: health.dependency("broker"), settler };
     tokio::select! {

@@ -1,7 +1,7 @@
 //! Messages that cannot be read: kept with their reason, and nobody waits for them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use catchall::broker::{DEAD, EVENTS};
 use harness::frames::{publish_in_latin_1, publish_nested};
@@ -120,7 +120,7 @@ async fn what_no_client_library_reads_becomes_a_dead_letter_and_stops_nobody() {
     }
     eventually("all are dead letters", async || (publisher.waiting(DEAD).await == 13).then_some(())).await;
     assert_eq!(servers.counters("bad.com").await, (0, 0));
-    worker.logs_times("its routing key is not UTF-8 (m\\\\xfcller.de)", 10).await;
+    worker.logs("its routing key is not UTF-8 (m\\\\xfcller.de)").await;
     worker.logs_times("its header deep lies too deep", 1).await;
     worker.logs_times("its body of 600040 bytes is larger than 524288 and was not read", 1).await;
     let (_, metrics) = worker.ops("/metrics").await;
@@ -208,7 +208,33 @@ async fn a_fresh_worker_takes_little_until_it_has_achieved_something() {
     servers.settle_at("good.com", 100, 0).await;
 }
 
-/// Whatever is returned comes nearer to the delivery limit.
+/// Once all is settled. The last lines may be on their way here.
+async fn logged_ten_a_minute(worker: &Service, text: &str, begun: Instant) {
+    let ten = async || (worker.count_logged(text) >= 10).then_some(());
+    eventually("there are ten lines", ten).await;
+    worker.signal("TERM");
+    // Once this is in the log, so is all that was logged before.
+    worker.logs("stopping on SIGTERM").await;
+    let most = 10 * (1 + usize::try_from(begun.elapsed().as_secs() / 60).unwrap());
+    let lines = worker.count_logged(text);
+    assert!(lines <= most, "{lines} lines were logged");
+}
+
+#[tokio::test]
+async fn what_the_database_refuses_does_not_fill_the_log() {
+    let servers = Servers::fresh().await;
+    servers.execute("alter table domain_counters add check (domain <> 'bad.com')").await;
+    let publisher = servers.publisher().await;
+    for _ in 0..40 {
+        publisher.publish(br#"{"domain":"bad.com","event":"delivered"}"#, None).await;
+    }
+    let begun = Instant::now();
+    let worker = Service::start("worker", &servers, &[]).await;
+    eventually("all are dead letters", async || (publisher.waiting(DEAD).await == 40).then_some(())).await;
+    logged_ten_a_minute(&worker, "the database refuses a message", begun).await;
+}
+
+/// Whatever is returned comes nearer to the delivery limit. And nobody can fill the log.
 #[tokio::test]
 async fn a_worker_that_takes_more_and_more_returns_nothing() {
     const POISONS: u32 = 300;
@@ -217,7 +243,8 @@ async fn a_worker_that_takes_more_and_more_returns_nothing() {
     for number in 0..POISONS {
         publisher.publish(b"poison", Some(&format!("poison-{number}"))).await;
     }
-    let _worker = Service::start("worker", &servers, &[]).await;
+    let begun = Instant::now();
+    let worker = Service::start("worker", &servers, &[]).await;
     let all = async || (publisher.waiting(DEAD).await == POISONS).then_some(());
     eventually("all are dead letters", all).await;
     let mut returned = 0;
@@ -228,6 +255,10 @@ async fn a_worker_that_takes_more_and_more_returns_nothing() {
         }
     }
     assert!(returned <= POISONS / 10, "{returned} messages were returned");
+    // After a minute the others are told as a number, although nothing comes any more.
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    worker.logs("more messages could not be read").await;
+    logged_ten_a_minute(&worker, "a message cannot be read", begun).await;
 }
 
 #[tokio::test]
