@@ -163,6 +163,13 @@ async fn a_message_that_would_not_be_read_is_refused_to_its_publisher() {
     }
 }
 
+/// Lets nobody write the counters until it is dropped.
+pub(crate) async fn lock_counters(servers: &Servers) -> PgConnection {
+    let mut locks = PgConnection::connect(&servers.database_url).await.unwrap();
+    sqlx::raw_sql("begin; lock table domain_counters in exclusive mode").execute(&mut locks).await.unwrap();
+    locks
+}
+
 /// A message that ends the process, in whatever way, must not meet a thousand good ones there.
 #[tokio::test]
 async fn a_fresh_worker_takes_little_until_it_has_achieved_something() {
@@ -176,16 +183,8 @@ async fn a_fresh_worker_takes_little_until_it_has_achieved_something() {
             publisher.publish(good, Some(&format!("{batch}-{number}"))).await;
         }
     };
-    let lock = async || {
-        let mut locks = PgConnection::connect(&servers.database_url).await.unwrap();
-        sqlx::raw_sql("begin; lock table domain_counters in exclusive mode")
-            .execute(&mut locks)
-            .await
-            .unwrap();
-        locks
-    };
     fill("first").await;
-    let locks = lock().await;
+    let locks = lock_counters(&servers).await;
     for _ in 0..3 {
         let mut worker = Service::start("worker", &servers, &[]).await;
         let taken = async || (publisher.waiting(EVENTS).await < 50).then_some(());
@@ -201,7 +200,7 @@ async fn a_fresh_worker_takes_little_until_it_has_achieved_something() {
     drop(locks);
     servers.settle_at("good.com", 50, 0).await;
     // One that has achieved something takes what there is.
-    let locks = lock().await;
+    let locks = lock_counters(&servers).await;
     fill("second").await;
     eventually("all is taken", async || (publisher.waiting(EVENTS).await == 0).then_some(())).await;
     drop(locks);
