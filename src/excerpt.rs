@@ -1,4 +1,5 @@
-//! Foreign text, cut to a length that is safe to repeat in a response, a log line or a header.
+//! Foreign text, made safe to repeat in a response, a log line or a header: it is cut to a length, and stays
+//! on its line.
 
 use std::fmt::{self, Display, Write};
 
@@ -7,7 +8,8 @@ use std::fmt::{self, Display, Write};
 pub const MAX_EXCERPT: usize = 300;
 
 /// The beginning of a text, with an ellipsis where it was cut. The rest is not even formatted, so a response
-/// to a request of megabytes stays cheap.
+/// to a request of megabytes stays cheap. Characters that would end the line or turn its direction are
+/// escaped: nobody can forge a line of a log. An excerpt of an excerpt is the same.
 ///
 /// To quote a text, pass its debug format: `excerpt(format_args!("{text:?}"))`.
 #[must_use]
@@ -22,15 +24,32 @@ struct Beginning(String);
 
 impl Write for Beginning {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let room = MAX_EXCERPT.saturating_sub(self.0.len());
-        if text.len() <= room {
-            self.0.push_str(text);
-            return Ok(());
+        for char in text.chars() {
+            let end = self.0.len();
+            if leaves_line(char) {
+                self.0.extend(char.escape_debug());
+            } else {
+                self.0.push(char);
+            }
+            if self.0.len() > MAX_EXCERPT {
+                self.0.truncate(end);
+                self.0.push('…');
+                return Err(fmt::Error);
+            }
         }
-        self.0.push_str(&text[..text.floor_char_boundary(room)]);
-        self.0.push('…');
-        Err(fmt::Error)
+        Ok(())
     }
+}
+
+/// Whether what follows a character would not be to its right on the same line: control characters, Unicode's
+/// separators of lines and paragraphs, and the marks, embeddings, overrides and isolates of its bidirectional
+/// algorithm.
+fn leaves_line(char: char) -> bool {
+    char.is_control()
+        || matches!(
+            char,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        )
 }
 
 #[cfg(test)]
@@ -43,6 +62,10 @@ mod tests {
         assert_eq!(excerpt(""), "");
         assert_eq!(excerpt("x".repeat(MAX_EXCERPT)), "x".repeat(MAX_EXCERPT));
         assert_eq!(excerpt(format_args!("{:?} of {}", "a\nb", 7)), "\"a\\nb\" of 7");
+        assert_eq!(
+            excerpt("m\u{fc}ller \u{939}\u{93f}\u{928}\u{94d}\u{926}\u{940} \\xff"),
+            "müller हिन्दी \\xff"
+        );
     }
 
     #[test]
@@ -55,13 +78,23 @@ mod tests {
                 }
             }
         }
-        assert!(excerpt(Endless).ends_with("\u{7f}\u{e4}…"));
+        assert!(excerpt(Endless).ends_with("\\u{7f}\u{e4}…"));
+    }
+
+    #[test]
+    fn no_line_is_forged() {
+        assert_eq!(excerpt("x\n2026 INFO y\r\t\0"), "x\\n2026 INFO y\\r\\t\\0");
+        assert_eq!(excerpt("\x1b[2J\u{85}\u{2028}\u{2029}"), "\\u{1b}[2J\\u{85}\\u{2028}\\u{2029}");
+        assert_eq!(excerpt("\u{202e}moc\u{2066}\u{61c}"), "\\u{202e}moc\\u{2066}\\u{61c}");
     }
 
     proptest! {
         #[test]
         fn it_is_the_beginning_on_a_character_boundary(text in "\\PC{0,400}") {
             let cut = excerpt(&text);
+            if text.chars().any(leaves_line) {
+                return Ok(());
+            }
             if text.len() <= MAX_EXCERPT {
                 prop_assert_eq!(cut, text);
             } else {
@@ -69,6 +102,17 @@ mod tests {
                 prop_assert!(text.starts_with(beginning));
                 prop_assert!((MAX_EXCERPT - 3..=MAX_EXCERPT).contains(&beginning.len()));
             }
+        }
+
+        #[test]
+        fn it_stays_on_its_line_whatever_it_is_made_of(
+            text in "([\\x00-\\x1f\\x7f-\\u{9f}\\u{200b}-\\u{206f}\\u{61c}a-z…]|\\PC|.){0,400}"
+        ) {
+            let cut = excerpt(&text);
+            prop_assert!(!cut.chars().any(leaves_line));
+            prop_assert_eq!(cut.lines().count(), usize::from(!text.is_empty()));
+            prop_assert!(cut.len() <= MAX_EXCERPT + '…'.len_utf8());
+            prop_assert_eq!(excerpt(&cut), cut);
         }
     }
 }

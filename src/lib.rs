@@ -21,6 +21,7 @@ pub mod bulk;
 // The process.
 mod backoff;
 mod trouble;
+mod log_limit;
 mod event_loop;
 mod reload;
 pub mod batcher;

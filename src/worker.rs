@@ -4,6 +4,7 @@ mod prefetch_throttle;
 mod row_limit;
 mod handed_out;
 mod delivery_batch;
+mod dead_letter_lines;
 mod apply;
 mod settle;
 mod session;
@@ -24,6 +25,7 @@ use crate::network::NetworkConfig;
 use crate::process::{self, Process};
 use crate::shutdown::Shutdown;
 use crate::store::ledger::{self, Ledger, Moment, RetentionConfig};
+use dead_letter_lines::DeadLetterLines;
 use prefetch_throttle::PrefetchThrottle;
 use prune::{WATERMARK_TIMEOUT, prune};
 use relay::{RELAY_TIMEOUT, relay};
@@ -58,8 +60,9 @@ pub struct WorkerConfig {
     message_limit: MessageLimit,
 
     /// Messages the broker hands out ahead of their acknowledgement. Below 100 the queue runs dry while a
-    /// transaction commits. Each message in hand takes memory, up to `CATCHALL_MAX_MESSAGE_BYTES`. A worker
-    /// begins with a prefetch of one and doubles it with each transaction
+    /// transaction commits. Each message in hand takes memory, up to `CATCHALL_MAX_MESSAGE_BYTES`, and all
+    /// together up to `CATCHALL_PREFETCH_MIB`. A worker begins with a prefetch of one and doubles it with
+    /// each transaction
     #[arg(
         long,
         env = "CATCHALL_PREFETCH",
@@ -68,6 +71,18 @@ pub struct WorkerConfig {
         value_parser = clap::value_parser!(u16).range(1..)
     )]
     prefetch: u16,
+
+    /// Memory in MiB for the messages handed out ahead. If `CATCHALL_PREFETCH` messages of
+    /// `CATCHALL_MAX_MESSAGE_BYTES` each could take more, the broker hands out fewer, but always one. The
+    /// default is just enough for the defaults of both
+    #[arg(
+        long,
+        env = "CATCHALL_PREFETCH_MIB",
+        value_name = "MIB",
+        default_value_t = 1024,
+        value_parser = clap::value_parser!(u32).range(1..=1 << 20)
+    )]
+    prefetch_mib: u32,
 
     /// Rows one transaction may write: claims and counters. Larger transactions cost less per row, but hold
     /// their locks longer and take more memory, some 200 bytes a row. Only a loaded worker fills them
@@ -106,6 +121,12 @@ pub struct WorkerConfig {
 }
 
 impl WorkerConfig {
+    /// How many messages the broker may hand out ahead, so that they fit into their memory.
+    fn prefetch(&self) -> u16 {
+        let fitting = self.message_limit.prefetch_within(u64::from(self.prefetch_mib) << 20);
+        self.prefetch.min(u16::try_from(fitting).unwrap_or(u16::MAX))
+    }
+
     fn times(&self) -> Times {
         Times {
             least_linger: Duration::from_millis(self.linger_ms.into()),
@@ -167,6 +188,14 @@ pub async fn run(config: WorkerConfig, process: Process) -> anyhow::Result<()> {
         database = %config.ledger.primary.database_url,
         "counting events"
     );
+    let (asked, prefetch) = (config.prefetch, config.prefetch());
+    if prefetch < asked {
+        tracing::info!(
+            prefetch,
+            "taking at most {prefetch} messages ahead instead of {asked} (CATCHALL_PREFETCH), which might not \
+             fit into CATCHALL_PREFETCH_MIB"
+        );
+    }
     let watching = ledger.clone();
     let watermarks = Publisher::connect(
         config.broker.clone(),
@@ -193,6 +222,7 @@ pub async fn run(config: WorkerConfig, process: Process) -> anyhow::Result<()> {
         dead_letters,
         commits: health.dependency("database"),
         row_limit: RowLimit::new(config.max_rows as usize, config.ledger.statement_timeout()),
+        lines: DeadLetterLines::new(),
     };
     let worker = Worker { config, broker: health.dependency("broker"), settler };
     tokio::select! {
@@ -218,7 +248,7 @@ impl Worker {
     /// delivered again, to the next one or to another worker.
     async fn work(mut self, shutdown: Shutdown) {
         let mut delays = backoff();
-        let mut throttle = PrefetchThrottle::new(self.config.prefetch);
+        let mut throttle = PrefetchThrottle::new(self.config.prefetch());
         let times = self.config.times();
         loop {
             let opened = tokio::select! {
@@ -259,5 +289,44 @@ impl Worker {
         let deliveries = Deliveries::open(broker, *message_limit, "catchall-worker", prefetch).await?;
         self.broker.up();
         Ok((deliveries, asked))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Arguments {
+        #[command(flatten)]
+        config: WorkerConfig,
+    }
+
+    #[test]
+    fn what_is_handed_out_ahead_fits_into_its_memory() {
+        for (prefetch, max_message_bytes, prefetch_mib, fitting) in [
+            ("1000", 1 << 20, "1024", 1000),
+            ("65535", 1 << 20, "1024", 1024),
+            ("65535", 1 << 20, "1048576", 65_535),
+            ("1000", 16 << 20, "1024", 64),
+            ("50", 16 << 20, "1024", 50),
+            ("1000", 512 << 20, "1024", 2),
+            ("1000", 512 << 20, "1", 1),
+        ] {
+            let max_message_bytes = max_message_bytes.to_string();
+            let arguments = Arguments::parse_from([
+                "catchall-worker",
+                "--amqp-url=amqp://localhost",
+                "--database-url=postgres://localhost/catchall",
+                "--prefetch",
+                prefetch,
+                "--max-message-bytes",
+                &max_message_bytes,
+                "--prefetch-mib",
+                prefetch_mib,
+            ]);
+            assert_eq!(arguments.config.prefetch(), fitting, "{prefetch} of {max_message_bytes} bytes");
+        }
     }
 }

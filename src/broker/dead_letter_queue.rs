@@ -8,7 +8,7 @@ use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions,
 };
 use lapin::types::FieldTable;
-use lapin::{Channel, Connection, Consumer};
+use lapin::{Channel, Connection, Consumer, Queue};
 use tokio::time::Instant;
 
 use super::connect::{connect, connect_limited, describe};
@@ -32,12 +32,22 @@ const CHANNEL_DEAD_LETTERS: u64 = 4096;
 /// another consumer has taken some of those counted at the beginning.
 const SILENCE: Duration = Duration::from_secs(1);
 
-/// How long to wait for the dead letters that were only read to return to the queue. The whole time passes
-/// only if another consumer takes some of them meanwhile.
-const RETURN: Duration = Duration::from_secs(5);
+/// How long to wait for the dead letters that were only read to return to the queue. It takes milliseconds,
+/// unless the broker is busy: then they come all at once, at any time.
+const RETURN: Duration = Duration::from_mins(1);
 
-/// How often to check whether they are back.
-const RETURN_INTERVAL: Duration = Duration::from_millis(10);
+/// How long to wait for more of them while another consumer reads the queue, which may have taken the others.
+const RETURN_TO_OTHERS: Duration = Duration::from_secs(5);
+
+/// How often to check whether they are back, at first and in the end.
+const RETURN_INTERVALS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// How long the broker waits for a quorum queue to say how many messages it has. If the queue is too busy to
+/// answer in this time, the broker says zero.
+const COUNT_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// How long to ask until the queue itself has answered.
+const COUNT: Duration = Duration::from_secs(10);
 
 /// Reads the dead-letter queue one dead letter at a time, on its own connection.
 ///
@@ -57,8 +67,6 @@ pub struct DeadLetterQueue {
     count: u64,
     /// How many of them have not been read. This ends the loop even if replayed dead letters come back.
     unseen: u64,
-    /// How many were taken.
-    taken: u64,
 }
 
 #[derive(Debug)]
@@ -120,10 +128,9 @@ impl DeadLetterQueue {
             connection,
             channels: vec![Holder { channel, last: 0, left: 0, taken: false }],
             pass: None,
-            prefetch: (PREFETCH_BYTES / u64::from(limit.max_message_bytes)).clamp(1, MAX_PREFETCH),
+            prefetch: limit.prefetch_within(PREFETCH_BYTES).min(MAX_PREFETCH),
             count,
             unseen: count,
-            taken: 0,
         })
     }
 
@@ -211,7 +218,6 @@ impl DeadLetterQueue {
         taken.map_err(|error| failed(&self.config, &error))?;
         holder.left -= 1;
         holder.taken = true;
-        self.taken += 1;
         let of_pass = |pass: &&mut Pass| tag.channel == pass.after.channel && tag.tag > pass.after.tag;
         if let Some(pass) = self.pass.as_mut().filter(of_pass) {
             pass.left -= 1;
@@ -219,26 +225,34 @@ impl DeadLetterQueue {
         Ok(())
     }
 
-    /// Returns the other dead letters to the queue, and waits until the next reader can see them.
+    /// Returns the other dead letters to the queue, and waits until the next reader can see them. Returns how
+    /// many it cannot see even so: because the broker is too slow, or another consumer has them.
     ///
     /// # Errors
     ///
     /// When the connection is gone: the last ones taken may still be in the queue.
-    pub async fn close(self) -> Result<(), BrokerError> {
+    pub async fn close(self) -> Result<u64, BrokerError> {
+        let Self { config, connection, channels, pass, .. } = self;
         let closed = async {
-            try_join_all(self.channels.iter().map(Holder::flush)).await?;
-            // The broker answers after everything sent over the channel before.
-            try_join_all(self.channels.iter().map(|held| held.channel.close(200, "done".into()))).await?;
-            // The queue takes its dead letters back a moment later.
-            let channel = self.connection.create_channel().await?;
-            let expected = self.count.saturating_sub(self.taken);
-            let deadline = Instant::now() + RETURN;
-            while waiting(&channel).await? < expected && Instant::now() < deadline {
-                tokio::time::sleep(RETURN_INTERVAL).await;
+            let mut held: u64 = channels.iter().map(|holder| holder.left).sum();
+            if let (Some(Pass { mut consumer, .. }), Some(holder)) = (pass, channels.last()) {
+                holder.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
+                while let Some(unread) = consumer.next().await {
+                    unread?;
+                    held += 1;
+                }
             }
-            self.connection.close(200, "done".into()).await
+            let channel = connection.create_channel().await?;
+            let waiting = waiting(&channel).await?;
+            try_join_all(channels.iter().map(Holder::flush)).await?;
+            // The broker answers after everything sent over the channel before.
+            try_join_all(channels.iter().map(|holder| holder.channel.close(200, "done".into()))).await?;
+            // The queue takes its dead letters back a moment later.
+            let missing = missing(&channel, waiting + held).await?;
+            connection.close(200, "done".into()).await?;
+            Ok(missing)
         };
-        closed.await.map_err(|error| failed(&self.config, &error))
+        closed.await.map_err(|error| failed(&config, &error))
     }
 
     async fn begin_pass(&mut self) -> lapin::Result<()> {
@@ -262,10 +276,40 @@ impl DeadLetterQueue {
     }
 }
 
+/// How many dead letters no consumer has.
 async fn waiting(channel: &Channel) -> lapin::Result<u64> {
+    let begun = Instant::now();
+    loop {
+        let asked = Instant::now();
+        let count = queue(channel).await?.message_count();
+        if count > 0 || asked.elapsed() < COUNT_TIMEOUT || begun.elapsed() >= COUNT {
+            return Ok(count.into());
+        }
+    }
+}
+
+/// Waits until so many dead letters are in the queue. Returns how many are missing in the end.
+async fn missing(channel: &Channel, expected: u64) -> lapin::Result<u64> {
+    let begun = Instant::now();
+    let (mut most, mut risen) = (0, begun);
+    loop {
+        let queue = queue(channel).await?;
+        let count = u64::from(queue.message_count());
+        if count > most {
+            (most, risen) = (count, Instant::now());
+        }
+        let taken_by_others = queue.consumer_count() > 0 && risen.elapsed() >= RETURN_TO_OTHERS;
+        if count >= expected || taken_by_others || begun.elapsed() >= RETURN {
+            return Ok(expected.saturating_sub(count));
+        }
+        let (first, last) = RETURN_INTERVALS;
+        tokio::time::sleep((begun.elapsed() / 10).clamp(first, last)).await;
+    }
+}
+
+async fn queue(channel: &Channel) -> lapin::Result<Queue> {
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    let queue = channel.queue_declare(DEAD.into(), options, FieldTable::default()).await?;
-    Ok(queue.message_count().into())
+    channel.queue_declare(DEAD.into(), options, FieldTable::default()).await
 }
 
 fn failed(config: &BrokerConfig, error: &lapin::Error) -> BrokerError {

@@ -148,6 +148,15 @@ pub struct MessageLimit {
     pub max_message_bytes: u32,
 }
 
+impl MessageLimit {
+    /// How many messages may be handed out ahead so that they take at most so much memory, however large they
+    /// are: at least one.
+    #[must_use]
+    pub fn prefetch_within(self, bytes: u64) -> u64 {
+        (bytes / u64::from(self.max_message_bytes)).max(1)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

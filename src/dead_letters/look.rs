@@ -42,7 +42,7 @@ pub(super) async fn print(
     // A progress bar would be drawn across the printed lines.
     let looked = Display::Lines.follow("looking", "letters", total, progress, work).await;
     // Also after an error: the next run would miss what the broker has not taken back yet.
-    letters.close().await?;
+    give_back(letters).await?;
     looked?;
     Ok(printed.get())
 }
@@ -73,11 +73,25 @@ pub(super) async fn resolve(
     };
     let progress = || Progress { done: seen.get(), ..Progress::default() };
     let resolved = Display::detect().follow("looking", "letters", total, progress, work).await;
-    letters.close().await?;
+    give_back(letters).await?;
     resolved?;
     let whole =
         |prefix| found.get(prefix).map_or_else(|| Prefix::clone(prefix), |found| Prefix::from(*found));
     Ok(prefixes.iter().map(whole).collect())
+}
+
+/// Gives back what was only looked at, and says what the next run may miss.
+async fn give_back(letters: DeadLetterQueue) -> anyhow::Result<()> {
+    if let Some(sentence) = not_back(letters.close().await?) {
+        eprintln!("{sentence}");
+    }
+    Ok(())
+}
+
+/// A sentence about dead letters that are not back in the queue, if there are any.
+pub(super) fn not_back(count: u64) -> Option<String> {
+    let why = "it is slow, or somebody else is looking at them";
+    (count > 0).then(|| format!("the broker has not put {count} of the dead letters back yet: {why}"))
 }
 
 /// The next dead letter. Fails on the shutdown.

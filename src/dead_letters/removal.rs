@@ -9,7 +9,7 @@ use anyhow::bail;
 use tokio::time::Instant;
 
 use super::doubts::Doubts;
-use super::look::next;
+use super::look::{next, not_back};
 use super::print::short_reference;
 use super::selection::{Prefix, Selection};
 use crate::broker::{DeadLetter, DeadLetterQueue, DeadLetterTag, Message, Publisher};
@@ -74,7 +74,8 @@ pub(super) async fn remove(
     let work = async {
         let ended = remove_all(&mut letters, &selection, &mut removal, &mut found, &done, shutdown).await;
         // Removals are certain only once the channel is closed.
-        ended.and(letters.close().await.map_err(Into::into))
+        let closed = letters.close().await.map(|count| done.lines.borrow_mut().extend(not_back(count)));
+        ended.and(closed.map_err(Into::into))
     };
     let ended = Display::detect().follow(phase, "letters", total, progress, work).await;
     let (removed, skipped) = (done.removed.get(), done.skipped.get());

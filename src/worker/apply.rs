@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::dead_letter_lines::RefusedLines;
 use super::row_limit::RowLimit;
 use crate::backoff::backoff;
 use crate::health::Dependency;
@@ -23,6 +24,7 @@ pub(super) async fn count(
     commits: &Dependency,
     limit: &mut RowLimit,
     request: ApplyRequest,
+    lines: &mut RefusedLines,
 ) -> Result<Vec<u64>, AckDeadlinePassed> {
     let all = 0..request.entries.len();
     let request = Arc::new(request);
@@ -47,12 +49,7 @@ pub(super) async fn count(
             Err(ApplyError::Refused(_)) if range.len() > 1 => ranges.extend(halves(range)),
             Err(ApplyError::Refused(error)) => {
                 let Entry { tag, id, .. } = &request.entries[range.start];
-                let message_id = id.as_ref().map(ToString::to_string);
-                tracing::warn!(
-                    message_id,
-                    reason = %error,
-                    "the database refuses a message, which becomes a dead letter: {error}"
-                );
+                lines.refused(id.as_ref(), &error);
                 refused.push(*tag);
             }
             Err(ApplyError::Late(error)) => {

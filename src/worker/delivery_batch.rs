@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures::FutureExt;
+use tokio::task::yield_now;
 use tokio::time::{Instant, timeout_at};
 
 use crate::batch::Batch;
@@ -12,8 +13,11 @@ use crate::idempotency_key::IdempotencyKey;
 use crate::store::ledger::{ApplyRequest, Entry};
 
 /// Messages that are read before other tasks of this thread get their turn: at up to a thousand events each,
-/// they take some ten milliseconds.
+/// as ingest writes them, they take some ten milliseconds.
 const READS_AT_A_STRETCH: usize = 32;
+
+/// Bytes after which their turn comes sooner. So many messages of ingest have as many.
+const BYTES_AT_A_STRETCH: usize = 2 << 20;
 
 /// Bytes of unreadable messages after which a delivery batch is full. They are in memory twice while their
 /// copies are published.
@@ -63,28 +67,32 @@ impl DeliveryBatch {
         self.request.entries.len() + self.poison.len()
     }
 
-    /// Waits for a message, and takes the others that have arrived by then. If the future is dropped while it
-    /// waits, no message is lost.
+    /// Waits for a message, and takes the others that have arrived by then, up to a stretch; then other tasks
+    /// get their turn. If the future is dropped while it waits, no message is lost.
     pub(super) async fn gather(
         &mut self,
         deliveries: &mut Deliveries,
         max_rows: usize,
     ) -> Result<(), broker::BrokerError> {
-        self.add(&deliveries.next().await?);
+        let mut bytes = self.add(&deliveries.next().await?);
         for _ in 1..READS_AT_A_STRETCH {
-            if self.is_full(max_rows) {
+            if bytes >= BYTES_AT_A_STRETCH || self.is_full(max_rows) {
                 break;
             }
             match deliveries.next().now_or_never() {
-                Some(delivery) => self.add(&delivery?),
-                None => break,
+                Some(delivery) => bytes += self.add(&delivery?),
+                None => return Ok(()),
             }
         }
+        // The client library never makes its reader wait while it has messages. Without this, a caller in a
+        // loop would let nobody else work, and pass its own deadline, until all of them are read.
+        yield_now().await;
         Ok(())
     }
 
     /// Gathers more messages until there are enough for a transaction, or until the first one has waited for
-    /// `linger`.
+    /// `linger`, which is looked at after each stretch. So however large the messages are, they delay their
+    /// transaction only by that.
     pub(super) async fn grow(
         &mut self,
         deliveries: &mut Deliveries,
@@ -102,7 +110,8 @@ impl DeliveryBatch {
         timeout_at(begun + linger, growing).await.unwrap_or(Ok(()))
     }
 
-    fn add(&mut self, delivery: &Delivery) {
+    /// Adds a message, and returns the size of its body in bytes.
+    fn add(&mut self, delivery: &Delivery) -> usize {
         let tag = delivery.tag();
         if self.is_empty() {
             self.first = tag;
@@ -112,7 +121,7 @@ impl DeliveryBatch {
         if let Some(defects) = delivery.unreadable() {
             let reason = excerpt(format_args!("it cannot be read whole: {defects}"));
             self.poison.push(Poison { tag, reason, copy: None });
-            return;
+            return delivery.body().len();
         }
         match read(delivery) {
             Ok((id, batch)) => {
@@ -128,6 +137,7 @@ impl DeliveryBatch {
                 self.poison.push(Poison { tag, reason, copy });
             }
         }
+        delivery.body().len()
     }
 }
 

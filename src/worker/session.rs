@@ -16,8 +16,8 @@ use crate::broker::{self, Deliveries};
 use crate::shutdown::{GRACE, Shutdown};
 use crate::store::ledger::Moment;
 
-/// How often a worker without messages checks whether to renew its consumer. The primary's clock is read no
-/// more often.
+/// How often a worker without messages checks whether to renew its consumer, and whether there is something
+/// to be told. The primary's clock is read no more often.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
 
 /// How long transactions wait for more messages, and how long messages may be held.
@@ -95,7 +95,7 @@ impl<'a> Session<'a> {
             tokio::select! {
                 () = self.shutdown.clone() => return Ok(None),
                 gathered = self.gathering.gather(&mut self.deliveries, max_rows) => gathered?,
-                () = tokio::time::sleep(IDLE_LOOK.min(ack_deadline / 8)) => self.renew_if_stale().await?,
+                () = tokio::time::sleep(IDLE_LOOK.min(ack_deadline / 8)) => self.look().await?,
             }
         }
         if !self.stopping {
@@ -111,8 +111,10 @@ impl<'a> Session<'a> {
         Ok(Some(batch))
     }
 
-    /// Renews the consumer if it has become uncertain when the next message was handed out.
-    async fn renew_if_stale(&mut self) -> Result<(), broker::BrokerError> {
+    /// What a worker without messages has to do: it renews the consumer if it has become uncertain when the
+    /// next message was handed out.
+    async fn look(&mut self) -> Result<(), broker::BrokerError> {
+        self.settler.lines.tell();
         let now = self.settler.now();
         if self.handed_out.is_stale(self.deliveries.seen(), now, self.times.ack_deadline) {
             let before = renew(&mut self.deliveries, None, self.prefetch).await?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::apply::{AckDeadlinePassed, count};
+use super::dead_letter_lines::{DeadLetterLines, UnreadableLines};
 use super::delivery_batch::{DeliveryBatch, Poison};
 use super::row_limit::RowLimit;
 use crate::broker::{Message, Publisher};
@@ -15,10 +16,6 @@ use crate::store::ledger::{Ledger, Moment};
 /// How long a dead letter waits for the broker's confirm. After that the message is left to the queue's own
 /// dead-lettering, which keeps it as safely but without the reason.
 pub(super) const DEAD_LETTER_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Unreadable messages of one delivery batch that are logged one by one: a flood of them must not fill the
-/// log.
-const MOST_LOGGED: usize = 10;
 
 /// A settled delivery batch: every message was counted or kept as a dead letter, except those that must be
 /// rejected.
@@ -39,6 +36,7 @@ pub(super) struct Settler {
     /// The primary as the commits see it. They can fail where a look at it succeeds.
     pub(super) commits: Dependency,
     pub(super) row_limit: RowLimit,
+    pub(super) lines: DeadLetterLines,
 }
 
 impl Settler {
@@ -56,13 +54,17 @@ impl Settler {
     /// delivery batch is held: messages given back would only come again. The future may be dropped: the
     /// ledger finishes what it has begun, and messages that are delivered again are recognised by their ids.
     pub(super) async fn settle(&mut self, batch: DeliveryBatch) -> Result<Settled, AckDeadlinePassed> {
-        let Self { ledger, dead_letters, commits, row_limit } = self;
+        let Self { ledger, dead_letters, commits, row_limit, lines } = self;
+        lines.tell();
+        let DeadLetterLines { unreadable, refused } = lines;
         let DeliveryBatch { request, poison, last, .. } = batch;
         let read = request.entries.iter().map(|entry| entry.tag);
         let tags: Vec<u64> = read.chain(poison.iter().map(|poison| poison.tag)).collect();
-        let (mut rejected, refused) =
-            tokio::join!(keep(dead_letters, poison), count(ledger, commits, row_limit, request));
-        rejected.extend(refused?);
+        let (mut rejected, counted) = tokio::join!(
+            keep(dead_letters, poison, unreadable),
+            count(ledger, commits, row_limit, request, refused)
+        );
+        rejected.extend(counted?);
         let acked = tags.into_iter().filter(|tag| !rejected.contains(tag)).max();
         Ok(Settled { through: last, acked, rejected })
     }
@@ -70,18 +72,12 @@ impl Settler {
 
 /// Publishes poison as dead letters with their reasons. Returns the tags of messages that are left to the
 /// queue's own dead-lettering: those that cannot be copied, and those whose copy is not known to be kept.
-async fn keep(dead_letters: &Publisher, poison: Vec<Poison>) -> BTreeSet<u64> {
+async fn keep(dead_letters: &Publisher, poison: Vec<Poison>, lines: &mut UnreadableLines) -> BTreeSet<u64> {
     if poison.is_empty() {
         return BTreeSet::new();
     }
-    for Poison { reason, .. } in poison.iter().take(MOST_LOGGED) {
-        tracing::warn!(reason, "a message cannot be read and is kept as a dead letter: {reason}");
-    }
-    if let Some(count) = poison.len().checked_sub(MOST_LOGGED).filter(|more| *more > 0) {
-        tracing::warn!(
-            count,
-            "{count} more messages cannot be read and are kept as dead letters, each with its reason"
-        );
+    for Poison { reason, .. } in &poison {
+        lines.unreadable(reason);
     }
     metrics::counter!("catchall_worker_dead_letters_total").increment(poison.len() as u64);
     let mut rejected = BTreeSet::new();
@@ -101,8 +97,7 @@ async fn keep(dead_letters: &Publisher, poison: Vec<Poison>) -> BTreeSet<u64> {
     let failed: Vec<_> =
         tags.into_iter().zip(outcomes).filter_map(|(tag, outcome)| Some((tag, outcome.err()?))).collect();
     if let Some((_, error)) = failed.first() {
-        let count = failed.len();
-        tracing::warn!(reason = %error, count, "cannot keep {count} dead letters with their reasons: {error}");
+        lines.unkept(failed.len(), error);
     }
     rejected.extend(failed.into_iter().map(|(tag, _)| tag));
     rejected

@@ -30,6 +30,7 @@ fn a_bad_value_ends_the_process_with_a_sentence_that_names_its_variable() {
         ("ingest", "CATCHALL_LOG_FORMAT", "xml", "one of text, json"),
         ("worker", "CATCHALL_DATABASE_URL", "mysql://alice:s3cret@db", "not a Postgres URL"),
         ("worker", "CATCHALL_PREFETCH", "65536", "65536 is not in 1..=65535"),
+        ("worker", "CATCHALL_PREFETCH_MIB", "0", "0 is not in 1..=1048576"),
         ("worker", "CATCHALL_MAX_ROWS", "-1", "-1 is not in 1..=5000000"),
         ("worker", "CATCHALL_MESSAGE_RETENTION_SECS", "0", "0 is not in 1..=4294967295"),
         ("worker", "CATCHALL_EVENT_RETENTION_SECS", "0", "0 is not in 1..=4294967295"),

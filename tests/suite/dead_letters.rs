@@ -3,11 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use catchall::broker::{DEAD, EVENTS};
+use futures::StreamExt;
 use harness::dead_letters::{delivered, mended, text};
 use harness::frames::{publish_in_latin_1, publish_nested};
 use harness::processes::{Service, run};
 use harness::servers::{Servers, eventually};
+use lapin::options::BasicConsumeOptions;
 use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Connection, ConnectionProperties};
 use serde_json::{Value, json};
 
 use crate::poison::poisons;
@@ -85,12 +88,13 @@ async fn letters_are_listed_and_shown_and_stay() {
 #[tokio::test]
 async fn only_what_is_meant_is_discarded() {
     let servers = Servers::fresh().await;
-    let publisher = servers.publisher().await;
     let references = || -> BTreeMap<String, String> {
         let letters = servers.letters(&["list", "--json", "--limit", "1000"]);
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         letters.iter().map(|letter| (text(&letter["message_id"]), text(&letter["ref"]))).collect()
     };
+    // Not used any more once the programs run: meanwhile this thread sends no heartbeats.
+    let publisher = servers.publisher().await;
     // More than the program has in its hands at a time, and a pair that shares its first digit.
     for number in 0..300 {
         let reason = if number % 100 == 0 { "rare" } else { "frequent" };
@@ -100,6 +104,7 @@ async fn only_what_is_meant_is_discarded() {
     for _ in 0..3 {
         publisher.publish_dead("all alike", None, &[("catchall-reason", text("frequent"))]).await;
     }
+    drop(publisher);
     let before = references();
     assert_eq!(before.len(), 301);
 
@@ -130,7 +135,7 @@ async fn only_what_is_meant_is_discarded() {
     }
     assert_eq!(references(), expected);
     assert_eq!(servers.dead_well(&["discard", "--all", "--yes"]), "discarded 294, skipped 0, left 0\n");
-    assert_eq!(publisher.waiting(EVENTS).await, 0);
+    assert_eq!(servers.publisher().await.waiting(EVENTS).await, 0);
 
     assert_eq!(servers.dead_well(&["count"]), "0\n");
     assert_eq!(servers.dead_well(&["list"]), "");
@@ -191,6 +196,40 @@ async fn nothing_is_touched_where_something_is_missing() {
         servers.dead(&["replay", "--all", "--database-url", "postgres://alice:s3cret@127.0.0.1:1/catchall"]);
     assert!(status == 1 && stderr.contains("cannot tell which claims are pruned"), "{stderr}");
     assert_eq!(servers.dead_well(&["count"]), "1\n");
+}
+
+/// Whoever looks next would miss them.
+#[tokio::test]
+async fn what_does_not_come_back_to_the_queue_is_told() {
+    const LETTERS: usize = 400;
+    let servers = Servers::fresh().await;
+    let publisher = servers.publisher().await;
+    for number in 0..LETTERS {
+        let id = format!("{number:0200}");
+        publisher.publish_dead("no event", Some(&id), &mended()).await;
+    }
+    // It prints more than a pipe holds, and waits with the letters in its hands until this is read.
+    let looking = servers.spawn_dead(&["list", "--limit", "1000"]);
+    eventually("it has some", async || {
+        let waiting = publisher.waiting(DEAD).await as usize;
+        (0 < waiting && waiting < LETTERS).then_some(())
+    })
+    .await;
+    let connection = Connection::connect(&servers.amqp_url, ConnectionProperties::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    let options = BasicConsumeOptions::default();
+    let other = channel.basic_consume(DEAD.into(), "".into(), options, FieldTable::default());
+    let mut other = other.await.unwrap();
+    other.next().await.unwrap().unwrap();
+    let output = tokio::task::spawn_blocking(|| looking.wait_with_output().unwrap()).await.unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{stderr}");
+    assert!(stderr.contains(" of the dead letters back yet: it is slow, or somebody else"), "{stderr}");
+    drop((other, channel, connection));
+    eventually("they are back", async || (publisher.waiting(DEAD).await as usize == LETTERS).then_some(()))
+        .await;
+    let (_, stdout, stderr) = servers.dead(&["list", "--limit", "1000"]);
+    assert_eq!((stdout.lines().count(), &*stderr), (LETTERS, ""));
 }
 
 /// They stop nobody, neither those who look nor those who look at others.

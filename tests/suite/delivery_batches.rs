@@ -1,10 +1,14 @@
-//! Windows of the worker: too much for the primary, too seldom for a proof that they are fresh.
+//! Delivery batches: too much for the primary, too seldom for a proof that they are fresh, and large messages.
 
 use std::time::{Duration, Instant};
 
+use catchall::broker::EVENTS;
 use harness::processes::Service;
 use harness::servers::{Servers, eventually};
 use serde_json::json;
+
+use crate::poison::lock_counters;
+use crate::retention::watermark;
 
 #[tokio::test]
 async fn what_the_primary_does_not_write_in_time_is_counted_in_smaller_delivery_batches() {
@@ -106,4 +110,77 @@ async fn a_queue_with_few_messages_gives_nothing_back() {
     worker.signal("TERM");
     worker.logs("stopping on SIGTERM").await;
     assert!(!worker.has_logged("giving them back"));
+}
+
+/// A message of nearly 1 MiB, and how many events it has.
+fn large(domain: &str) -> (Vec<u8>, i64) {
+    let events = vec![json!({"domain": domain, "event": "delivered"}); 20_000];
+    (serde_json::to_vec(&events).unwrap(), 20_000)
+}
+
+/// A worker that has settled so much that it takes as many messages ahead as it may, up to 128.
+async fn trusting(servers: &Servers, variables: &[(&str, &str)]) -> Service {
+    // With this one no watermark is due, whose messages would count as well.
+    watermark(servers, "0 seconds", "0 seconds").await;
+    let publisher = servers.publisher().await;
+    for number in 0..200 {
+        publisher
+            .publish(br#"{"domain":"first.com","event":"delivered"}"#, Some(&format!("first-{number}")))
+            .await;
+    }
+    let worker = Service::ready("worker", servers, variables).await;
+    servers.settle_at("first.com", 200, 0).await;
+    worker
+}
+
+#[tokio::test]
+async fn large_messages_are_taken_ahead_only_as_far_as_memory_is_meant_for_them() {
+    const MESSAGES: u32 = 24;
+    const AHEAD: u32 = 8;
+    let servers = Servers::fresh().await;
+    let worker = trusting(&servers, &[("CATCHALL_PREFETCH_MIB", "8")]).await;
+    worker.logs("taking at most 8 messages ahead instead of 1000 (CATCHALL_PREFETCH)").await;
+    let publisher = servers.publisher().await;
+    let locks = lock_counters(&servers).await;
+    let (body, events) = large("large.com");
+    for _ in 0..MESSAGES {
+        publisher.publish(&body, None).await;
+    }
+    let rest = async || (publisher.waiting(EVENTS).await == MESSAGES - AHEAD).then_some(());
+    eventually("all but eight wait in the queue", rest).await;
+    drop(locks);
+    servers.settle_at("large.com", i64::from(MESSAGES) * events, 0).await;
+}
+
+/// While it has messages at hand, its only thread has other things to do as well.
+#[tokio::test]
+async fn a_worker_is_there_while_it_reads() {
+    const MESSAGES: i64 = 120;
+    let servers = Servers::fresh().await;
+    let worker = trusting(&servers, &[]).await;
+    let publisher = servers.publisher().await;
+    let (body, events) = large("large.com");
+    let begun = Instant::now();
+    let sending = async {
+        for _ in 0..MESSAGES {
+            publisher.publish(&body, None).await;
+        }
+        servers.settle_at("large.com", MESSAGES * events, 0).await;
+    };
+    let mut longest = Duration::ZERO;
+    let looking = async {
+        loop {
+            let asked = Instant::now();
+            worker.ops("/livez").await;
+            longest = longest.max(asked.elapsed());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::select! {
+        () = sending => {}
+        () = looking => {}
+    }
+    let took = begun.elapsed();
+    println!("{MESSAGES} messages took {took:?}, the longest answer {longest:?}");
+    assert!(longest < took / 2, "of {took:?}, it was away for {longest:?}");
 }

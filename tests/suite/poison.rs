@@ -1,7 +1,7 @@
 //! Messages that cannot be read: kept with their reason, and nobody waits for them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use catchall::broker::{DEAD, EVENTS};
 use harness::frames::{publish_in_latin_1, publish_nested};
@@ -106,9 +106,10 @@ async fn what_no_client_library_reads_becomes_a_dead_letter_and_stops_nobody() {
             2 => publish_nested(&servers, EVENTS, 18_000, bad).await,
             4 => publisher.publish(&large, Some("large")).await,
             6 => {
-                // A publisher that sets this header itself is believed.
+                // A publisher that sets this header itself is believed, but writes no lines.
                 let mut headers = FieldTable::default();
-                headers.insert("catchall-unreadable".into(), AMQPValue::LongString("forged".into()));
+                let forged = AMQPValue::LongString("forged\n\u{2028}line".into());
+                headers.insert("catchall-unreadable".into(), forged);
                 let properties = BasicProperties::default().with_message_id("forged".into());
                 publisher.publish_with(bad, properties.with_headers(headers)).await;
             }
@@ -119,7 +120,7 @@ async fn what_no_client_library_reads_becomes_a_dead_letter_and_stops_nobody() {
     }
     eventually("all are dead letters", async || (publisher.waiting(DEAD).await == 13).then_some(())).await;
     assert_eq!(servers.counters("bad.com").await, (0, 0));
-    worker.logs_times("its routing key is not UTF-8 (m\\\\xfcller.de)", 10).await;
+    worker.logs("its routing key is not UTF-8 (m\\\\xfcller.de)").await;
     worker.logs_times("its header deep lies too deep", 1).await;
     worker.logs_times("its body of 600040 bytes is larger than 524288 and was not read", 1).await;
     let (_, metrics) = worker.ops("/metrics").await;
@@ -139,7 +140,7 @@ async fn what_no_client_library_reads_becomes_a_dead_letter_and_stops_nobody() {
     let garbled = "it cannot be read whole: its routing key is not UTF-8 (m\\xfcller.de)";
     assert_eq!(reasons.iter().filter(|reason| *reason == garbled).count(), 10, "{reasons:?}");
     assert!(reasons.contains(&"it cannot be read whole: its header deep lies too deep".to_owned()));
-    assert!(reasons.contains(&"it cannot be read whole: forged".to_owned()));
+    assert!(reasons.contains(&"it cannot be read whole: forged\\n\\u{2028}line".to_owned()), "{reasons:?}");
     assert!(reasons.contains(&"moved by the broker: rejected by a worker".to_owned()), "the tool reads more");
 }
 
@@ -162,6 +163,13 @@ async fn a_message_that_would_not_be_read_is_refused_to_its_publisher() {
     }
 }
 
+/// Lets nobody write the counters until it is dropped.
+pub(crate) async fn lock_counters(servers: &Servers) -> PgConnection {
+    let mut locks = PgConnection::connect(&servers.database_url).await.unwrap();
+    sqlx::raw_sql("begin; lock table domain_counters in exclusive mode").execute(&mut locks).await.unwrap();
+    locks
+}
+
 /// A message that ends the process, in whatever way, must not meet a thousand good ones there.
 #[tokio::test]
 async fn a_fresh_worker_takes_little_until_it_has_achieved_something() {
@@ -175,16 +183,8 @@ async fn a_fresh_worker_takes_little_until_it_has_achieved_something() {
             publisher.publish(good, Some(&format!("{batch}-{number}"))).await;
         }
     };
-    let lock = async || {
-        let mut locks = PgConnection::connect(&servers.database_url).await.unwrap();
-        sqlx::raw_sql("begin; lock table domain_counters in exclusive mode")
-            .execute(&mut locks)
-            .await
-            .unwrap();
-        locks
-    };
     fill("first").await;
-    let locks = lock().await;
+    let locks = lock_counters(&servers).await;
     for _ in 0..3 {
         let mut worker = Service::start("worker", &servers, &[]).await;
         let taken = async || (publisher.waiting(EVENTS).await < 50).then_some(());
@@ -200,14 +200,40 @@ async fn a_fresh_worker_takes_little_until_it_has_achieved_something() {
     drop(locks);
     servers.settle_at("good.com", 50, 0).await;
     // One that has achieved something takes what there is.
-    let locks = lock().await;
+    let locks = lock_counters(&servers).await;
     fill("second").await;
     eventually("all is taken", async || (publisher.waiting(EVENTS).await == 0).then_some(())).await;
     drop(locks);
     servers.settle_at("good.com", 100, 0).await;
 }
 
-/// Whatever is returned comes nearer to the delivery limit.
+/// Once all is settled. The last lines may be on their way here.
+async fn logged_ten_a_minute(worker: &Service, text: &str, begun: Instant) {
+    let ten = async || (worker.count_logged(text) >= 10).then_some(());
+    eventually("there are ten lines", ten).await;
+    worker.signal("TERM");
+    // Once this is in the log, so is all that was logged before.
+    worker.logs("stopping on SIGTERM").await;
+    let most = 10 * (1 + usize::try_from(begun.elapsed().as_secs() / 60).unwrap());
+    let lines = worker.count_logged(text);
+    assert!(lines <= most, "{lines} lines were logged");
+}
+
+#[tokio::test]
+async fn what_the_database_refuses_does_not_fill_the_log() {
+    let servers = Servers::fresh().await;
+    servers.execute("alter table domain_counters add check (domain <> 'bad.com')").await;
+    let publisher = servers.publisher().await;
+    for _ in 0..40 {
+        publisher.publish(br#"{"domain":"bad.com","event":"delivered"}"#, None).await;
+    }
+    let begun = Instant::now();
+    let worker = Service::start("worker", &servers, &[]).await;
+    eventually("all are dead letters", async || (publisher.waiting(DEAD).await == 40).then_some(())).await;
+    logged_ten_a_minute(&worker, "the database refuses a message", begun).await;
+}
+
+/// Whatever is returned comes nearer to the delivery limit. And nobody can fill the log.
 #[tokio::test]
 async fn a_worker_that_takes_more_and_more_returns_nothing() {
     const POISONS: u32 = 300;
@@ -216,7 +242,8 @@ async fn a_worker_that_takes_more_and_more_returns_nothing() {
     for number in 0..POISONS {
         publisher.publish(b"poison", Some(&format!("poison-{number}"))).await;
     }
-    let _worker = Service::start("worker", &servers, &[]).await;
+    let begun = Instant::now();
+    let worker = Service::start("worker", &servers, &[]).await;
     let all = async || (publisher.waiting(DEAD).await == POISONS).then_some(());
     eventually("all are dead letters", all).await;
     let mut returned = 0;
@@ -227,6 +254,10 @@ async fn a_worker_that_takes_more_and_more_returns_nothing() {
         }
     }
     assert!(returned <= POISONS / 10, "{returned} messages were returned");
+    // After a minute the others are told as a number, although nothing comes any more.
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    worker.logs("more messages could not be read").await;
+    logged_ten_a_minute(&worker, "a message cannot be read", begun).await;
 }
 
 #[tokio::test]
