@@ -6,6 +6,7 @@ mod access;
 mod tls;
 mod guard;
 mod activity;
+mod places;
 mod budget;
 mod problem;
 mod body;
