@@ -190,6 +190,10 @@ async fn collect(
         if bytes.len() + data.len() > rules.max {
             return Err(rules.too_large());
         }
+        if wire.arrived() == 0 {
+            // An empty frame is nothing that has arrived.
+            continue;
+        }
         let is_first = bytes.capacity() == 0;
         if is_first {
             share.begin_transfer(begun, Arc::clone(give_up));

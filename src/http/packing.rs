@@ -132,7 +132,7 @@ pub async fn observe(mut request: Request) -> Request {
 }
 
 /// Observes a body, and unpacks it while it is read. What unpacks it comes to life with the first byte, and
-/// not before memory has been taken for it: see [`Unpacked`].
+/// not before memory has been taken for it: the first frame is empty and only says that bytes have arrived.
 pub async fn unpack(request: Request) -> Request {
     let mut request = observe(request).await;
     let packing = Packing::of(request.headers());

@@ -263,7 +263,10 @@ impl Books {
     /// it is still short of.
     pub(super) fn give_up_slowest(&mut self, mut short: usize) -> usize {
         let now = Instant::now();
-        self.visit(self.holders.len());
+        #[cfg(test)]
+        {
+            self.visits += self.holders.len();
+        }
         let rates = self.holders.iter().filter_map(|(id, holder)| Some((holder.rate(now)?, *id)));
         let mut slowest: Vec<(u128, u64)> = rates.collect();
         slowest.sort_unstable();
@@ -287,7 +290,10 @@ impl Books {
         if self.blocked <= most {
             return;
         }
-        self.visit(self.waiting.len());
+        #[cfg(test)]
+        {
+            self.visits += self.waiting.len();
+        }
         let growth = |place: &Place| self.holders.get(&place.id).map_or(0, Holder::growth);
         let mut waiting: Vec<_> =
             self.waiting.keys().map(|place| (growth(place), place.id, *place)).collect();
@@ -296,14 +302,6 @@ impl Books {
             && let Some((.., place)) = waiting.pop()
         {
             self.dequeue(place);
-        }
-    }
-
-    #[cfg_attr(not(test), expect(clippy::unused_self, reason = "only tests count"))]
-    fn visit(&mut self, _entries: usize) {
-        #[cfg(test)]
-        {
-            self.visits += _entries;
         }
     }
 

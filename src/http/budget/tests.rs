@@ -169,7 +169,7 @@ async fn filling(budget: &Budget) -> Vec<Share> {
 }
 
 /// A request whose client has yet to send most of it.
-async fn begun(budget: &Budget) -> Share {
+fn begun(budget: &Budget) -> Share {
     let share = budget.share();
     share.begin_transfer(Instant::now(), Arc::default());
     share
@@ -180,14 +180,11 @@ async fn small_requests_are_served_in_the_order_in_which_they_began() {
     const KIB: usize = 1024;
     let budget = Budget::new(16 * MIB);
     let mut all = filling(&budget).await;
-    let mut larger = begun(&budget).await;
+    let mut larger = begun(&budget);
     let mut ahead = Box::pin(larger.hold(200 * KIB));
     assert!(ahead.as_mut().now_or_never().is_none());
     // Those that ask for less came later.
-    let mut crowd = Vec::new();
-    for _ in 0..100 {
-        crowd.push(begun(&budget).await);
-    }
+    let mut crowd: Vec<Share> = (0..100).map(|_| begun(&budget)).collect();
     let mut crowd = Box::pin(join_all(crowd.iter_mut().map(|share| share.hold(8 * KIB))));
     assert!(crowd.as_mut().now_or_never().is_none());
     all[1].shrink_to(SMALL - 200 * KIB);
@@ -199,14 +196,11 @@ async fn small_requests_are_served_in_the_order_in_which_they_began() {
 async fn a_request_that_has_arrived_whole_waits_for_no_client() {
     let budget = Budget::new(16 * MIB);
     let mut all = filling(&budget).await;
-    let mut crowd = Vec::new();
-    for _ in 0..256 {
-        crowd.push(begun(&budget).await);
-    }
+    let mut crowd: Vec<Share> = (0..256).map(|_| begun(&budget)).collect();
     let mut crowd = Box::pin(join_all(crowd.iter_mut().map(|share| share.hold(SMALL))));
     assert!(crowd.as_mut().now_or_never().is_none());
     // The line is full, so the last one in it makes room.
-    let mut whole = begun(&budget).await;
+    let mut whole = begun(&budget);
     whole.arrived();
     let (granted, refused) = tokio::join!(whole.hold(SMALL), async {
         sleep(Duration::from_millis(10)).await;
@@ -225,10 +219,7 @@ async fn a_request_that_has_arrived_whole_waits_for_no_client() {
 async fn beyond_the_line_a_request_is_refused_at_once() {
     let budget = Budget::new(16 * MIB);
     let _all = filling(&budget).await;
-    let mut crowd = Vec::new();
-    for _ in 0..300 {
-        crowd.push(begun(&budget).await);
-    }
+    let mut crowd: Vec<Share> = (0..300).map(|_| begun(&budget)).collect();
     let since = Instant::now();
     let ended =
         join_all(crowd.iter_mut().map(async |share| (share.hold(SMALL).await, since.elapsed()))).await;
@@ -243,10 +234,7 @@ async fn the_work_of_looking_does_not_grow_with_those_who_wait() {
     const WAITING: usize = 4000;
     let budget = Budget::new(256 * MIB);
     let held = filling(&budget).await;
-    let mut crowd = Vec::new();
-    for _ in 0..WAITING {
-        crowd.push(begun(&budget).await);
-    }
+    let mut crowd: Vec<Share> = (0..WAITING).map(|_| begun(&budget)).collect();
     let ended = join_all(crowd.iter_mut().map(async |share| {
         let held = share.hold(SMALL).await;
         share.budget.books().check(256 * MIB);
