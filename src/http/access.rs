@@ -37,6 +37,7 @@ pub use config::{EventRates, LimitConfig};
 pub(super) use admission::Admission;
 pub(super) use allowance::Rates;
 pub(super) use config::AccessConfig;
+pub(super) use peers::Origin;
 
 /// The challenge that makes a browser ask for a password.
 const PASSWORD: HeaderValue = HeaderValue::from_static(r#"Basic realm="catchall", charset="UTF-8""#);

@@ -89,7 +89,13 @@ impl Activity {
         self.known.store(true, Ordering::Relaxed);
     }
 
-    /// Notified when others need the memory that a slow client holds.
+    /// Whether no request is under way, and since when that has been so, or was so last.
+    pub(super) fn quiet(&self) -> (bool, Instant) {
+        let state = self.state();
+        (state.requests == 0, state.idle_since)
+    }
+
+    /// Notified when others need the memory that a slow client holds, or the place of its connection.
     pub(super) fn give_up(&self) -> &Arc<Notify> {
         &self.give_up
     }

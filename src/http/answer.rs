@@ -60,7 +60,7 @@ impl Answer {
         let share = head.extensions.remove::<Arc<Share>>();
         let begun = Instant::now();
         if let Some(share) = &share {
-            share.begin_transfer(Arc::clone(request.activity().give_up()));
+            share.begin_transfer(begun, Arc::clone(request.activity().give_up()));
         }
         let streams = body.size_hint().exact().is_none();
         if !body.is_end_stream() && !streams {

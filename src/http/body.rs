@@ -1,26 +1,20 @@
 //! The body of a large request: it takes only as much memory as has arrived, and only a limited time.
 
 use std::error::Error;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::{HeaderMap, header};
 use http_body_util::BodyExt;
-use hyper::body::{Body as _, Frame, SizeHint};
+use hyper::body::Body as _;
 use tokio::sync::Notify;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout};
-use utoipa::IntoParams;
-use utoipa::openapi::Required;
-use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
-use utoipa::openapi::schema::{ObjectBuilder, Type};
 
 use super::budget::{Exhausted, Share};
+use super::packing::{Packing, REQUEST, Wire};
 use super::problem::{Problem, ProblemType};
 use super::transfer;
 use crate::bulk::{self, MediaType};
@@ -65,125 +59,11 @@ const DISCARD_GAP: Duration = Duration::from_millis(500);
 /// largest request that is taken.
 const MAX_REFUSED: usize = 16 * 1024 * 1024;
 
-/// Memory of the request itself while its body is read: its head, its task and, over HTTP/2, its stream.
-pub const REQUEST: usize = 8 * 1024;
-
 /// The least memory that a body takes once any of it has arrived.
 const FIRST_STEP: usize = 16 * 1024;
 
 /// Bytes that are unpacked before other tasks of the thread get their turn: some 100 µs.
 const BYTES_AT_A_STRETCH: usize = 128 * 1024;
-
-/// How a body is packed, and the memory that unpacking needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Packing {
-    None,
-    /// Needs 32 KiB for what was unpacked last, and tables.
-    Gzip,
-    /// Needs tables, and a window for what was unpacked last. The sender chooses its size: in the worst case
-    /// it is as large as the whole body.
-    Zstd,
-}
-
-impl Packing {
-    fn of(headers: &HeaderMap) -> Self {
-        match headers.get(header::CONTENT_ENCODING).map(HeaderValue::as_bytes) {
-            Some(b"gzip") => Self::Gzip,
-            Some(b"zstd") => Self::Zstd,
-            _ => Self::None,
-        }
-    }
-
-    /// The memory of a request whose body takes `bytes` bytes.
-    fn takes(self, bytes: usize) -> usize {
-        REQUEST
-            + match self {
-                Self::None => bytes,
-                Self::Gzip => bytes + 64 * 1024,
-                Self::Zstd => 2 * bytes + 192 * 1024,
-            }
-    }
-}
-
-/// The header that says how a body is packed, for the API's document.
-#[derive(Debug)]
-pub struct BodyEncoding;
-
-impl IntoParams for BodyEncoding {
-    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
-        let encodings = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(["gzip", "zstd"]));
-        let parameter = ParameterBuilder::new()
-            .name("Content-Encoding")
-            .parameter_in(ParameterIn::Header)
-            .required(Required::False)
-            .description(Some("How the body is packed, if it is."))
-            .schema(Some(encodings));
-        vec![parameter.build()]
-    }
-}
-
-/// What is known of a body before it is unpacked.
-#[derive(Clone, Debug)]
-struct Wire {
-    packing: Packing,
-    /// Bytes of the body that have arrived.
-    arrived: Arc<AtomicU64>,
-}
-
-/// Must run before the body is unpacked: notes how it is packed, and counts the bytes that arrive. Only those
-/// show the client's speed, however well it packs.
-pub async fn observe(mut request: Request) -> Request {
-    // The names of encodings have no case (RFC 9110, 8.4.1), but what unpacks knows only one spelling.
-    let mut encodings = request.headers().get_all(header::CONTENT_ENCODING).iter();
-    if let (Some(encoding), None) = (encodings.next(), encodings.next()) {
-        let name = encoding.as_bytes().to_ascii_lowercase();
-        let headers = request.headers_mut();
-        match name.as_slice() {
-            b"gzip" | b"x-gzip" => {
-                headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-            }
-            b"zstd" => {
-                headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("zstd"));
-            }
-            b"identity" => {
-                headers.remove(header::CONTENT_ENCODING);
-            }
-            _ => {}
-        }
-    }
-    let wire = Wire { packing: Packing::of(request.headers()), arrived: Arc::default() };
-    request.extensions_mut().insert(wire.clone());
-    request.map(|body| Body::new(Observed { body, wire }))
-}
-
-struct Observed {
-    body: Body,
-    wire: Wire,
-}
-
-impl hyper::body::Body for Observed {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()).and_then(Frame::data_ref) {
-            self.wire.arrived.fetch_add(data.len() as u64, Ordering::Relaxed);
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
 
 /// The media type of a body.
 ///
@@ -210,8 +90,8 @@ pub(super) fn unpacked(request: Request) -> Result<Body, Problem> {
     Err(Problem::new(ProblemType::UnsupportedMediaType, detail))
 }
 
-/// Reads the body of an [observed](observe) request that has since been unpacked. An encoding that is still
-/// named was not unpacked.
+/// Reads the body of a request that is [observed](super::observe) or [unpacked](super::unpack). An encoding
+/// that is still named is not unpacked.
 ///
 /// # Errors
 ///
@@ -236,10 +116,11 @@ pub async fn read(request: Request, rules: BodyRules, share: &mut Share) -> Resu
     };
     let is_slow = |problem: &Problem| problem.kind == ProblemType::Timeout;
     if !waits_to_send
-        && wire.packing == Packing::None
+        && wire.packing() == Packing::None
         && read.as_ref().is_err_and(|problem| !is_slow(problem))
     {
-        share.shrink_to(REQUEST);
+        // Nothing of it is kept, and nobody could take the memory back from who sends on.
+        share.shrink_to(0);
         discard(body, rules.max).await;
     }
     read
@@ -280,11 +161,9 @@ async fn read_unpacked(
     rules: BodyRules,
     share: &mut Share,
 ) -> Result<Vec<u8>, Problem> {
-    share.hold(wire.packing.takes(0)).await.map_err(|error| rules.exhausted(error))?;
     let give_up = Arc::new(Notify::new());
-    share.begin_transfer(Arc::clone(&give_up));
     let bytes = tokio::select! {
-        bytes = collect(body, wire, rules, share) => bytes,
+        bytes = collect(body, wire, rules, share, &give_up) => bytes,
         () = give_up.notified() => Err(rules.refuse("the body arrives slowly, and others need its memory")),
     };
     share.end_transfer();
@@ -298,6 +177,7 @@ async fn collect(
     wire: &Wire,
     rules: BodyRules,
     share: &mut Share,
+    give_up: &Arc<Notify>,
 ) -> Result<Vec<u8>, Problem> {
     let mut bytes = Vec::new();
     let expected = body.size_hint().exact().and_then(|exact| usize::try_from(exact).ok());
@@ -310,15 +190,26 @@ async fn collect(
         if bytes.len() + data.len() > rules.max {
             return Err(rules.too_large());
         }
-        share.moved(wire.arrived.load(Ordering::Relaxed));
+        if wire.arrived() == 0 {
+            // An empty frame is nothing that has arrived.
+            continue;
+        }
+        let is_first = bytes.capacity() == 0;
+        if is_first {
+            share.begin_transfer(begun, Arc::clone(give_up));
+        }
+        share.moved(wire.arrived());
+        if wire.is_whole() {
+            share.arrived();
+        }
         let needed = bytes.len() + data.len();
-        if needed > bytes.capacity() {
+        if needed > bytes.capacity() || is_first {
             // Doubles each time, up to what can be needed. A declared length can only lower that.
             let step =
                 (2 * bytes.capacity()).clamp(FIRST_STEP, expected.unwrap_or(rules.max).max(FIRST_STEP));
             let capacity = step.max(needed);
             let waits = Instant::now();
-            share.hold(wire.packing.takes(capacity)).await.map_err(|error| rules.exhausted(error))?;
+            share.hold(wire.packing().takes(capacity)).await.map_err(|error| rules.exhausted(error))?;
             begun += waits.elapsed();
             bytes.reserve_exact(capacity - bytes.len());
         }
@@ -339,7 +230,7 @@ async fn next(
     begun: Instant,
 ) -> Result<Option<Bytes>, Problem> {
     loop {
-        let arrived = wire.arrived.load(Ordering::Relaxed);
+        let arrived = wire.arrived();
         let deadline = transfer::deadline(begun, arrived).min(begun + BODY_TIMEOUT);
         tokio::select! {
             // Bytes that have arrived are never late, however long this side took to read them.
@@ -360,7 +251,7 @@ async fn next(
             },
             () = sleep_until(deadline) => {
                 // More bytes may have arrived that do not make up a whole packet.
-                if wire.arrived.load(Ordering::Relaxed) == arrived || deadline >= begun + BODY_TIMEOUT {
+                if wire.arrived() == arrived || deadline >= begun + BODY_TIMEOUT {
                     return Err(Problem::new(
                         ProblemType::Timeout,
                         format!(
@@ -380,4 +271,79 @@ pub(super) fn root_cause<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error
         cause = inner;
     }
     cause
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::budget::Budget;
+    use super::super::packing::unpack;
+    use super::*;
+    use futures::{FutureExt, StreamExt};
+    use tokio::sync::mpsc::{self, UnboundedSender};
+
+    const RULES: BodyRules = BodyRules { max: 100, refused: ProblemType::NotCounted, then: "" };
+
+    /// A request whose body comes through the channel.
+    async fn request(encoding: Option<&'static str>) -> (UnboundedSender<Bytes>, Request) {
+        let (sends, arrives) = mpsc::unbounded_channel::<Bytes>();
+        let arrives = futures::stream::unfold(arrives, async |mut arrives| {
+            arrives.recv().await.map(|bytes| (Ok::<_, axum::Error>(bytes), arrives))
+        });
+        let mut request = Request::new(Body::from_stream(arrives.fuse()));
+        if let Some(encoding) = encoding {
+            request.headers_mut().insert(header::CONTENT_ENCODING, encoding.parse().unwrap());
+        }
+        (sends, unpack(request).await)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_sends_nothing_holds_nothing() {
+        for (encoding, body, takes) in [
+            (None, b"as it is".to_vec(), Packing::None.takes(FIRST_STEP)),
+            (Some("zstd"), zstd::encode_all(&b"as it is"[..], 1).unwrap(), Packing::Zstd.takes(FIRST_STEP)),
+        ] {
+            let budget = Budget::new(16 * 1024 * 1024);
+            let mut share = budget.share();
+            let (sends, request) = request(encoding).await;
+            let mut reading = Box::pin(read(request, RULES, &mut share));
+            assert!(reading.as_mut().now_or_never().is_none());
+            assert_eq!(budget.held(), 0);
+            sends.send(Bytes::copy_from_slice(&body[..1])).unwrap();
+            assert!(reading.as_mut().now_or_never().is_none());
+            assert_eq!(budget.held(), takes);
+            sends.send(Bytes::copy_from_slice(&body[1..])).unwrap();
+            drop(sends);
+            assert_eq!(reading.await.unwrap(), b"as it is");
+            assert_eq!(budget.held(), REQUEST + FIRST_STEP);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_refused_and_sends_on_holds_nothing() {
+        let budget = Budget::new(16 * 1024 * 1024);
+        let mut share = budget.share();
+        let (sends, request) = request(None).await;
+        let mut reading = Box::pin(read(request, RULES, &mut share));
+        sends.send(Bytes::from_static(b"short")).unwrap();
+        assert!(reading.as_mut().now_or_never().is_none());
+        assert!(budget.held() > 0);
+        sends.send(Bytes::from(vec![b' '; RULES.max])).unwrap();
+        assert!(reading.as_mut().now_or_never().is_none(), "the rest was not waited for");
+        assert_eq!(budget.held(), 0);
+        drop(sends);
+        assert_eq!(reading.await.unwrap_err().kind, ProblemType::TooLarge);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_may_end_before_it_begins() {
+        for encoding in [None, Some("gzip"), Some("zstd")] {
+            let (sends, request) = request(encoding).await;
+            drop(sends);
+            let mut share = Budget::new(16 * 1024 * 1024).share();
+            match read(request, RULES, &mut share).await {
+                Ok(body) => assert!(body.is_empty(), "{encoding:?}"),
+                Err(problem) => assert_eq!(problem.kind, ProblemType::InvalidBody, "{encoding:?}"),
+            }
+        }
+    }
 }

@@ -7,34 +7,40 @@
 //!
 //! - Other requests return their memory, as all do whose clients keep up.
 //! - The slowest clients are dropped: those that have sent or read the fewest bytes a second, among those
-//!   that have had at least [`FAIR_CHANCE`]. So a client that fills the budget and keeps it is the first to
-//!   lose it, whatever it does to look busy, because honest clients are not slower.
+//!   that have had at least [`FAIR_CHANCE`](books::FAIR_CHANCE). So a client that fills the budget and keeps
+//!   it is the first to lose it, whatever it does to look busy, because honest clients are not slower.
 //! - Small requests go first, and the last eighth of the budget is reserved for them, so many large bodies
-//!   only delay other large bodies.
+//!   only delay other large bodies. Of the small ones, those that have arrived whole go before those whose
+//!   clients have yet to send, and otherwise the first to begin: nobody gets ahead by asking for less.
 //! - If the waiting requests hold more than half of the budget, they block each other, and some are refused:
 //!   first those that hold the most memory for each byte sent, as a body does that was packed to grow, and of
 //!   equals the last to begin.
+//! - If more wait than there are [places](WAITS_IN), the last in the line is refused at once.
+//!
+//! However many wait, the work stays small: the sums are kept, and one task looks for all of them.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+mod books;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 
+use books::{Books, Place};
+
 /// How long a request waits for memory: long enough to work off a burst, and shorter than clients wait for a
 /// response.
 const WAIT: Duration = Duration::from_secs(3);
 
-/// How often waiting requests look for clients that have become too slow.
+/// How often slow clients are looked for while requests wait.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How long a transfer runs before its speed is judged: a few round trips around the world.
-const FAIR_CHANCE: Duration = Duration::from_millis(250);
-
-/// A request of up to this size is small: a bulk request of a thousand events.
-const SMALL: usize = 256 * 1024;
+/// For each so many bytes of the budget one request may wait: 4,096 with 256 MiB. A waiting request has up to
+/// 16 KiB that are not counted yet, a quarter of this. And where strangers fill the whole line, each with the
+/// most that one byte of a body can ask for, it takes some four times the budget to serve it, which they lose
+/// again after [`FAIR_CHANCE`](books::FAIR_CHANCE): within [`WAIT`], everybody in it has had his turn.
+const WAITS_IN: usize = 64 * 1024;
 
 /// Bytes of memory for requests. Clones share one budget.
 #[derive(Clone, Debug)]
@@ -43,93 +49,7 @@ pub struct Budget(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     size: usize,
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    free: usize,
-    next: u64,
-    holders: HashMap<u64, Holder>,
-    /// In the order of service.
-    waiting: BTreeMap<(Rank, u64), Waiting>,
-}
-
-/// Small before large. Of the small requests the smallest comes first; of the large ones the largest, because
-/// it is nearest to returning its memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Rank {
-    Small(usize),
-    Large(Reverse<usize>),
-}
-
-impl Rank {
-    /// The rank of a request that holds `total` bytes once it is served.
-    fn of(total: usize) -> Self {
-        if total <= SMALL { Self::Small(total) } else { Self::Large(Reverse(total)) }
-    }
-}
-
-#[derive(Debug, Default)]
-struct Holder {
-    bytes: usize,
-    /// The transfer that the client is making, if any.
-    transfer: Option<Transfer>,
-    /// Whether it was asked to return its memory.
-    given_up: bool,
-    /// Whether it waits for memory, which is not its client's fault.
-    waits: bool,
-}
-
-impl Holder {
-    /// Whole bytes held for each byte that the client has moved: about the same for all bodies that are not
-    /// packed.
-    fn growth(&self) -> u64 {
-        self.transfer.as_ref().map_or(0, |transfer| self.bytes as u64 / transfer.moved.max(1))
-    }
-}
-
-#[derive(Debug)]
-struct Transfer {
-    begun: Instant,
-    moved: u64,
-    give_up: Arc<Notify>,
-}
-
-impl Transfer {
-    /// Bytes a second from the beginning until now.
-    fn rate(&self, now: Instant) -> u128 {
-        u128::from(self.moved) * 1_000_000 / now.duration_since(self.begun).as_micros().max(1)
-    }
-}
-
-#[derive(Debug)]
-struct Waiting {
-    bytes: usize,
-    granted: oneshot::Sender<Grant>,
-}
-
-/// Bytes granted to a waiting request. Dropping the grant unused returns them.
-#[derive(Debug)]
-struct Grant {
-    budget: Arc<Shared>,
-    bytes: usize,
-}
-
-impl Grant {
-    /// Gives the bytes to the share with this id.
-    fn goes_to(mut self, id: u64) {
-        self.budget.state().holder(id).bytes += std::mem::take(&mut self.bytes);
-    }
-}
-
-impl Drop for Grant {
-    fn drop(&mut self) {
-        if self.bytes > 0 {
-            self.budget.state().free += self.bytes;
-            self.budget.serve();
-        }
-    }
+    books: Mutex<Books>,
 }
 
 /// No memory became free in time.
@@ -148,24 +68,19 @@ impl Budget {
     /// A budget of `size` bytes.
     #[must_use]
     pub fn new(size: usize) -> Self {
-        let state = State { free: size, next: 0, holders: HashMap::new(), waiting: BTreeMap::new() };
-        Self(Arc::new(Shared { size, state: Mutex::new(state) }))
+        Self(Arc::new(Shared { size, books: Mutex::new(Books::new(size)) }))
     }
 
     /// A share that holds nothing yet.
     #[must_use]
     pub fn share(&self) -> Share {
-        let mut state = self.0.state();
-        let id = state.next;
-        state.next += 1;
-        state.holders.insert(id, Holder::default());
-        Share { budget: Arc::clone(&self.0), id, bytes: 0 }
+        Share { id: self.0.books().open(), budget: Arc::clone(&self.0), bytes: 0 }
     }
 
     /// Bytes held at the moment.
     #[must_use]
     pub fn held(&self) -> usize {
-        self.0.size - self.0.state().free
+        self.0.size - self.0.books().free
     }
 }
 
@@ -175,27 +90,16 @@ impl Share {
     ///
     /// # Errors
     ///
-    /// When no memory is free after 3 s. The share then keeps its size.
+    /// When no memory is free after 3 s, or too many others wait. The share then keeps its size.
     pub async fn hold(&mut self, bytes: usize) -> Result<(), Exhausted> {
         if bytes <= self.bytes {
             self.shrink_to(bytes);
             return Ok(());
         }
-        let more = bytes - self.bytes;
-        if let Some(mut waits) = self.budget.take(self.id, bytes, more) {
-            let granted = timeout(WAIT, async {
-                loop {
-                    self.budget.make_room();
-                    tokio::select! {
-                        granted = &mut waits.granted => return granted,
-                        () = sleep(LOOK_INTERVAL) => {}
-                    }
-                }
-            });
-            match granted.await {
-                Ok(Ok(grant)) => grant.goes_to(self.id),
-                _ => return Err(Exhausted),
-            }
+        if let Some(mut waits) = self.budget.take(self.id, bytes, bytes - self.bytes)
+            && !matches!(timeout(WAIT, &mut waits.granted).await, Ok(Ok(())))
+        {
+            return Err(Exhausted);
         }
         self.bytes = bytes;
         Ok(())
@@ -204,52 +108,47 @@ impl Share {
     /// Shrinks the share to `bytes`, if it is larger.
     pub fn shrink_to(&mut self, bytes: usize) {
         if bytes < self.bytes {
-            self.budget.give_back(self.id, self.bytes - bytes);
+            self.budget.books().give_back(self.id, self.bytes - bytes);
             self.bytes = bytes;
+            self.budget.serve();
         }
     }
 
-    /// The client begins to send or to read. If it is too slow while others need memory, `give_up` is
+    /// The client has begun to send or to read. If it is too slow while others need memory, `give_up` is
     /// notified, and the caller must drop this share.
-    pub fn begin_transfer(&self, give_up: Arc<Notify>) {
-        let transfer = Transfer { begun: Instant::now(), moved: 0, give_up };
-        self.budget.state().holder(self.id).transfer = Some(transfer);
+    pub fn begin_transfer(&self, begun: Instant, give_up: Arc<Notify>) {
+        self.budget.books().begin_transfer(self.id, begun, give_up);
     }
 
     /// Records the bytes moved since the transfer began.
     pub fn moved(&self, bytes: u64) {
-        if let Some(transfer) = &mut self.budget.state().holder(self.id).transfer {
-            transfer.moved = bytes;
-        }
+        self.budget.books().moved(self.id, bytes);
+    }
+
+    /// The client has sent everything, of which some is still to be read: it owes nothing more, and is not
+    /// given up.
+    pub fn arrived(&self) {
+        self.budget.books().arrived(self.id);
     }
 
     /// The client's transfer is complete.
     pub fn end_transfer(&self) {
-        let mut state = self.budget.state();
-        let holder = state.holder(self.id);
-        (holder.transfer, holder.given_up) = (None, false);
+        self.budget.books().end_transfer(self.id);
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let mut state = self.budget.state();
-        state.holders.remove(&self.id);
-        state.free += self.bytes;
-        drop(state);
-        self.budget.serve();
-    }
-}
-
-impl State {
-    fn holder(&mut self, id: u64) -> &mut Holder {
-        self.holders.entry(id).or_default()
+        self.budget.books().close(self.id);
+        if self.bytes > 0 {
+            self.budget.serve();
+        }
     }
 }
 
 impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The part reserved for small requests.
@@ -257,135 +156,70 @@ impl Shared {
         self.size / 8
     }
 
-    /// Bytes that a request of this rank may take.
-    fn room(&self, free: usize, rank: Rank) -> usize {
-        match rank {
-            Rank::Small(_) => free,
-            Rank::Large(_) => free.saturating_sub(self.reserve()),
-        }
+    fn serve(&self) {
+        self.books().serve(self.reserve());
     }
 
-    fn give_back(self: &Arc<Self>, id: u64, bytes: usize) {
-        let mut state = self.state();
-        state.free += bytes;
-        state.holder(id).bytes -= bytes;
-        drop(state);
-        self.serve();
-    }
-
-    /// Takes `more` bytes for a share that then holds `total`. If it cannot, returns a place in the wait
-    /// queue.
+    /// Takes `more` bytes for a share that then holds `total`. If it cannot, returns a place in the line.
     fn take(self: &Arc<Self>, id: u64, total: usize, more: usize) -> Option<Waits> {
-        let mut state = self.state();
-        let place = (Rank::of(total), id);
-        let is_first = state.waiting.first_key_value().is_none_or(|(first, _)| place < *first);
-        if is_first && self.room(state.free, place.0) >= more {
-            state.free -= more;
-            state.holder(id).bytes = total;
+        let mut books = self.books();
+        let place = books.place(id, total);
+        if books.take(place, more, self.reserve()) {
             return None;
         }
-        let (granted, waits) = oneshot::channel();
-        state.waiting.insert(place, Waiting { bytes: more, granted });
-        state.holder(id).waits = true;
-        Some(Waits { budget: Arc::clone(self), place, since: Instant::now(), granted: waits })
-    }
-
-    /// Serves waiting requests in order, until not enough is free for the next one.
-    fn serve(self: &Arc<Self>) {
-        let mut state = self.state();
-        let mut unwanted = Vec::new();
-        while let Some(((rank, _), Waiting { bytes, .. })) = state.waiting.first_key_value()
-            && self.room(state.free, *rank) >= *bytes
-            && let Some((_, Waiting { bytes, granted })) = state.waiting.pop_first()
-        {
-            state.free -= bytes;
-            let grant = Grant { budget: Arc::clone(self), bytes };
-            unwanted.extend(granted.send(grant).err());
+        let granted = books.enqueue(place, more, self.size.div_ceil(WAITS_IN));
+        if books.looking.strong_count() == 0 {
+            let looking = Arc::new(());
+            books.looking = Arc::downgrade(&looking);
+            let budget = Arc::clone(self);
+            tokio::spawn(async move {
+                while budget.look() {
+                    sleep(LOOK_INTERVAL).await;
+                }
+                drop(looking);
+            });
         }
-        // Dropping an unwanted grant returns its bytes, for which it locks the state.
-        drop(state);
+        Some(Waits { budget: Arc::clone(self), place, more, since: Instant::now(), granted })
     }
 
     /// Drops the slowest clients until the memory suffices for all waiting requests and the reserve. If it
-    /// still does not, refuses the waiting requests that block each other.
-    fn make_room(&self) {
-        let mut state = self.state();
-        let needed: usize = state.waiting.values().map(|waiting| waiting.bytes).sum();
-        let coming: usize = state.holders.values().filter(|held| held.given_up).map(|held| held.bytes).sum();
-        let mut short = (needed + self.reserve()).saturating_sub(state.free + coming);
-        let now = Instant::now();
-        let mut slowest: Vec<(u128, &mut Holder)> = state
-            .holders
-            .values_mut()
-            .filter(|holder| holder.bytes > 0 && !holder.given_up)
-            .filter(|holder| !holder.waits)
-            .filter_map(|holder| {
-                let transfer = holder.transfer.as_ref()?;
-                let (had_its_chance, rate) = (transfer.begun + FAIR_CHANCE <= now, transfer.rate(now));
-                had_its_chance.then_some((rate, holder))
-            })
-            .collect();
-        slowest.sort_unstable_by_key(|(rate, _)| *rate);
-        for (_, holder) in slowest {
-            if short == 0 {
-                return;
-            }
-            short = short.saturating_sub(holder.bytes);
-            holder.given_up = true;
-            if let Some(transfer) = &holder.transfer {
-                transfer.give_up.notify_one();
-            }
+    /// still does not, refuses the waiting requests that block each other. Returns whether any wait.
+    fn look(&self) -> bool {
+        let mut books = self.books();
+        if books.nobody_waits() {
+            // The next to wait looks again, however soon that is.
+            books.looking = Weak::new();
+            return false;
+        }
+        let mut short = (books.needed + self.reserve()).saturating_sub(books.free + books.coming);
+        if short > 0 {
+            short = books.give_up_slowest(short);
         }
         if short > 0 {
-            self.refuse_in_the_way(&mut state);
+            books.refuse_down_to(self.size / 2);
         }
-    }
-
-    /// Refuses waiting requests, until the others hold at most half of the budget.
-    fn refuse_in_the_way(&self, state: &mut State) {
-        let mut waiting: Vec<(u64, u64, Rank, usize)> = state
-            .waiting
-            .keys()
-            .filter_map(|(rank, id)| {
-                let holder = state.holders.get(id)?;
-                Some((holder.growth(), *id, *rank, holder.bytes))
-            })
-            .collect();
-        waiting.sort_unstable();
-        let mut in_the_way: usize = waiting.iter().map(|(.., bytes)| bytes).sum();
-        while in_the_way > self.size / 2
-            && let Some((_, id, rank, bytes)) = waiting.pop()
-        {
-            in_the_way -= bytes;
-            // This drops the sender, which ends the wait with an error.
-            state.waiting.remove(&(rank, id));
-        }
+        true
     }
 }
 
-/// A place in the wait queue.
+/// A place in the line.
 #[derive(Debug)]
 struct Waits {
     budget: Arc<Shared>,
-    place: (Rank, u64),
+    place: Place,
+    more: usize,
     since: Instant,
-    granted: oneshot::Receiver<Grant>,
+    granted: oneshot::Receiver<()>,
 }
 
 impl Drop for Waits {
     fn drop(&mut self) {
-        let mut state = self.budget.state();
-        let gone = state.waiting.remove(&self.place);
-        let holder = state.holder(self.place.1);
-        holder.waits = false;
-        if let Some(transfer) = &mut holder.transfer {
-            transfer.begun += self.since.elapsed();
-        }
-        drop(state);
-        // The next in the queue may fit into the free memory.
-        if gone.is_some() {
-            self.budget.serve();
-        }
+        let mut books = self.budget.books();
+        // It may be granted at the very moment at which nobody waits for it any more.
+        let unused = if self.granted.try_recv().is_ok() { self.more } else { 0 };
+        books.end_wait(self.place, self.since, unused);
+        // The next in the line may fit into the free memory.
+        books.serve(self.budget.reserve());
     }
 }
 

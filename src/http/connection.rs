@@ -16,7 +16,7 @@ use hyper_util::server::conn::auto::Builder;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tower_service::Service;
@@ -25,6 +25,7 @@ use super::access::Visitor;
 use super::activity::{Activity, Decision, FIRST_REQUEST_TIMEOUT};
 use super::answer::Answer;
 use super::body;
+use super::places::Place;
 use super::stream::Stream;
 
 /// Most bytes of a request that are buffered over HTTP/1.1, and most of a response. It is also the longest
@@ -99,7 +100,7 @@ pub(super) fn protocol() -> Builder<TokioExecutor> {
 pub(super) struct Connection<S> {
     pub(super) stream: S,
     /// Returned when the connection ends.
-    pub(super) place: OwnedSemaphorePermit,
+    pub(super) place: Place,
     pub(super) visitor: Visitor,
     pub(super) activity: Arc<Activity>,
     pub(super) router: Router,
@@ -191,6 +192,7 @@ impl Connection<TcpStream> {
         let handshake = timeout(FIRST_REQUEST_TIMEOUT, TlsAcceptor::from(tls).accept(self.stream));
         let completed = tokio::select! {
             completed = handshake => completed,
+            () = self.activity.give_up().notified() => return,
             _ = self.stage.wait_for(|stage| *stage == Stage::Closing) => return,
         };
         let Ok(Ok(stream)) = completed else {
@@ -218,12 +220,12 @@ fn protect(response: &mut Response) {
 #[cfg(test)]
 mod tests {
     use super::super::access::{Access, Admission, Rates};
+    use super::super::places::Places;
     use super::*;
     use axum::body::Bytes;
     use axum::routing::{get, put};
     use h2::client::SendRequest;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-    use tokio::sync::Semaphore;
     use tokio::task::JoinHandle;
     use tokio::time::sleep;
 
@@ -240,12 +242,13 @@ mod tests {
         let served = tokio::spawn(async move {
             let stage = watch::Sender::new(Stage::Serving);
             let access = Arc::new(Access::new(Admission::Everybody, &[], Rates::default(), 1));
-            let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+            let activity = Activity::new();
+            let place = Places::kept(1).take([192, 0, 2, 1].into(), &activity).unwrap();
             let connection = Connection {
                 stream,
                 place,
                 visitor: Visitor::connect(&access, [192, 0, 2, 1].into()).unwrap(),
-                activity: Activity::new(),
+                activity,
                 router,
                 protocol: Arc::new(protocol()),
                 stage: stage.subscribe(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::access::{Access, AccessConfig, Admission, EventRates, Rates};
 use super::guard::Guard;
 use super::listen::HttpConfig;
-use super::ops::{OPS_CONNECTIONS, OpsConfig};
+use super::ops::OpsConfig;
 use super::tls::TlsConfig;
 use crate::process::ExitError;
 
@@ -77,7 +77,8 @@ impl GuardConfig {
         let connections = http.map(HttpConfig::address_connections).unwrap_or_default();
         Ok(Guard {
             public: Arc::new(Access::new(admission.clone(), proxies, per_address, connections)),
-            operations: Arc::new(Access::new(admission, &[], Rates::default(), OPS_CONNECTIONS / 2)),
+            // Their listener divides its places itself.
+            operations: Arc::new(Access::new(admission, &[], Rates::default(), u32::MAX)),
             tls,
         })
     }

@@ -3,17 +3,18 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use axum::Router;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::access::LimitConfig;
 use super::guard::Guard;
+use super::places::Places;
 use super::server;
 use super::stream;
 use crate::event_loop::on_own_thread;
@@ -161,7 +162,7 @@ where
     R: Fn() -> Router + Clone + Send + 'static,
 {
     let address = sockets.first().context("no socket to serve on")?.local_addr()?;
-    let connections = Arc::new(Semaphore::new(config.max_connections as usize));
+    let places = Places::kept(config.max_connections as usize);
     let mut threads = tokio::task::JoinSet::new();
     let (built, building) = mpsc::channel::<Infallible>();
     let mut opening = Vec::new();
@@ -169,14 +170,14 @@ where
         let (open, opened) = oneshot::channel();
         opening.push((socket, open));
         let built = built.clone();
-        let (router, shutdown, connections) = (router.clone(), shutdown.clone(), Arc::clone(&connections));
+        let (router, shutdown, places) = (router.clone(), shutdown.clone(), places.clone());
         let door = guard.public();
         let ended = on_own_thread("serve", move || async move {
             let router = router();
             drop(built);
             // Otherwise the shutdown came before it began.
             let Ok(socket) = opened.await else { return Ok(()) };
-            server::serve(socket, door, router, connections, shutdown).await.context("the HTTP server failed")
+            server::serve(socket, door, router, places, shutdown).await.context("the HTTP server failed")
         })?;
         threads.spawn(ended);
     }

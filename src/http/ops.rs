@@ -1,7 +1,6 @@
 //! The operations routes: `/livez`, `/readyz` and `/metrics`.
 
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
 
 use anyhow::Context;
 use axum::Extension;
@@ -10,7 +9,6 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use futures::FutureExt;
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::sync::Semaphore;
 use utoipa::IntoResponses;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -19,6 +17,7 @@ use super::access::Caller;
 use super::guard::Guard;
 use super::listen::{bind, cannot_listen, listen};
 use super::openapi::{About, documented};
+use super::places::Places;
 use super::problem::ProblemType;
 use super::problem_responses::{Responses, problem_responses};
 use super::server;
@@ -26,8 +25,9 @@ use crate::grant::Scope;
 use crate::health::Health;
 use crate::shutdown::Shutdown;
 
-/// Most connections of operators and metrics collectors at a time: far more than any setup needs.
-pub(super) const OPS_CONNECTIONS: u32 = 100;
+/// Most connections of operators and metrics collectors at a time: far more than any setup needs. One address
+/// has at most half of them.
+const OPS_CONNECTIONS: usize = 100;
 
 /// What the document of the operations routes says first.
 const ABOUT: About = About {
@@ -81,9 +81,10 @@ pub async fn serve_ops(
         .routes(routes!(readyz))
         .routes(routes!(metrics_page))
         .with_state(state);
-    let connections = Arc::new(Semaphore::new(OPS_CONNECTIONS as usize));
+    // Who keeps a connection open takes nothing from a probe, which decides whether the process lives.
+    let places = Places::lent(OPS_CONNECTIONS, OPS_CONNECTIONS / 2);
     // It answers until the process ends, so operators can watch it stop.
-    server::serve(socket, guard.operations(), documented(ABOUT, routes), connections, never())
+    server::serve(socket, guard.operations(), documented(ABOUT, routes), places, never())
         .await
         .context("the HTTP server failed")
 }

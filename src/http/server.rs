@@ -11,13 +11,14 @@ use axum::Router;
 use hyper_util::rt::TokioExecutor;
 use hyper_util::server::conn::auto::Builder;
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout_at};
 
 use super::access::Visitor;
 use super::activity::Activity;
 use super::connection::{Connection, Stage, protocol};
 use super::guard::Door;
+use super::places::Places;
 use crate::shutdown::{GRACE, Shutdown};
 use crate::trouble::Trouble;
 
@@ -45,7 +46,7 @@ pub(super) async fn serve(
     socket: TcpListener,
     door: Door,
     router: Router,
-    places: Arc<Semaphore>,
+    places: Places,
     shutdown: Shutdown,
 ) -> io::Result<()> {
     let mut server = Server::new(socket.local_addr()?, door, router, places);
@@ -66,7 +67,7 @@ struct Server {
     door: Door,
     router: Router,
     protocol: Arc<Builder<TokioExecutor>>,
-    places: Arc<Semaphore>,
+    places: Places,
     stage: watch::Sender<Stage>,
     /// Whether the stage is past [`Stage::Serving`]; each response reads it.
     leaving: Arc<AtomicBool>,
@@ -76,7 +77,7 @@ struct Server {
 }
 
 impl Server {
-    fn new(address: SocketAddr, door: Door, router: Router, places: Arc<Semaphore>) -> Self {
+    fn new(address: SocketAddr, door: Door, router: Router, places: Places) -> Self {
         Self {
             address,
             door,
@@ -149,7 +150,8 @@ impl Server {
             }
             return;
         };
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+        let activity = Activity::new();
+        let Some(place) = self.places.take(peer, &activity) else {
             if self.full.is_news() {
                 let address = self.address;
                 tracing::warn!(
@@ -165,7 +167,7 @@ impl Server {
                 stream,
                 place,
                 visitor,
-                activity: Activity::new(),
+                activity,
                 router: self.router.clone(),
                 protocol: Arc::clone(&self.protocol),
                 stage: self.stage.subscribe(),

@@ -8,7 +8,6 @@ use axum::middleware::map_request;
 use axum::response::Response;
 use serde::Serialize;
 use tokio::task::yield_now;
-use tower_http::decompression::RequestDecompressionLayer;
 use utoipa::{IntoResponses, ToSchema};
 use utoipa_axum::router::{UtoipaMethodRouter, UtoipaMethodRouterExt};
 use utoipa_axum::routes;
@@ -42,9 +41,7 @@ struct Bulk {
 
 /// The route. Its events go to the intake, and its memory is taken from the budget.
 pub(super) fn route(intake: Arc<Intake>, budget: Budget) -> UtoipaMethodRouter {
-    routes!(post_events)
-        .layer((map_request(http::observe), RequestDecompressionLayer::new().pass_through_unaccepted(true)))
-        .with_state(Bulk { intake, budget })
+    routes!(post_events).layer(map_request(http::unpack)).with_state(Bulk { intake, budget })
 }
 
 /// A body of one event per line, for the API's document.

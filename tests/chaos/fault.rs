@@ -9,6 +9,7 @@ mod messages;
 mod replication;
 mod restarts;
 mod sessions;
+mod silence;
 mod standalone;
 mod strangers;
 mod unreadable;
@@ -86,6 +87,8 @@ pub(crate) enum Fault {
     SlowConnections,
     /// a thousand HTTP/2 streams whose bodies trickle in or whose answers nobody reads
     SlowStreams,
+    /// ten thousand HTTP/2 streams that announce packed bodies and send one byte of them, or nothing
+    SilentStreams,
     /// a thousand slow heads, and floods of requests that are malformed, too large, half open or without a
     /// token
     Strangers,
@@ -294,6 +297,7 @@ impl Fault {
             Self::FullQueue => alarms::full_queue(subject.cluster()?, rng).await,
             Self::SlowConnections => clients::slow_connections(subject.cluster()?, label).await,
             Self::SlowStreams => clients::slow_streams(subject.cluster()?, label).await,
+            Self::SilentStreams => silence::streams(subject.cluster()?, label).await,
             Self::Strangers => strangers::attack(subject.cluster()?, label).await,
             Self::Amplification => unreadable::amplification(subject.cluster()?, label).await,
             Self::UnparsableMessages => unreadable::unparsable(subject.cluster()?, label).await,

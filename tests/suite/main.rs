@@ -41,6 +41,7 @@ mod scopes;
 mod seams;
 mod secrets;
 mod secure_servers;
+mod silence;
 mod socketmap;
 mod standalone;
 mod streams;

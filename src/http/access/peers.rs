@@ -15,7 +15,7 @@ const MAX_PEERS: usize = 100_000;
 /// Where a client comes from: an IPv4 address, or the /64 of an IPv6 address, in which every host can choose
 /// among all addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Origin(IpAddr);
+pub(in crate::http) struct Origin(IpAddr);
 
 impl From<IpAddr> for Origin {
     fn from(address: IpAddr) -> Self {

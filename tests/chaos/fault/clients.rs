@@ -110,7 +110,7 @@ pub(super) async fn slow_connections(cluster: &mut Cluster, label: &str) -> Resu
             join_all(clients).await;
         }
     };
-    honest.beside(label, slow, &present).await
+    honest.beside(label, slow, SLOW, &present).await
 }
 
 pub(super) async fn slow_streams(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
@@ -130,7 +130,7 @@ pub(super) async fn slow_streams(cluster: &mut Cluster, label: &str) -> Result<L
             join_all(connections).await;
         }
     };
-    honest.beside(label, slow, &present).await
+    honest.beside(label, slow, SLOW, &present).await
 }
 
 /// Waits until it is the turn of client `number` of `all`.
@@ -151,11 +151,12 @@ impl Honest<'_> {
         self.url.replace("http://", "").parse().with_context(|| self.url.to_owned())
     }
 
-    /// Measures normal clients alone, and then beside slow ones.
+    /// Measures normal clients alone, and then beside so many slow ones.
     pub(super) async fn beside(
         &self,
         label: &str,
         slow: impl Future<Output = ()> + Send + 'static,
+        many: usize,
         present: &AtomicUsize,
     ) -> Result<Lifted> {
         let mut expected = ExpectedCounts::default();
@@ -163,7 +164,7 @@ impl Honest<'_> {
         let mut slow_clients = JoinSet::new();
         slow_clients.spawn(slow);
         let begun = Instant::now();
-        while present.load(Ordering::Relaxed) < SLOW && begun.elapsed() < GATHER + GATHER / 2 {
+        while present.load(Ordering::Relaxed) < many && begun.elapsed() < GATHER + GATHER / 2 {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let gathered = present.load(Ordering::Relaxed);
@@ -193,8 +194,8 @@ impl Honest<'_> {
         }
         lifted.failures.extend(quiet.wrong.into_iter().chain(beside.wrong).take(3));
         // Some may be reconnecting.
-        if gathered < SLOW / 2 {
-            lifted.failures.push(format!("only {gathered} of {SLOW} slow clients were connected"));
+        if gathered < many / 2 {
+            lifted.failures.push(format!("only {gathered} of {many} slow clients were connected"));
         }
         lifted.note = Some(format!("{} beside {gathered} slow clients", words.join(", ")));
         Ok(lifted)

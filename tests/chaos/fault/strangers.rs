@@ -65,7 +65,7 @@ pub(super) async fn attack(cluster: &mut Cluster, label: &str) -> Result<Lifted>
             join(join_all(slow), join_all(floods)).await;
         }
     };
-    let mut lifted = honest.beside(label, attack, &present).await?;
+    let mut lifted = honest.beside(label, attack, SLOW, &present).await?;
     lifted.expected.expect(DOMAIN.into(), 0, 0);
     let answered = answered.load(Ordering::Relaxed);
     if answered < 1000 {

@@ -1,0 +1,222 @@
+//! The places of a listener: how many connections it has, and who makes room where there are too many.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::access::Origin;
+use super::activity::Activity;
+use crate::trouble::Trouble;
+
+/// The places for the connections of a listener. Clones share them.
+#[derive(Clone, Debug)]
+pub(super) enum Places {
+    /// Who has one keeps it, and beyond them nobody comes in.
+    Kept(Arc<Semaphore>),
+    /// Who does nothing with it makes room for the next one.
+    Lent(Arc<Lent>),
+}
+
+/// A place, until this is dropped.
+#[derive(Debug)]
+#[expect(dead_code, reason = "what is in it only has to be dropped")]
+pub(super) enum Place {
+    Kept(OwnedSemaphorePermit),
+    Lent(LentPlace),
+}
+
+#[derive(Debug)]
+pub(super) struct Lent {
+    most: usize,
+    most_of_origin: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    guests: BTreeMap<u64, Guest>,
+    full: Trouble,
+}
+
+#[derive(Debug)]
+struct Guest {
+    origin: Origin,
+    activity: Arc<Activity>,
+}
+
+#[derive(Debug)]
+pub(super) struct LentPlace {
+    places: Arc<Lent>,
+    id: u64,
+}
+
+impl Drop for LentPlace {
+    fn drop(&mut self) {
+        self.places.state().guests.remove(&self.id);
+    }
+}
+
+impl Places {
+    pub(super) fn kept(most: usize) -> Self {
+        Self::Kept(Arc::new(Semaphore::new(most)))
+    }
+
+    /// At most so many places, and of one origin at most `most_of_origin`.
+    pub(super) fn lent(most: usize, most_of_origin: usize) -> Self {
+        Self::Lent(Arc::new(Lent { most, most_of_origin, state: Mutex::default() }))
+    }
+
+    /// A place for a connection from an address. If none is free, another connection may be
+    /// [told](Activity::give_up) to end; its memory is free when it has done so.
+    pub(super) fn take(&self, peer: IpAddr, activity: &Arc<Activity>) -> Option<Place> {
+        match self {
+            Self::Kept(places) => Arc::clone(places).try_acquire_owned().ok().map(Place::Kept),
+            Self::Lent(places) => {
+                let mut state = places.state();
+                let origin = Origin::from(peer);
+                if !state.make_room(origin, places.most, places.most_of_origin) {
+                    return None;
+                }
+                state.next += 1;
+                let id = state.next;
+                state.guests.insert(id, Guest { origin, activity: Arc::clone(activity) });
+                Some(Place::Lent(LentPlace { places: Arc::clone(places), id }))
+            }
+        }
+    }
+}
+
+impl Lent {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Whether one more from this origin has a place, for which another may have to leave.
+    fn make_room(&mut self, origin: Origin, most: usize, most_of_origin: usize) -> bool {
+        let mut crowds: HashMap<Origin, usize> = HashMap::new();
+        for guest in self.guests.values() {
+            *crowds.entry(guest.origin).or_default() += 1;
+        }
+        let crowd = crowds.get(&origin).copied().unwrap_or_default();
+        let leaves = if crowd >= most_of_origin {
+            self.guest_to_leave(|guest, idle| (guest.origin == origin && idle).then_some(0))
+        } else if self.guests.len() >= most {
+            // A request under way is broken off only for somebody who has fewer connections.
+            self.guest_to_leave(|guest, idle| {
+                let its_crowd = crowds.get(&guest.origin).copied().unwrap_or_default();
+                (idle || its_crowd > crowd + 1).then_some(its_crowd)
+            })
+        } else {
+            return true;
+        };
+        let Some(guest) = leaves.and_then(|id| self.guests.remove(&id)) else { return false };
+        guest.activity.give_up().notify_one();
+        if self.full.is_news() {
+            tracing::warn!("closing idle connections for new ones, connection limit reached");
+        }
+        true
+    }
+
+    /// The one in the largest crowd; of equals one that is idle, and of those the one that has been so for
+    /// longest.
+    fn guest_to_leave(&self, crowd: impl Fn(&Guest, bool) -> Option<usize>) -> Option<u64> {
+        let candidates = self.guests.iter().filter_map(|(id, guest)| {
+            let (idle, since) = guest.activity.quiet();
+            Some(((crowd(guest, idle)?, idle, Reverse(since)), *id))
+        });
+        candidates.max_by_key(|(rank, _)| *rank).map(|(_, id)| id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::Version;
+    use futures::FutureExt;
+    use tokio::time::{Duration, advance};
+
+    use super::*;
+
+    struct Client {
+        activity: Arc<Activity>,
+        _place: Place,
+    }
+
+    impl Client {
+        fn must_leave(&self) -> bool {
+            self.activity.give_up().notified().now_or_never().is_some()
+        }
+    }
+
+    async fn connect(places: &Places, last: u8) -> Option<Client> {
+        advance(Duration::from_millis(1)).await;
+        let activity = Activity::new();
+        let place = places.take([192, 0, 2, last].into(), &activity)?;
+        Some(Client { activity, _place: place })
+    }
+
+    async fn connect_all(places: &Places, last: u8, clients: usize) -> Vec<Client> {
+        let mut connected = Vec::new();
+        for _ in 0..clients {
+            connected.push(connect(places, last).await.unwrap());
+        }
+        connected
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_longest_idle_of_the_largest_crowd_makes_room() {
+        let places = Places::lent(10, 5);
+        let alone = connect(&places, 1).await.unwrap();
+        let few = connect_all(&places, 2, 4).await;
+        let many = connect_all(&places, 3, 5).await;
+        let left = |clients: &[Client]| clients.iter().map(Client::must_leave).collect::<Vec<_>>();
+        let next = connect(&places, 4).await.unwrap();
+        assert_eq!(left(&many), [true, false, false, false, false]);
+        assert_eq!(left(&few), [false; 4]);
+        // Now both are four.
+        let another = connect(&places, 5).await.unwrap();
+        assert_eq!(left(&many), [false; 5]);
+        assert_eq!(left(&few), [true, false, false, false]);
+        assert_eq!(left(&[alone, next, another]), [false; 3]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_has_its_part_and_its_idle_ones_make_room() {
+        let places = Places::lent(10, 5);
+        let ours = connect_all(&places, 1, 5).await;
+        let busy: Vec<_> = ours[..2].iter().map(|client| client.activity.begin(Version::HTTP_11)).collect();
+        let next = connect(&places, 1).await.unwrap();
+        let left: Vec<bool> = ours.iter().map(Client::must_leave).collect();
+        assert_eq!(left, [false, false, true, false, false]);
+        let also_busy = [&ours[3], &ours[4], &next].map(|client| client.activity.begin(Version::HTTP_11));
+        assert!(connect(&places, 1).await.is_none());
+        drop((busy, also_busy));
+        assert!(connect(&places, 1).await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_that_never_end_keep_nobody_out() {
+        let places = Places::lent(10, 5);
+        let (one, other) = (connect_all(&places, 1, 5).await, connect_all(&places, 2, 5).await);
+        let all: Vec<_> = one.iter().chain(&other).collect();
+        let _busy: Vec<_> = all.iter().map(|client| client.activity.begin(Version::HTTP_2)).collect();
+        let probe = connect(&places, 3).await.unwrap();
+        assert_eq!(all.iter().filter(|client| client.must_leave()).count(), 1);
+        assert!(!probe.must_leave());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_that_is_kept_is_nobody_elses() {
+        let places = Places::kept(1);
+        let first = connect(&places, 1).await.unwrap();
+        assert!(connect(&places, 2).await.is_none());
+        assert!(!first.must_leave());
+        drop(first);
+        assert!(connect(&places, 2).await.is_some());
+    }
+}
