@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use crate::scratch::directory;
 use crate::servers::eventually;
-use crate::system::directory;
 
 /// How long the browser may take to do something, on a busy machine.
 const PATIENCE: Duration = Duration::from_mins(1);

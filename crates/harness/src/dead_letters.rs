@@ -9,7 +9,7 @@ use lapin::types::{AMQPValue, FieldArray, FieldTable};
 use serde_json::Value;
 
 use crate::amqp::AmqpClient;
-use crate::processes::{command, run};
+use crate::program::{command, run};
 use crate::servers::Servers;
 use crate::sql;
 

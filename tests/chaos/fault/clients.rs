@@ -23,7 +23,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
-use super::Lifted;
+use super::lifted::Lifted;
 use crate::cluster::Cluster;
 
 /// HTTP/1.1 connections, or HTTP/2 streams.

@@ -20,8 +20,8 @@ use hyper::{Request, StatusCode, header};
 use lapin::types::AMQPValue;
 use serde_json::Value;
 
-use super::Lifted;
 use super::dead_letters::{await_dead_letters, dead, empty};
+use super::lifted::Lifted;
 use crate::cluster::Cluster;
 
 /// Clients, and requests of each. If each byte were repeated as six bytes, they would take far more memory
