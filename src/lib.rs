@@ -21,6 +21,7 @@ pub mod bulk;
 // The process.
 mod backoff;
 mod trouble;
+mod acceptor;
 mod event_loop;
 mod reload;
 pub mod batcher;

@@ -120,6 +120,15 @@ pub struct AuditEntry {
     pub details: String,
 }
 
+/// An entry as both backends store it: its fields in their order.
+pub(super) type AuditRow = (i64, String, String, String, String, String);
+
+impl From<AuditRow> for AuditEntry {
+    fn from((at, action, subject, by, reason, details): AuditRow) -> Self {
+        Self { at: UtcTime(at), action, subject, signature: Signature { by, reason }, details }
+    }
+}
+
 /// A store that operators can maintain.
 ///
 /// Errors are sentences with the exit status of the process. After an error of a step the same command can be
