@@ -49,7 +49,7 @@ pub struct DeadLetterQueue {
     config: BrokerConfig,
     connection: Connection,
     /// The last channel consumes; the others hold dead letters until the end.
-    channels: Vec<Holder>,
+    channels: Vec<HoldingChannel>,
     pass: Option<Pass>,
     /// How many dead letters are handed out ahead.
     prefetch: u64,
@@ -62,7 +62,7 @@ pub struct DeadLetterQueue {
 }
 
 #[derive(Debug)]
-struct Holder {
+struct HoldingChannel {
     channel: Channel,
     /// The tag of the last dead letter that arrived on it.
     last: u64,
@@ -72,7 +72,7 @@ struct Holder {
     taken: bool,
 }
 
-impl Holder {
+impl HoldingChannel {
     /// Returns when the queue has every acknowledgement. The broker's channel buffers acknowledgements that
     /// come faster than the queue processes them, and would lose them when it closes. The queue answers a
     /// consume only after all it was sent before; then the channel sends the buffered rest.
@@ -118,7 +118,7 @@ impl DeadLetterQueue {
         Ok(Self {
             config: config.clone(),
             connection,
-            channels: vec![Holder { channel, last: 0, left: 0, taken: false }],
+            channels: vec![HoldingChannel { channel, last: 0, left: 0, taken: false }],
             pass: None,
             prefetch: (PREFETCH_BYTES / u64::from(limit.max_message_bytes)).clamp(1, MAX_PREFETCH),
             count,
@@ -226,7 +226,7 @@ impl DeadLetterQueue {
     /// When the connection is gone: the last ones taken may still be in the queue.
     pub async fn close(self) -> Result<(), BrokerError> {
         let closed = async {
-            try_join_all(self.channels.iter().map(Holder::flush)).await?;
+            try_join_all(self.channels.iter().map(HoldingChannel::flush)).await?;
             // The broker answers after everything sent over the channel before.
             try_join_all(self.channels.iter().map(|held| held.channel.close(200, "done".into()))).await?;
             // The queue takes its dead letters back a moment later.
@@ -247,10 +247,10 @@ impl DeadLetterQueue {
             holder.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
             if holder.left >= CHANNEL_DEAD_LETTERS {
                 let channel = self.connection.create_channel().await?;
-                self.channels.push(Holder { channel, last: 0, left: 0, taken: false });
+                self.channels.push(HoldingChannel { channel, last: 0, left: 0, taken: false });
             }
         }
-        let Some(Holder { channel, last, .. }) = self.channels.last() else { return Ok(()) };
+        let Some(HoldingChannel { channel, last, .. }) = self.channels.last() else { return Ok(()) };
         let prefetch = self.unseen.min(self.prefetch);
         let qos = u16::try_from(prefetch).unwrap_or(u16::MAX);
         channel.basic_qos(qos, BasicQosOptions::default()).await?;

@@ -124,7 +124,7 @@ impl IntoParams for BodyEncoding {
 
 /// What is known of a body before it is unpacked.
 #[derive(Clone, Debug)]
-struct Wire {
+struct ArrivingBody {
     packing: Packing,
     /// Bytes of the body that have arrived.
     arrived: Arc<AtomicU64>,
@@ -151,14 +151,14 @@ pub async fn observe(mut request: Request) -> Request {
             _ => {}
         }
     }
-    let wire = Wire { packing: Packing::of(request.headers()), arrived: Arc::default() };
+    let wire = ArrivingBody { packing: Packing::of(request.headers()), arrived: Arc::default() };
     request.extensions_mut().insert(wire.clone());
     request.map(|body| Body::new(Observed { body, wire }))
 }
 
 struct Observed {
     body: Body,
-    wire: Wire,
+    wire: ArrivingBody,
 }
 
 impl hyper::body::Body for Observed {
@@ -221,7 +221,7 @@ pub(super) fn unpacked(request: Request) -> Result<Body, Problem> {
 ///
 /// When the request was not observed.
 pub async fn read(request: Request, rules: BodyRules, share: &mut Share) -> Result<Vec<u8>, Problem> {
-    let wire = request.extensions().get::<Wire>().cloned().expect("every request is observed");
+    let wire = request.extensions().get::<ArrivingBody>().cloned().expect("every request is observed");
     let encoding = request.headers().get(header::CONTENT_ENCODING);
     let encoding = encoding.map(|encoding| excerpt(format_args!("{encoding:?}")));
     let waits_to_send = waits_to_send(request.headers());
@@ -276,7 +276,7 @@ async fn discard<B: hyper::body::Body<Data = Bytes> + Unpin>(mut body: B, mut le
 
 async fn read_unpacked(
     body: &mut Body,
-    wire: &Wire,
+    wire: &ArrivingBody,
     rules: BodyRules,
     share: &mut Share,
 ) -> Result<Vec<u8>, Problem> {
@@ -295,7 +295,7 @@ async fn read_unpacked(
 
 async fn collect(
     body: &mut Body,
-    wire: &Wire,
+    wire: &ArrivingBody,
     rules: BodyRules,
     share: &mut Share,
 ) -> Result<Vec<u8>, Problem> {
@@ -334,7 +334,7 @@ async fn collect(
 /// The next bytes of a body, while it arrives fast enough.
 async fn next(
     body: &mut Body,
-    wire: &Wire,
+    wire: &ArrivingBody,
     rules: BodyRules,
     begun: Instant,
 ) -> Result<Option<Bytes>, Problem> {

@@ -50,7 +50,7 @@ struct Shared {
 struct State {
     free: usize,
     next: u64,
-    holders: HashMap<u64, Holder>,
+    holders: HashMap<u64, Account>,
     /// In the order of service.
     waiting: BTreeMap<(Rank, u64), Waiting>,
 }
@@ -71,7 +71,7 @@ impl Rank {
 }
 
 #[derive(Debug, Default)]
-struct Holder {
+struct Account {
     bytes: usize,
     /// The transfer that the client is making, if any.
     transfer: Option<Transfer>,
@@ -81,7 +81,7 @@ struct Holder {
     waits: bool,
 }
 
-impl Holder {
+impl Account {
     /// Whole bytes held for each byte that the client has moved: about the same for all bodies that are not
     /// packed.
     fn growth(&self) -> u64 {
@@ -106,24 +106,24 @@ impl Transfer {
 #[derive(Debug)]
 struct Waiting {
     bytes: usize,
-    granted: oneshot::Sender<Grant>,
+    granted: oneshot::Sender<Allotment>,
 }
 
 /// Bytes granted to a waiting request. Dropping the grant unused returns them.
 #[derive(Debug)]
-struct Grant {
+struct Allotment {
     budget: Arc<Shared>,
     bytes: usize,
 }
 
-impl Grant {
+impl Allotment {
     /// Gives the bytes to the share with this id.
     fn goes_to(mut self, id: u64) {
         self.budget.state().holder(id).bytes += std::mem::take(&mut self.bytes);
     }
 }
 
-impl Drop for Grant {
+impl Drop for Allotment {
     fn drop(&mut self) {
         if self.bytes > 0 {
             self.budget.state().free += self.bytes;
@@ -158,7 +158,7 @@ impl Budget {
         let mut state = self.0.state();
         let id = state.next;
         state.next += 1;
-        state.holders.insert(id, Holder::default());
+        state.holders.insert(id, Account::default());
         Share { budget: Arc::clone(&self.0), id, bytes: 0 }
     }
 
@@ -242,7 +242,7 @@ impl Drop for Share {
 }
 
 impl State {
-    fn holder(&mut self, id: u64) -> &mut Holder {
+    fn holder(&mut self, id: u64) -> &mut Account {
         self.holders.entry(id).or_default()
     }
 }
@@ -299,7 +299,7 @@ impl Shared {
             && let Some((_, Waiting { bytes, granted })) = state.waiting.pop_first()
         {
             state.free -= bytes;
-            let grant = Grant { budget: Arc::clone(self), bytes };
+            let grant = Allotment { budget: Arc::clone(self), bytes };
             unwanted.extend(granted.send(grant).err());
         }
         // Dropping an unwanted grant returns its bytes, for which it locks the state.
@@ -314,7 +314,7 @@ impl Shared {
         let coming: usize = state.holders.values().filter(|held| held.given_up).map(|held| held.bytes).sum();
         let mut short = (needed + self.reserve()).saturating_sub(state.free + coming);
         let now = Instant::now();
-        let mut slowest: Vec<(u128, &mut Holder)> = state
+        let mut slowest: Vec<(u128, &mut Account)> = state
             .holders
             .values_mut()
             .filter(|holder| holder.bytes > 0 && !holder.given_up)
@@ -369,7 +369,7 @@ struct Waits {
     budget: Arc<Shared>,
     place: (Rank, u64),
     since: Instant,
-    granted: oneshot::Receiver<Grant>,
+    granted: oneshot::Receiver<Allotment>,
 }
 
 impl Drop for Waits {

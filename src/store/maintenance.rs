@@ -22,7 +22,7 @@ pub struct Signature {
 
 /// What a domain had before it was reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Forgotten {
+pub struct ResetDomain {
     /// Its events.
     pub counters: Counters,
     /// What was noted of it.
@@ -153,7 +153,7 @@ pub trait Maintenance {
         &mut self,
         domain: &DomainName,
         signature: &Signature,
-    ) -> impl Future<Output = Result<Option<Forgotten>, ExitError>>;
+    ) -> impl Future<Output = Result<Option<ResetDomain>, ExitError>>;
 
     /// Sets the threshold, if it is to be another one, and begins to walk through the domains. If a walk with
     /// that threshold has begun, this run goes on with it.

@@ -3,7 +3,7 @@
 mod imports;
 mod source;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use syn::spanned::Spanned;
@@ -11,7 +11,7 @@ use syn::visit::{self, Visit};
 use syn::{Item, Visibility};
 
 pub(super) use source::{Source, sources};
-use source::{complain, root};
+use source::{complain, crates, root};
 
 const MAX_COLUMNS: usize = 112;
 const MAX_FILE_LINES: usize = 400;
@@ -85,21 +85,59 @@ fn files_functions_and_lines_have_a_length_that_can_be_read() {
     complain("files, functions and lines are short", &complaints);
 }
 
+/// Names that stand for several types of one crate, with the reason.
+const SHARED_NAMES: [(&str, &str); 3] = [
+    ("Command", "each program has commands of its own, and only its folder sees them"),
+    ("Delta", "each backend has its own, in the numbers that its rows have"),
+    ("Rule", "each backend has its own, in the numbers that its rows have"),
+];
+
+/// The types that a file defines outside its functions, and who sees them.
+fn types(syntax: &syn::File) -> impl Iterator<Item = (String, &Visibility)> {
+    syntax.items.iter().filter_map(|item| {
+        let (name, visibility) = match item {
+            Item::Struct(item) => (&item.ident, &item.vis),
+            Item::Enum(item) => (&item.ident, &item.vis),
+            Item::Trait(item) => (&item.ident, &item.vis),
+            Item::Type(item) => (&item.ident, &item.vis),
+            _ => return None,
+        };
+        Some((name.to_string(), visibility))
+    })
+}
+
+#[test]
+fn a_name_that_others_see_is_one_type_of_its_crate() {
+    let (mut complaints, mut excused) = (Vec::new(), BTreeSet::new());
+    for folder in crates() {
+        // A name that no other file sees may be used again.
+        let mut found: BTreeMap<String, (Vec<String>, bool)> = BTreeMap::new();
+        for Source { path, syntax, .. } in sources(&[&folder]) {
+            for (name, visibility) in types(&syntax) {
+                let (paths, seen) = found.entry(name).or_default();
+                paths.push(path.clone());
+                *seen |= !matches!(visibility, Visibility::Inherited);
+            }
+        }
+        for (name, (paths, seen)) in found {
+            match SHARED_NAMES.iter().find(|(shared, _)| *shared == name) {
+                Some((shared, _)) if paths.len() > 1 => drop(excused.insert(*shared)),
+                None if paths.len() > 1 && seen => complaints.push(format!("{name}: {paths:?}")),
+                _ => {}
+            }
+        }
+    }
+    complain("a name that others see is one type of its crate", &complaints);
+    assert_eq!(excused.len(), SHARED_NAMES.len(), "only {excused:?} are shared");
+}
+
 #[test]
 fn no_two_public_types_share_a_name() {
     let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    let folders = ["src", "crates"];
-    for Source { path, syntax, .. } in sources(&folders) {
-        for item in &syntax.items {
-            let (name, visibility) = match item {
-                Item::Struct(item) => (&item.ident, &item.vis),
-                Item::Enum(item) => (&item.ident, &item.vis),
-                Item::Trait(item) => (&item.ident, &item.vis),
-                Item::Type(item) => (&item.ident, &item.vis),
-                _ => continue,
-            };
+    for Source { path, syntax, .. } in sources(&["src", "crates"]) {
+        for (name, visibility) in types(&syntax) {
             if matches!(visibility, Visibility::Public(_)) {
-                found.entry(name.to_string()).or_default().push(path.clone());
+                found.entry(name).or_default().push(path.clone());
             }
         }
     }

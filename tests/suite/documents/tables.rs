@@ -186,11 +186,12 @@ fn items(text: &str) -> Vec<String> {
     items
 }
 
-/// Each file that a text names, with the function whose name comes next, as in "`src/ingest.rs` `put_event` does
-/// this"; without one it is empty.
+/// Each file that a text names, with the function whose name comes next, as in "`src/ingest.rs` `put_event`
+/// does this"; without one it is empty.
 fn stops(text: &str) -> Vec<(&str, &str)> {
     let parts: Vec<&str> = text.split('`').collect();
-    let is_file = |place: &usize| place % 2 == 1 && parts[*place].ends_with(".rs");
+    let is_file =
+        |place: &usize| place % 2 == 1 && Path::new(parts[*place]).extension().is_some_and(|it| it == "rs");
     let files = (0..parts.len()).filter(is_file);
     let function = |file: usize| parts.get(file + 2).filter(|_| parts[file + 1] == " ").copied();
     files.map(|file| (parts[file], function(file).unwrap_or_default())).collect()

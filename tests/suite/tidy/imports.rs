@@ -1,12 +1,11 @@
 //! Who may use what: vendors' crates, modules, files.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 
 use syn::visit::{self, Visit};
 use syn::{Attribute, Item, UseTree, Visibility};
 
-use super::source::{Source, complain, root, sources};
+use super::source::{Source, complain, crates, sources};
 
 /// Who may name a vendor's crate: one folder or file for each.
 const DOORS: [(&str, &str); 13] = [
@@ -137,15 +136,6 @@ fn a_module_uses_only_those_above_it() {
         }
     }
     complain("a module uses only those above it", &complaints);
-}
-
-/// The folders whose files are one crate each.
-fn crates() -> Vec<String> {
-    let mut crates: Vec<String> =
-        ["src", "tests/suite", "tests/chaos", "benches/system"].map(str::to_owned).into();
-    let members = fs::read_dir(root().join("crates")).unwrap();
-    crates.extend(members.map(|entry| format!("crates/{}/src", entry.unwrap().file_name().display())));
-    crates
 }
 
 /// The module that a file is, as in `broker::publisher`.

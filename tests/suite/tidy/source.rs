@@ -43,6 +43,15 @@ pub(crate) fn sources(folders: &[&str]) -> Vec<Source> {
     paths.into_iter().map(read).collect()
 }
 
+/// The folders whose files are one crate each.
+pub(crate) fn crates() -> Vec<String> {
+    let mut crates: Vec<String> =
+        ["src", "tests/suite", "tests/chaos", "benches/system"].map(str::to_owned).into();
+    let members = fs::read_dir(root().join("crates")).unwrap();
+    crates.extend(members.map(|entry| format!("crates/{}/src", entry.unwrap().file_name().display())));
+    crates
+}
+
 /// Fails with all that breaks a rule.
 pub(crate) fn complain(rule: &str, complaints: &[String]) {
     assert!(complaints.is_empty(), "{rule}:\n{}", complaints.join("\n"));
