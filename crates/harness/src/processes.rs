@@ -277,6 +277,13 @@ impl Service {
         send(request.body(Full::new(body.into())).unwrap()).await
     }
 
+    /// Sends an array of events in one request, which must be accepted.
+    pub async fn post_events(&self, events: &Value) {
+        let headers = [("content-type", "application/json")];
+        let (status, _, answer) = self.request(Method::POST, "/events", &headers, events.to_string()).await;
+        assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
+    }
+
     /// Sends a PUT without a body.
     pub async fn put(&self, path: &str) -> StatusCode {
         self.request(Method::PUT, path, &[], "").await.0

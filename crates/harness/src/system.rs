@@ -21,8 +21,8 @@ impl System {
     /// The three services, with servers of their own.
     pub async fn cluster(variables: &[(&str, &str)]) -> Self {
         let servers = Servers::fresh().await;
-        let patient = [&[LONG_DEADLINE][..], variables].concat();
-        let events = Service::ready("ingest", &servers, &patient).await;
+        let with_deadline = [&[LONG_DEADLINE][..], variables].concat();
+        let events = Service::ready("ingest", &servers, &with_deadline).await;
         let worker = Service::ready("worker", &servers, &[]).await;
         let query = Service::ready("query", &servers, variables).await;
         Self { servers, events, others: Some((worker, query)), data: None }
