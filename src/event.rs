@@ -195,7 +195,7 @@ impl<'de> Visitor<'de> for EventVisitor<'_> {
                     once("domain", &mut domain, self.value::<Text<_>, _>(Invalid::Domain, &mut map)?.0)?;
                 }
                 Field::Event => once("event", &mut outcome, map.next_value::<Text<_>>()?.0)?,
-                Field::Count => once("count", &mut count, map.next_value::<Count>()?.0)?,
+                Field::Count => once("count", &mut count, map.next_value::<EventCount>()?.0)?,
                 Field::Id => once("id", &mut key, self.value::<Option<Text<_>>, _>(Invalid::Key, &mut map)?)?,
                 Field::Other => drop(map.next_value::<IgnoredAny>()?),
             }
@@ -260,33 +260,33 @@ impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for Text<T> {
 }
 
 /// A whole number from 1 to [`MAX_COUNT`].
-struct Count(u64);
+struct EventCount(u64);
 
-impl<'de> Deserialize<'de> for Count {
+impl<'de> Deserialize<'de> for EventCount {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct CountVisitor;
 
         impl Visitor<'_> for CountVisitor {
-            type Value = Count;
+            type Value = EventCount;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 write!(f, "a count from 1 to {MAX_COUNT}")
             }
 
-            fn visit_str<E: de::Error>(self, _: &str) -> Result<Count, E> {
+            fn visit_str<E: de::Error>(self, _: &str) -> Result<EventCount, E> {
                 Err(unexpected_string(&self))
             }
 
-            fn visit_u64<E: de::Error>(self, count: u64) -> Result<Count, E> {
+            fn visit_u64<E: de::Error>(self, count: u64) -> Result<EventCount, E> {
                 if (1..=MAX_COUNT).contains(&count) {
-                    Ok(Count(count))
+                    Ok(EventCount(count))
                 } else {
                     Err(E::invalid_value(de::Unexpected::Unsigned(count), &self))
                 }
             }
 
             /// JSON has one kind of number, and some programs write a whole one as `3.0`.
-            fn visit_f64<E: de::Error>(self, count: f64) -> Result<Count, E> {
+            fn visit_f64<E: de::Error>(self, count: f64) -> Result<EventCount, E> {
                 #[expect(clippy::cast_precision_loss, reason = "the limit is far below 2^53")]
                 let most = MAX_COUNT as f64;
                 if count.fract() == 0.0 && (1.0..=most).contains(&count) {
@@ -296,7 +296,7 @@ impl<'de> Deserialize<'de> for Count {
                         reason = "just checked"
                     )]
                     let count = count as u64;
-                    Ok(Count(count))
+                    Ok(EventCount(count))
                 } else {
                     Err(E::invalid_value(de::Unexpected::Float(count), &self))
                 }

@@ -10,10 +10,10 @@ use crate::idempotency_key::{IdempotencyKey, MAX_KEY};
 use crate::{broker, http, ingest, query};
 
 /// A function that panics if the bytes break a promise.
-pub type Target = fn(&[u8]);
+pub type FuzzTarget = fn(&[u8]);
 
 /// All targets, by their names.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, FuzzTarget); 9] = [
     ("domain_name", domain_name),
     ("idempotency_key", idempotency_key),
     ("bulk", ingest::fuzzed::bulk),

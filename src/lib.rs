@@ -22,6 +22,7 @@ pub mod bulk;
 mod backoff;
 mod trouble;
 mod log_limit;
+mod acceptor;
 mod event_loop;
 mod reload;
 pub mod batcher;

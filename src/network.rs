@@ -2,10 +2,13 @@
 
 use std::error::Error;
 use std::net::IpAddr;
+use std::path::Path;
 
 use clap::ArgAction;
 use clap::builder::BoolishValueParser;
 use rustls::CertificateError;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 use crate::process::ExitError;
 
@@ -56,6 +59,21 @@ pub fn is_local(host: &str) -> bool {
     let address = bare.parse::<IpAddr>();
     bare.eq_ignore_ascii_case("localhost")
         || address.is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
+/// The certificates of a file in PEM, of which there has to be one.
+///
+/// # Errors
+///
+/// What is wrong with the file, which is named. It is text only: in the error of rustls, [`tls_fault`] would
+/// see a fault of the other side.
+pub(crate) fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let certificates = read.map_err(|error| format!("{}: {error}", path.display()))?;
+    if certificates.is_empty() {
+        return Err(format!("{}: no certificate in it", path.display()));
+    }
+    Ok(certificates)
 }
 
 /// What is wrong with a server whose TLS failed, in words an operator can act on; `None` where the error is

@@ -35,7 +35,7 @@ use domain::Domains;
 use feed::Feed;
 use list::Lists;
 use lookup::{Lookups, read, warm_up};
-use page::{LastGlance, Page};
+use page::{LastGlance, PageState};
 use socketmap::Socketmap;
 use source::Source;
 
@@ -152,7 +152,7 @@ pub async fn run(config: QueryConfig, process: Process) -> anyhow::Result<()> {
     });
     let router = {
         let (config, health, stop) = (config.clone(), health.clone(), process.shutdown.clone());
-        let shared = Shared::default();
+        let shared = SharedByThreads::default();
         move || router(&config, &health, &shared, stop.clone())
     };
     let stop = process.shutdown.clone();
@@ -167,7 +167,7 @@ pub async fn run(config: QueryConfig, process: Process) -> anyhow::Result<()> {
 }
 
 /// The routes of one thread, with the replica behind them. Must be called on the thread's event loop.
-fn router(config: &QueryConfig, health: &Health, shared: &Shared, shutdown: Shutdown) -> Router {
+fn router(config: &QueryConfig, health: &Health, shared: &SharedByThreads, shutdown: Shutdown) -> Router {
     let replica = Replica::new(&config.replica, READS_AT_ONCE);
     let routes = routes(&config.lookup, replica, health.dependency("replica"), shared, shutdown);
     http::documented(ABOUT, routes)
@@ -175,13 +175,13 @@ fn router(config: &QueryConfig, health: &Health, shared: &Shared, shutdown: Shut
 
 /// What the threads of a process share.
 #[derive(Clone)]
-pub(crate) struct Shared {
+pub(crate) struct SharedByThreads {
     /// Memory for look-ups and large answers.
     budget: Budget,
     glance: LastGlance,
 }
 
-impl Default for Shared {
+impl Default for SharedByThreads {
     fn default() -> Self {
         Self { budget: Budget::new(names::BUDGET), glance: LastGlance::default() }
     }
@@ -193,7 +193,7 @@ pub(crate) fn routes<S: DomainSource>(
     config: &LookupConfig,
     source: S,
     dependency: Dependency,
-    shared: &Shared,
+    shared: &SharedByThreads,
     shutdown: Shutdown,
 ) -> OpenApiRouter {
     let source = Arc::new(source);
@@ -208,7 +208,7 @@ pub(crate) fn routes<S: DomainSource>(
         .routes(routes!(maps::get_map).with_state(lists))
         .routes(routes!(totals::get_totals).with_state(source.clone()))
         .routes(routes!(changes::get_changes).with_state(changes))
-        .merge(page::routes(Page::new(domains, source, shared.budget.clone(), shared.glance.clone())))
+        .merge(page::routes(PageState::new(domains, source, shared.budget.clone(), shared.glance.clone())))
 }
 
 /// Serves a socketmap on a thread of its own, with readers of its own, until the shutdown and the grace

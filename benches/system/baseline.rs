@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -18,8 +18,11 @@ use futures::future::try_join_all;
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 
-use crate::ALLOWED;
-use crate::system::THREADS;
+use crate::myself::myself;
+
+/// Threads of ingest, query and the baselines. All processes share the cores, and with fewer threads more
+/// events or names share a confirm or a query.
+pub(crate) const THREADS: u16 = 1;
 
 /// How many connections the naive design has to the primary. On two cores more do not make it faster.
 const CONNECTIONS: u32 = 32;
@@ -39,15 +42,6 @@ pub(crate) enum Baseline {
     Naive,
     /// A 202 for each PUT, without doing anything.
     Floor,
-}
-
-/// A command that starts this program again, for one of its parts.
-pub(crate) fn myself(part: &str) -> anyhow::Result<Command> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.arg(part).env_clear();
-    command.envs(std::env::vars().filter(|(name, _)| name == "CATCHALL_DEV")).env(ALLOWED, "yes");
-    command.stdin(Stdio::null());
-    Ok(command)
 }
 
 /// Serves until SIGTERM. Prints the address once it is ready.

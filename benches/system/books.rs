@@ -6,13 +6,14 @@ use anyhow::{Context, anyhow, ensure};
 use catchall_load::counts::Counts;
 use catchall_load::workload::Names;
 use harness::processes;
+use harness::servers::Servers;
 use harness::sql;
 use http_body_util::Full;
 use hyper::{Request, StatusCode, header};
 use serde::Deserialize;
 
 use crate::clients::send_all;
-use crate::system::{end, standalone};
+use crate::system::{Processes, end, standalone};
 
 /// How many domains are read at a time from the database.
 const TOGETHER: usize = 10_000;
@@ -30,6 +31,14 @@ pub(crate) enum Books {
 }
 
 impl Books {
+    /// Where the counts of a row are while none of its processes runs.
+    pub(crate) fn of(processes: &Processes, servers: &Servers) -> Self {
+        match processes {
+            Processes::Standalone(data) | Processes::Guarded(data, _) => Self::File(data.clone()),
+            _ => Self::Database(servers.database_url.clone()),
+        }
+    }
+
     /// The sums of all counters.
     pub(crate) async fn sums(&self) -> anyhow::Result<Counts> {
         match self {

@@ -5,14 +5,13 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, ensure};
-use bytes::Bytes;
 use catchall_load::counts::Counts;
 use harness::http::HttpClient;
-use http_body_util::Full;
-use hyper::{Request, StatusCode};
+use hyper::StatusCode;
 use serde_json::Value;
 
 use crate::measure::SideResult;
+use crate::prober::put;
 use crate::stats::{histogram, latency};
 
 /// The pause between two probes.
@@ -35,11 +34,8 @@ pub(crate) async fn probe(ingest_url: &str, query_address: &str, seconds: u64) -
         while Instant::now() < until {
             let domain = format!("change{number}.example");
             number += 1;
-            let put = Request::put(format!("{ingest_url}/events/{domain}/bounced"));
-            let answer = http.send(put.body(Full::<Bytes>::default())?, TIMEOUT).await;
-            let (status, body) = answer.map_err(|error| anyhow!(error))?;
-            ensure!(status == StatusCode::ACCEPTED, "a probe was answered {status}: {body}");
-            accepted.borrow_mut().insert(domain, Instant::now());
+            let at = put(&http, &format!("{ingest_url}/events/{domain}/bounced")).await?;
+            accepted.borrow_mut().insert(domain, at);
             tokio::time::sleep(PAUSE).await;
         }
         *done.borrow_mut() = true;

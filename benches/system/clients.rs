@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 pub(crate) type Call = Request<Full<Bytes>>;
 
 /// An answer.
-pub(crate) struct Answer {
+pub(crate) struct TimedAnswer {
     /// The index of its request.
     pub(crate) request: usize,
     pub(crate) status: StatusCode,
@@ -31,7 +31,7 @@ pub(crate) async fn send_all(
     address: &str,
     connections: usize,
     requests: impl Iterator<Item = Call>,
-    tell: impl FnMut(Answer) -> anyhow::Result<()>,
+    tell: impl FnMut(TimedAnswer) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let (requests, tell) = (RefCell::new(requests.enumerate()), RefCell::new(tell));
     let sending = (0..connections).map(async |_| {
@@ -42,7 +42,7 @@ pub(crate) async fn send_all(
             let begun = Instant::now();
             let (head, body) = connection.send_request(call).await?.into_parts();
             let body = body.collect().await?.to_bytes();
-            let answer = Answer { request, status: head.status, body, took: begun.elapsed() };
+            let answer = TimedAnswer { request, status: head.status, body, took: begun.elapsed() };
             (tell.borrow_mut())(answer)?;
         }
     });

@@ -15,13 +15,12 @@ use harness::load::{Amount, LoadSpec};
 use harness::servers::Servers;
 use harness::stats::median;
 use harness::system::data_file;
-use serde::Serialize;
 
 use crate::baseline::Baseline;
 use crate::books::Books;
 use crate::measure::{self, SideResult, per_second};
 use crate::scale::Scale;
-use crate::stats::RowStats;
+use crate::stats::{RowStats, Step};
 use crate::system::{Processes, RunningSystem, Scraping};
 use crate::verification::{Sample, between, compare};
 
@@ -45,25 +44,6 @@ pub(crate) const FALL: f64 = 0.05;
 
 /// The time for which the floor is measured, as a share of that of the system.
 const FLOOR_SHARE: f64 = 0.5;
-
-/// A number of connections with its results: medians of all runs.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct Step {
-    pub(crate) connections: u32,
-    /// Events acknowledged per second.
-    pub(crate) rate: f64,
-    pub(crate) p50_ms: f64,
-    pub(crate) p99_ms: f64,
-    /// Processor time of the whole stack per event.
-    pub(crate) micros: f64,
-    /// Events per second of the server that does nothing.
-    pub(crate) floor: f64,
-    pub(crate) floor_p50_ms: f64,
-    /// The rate divided by that of the previous step; `None` for the first.
-    pub(crate) times_before: Option<f64>,
-    /// How many times it was measured.
-    pub(crate) runs: usize,
-}
 
 /// One measurement of one step.
 #[derive(Clone, Copy, Debug)]

@@ -99,6 +99,48 @@ pub(crate) fn slowness(naive: Option<&RowStats>) -> f64 {
 }
 
 impl Goal {
+    /// The goals of a row.
+    pub(crate) fn of(row: Row) -> &'static [Self] {
+        match row {
+            Row::AlonePut => &[Self::OfFloor(0.65), Self::Stack(10.0), Self::FlatMemory],
+            Row::AloneFrontier => &[Self::NoFall, Self::HalfOfFloor],
+            Row::AloneBulk => &[Self::Counted(2_000_000.0), Self::FlatMemory],
+            // Its claims fill the cache of the file until the row ends.
+            Row::AloneKeyed => &[Self::Counted(60_000.0)],
+            Row::AlonePaced => &[Self::P50(3.0), Self::P99(15.0)],
+            Row::AloneFile => &[Self::FileSize(500.0), Self::Opening(1.0)],
+            Row::AloneGet => &[Self::OfFloor(0.65), Self::FlatMemory],
+            Row::AloneUniform => {
+                &[Self::Sustained(80_000.0), Self::P99(1_000.0), Self::Wal(256.0), Self::FlatMemory]
+            }
+            Row::Put => &[Self::Counted(65_000.0), Self::Stack(15.0), Self::TimesFloor(1.6)],
+            Row::PutHalf => &[Self::P95(20.0), Self::P99(40.0)],
+            Row::Frontier => &[Self::NoFall, Self::HalfOfFloor, Self::P50(4.0)],
+            Row::PutH2 => &[Self::Counted(140_000.0), Self::Stack(9.0)],
+            Row::Bulk => &[Self::Counted(2_000_000.0), Self::Stack(0.8)],
+            Row::Amqp => &[Self::Counted(25_000.0), Self::BrokerLimits],
+            Row::Fresh => &[Self::P99(150.0)],
+            Row::Unwatched => &[Self::NoGrowth(3.0)],
+            Row::Zipf => &[Self::Sustained(200_000.0)],
+            Row::Uniform => {
+                &[Self::Sustained(100_000.0), Self::Lag(5.0), Self::Stack(14.0), Self::FlatMemory]
+            }
+            Row::Size | Row::SizeLarge => &[Self::Flat(Row::SizeSmall)],
+            Row::TwoWorkers => &[Self::NotBelow(Row::OneWorker), Self::NoDeadlock],
+            Row::Get => &[Self::Read(45_000.0), Self::ReadStack(28.0)],
+            Row::GetHalf => &[Self::P99(10.0)],
+            Row::ChangeFresh => &[Self::P99(250.0)],
+            Row::Subscribers => &[Self::OfCore(0.1)],
+            Row::List => &[Self::Read(300.0)],
+            Row::ListHalf => &[Self::P99(20.0)],
+            Row::Export => &[Self::Read(500_000.0)],
+            Row::LookUp => &[Self::Read(300_000.0)],
+            Row::Totals => &[Self::P99(5.0)],
+            Row::Reclassify => &[Self::Walked(300.0), Self::AsFresh(Row::Steady)],
+            _ => &[],
+        }
+    }
+
     /// Whether the stats meet the goal, on a machine with this [`slowness`].
     pub(crate) fn judge<'a>(
         self,

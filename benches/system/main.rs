@@ -3,6 +3,7 @@
 //!
 //! `./dev bench` starts the servers. It sets a variable, without which nothing is measured.
 
+mod myself;
 mod baseline;
 mod books;
 mod clients;
@@ -38,13 +39,11 @@ use harness::servers::Servers;
 
 use crate::baseline::Baseline;
 use crate::dataset::Datasets;
+use crate::myself::ALLOWED;
 use crate::row::Row;
 use crate::scale::Scale;
 use crate::stats::RowStats;
 use crate::table::RowTable;
-
-/// Set by `./dev bench`: the servers are used by this program only.
-const ALLOWED: &str = "CATCHALL_BENCH";
 
 /// Measures every way in and out of the system, beside the naive design
 #[derive(Parser)]

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::frontier::Step;
+use crate::stats::Step;
 
 /// Sizes in pixels.
 const WIDTH: f64 = 860.0;

@@ -40,12 +40,8 @@ pub(crate) async fn probe(
         while goes_on() {
             let domain = format!("probe{prober}-{number}.example");
             number += 1;
-            let put = Request::put(format!("{ingest_url}/events/{domain}/delivered"));
-            let answer = http.send(put.body(Full::<Bytes>::default())?, TIMEOUT).await;
-            let (status, body) = answer.map_err(|error| anyhow!(error))?;
-            ensure!(status == StatusCode::ACCEPTED, "a probe was answered {status}: {body}");
+            let accepted = put(&http, &format!("{ingest_url}/events/{domain}/delivered")).await?;
             *sent.borrow_mut() += 1;
-            let accepted = Instant::now();
             while !is_counted(&http, &format!("http://{query_address}/domains/{domain}")).await? {
                 ensure!(accepted.elapsed() < TIMEOUT, "{domain} is not visible after {TIMEOUT:?}");
                 tokio::time::sleep(BETWEEN).await;
@@ -62,6 +58,14 @@ pub(crate) async fn probe(
     let latency = latency(&micros.borrow());
     let notes = vec![format!("latency: from the 202 to the GET that shows it, {delivered} probes")];
     Ok(SideResult { sent, latency_ms: Some(latency), notes, ..SideResult::default() })
+}
+
+/// Sends the event of a probe. Returns when it was accepted.
+pub(crate) async fn put(http: &HttpClient, url: &str) -> anyhow::Result<Instant> {
+    let answer = http.send(Request::put(url).body(Full::<Bytes>::default())?, TIMEOUT).await;
+    let (status, body) = answer.map_err(|error| anyhow!(error))?;
+    ensure!(status == StatusCode::ACCEPTED, "a probe was answered {status}: {body}");
+    Ok(Instant::now())
 }
 
 async fn is_counted(http: &HttpClient, url: &str) -> anyhow::Result<bool> {

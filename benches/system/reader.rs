@@ -23,7 +23,7 @@ use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::task::JoinSet;
 
-use crate::baseline::myself;
+use crate::myself::myself;
 use crate::question::Question;
 use crate::stats::{histogram, latency};
 

@@ -1,10 +1,9 @@
-//! The rows of the result: what each measures, on which dataset, and its goals.
+//! The rows of the result: what each measures, and on which dataset.
 
 use clap::ValueEnum;
 use serde::{Serialize, Serializer};
 
 use crate::dataset::Dataset;
-use crate::goal::Goal;
 use crate::scale::Scale;
 
 /// A row. They are run in this order, which needs the fewest changes of the dataset.
@@ -175,48 +174,6 @@ impl Row {
             | Self::Steady
             | Self::Reclassify => Dataset::Classified(scale.domains),
             Self::SizeLarge => Dataset::Domains(scale.more_domains()),
-        }
-    }
-
-    /// Its goals.
-    pub(crate) fn goals(self) -> &'static [Goal] {
-        match self {
-            Self::AlonePut => &[Goal::OfFloor(0.65), Goal::Stack(10.0), Goal::FlatMemory],
-            Self::AloneFrontier => &[Goal::NoFall, Goal::HalfOfFloor],
-            Self::AloneBulk => &[Goal::Counted(2_000_000.0), Goal::FlatMemory],
-            // Its claims fill the cache of the file until the row ends.
-            Self::AloneKeyed => &[Goal::Counted(60_000.0)],
-            Self::AlonePaced => &[Goal::P50(3.0), Goal::P99(15.0)],
-            Self::AloneFile => &[Goal::FileSize(500.0), Goal::Opening(1.0)],
-            Self::AloneGet => &[Goal::OfFloor(0.65), Goal::FlatMemory],
-            Self::AloneUniform => {
-                &[Goal::Sustained(80_000.0), Goal::P99(1_000.0), Goal::Wal(256.0), Goal::FlatMemory]
-            }
-            Self::Put => &[Goal::Counted(65_000.0), Goal::Stack(15.0), Goal::TimesFloor(1.6)],
-            Self::PutHalf => &[Goal::P95(20.0), Goal::P99(40.0)],
-            Self::Frontier => &[Goal::NoFall, Goal::HalfOfFloor, Goal::P50(4.0)],
-            Self::PutH2 => &[Goal::Counted(140_000.0), Goal::Stack(9.0)],
-            Self::Bulk => &[Goal::Counted(2_000_000.0), Goal::Stack(0.8)],
-            Self::Amqp => &[Goal::Counted(25_000.0), Goal::BrokerLimits],
-            Self::Fresh => &[Goal::P99(150.0)],
-            Self::Unwatched => &[Goal::NoGrowth(3.0)],
-            Self::Zipf => &[Goal::Sustained(200_000.0)],
-            Self::Uniform => {
-                &[Goal::Sustained(100_000.0), Goal::Lag(5.0), Goal::Stack(14.0), Goal::FlatMemory]
-            }
-            Self::Size | Self::SizeLarge => &[Goal::Flat(Self::SizeSmall)],
-            Self::TwoWorkers => &[Goal::NotBelow(Self::OneWorker), Goal::NoDeadlock],
-            Self::Get => &[Goal::Read(45_000.0), Goal::ReadStack(28.0)],
-            Self::GetHalf => &[Goal::P99(10.0)],
-            Self::ChangeFresh => &[Goal::P99(250.0)],
-            Self::Subscribers => &[Goal::OfCore(0.1)],
-            Self::List => &[Goal::Read(300.0)],
-            Self::ListHalf => &[Goal::P99(20.0)],
-            Self::Export => &[Goal::Read(500_000.0)],
-            Self::LookUp => &[Goal::Read(300_000.0)],
-            Self::Totals => &[Goal::P99(5.0)],
-            Self::Reclassify => &[Goal::Walked(300.0), Goal::AsFresh(Self::Steady)],
-            _ => &[],
         }
     }
 

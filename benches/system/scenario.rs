@@ -11,6 +11,7 @@ use harness::system::data_file;
 use harness::usage::MachineTime;
 
 use crate::baseline::Baseline;
+use crate::books::Books;
 use crate::change_prober;
 use crate::dataset::Datasets;
 use crate::frontier;
@@ -304,7 +305,7 @@ async fn run_events(
     scraping: Scraping,
     beside: impl AsyncFnOnce(&RunningSystem) -> anyhow::Result<SideResult>,
 ) -> anyhow::Result<RowStats> {
-    let books = processes.books(servers);
+    let books = Books::of(&processes, servers);
     let nothing_counted = matches!(processes, Processes::Baseline(Baseline::Floor));
     let before = books.sums().await?;
     let sample = Sample::read(spec, &books).await?;

@@ -5,8 +5,6 @@ use harness::stats::real;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use crate::frontier::Step;
-
 /// All stats of a row. In a row of reads an event is a read.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct RowStats {
@@ -63,6 +61,25 @@ impl RowStats {
     pub(crate) fn rate(&self) -> f64 {
         self.counted_per_second.unwrap_or(self.acknowledged_per_second)
     }
+}
+
+/// A number of connections of a frontier, with its results: medians of all runs.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Step {
+    pub(crate) connections: u32,
+    /// Events acknowledged per second.
+    pub(crate) rate: f64,
+    pub(crate) p50_ms: f64,
+    pub(crate) p99_ms: f64,
+    /// Processor time of the whole stack per event.
+    pub(crate) micros: f64,
+    /// Events per second of the server that does nothing.
+    pub(crate) floor: f64,
+    pub(crate) floor_p50_ms: f64,
+    /// The rate divided by that of the previous step; `None` for the first.
+    pub(crate) times_before: Option<f64>,
+    /// How many times it was measured.
+    pub(crate) runs: usize,
 }
 
 /// Processor time in microseconds; `None` for processes that did not run. The time of a baseline or of the

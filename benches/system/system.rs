@@ -14,13 +14,8 @@ use lapin::options::{QueueDeclareOptions, QueuePurgeOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ConnectionProperties};
 
-use crate::baseline::{Baseline, BaselineProcess};
-use crate::books::Books;
+use crate::baseline::{Baseline, BaselineProcess, THREADS};
 use crate::stats::{Micros, Peaks};
-
-/// Threads of ingest, query and the baselines. All processes share the cores, and with fewer threads more
-/// events or names share a confirm or a query.
-pub(crate) const THREADS: u16 = 1;
 
 /// Which processes run in addition to the servers.
 #[derive(Clone, Debug)]
@@ -44,16 +39,6 @@ pub(crate) enum Guarding {
     Token,
     /// A token, and TLS.
     Tls,
-}
-
-impl Processes {
-    /// Where the counts are while none of these processes runs.
-    pub(crate) fn books(&self, servers: &Servers) -> Books {
-        match self {
-            Self::Standalone(data) | Self::Guarded(data, _) => Books::File(data.clone()),
-            _ => Books::Database(servers.database_url.clone()),
-        }
-    }
 }
 
 /// Starts a standalone with this data file and returns once it is ready.

@@ -9,11 +9,10 @@ use hyper::Method;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::frontier::Step;
 use crate::goal::{Goal, GoalResult, slowness};
 use crate::row::Row;
 use crate::scale::Scale;
-use crate::stats::{Micros, Peaks, RowStats};
+use crate::stats::{Micros, Peaks, RowStats, Step};
 
 const HEADINGS: [&str; 23] = [
     "row",
@@ -147,7 +146,7 @@ impl RowTable {
     fn goal_results(&self, row: Row, stats: &RowStats) -> Vec<GoalResult> {
         let slowness = slowness(self.stats(Row::Naive));
         let judge = |goal: &Goal| goal.judge(stats, slowness, |row| self.stats(row));
-        row.goals().iter().map(judge).collect()
+        Goal::of(row).iter().map(judge).collect()
     }
 
     /// The peak memory of each service over all rows, and whether it is below its limit.

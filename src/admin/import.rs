@@ -37,9 +37,9 @@ pub(super) async fn import<S: Maintenance>(
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     let signature = command.author.sign(command.reason.as_ref())?;
-    let mut source = Source::open(&command.file)?;
+    let mut source = ImportSource::open(&command.file)?;
     let checked = source.check(&shutdown).await?;
-    let Checked { digest, layout, rows, invalid, sum: (delivered, bounced), .. } = &checked;
+    let CheckedFile { digest, layout, rows, invalid, sum: (delivered, bounced), .. } = &checked;
     for (line, reason) in &checked.named {
         eprintln!("line {line}: {reason}");
     }
@@ -78,7 +78,7 @@ pub(super) async fn import<S: Maintenance>(
 /// Counts what has not been counted yet.
 async fn count<S: Maintenance>(
     store: &mut S,
-    source: &mut Source,
+    source: &mut ImportSource,
     layout: Layout,
     file: &HistoryFile,
     mut position: ImportPosition,
@@ -147,7 +147,7 @@ fn next_step(history: &mut History<File>, most: usize) -> anyhow::Result<ImportS
 }
 
 /// What the first reading found.
-struct Checked {
+struct CheckedFile {
     digest: FileDigest,
     layout: Option<Layout>,
     rows: u64,
@@ -158,7 +158,7 @@ struct Checked {
 }
 
 /// A file that can be read twice.
-struct Source {
+struct ImportSource {
     /// What it is called.
     name: String,
     file: File,
@@ -166,7 +166,7 @@ struct Source {
     modified: Option<SystemTime>,
 }
 
-impl Source {
+impl ImportSource {
     fn open(path: &Path) -> anyhow::Result<Self> {
         if path == Path::new("-") {
             let file = spool().context("cannot keep standard input in a temporary file")?;
@@ -187,7 +187,7 @@ impl Source {
     }
 
     /// Reads all of it.
-    async fn check(&mut self, shutdown: &Shutdown) -> anyhow::Result<Checked> {
+    async fn check(&mut self, shutdown: &Shutdown) -> anyhow::Result<CheckedFile> {
         let mut input = self.file.try_clone()?;
         input.seek(SeekFrom::Start(0))?;
         let mut history =
@@ -195,7 +195,7 @@ impl Source {
         let done = Cell::new(0);
         let progress = || Progress { done: done.get(), ..Progress::default() };
         let work = async {
-            let mut found = Checked {
+            let mut found = CheckedFile {
                 digest: [0; 32],
                 layout: None,
                 rows: 0,
@@ -240,7 +240,7 @@ impl Source {
     }
 }
 
-impl Checked {
+impl CheckedFile {
     /// Reads some lines more. Returns whether they were the last ones.
     fn read<R: Read>(&mut self, history: &mut History<R>) -> anyhow::Result<bool> {
         for _ in 0..CHECKED {

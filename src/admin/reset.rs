@@ -4,13 +4,13 @@ use anyhow::bail;
 
 use super::command::Reset;
 use crate::counters::Counters;
-use crate::store::maintenance::{Forgotten, Maintenance};
+use crate::store::maintenance::{Maintenance, ResetDomain};
 
 /// Forgets the events of a domain and prints what they were.
 pub(super) async fn reset<S: Maintenance>(store: &mut S, command: &Reset) -> anyhow::Result<()> {
     let Reset { domain, reason, author, .. } = command;
     let signature = author.sign(Some(reason))?;
-    let Some(Forgotten { counters, status }) = store.reset(domain, &signature).await? else {
+    let Some(ResetDomain { counters, status }) = store.reset(domain, &signature).await? else {
         bail!("{domain} has had no events: there is nothing to reset");
     };
     let Counters { delivered, bounced } = counters;

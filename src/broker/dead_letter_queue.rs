@@ -59,7 +59,7 @@ pub struct DeadLetterQueue {
     config: BrokerConfig,
     connection: Connection,
     /// The last channel consumes; the others hold dead letters until the end.
-    channels: Vec<Holder>,
+    channels: Vec<HoldingChannel>,
     pass: Option<Pass>,
     /// How many dead letters are handed out ahead.
     prefetch: u64,
@@ -70,7 +70,7 @@ pub struct DeadLetterQueue {
 }
 
 #[derive(Debug)]
-struct Holder {
+struct HoldingChannel {
     channel: Channel,
     /// The tag of the last dead letter that arrived on it.
     last: u64,
@@ -80,7 +80,7 @@ struct Holder {
     taken: bool,
 }
 
-impl Holder {
+impl HoldingChannel {
     /// Returns when the queue has every acknowledgement. The broker's channel buffers acknowledgements that
     /// come faster than the queue processes them, and would lose them when it closes. The queue answers a
     /// consume only after all it was sent before; then the channel sends the buffered rest.
@@ -126,7 +126,7 @@ impl DeadLetterQueue {
         Ok(Self {
             config: config.clone(),
             connection,
-            channels: vec![Holder { channel, last: 0, left: 0, taken: false }],
+            channels: vec![HoldingChannel { channel, last: 0, left: 0, taken: false }],
             pass: None,
             prefetch: limit.prefetch_within(PREFETCH_BYTES).min(MAX_PREFETCH),
             count,
@@ -244,7 +244,7 @@ impl DeadLetterQueue {
             }
             let channel = connection.create_channel().await?;
             let waiting = waiting(&channel).await?;
-            try_join_all(channels.iter().map(Holder::flush)).await?;
+            try_join_all(channels.iter().map(HoldingChannel::flush)).await?;
             // The broker answers after everything sent over the channel before.
             try_join_all(channels.iter().map(|holder| holder.channel.close(200, "done".into()))).await?;
             // The queue takes its dead letters back a moment later.
@@ -261,10 +261,10 @@ impl DeadLetterQueue {
             holder.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
             if holder.left >= CHANNEL_DEAD_LETTERS {
                 let channel = self.connection.create_channel().await?;
-                self.channels.push(Holder { channel, last: 0, left: 0, taken: false });
+                self.channels.push(HoldingChannel { channel, last: 0, left: 0, taken: false });
             }
         }
-        let Some(Holder { channel, last, .. }) = self.channels.last() else { return Ok(()) };
+        let Some(HoldingChannel { channel, last, .. }) = self.channels.last() else { return Ok(()) };
         let prefetch = self.unseen.min(self.prefetch);
         let qos = u16::try_from(prefetch).unwrap_or(u16::MAX);
         channel.basic_qos(qos, BasicQosOptions::default()).await?;

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::message::Message;
-use super::publish_request::{Outcomes, PublishError, Request};
+use super::publish_request::{Outcomes, PublishError, PublishRequest};
 
 /// A message that is to be published.
 pub(super) struct Publish {
@@ -24,12 +24,12 @@ pub(super) struct Confirm {
     pub(super) request: u64,
     pub(super) number: usize,
     pub(super) published: Instant,
-    pub(super) reply: Reply,
+    pub(super) reply: ConfirmOutcome,
 }
 
 /// The broker's reply to a message.
 #[derive(Debug)]
-pub(super) enum Reply {
+pub(super) enum ConfirmOutcome {
     /// The message is on disk.
     Confirmed,
     /// The queue is at its limit.
@@ -40,7 +40,7 @@ pub(super) enum Reply {
     Lost(lapin::Error),
 }
 
-impl From<lapin::Result<Confirmation>> for Reply {
+impl From<lapin::Result<Confirmation>> for ConfirmOutcome {
     fn from(confirmed: lapin::Result<Confirmation>) -> Self {
         match confirmed {
             Ok(Confirmation::Ack(Some(message)) | Confirmation::Nack(Some(message))) => {
@@ -92,7 +92,7 @@ impl Default for Pending {
 }
 
 impl Pending {
-    pub(super) fn add(&mut self, Request { messages, deadline, answer }: Request) {
+    pub(super) fn add(&mut self, PublishRequest { messages, deadline, answer }: PublishRequest) {
         let outcomes = vec![None; messages.len()];
         let messages = messages.into();
         let request = Unanswered { messages, outcomes, deadline, answer, sent: false, published: false };
@@ -162,7 +162,7 @@ impl Pending {
         let returned: HashSet<Option<ShortString>> = confirms
             .iter()
             .filter_map(|confirm| match &confirm.reply {
-                Reply::Returned(id) => Some(id.clone()),
+                ConfirmOutcome::Returned(id) => Some(id.clone()),
                 _ => None,
             })
             .collect();
@@ -173,10 +173,10 @@ impl Pending {
         let mut lost = None;
         for Confirm { request, number, reply, .. } in confirms {
             let outcome = match reply {
-                Reply::Confirmed => Ok(()),
-                Reply::Refused => Err(PublishError::Refused),
-                Reply::Returned(_) => Err(PublishError::Unroutable),
-                Reply::Lost(error) => {
+                ConfirmOutcome::Confirmed => Ok(()),
+                ConfirmOutcome::Refused => Err(PublishError::Refused),
+                ConfirmOutcome::Returned(_) => Err(PublishError::Unroutable),
+                ConfirmOutcome::Lost(error) => {
                     lost = Some(error);
                     continue;
                 }
@@ -238,16 +238,16 @@ mod tests {
     fn ask(pending: &mut Pending, ids: &[u128], secs: u64, now: Instant) -> oneshot::Receiver<Outcomes> {
         let (answer, outcomes) = oneshot::channel();
         let messages = ids.iter().map(|id| message(*id)).collect();
-        pending.add(Request { messages, deadline: now + Duration::from_secs(secs), answer });
+        pending.add(PublishRequest { messages, deadline: now + Duration::from_secs(secs), answer });
         outcomes
     }
 
-    fn confirm(publish: &Publish, reply: Reply, now: Instant) -> Confirm {
+    fn confirm(publish: &Publish, reply: ConfirmOutcome, now: Instant) -> Confirm {
         Confirm { request: publish.request, number: publish.number, published: now, reply }
     }
 
-    fn lost() -> Reply {
-        Reply::Lost(lapin::ErrorKind::InvalidChannel(1).into())
+    fn lost() -> ConfirmOutcome {
+        ConfirmOutcome::Lost(lapin::ErrorKind::InvalidChannel(1).into())
     }
 
     #[test]
@@ -257,9 +257,9 @@ mod tests {
         let sent = pending.send(now, None);
         assert_eq!(sent.len(), 2);
         assert!(pending.send(now, None).is_empty(), "once");
-        assert!(pending.settle(vec![confirm(&sent[1], Reply::Refused, now)]).is_ok());
+        assert!(pending.settle(vec![confirm(&sent[1], ConfirmOutcome::Refused, now)]).is_ok());
         assert!(outcomes.try_recv().is_err());
-        assert!(pending.settle(vec![confirm(&sent[0], Reply::Confirmed, now)]).is_ok());
+        assert!(pending.settle(vec![confirm(&sent[0], ConfirmOutcome::Confirmed, now)]).is_ok());
         assert_eq!(outcomes.try_recv(), Ok(vec![Ok(()), Err(PublishError::Refused)]));
         assert_eq!(pending.next_deadline(), None);
         assert_eq!(ask(&mut pending, &[], 5, now).try_recv(), Ok(vec![]), "nothing is confirmed at once");
@@ -270,7 +270,8 @@ mod tests {
         let (now, mut pending) = (Instant::now(), Pending::default());
         let mut outcomes = ask(&mut pending, &[1, 2, 3], 5, now);
         let sent = pending.send(now, None);
-        let confirms = vec![confirm(&sent[0], Reply::Confirmed, now), confirm(&sent[1], lost(), now)];
+        let confirms =
+            vec![confirm(&sent[0], ConfirmOutcome::Confirmed, now), confirm(&sent[1], lost(), now)];
         assert!(matches!(pending.settle(confirms), Err(Broken::Lost(_))));
         pending.unsend();
         // Published again however slow the broker is: the messages may have been counted, and only a confirm
@@ -283,7 +284,7 @@ mod tests {
         let unknown = Err(PublishError::Unconfirmed);
         assert_eq!(outcomes.try_recv(), Ok(vec![Ok(()), unknown.clone(), unknown]));
         assert!(
-            pending.settle(vec![confirm(&again[0], Reply::Confirmed, now)]).is_ok(),
+            pending.settle(vec![confirm(&again[0], ConfirmOutcome::Confirmed, now)]).is_ok(),
             "too late to matter"
         );
     }
@@ -296,7 +297,7 @@ mod tests {
         assert_eq!(sent.iter().map(|publish| publish.request).collect::<Vec<_>>(), [1]);
         let refused = short.try_recv().unwrap().remove(0);
         assert!(matches!(refused, Err(PublishError::Unavailable(reason)) if reason.contains("3.0s")));
-        assert!(pending.settle(vec![confirm(&sent[0], Reply::Confirmed, now)]).is_ok());
+        assert!(pending.settle(vec![confirm(&sent[0], ConfirmOutcome::Confirmed, now)]).is_ok());
         assert_eq!(long.try_recv(), Ok(vec![Ok(())]));
     }
 
@@ -322,8 +323,10 @@ mod tests {
         let sent = pending.send(now, None);
         // The message with id 1 is returned, and lapin attaches it to the confirm of another.
         let id = sent[0].messages[0].id().cloned();
-        let confirms =
-            vec![confirm(&sent[0], Reply::Confirmed, now), confirm(&sent[1], Reply::Returned(id), now)];
+        let confirms = vec![
+            confirm(&sent[0], ConfirmOutcome::Confirmed, now),
+            confirm(&sent[1], ConfirmOutcome::Returned(id), now),
+        ];
         assert!(matches!(pending.settle(confirms), Err(Broken::Returned)));
         assert_eq!(one.try_recv(), Ok(vec![Err(PublishError::Unroutable)]));
         assert_eq!(other.try_recv(), Ok(vec![Err(PublishError::Unconfirmed)]));

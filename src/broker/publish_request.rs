@@ -43,7 +43,7 @@ pub(super) type Outcomes = Vec<Result<(), PublishError>>;
 
 /// Messages that get one answer together.
 #[derive(Debug)]
-pub(super) struct Request {
+pub(super) struct PublishRequest {
     pub(super) messages: Vec<Message>,
     pub(super) deadline: Instant,
     pub(super) answer: oneshot::Sender<Outcomes>,

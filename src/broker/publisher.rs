@@ -6,7 +6,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::message::Message;
-use super::publish_request::{PublishError, Request};
+use super::publish_request::{PublishError, PublishRequest};
 use super::supervisor::Supervisor;
 use super::url::BrokerConfig;
 use crate::batch::Batch;
@@ -19,7 +19,7 @@ use crate::store::{BatchSink, NotAccepted};
 /// Any number of requests from any task may be on their way at once, so a broker that is slow to confirm
 /// still receives more. A caller may stop waiting; its request goes on, and the answer is dropped.
 #[derive(Debug)]
-pub struct Publisher(mpsc::UnboundedSender<Request>);
+pub struct Publisher(mpsc::UnboundedSender<PublishRequest>);
 
 impl Publisher {
     /// Begins to connect under `name` and stays connected until the publisher is dropped. `broker` is updated
@@ -52,7 +52,7 @@ impl Publisher {
         let unknown = vec![Err(PublishError::Unconfirmed); messages.len()];
         let (answer, outcomes) = oneshot::channel();
         // Only the end of the event loop ends the task before its publisher, and then no caller is left.
-        let _ = self.0.send(Request { messages, deadline, answer });
+        let _ = self.0.send(PublishRequest { messages, deadline, answer });
         outcomes.await.unwrap_or(unknown)
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 use super::connect::{connect, describe, next_event};
 use super::error::BrokerError;
 use super::pending::{Broken, Confirm, Pending, Publish};
-use super::publish_request::Request;
+use super::publish_request::PublishRequest;
 use super::topology::check_topology;
 use super::url::BrokerConfig;
 use crate::backoff::backoff;
@@ -31,7 +31,7 @@ pub(super) struct Supervisor {
     broker: Dependency,
     /// How long a connection may owe confirms without sending any.
     silence: Duration,
-    queue: mpsc::UnboundedReceiver<Request>,
+    queue: mpsc::UnboundedReceiver<PublishRequest>,
     pending: Pending,
 }
 
@@ -44,7 +44,7 @@ impl Supervisor {
         name: String,
         broker: Dependency,
         silence: Duration,
-        queue: mpsc::UnboundedReceiver<Request>,
+        queue: mpsc::UnboundedReceiver<PublishRequest>,
     ) -> Self {
         Self { config, name, broker, silence, queue, pending: Pending::default() }
     }

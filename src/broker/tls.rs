@@ -1,8 +1,8 @@
 //! TLS to the broker.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::{fs, io};
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -10,6 +10,8 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+
+use crate::network;
 
 /// Whom to trust, and who this process is.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -93,9 +95,8 @@ impl BrokerTlsConfig {
 }
 
 fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-    let certificates: Vec<_> = read.map_err(|error| unusable(path, &error))?;
-    if certificates.is_empty() { Err(unusable(path, &"no certificate in it")) } else { Ok(certificates) }
+    let pem = fs::read(path).map_err(|error| unusable(path, &error))?;
+    network::certificates(path, &pem).map_err(io::Error::other)
 }
 
 /// Text only: if it kept the error of rustls, `tls_fault` would find that and blame the broker.

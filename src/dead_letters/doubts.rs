@@ -21,7 +21,7 @@ pub(super) struct Doubts {
 
 /// What a pruned claim may have guarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Guard {
+enum Guarded {
     /// Its message may have been counted under its `message_id`.
     Message,
     /// Its events may have been counted under their ids.
@@ -47,13 +47,13 @@ impl Doubts {
         // counted.
         let moved = letter.is_moved_by_broker() && letter.message_id().is_some();
         if moved && self.is_beyond(dead_lettered_at, self.horizon.messages) {
-            return Some(sentence(Guard::Message, dead_lettered_at));
+            return Some(sentence(Guarded::Message, dead_lettered_at));
         }
         // An event is counted under its id, whichever message brings it.
         let keyed = self.horizon.events.is_some()
             && Batch::from_json(letter.body()).is_ok_and(|batch| !batch.keyed.is_empty());
         (keyed && self.is_beyond(dead_lettered_at, self.horizon.events))
-            .then(|| sentence(Guard::Event, dead_lettered_at))
+            .then(|| sentence(Guarded::Event, dead_lettered_at))
     }
 
     /// Whether claims that were last met before the message was dead-lettered may have been pruned.
@@ -65,10 +65,10 @@ impl Doubts {
     }
 }
 
-fn sentence(guard: Guard, dead_lettered_at: Option<Timestamp>) -> String {
+fn sentence(guard: Guarded, dead_lettered_at: Option<Timestamp>) -> String {
     let what = match guard {
-        Guard::Message => "it",
-        Guard::Event => "events in it",
+        Guarded::Message => "it",
+        Guarded::Event => "events in it",
     };
     let when = match dead_lettered_at {
         Some(dead_lettered_at) => format!("it was dead-lettered at {dead_lettered_at}"),

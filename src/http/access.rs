@@ -11,7 +11,7 @@ mod config;
 mod refusal;
 mod caller;
 mod permit;
-mod source;
+mod other_end;
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -23,11 +23,11 @@ use metrics::Counter;
 
 use super::problem::Problem;
 use need::{Need, PAGE, is_probe};
+use other_end::OtherEnd;
 use peers::{Peer, Peers};
 use permit::Permit;
 use proxies::{Proxies, ProxyNet};
 use refusal::Refusal;
-use source::Source;
 use token_set::{Holder, TokenSet};
 
 pub use caller::Caller;
@@ -76,18 +76,18 @@ impl Access {
 #[derive(Debug)]
 pub struct Visitor {
     access: Arc<Access>,
-    source: Source,
+    other_end: OtherEnd,
 }
 
 impl Visitor {
     /// A connection from an address, unless it has as many as it may.
     pub(super) fn connect(access: &Arc<Access>, address: IpAddr) -> Option<Self> {
-        let source = if access.proxies.contain(address) {
-            Source::proxy(address)
+        let other_end = if access.proxies.contain(address) {
+            OtherEnd::proxy(address)
         } else {
-            Source::Client(access.peers.connect(address)?)
+            OtherEnd::Client(access.peers.connect(address)?)
         };
-        Some(Self { access: Arc::clone(access), source })
+        Some(Self { access: Arc::clone(access), other_end })
     }
 
     /// Checks a request before anything else is done with it, and says in its extensions who has sent it.
@@ -101,7 +101,7 @@ impl Visitor {
 
     /// The same for a listener, with what is to be known while the request is answered.
     pub(super) fn admit<B>(&self, request: &mut Request<B>) -> Result<Permit, Problem> {
-        let peer = self.source.peer(&self.access.proxies, &self.access.peers, request.headers());
+        let peer = self.other_end.peer(&self.access.proxies, &self.access.peers, request.headers());
         let refused = |refusal: Refusal| {
             self.access.metrics.count(&refusal);
             let asks = matches!(refusal, Refusal::Unauthorized(_)) && request.uri().path() == PAGE;

@@ -69,10 +69,10 @@ impl Activity {
     }
 
     /// Registers a request whose head has arrived.
-    pub(super) fn begin(self: &Arc<Self>, version: Version) -> Request {
+    pub(super) fn begin(self: &Arc<Self>, version: Version) -> ActiveRequest {
         self.version.get_or_init(|| version);
         self.state().requests += 1;
-        Request { activity: Arc::clone(self), place: None }
+        ActiveRequest { activity: Arc::clone(self), place: None }
     }
 
     /// The HTTP version of the first request, once it has arrived.
@@ -127,13 +127,13 @@ impl Activity {
 
 /// A request, under way until this is dropped.
 #[derive(Debug)]
-pub(super) struct Request {
+pub(super) struct ActiveRequest {
     activity: Arc<Activity>,
     /// The slot of its response.
     place: Option<usize>,
 }
 
-impl Request {
+impl ActiveRequest {
     pub(super) fn activity(&self) -> &Activity {
         &self.activity
     }
@@ -153,7 +153,7 @@ impl Request {
     }
 }
 
-impl Request {
+impl ActiveRequest {
     /// Records that the response waits for this side, and the client for it.
     pub(super) fn waits(&mut self) {
         // Another response may use the slot meanwhile.
@@ -163,7 +163,7 @@ impl Request {
     }
 }
 
-impl Drop for Request {
+impl Drop for ActiveRequest {
     fn drop(&mut self) {
         let mut state = self.activity.state();
         state.requests -= 1;

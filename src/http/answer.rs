@@ -9,7 +9,7 @@ use axum::response::Response;
 use hyper::body::{Body as _, Frame, SizeHint};
 use tokio::time::Instant;
 
-use super::activity::Request;
+use super::activity::ActiveRequest;
 use super::budget::Share;
 use super::transfer;
 
@@ -44,7 +44,7 @@ pub(super) struct Answer {
     body: Body,
     /// The unsent rest of the last frame of the body.
     rest: Bytes,
-    request: Request,
+    request: ActiveRequest,
     /// The budget share that holds the response's memory.
     share: Option<Arc<Share>>,
     begun: Instant,
@@ -55,7 +55,7 @@ pub(super) struct Answer {
 
 impl Answer {
     /// The response to a request. The request is under way until its response is sent.
-    pub(super) fn to(mut request: Request, response: Response) -> Response<Self> {
+    pub(super) fn to(mut request: ActiveRequest, response: Response) -> Response<Self> {
         let (mut head, body) = response.into_parts();
         let share = head.extensions.remove::<Arc<Share>>();
         let begun = Instant::now();

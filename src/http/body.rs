@@ -14,7 +14,7 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::budget::{Exhausted, Share};
-use super::packing::{Packing, REQUEST, Wire};
+use super::packing::{ArrivingBody, Packing, REQUEST};
 use super::problem::{Problem, ProblemType};
 use super::transfer;
 use crate::bulk::{self, MediaType};
@@ -101,7 +101,7 @@ pub(super) fn unpacked(request: Request) -> Result<Body, Problem> {
 ///
 /// When the request was not observed.
 pub async fn read(request: Request, rules: BodyRules, share: &mut Share) -> Result<Vec<u8>, Problem> {
-    let wire = request.extensions().get::<Wire>().cloned().expect("every request is observed");
+    let wire = request.extensions().get::<ArrivingBody>().cloned().expect("every request is observed");
     let encoding = request.headers().get(header::CONTENT_ENCODING);
     let encoding = encoding.map(|encoding| excerpt(format_args!("{encoding:?}")));
     let waits_to_send = waits_to_send(request.headers());
@@ -157,7 +157,7 @@ async fn discard<B: hyper::body::Body<Data = Bytes> + Unpin>(mut body: B, mut le
 
 async fn read_unpacked(
     body: &mut Body,
-    wire: &Wire,
+    wire: &ArrivingBody,
     rules: BodyRules,
     share: &mut Share,
 ) -> Result<Vec<u8>, Problem> {
@@ -174,7 +174,7 @@ async fn read_unpacked(
 
 async fn collect(
     body: &mut Body,
-    wire: &Wire,
+    wire: &ArrivingBody,
     rules: BodyRules,
     share: &mut Share,
     give_up: &Arc<Notify>,
@@ -225,7 +225,7 @@ async fn collect(
 /// The next bytes of a body, while it arrives fast enough.
 async fn next(
     body: &mut Body,
-    wire: &Wire,
+    wire: &ArrivingBody,
     rules: BodyRules,
     begun: Instant,
 ) -> Result<Option<Bytes>, Problem> {

@@ -77,7 +77,7 @@ impl IntoParams for BodyEncoding {
 
 /// What is known of a body before it is unpacked.
 #[derive(Clone, Debug)]
-pub(super) struct Wire {
+pub(super) struct ArrivingBody {
     packing: Packing,
     progress: Arc<Progress>,
 }
@@ -90,7 +90,7 @@ struct Progress {
     is_whole: AtomicBool,
 }
 
-impl Wire {
+impl ArrivingBody {
     pub(super) fn packing(&self) -> Packing {
         self.packing
     }
@@ -126,7 +126,7 @@ pub async fn observe(mut request: Request) -> Request {
             _ => {}
         }
     }
-    let wire = Wire { packing: Packing::of(request.headers()), progress: Arc::default() };
+    let wire = ArrivingBody { packing: Packing::of(request.headers()), progress: Arc::default() };
     request.extensions_mut().insert(wire.clone());
     request.map(|body| Body::new(Observed { body, progress: wire.progress }))
 }

@@ -19,6 +19,7 @@ use super::activity::Activity;
 use super::connection::{Connection, Stage, protocol};
 use super::guard::Door;
 use super::places::Places;
+use crate::acceptor::{Acceptor, is_of_one_connection};
 use crate::shutdown::{GRACE, Shutdown};
 use crate::trouble::Trouble;
 
@@ -31,10 +32,6 @@ const LAST_HANDSHAKES: Duration = Duration::from_millis(50);
 /// not reset. A stop takes this long if clients keep connections open. A longer time would save little: a
 /// client whose next request comes later is as likely to send it at the very end.
 const LAME_DUCK: Duration = Duration::from_secs(2);
-
-/// The delay after a failed accept, mostly for lack of file descriptors: short enough for waiting clients,
-/// and long enough to leave the processor to the connections that free some.
-const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
 /// Accepts and serves connections until the shutdown, then closes them so that no client loses a request: see
 /// [`Server::drain`]. That takes at most [`GRACE`]; the remaining connections end with the event loop.
@@ -63,7 +60,7 @@ pub(super) async fn serve(
 }
 
 struct Server {
-    address: SocketAddr,
+    acceptor: Acceptor<SocketAddr>,
     door: Door,
     router: Router,
     protocol: Arc<Builder<TokioExecutor>>,
@@ -71,48 +68,27 @@ struct Server {
     stage: watch::Sender<Stage>,
     /// Whether the stage is past [`Stage::Serving`]; each response reads it.
     leaving: Arc<AtomicBool>,
-    full: Trouble,
     crowded: Trouble,
-    failing: Trouble,
 }
 
 impl Server {
     fn new(address: SocketAddr, door: Door, router: Router, places: Places) -> Self {
         Self {
-            address,
+            acceptor: Acceptor::new(address),
             door,
             router,
             protocol: Arc::new(protocol()),
             places,
             stage: watch::Sender::new(Stage::Serving),
             leaving: Arc::default(),
-            full: Trouble::default(),
             crowded: Trouble::default(),
-            failing: Trouble::default(),
         }
     }
 
     async fn accept_until(&mut self, listener: &tokio::net::TcpListener, end: impl Future<Output = ()>) {
         let mut end = pin!(end);
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                () = &mut end => return,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, peer)) => self.admit(stream, peer.ip()),
-                Err(error) if is_of_one_connection(&error) => {}
-                Err(error) => {
-                    if self.failing.is_news() {
-                        tracing::warn!(reason = %error, "cannot accept connections, trying again: {error}");
-                    }
-                    tokio::select! {
-                        () = &mut end => return,
-                        () = sleep(ACCEPT_BACKOFF) => {}
-                    }
-                }
-            }
+        while let Some((stream, peer)) = self.acceptor.next(|| listener.accept(), end.as_mut()).await {
+            self.admit(stream, peer.ip());
         }
     }
 
@@ -152,13 +128,7 @@ impl Server {
         };
         let activity = Activity::new();
         let Some(place) = self.places.take(peer, &activity) else {
-            if self.full.is_news() {
-                let address = self.address;
-                tracing::warn!(
-                    %address,
-                    "closing further connections to {address}, connection limit reached"
-                );
-            }
+            self.acceptor.log_full();
             return;
         };
         // This fails if the client has already gone.
@@ -199,11 +169,6 @@ impl Server {
             tracing::warn!(connections = left, "dropping {left} connections that are still in use");
         }
     }
-}
-
-/// Whether an accept failed because the waiting client gave up.
-fn is_of_one_connection(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset)
 }
 
 /// Lets the kernel drop the packets that begin a handshake with this socket. The client assumes a lost

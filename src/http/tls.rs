@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::crypto::ring;
+use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 
+use crate::network::certificates;
 use crate::reload::{Contents, Reloaded};
 
 /// The protocols that clients may choose from, the better one first.
@@ -78,7 +79,7 @@ fn config(
     key: &Path,
     authorities: Option<&Path>,
 ) -> Result<ServerConfig, String> {
-    let chain = certificates(contents, cert)?;
+    let chain = certificates(cert, contents.of(cert)?)?;
     let wrong_key = |error: &dyn std::fmt::Display| format!("{}: no private key: {error}", key.display());
     let secret = PrivateKeyDer::from_pem_slice(contents.of(key)?).map_err(|error| wrong_key(&error))?;
     let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -88,7 +89,7 @@ fn config(
         None => builder.with_no_client_auth(),
         Some(path) => {
             let mut roots = RootCertStore::empty();
-            for authority in certificates(contents, path)? {
+            for authority in certificates(path, contents.of(path)?)? {
                 roots.add(authority).map_err(|error| format!("{}: {error}", path.display()))?;
             }
             let provider = Arc::new(ring::default_provider());
@@ -102,13 +103,4 @@ fn config(
         .map_err(|error| format!("{} and {}: {error}", cert.display(), key.display()))?;
     config.alpn_protocols = PROTOCOLS.map(Vec::from).into();
     Ok(config)
-}
-
-fn certificates(contents: &Contents, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(contents.of(path)?).collect();
-    let certificates = read.map_err(|error| format!("{}: {error}", path.display()))?;
-    if certificates.is_empty() {
-        return Err(format!("{}: no certificate in it", path.display()));
-    }
-    Ok(certificates)
 }

@@ -47,13 +47,12 @@ pub(super) fn route(intake: Arc<Intake>, budget: Budget) -> UtoipaMethodRouter {
 /// A body of one event per line, for the API's document.
 #[derive(ToSchema)]
 #[schema(
-    as = EventLines,
     description = "One event per line, each a JSON object.",
     value_type = Vec<Event>,
     min_items = 1,
     max_items = 10_000
 )]
-struct Lines(#[expect(dead_code, reason = "it only describes")] Vec<Event>);
+struct EventLines(#[expect(dead_code, reason = "it only describes")] Vec<Event>);
 
 /// A body that is an array, for the API's document.
 #[derive(ToSchema)]
@@ -111,7 +110,7 @@ impl IntoResponses for BulkProblems {
     request_body(
         description = "The events. Members that are not described here are ignored.",
         content(
-            (Lines = "application/x-ndjson"),
+            (EventLines = "application/x-ndjson"),
             (Array = "application/json", example = json!([
                 {"domain": "example.com", "event": "delivered", "count": 3},
                 {"domain": "example.org", "event": "bounced", "id": "message-4711"}

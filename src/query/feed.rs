@@ -28,11 +28,11 @@ pub(super) type News = Arc<[Change]>;
 #[derive(Clone)]
 pub(super) struct Feed {
     pub(super) source: Source,
-    reader: Arc<Mutex<Option<Reader>>>,
+    reader: Arc<Mutex<Option<FeedReader>>>,
 }
 
 /// Whoever reads the store for all, while somebody follows.
-struct Reader {
+struct FeedReader {
     news: broadcast::Sender<News>,
     /// How far it has read.
     position: Position,
@@ -47,12 +47,12 @@ impl Feed {
     /// read the store.
     pub(super) async fn follow(&self) -> Result<(broadcast::Receiver<News>, Position), Problem> {
         let mut reader = self.reader.lock().await;
-        if let Some(Reader { news, position }) = &*reader {
+        if let Some(FeedReader { news, position }) = &*reader {
             return Ok((news.subscribe(), position.clone()));
         }
         let position = self.source.head().await?;
         let (news, follower) = broadcast::channel(KEPT);
-        *reader = Some(Reader { news: news.clone(), position: position.clone() });
+        *reader = Some(FeedReader { news: news.clone(), position: position.clone() });
         tokio::spawn(self.clone().read(news, position.clone()));
         Ok((follower, position))
     }
@@ -67,7 +67,7 @@ impl Feed {
                 let is_full = read.len() == READ as usize;
                 // Whoever begins to follow gets either these news or a position that is not before them.
                 let mut reader = self.reader.lock().await;
-                *reader = Some(Reader { news: news.clone(), position: position.clone() });
+                *reader = Some(FeedReader { news: news.clone(), position: position.clone() });
                 // Nobody may follow by now.
                 let _ = news.send(read.into());
                 drop(reader);

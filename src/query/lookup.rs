@@ -22,10 +22,10 @@ const WARM_UP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What one read found, in the order of the names, for every request in it; `None` when the source did not
 /// answer.
-pub(super) type Found = Option<Arc<[Classified]>>;
+pub(super) type ReadResult = Option<Arc<[Classified]>>;
 
 /// Handlers of one thread submit names here, and its readers take them.
-pub(super) type Lookups = Batcher<Vec<DomainName>, Found>;
+pub(super) type Lookups = Batcher<Vec<DomainName>, ReadResult>;
 
 /// Why a name was not looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

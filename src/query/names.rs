@@ -75,8 +75,8 @@ struct Asked(#[expect(dead_code, reason = "it only describes")] Vec<String>);
 
 /// A line of a stream, for the API's document.
 #[derive(ToSchema)]
-#[schema(as = NameLine, value_type = String, description = "A name on each line, in quotes.")]
-struct Line(#[expect(dead_code, reason = "it only describes")] String);
+#[schema(value_type = String, description = "A name on each line, in quotes.")]
+struct NameLine(#[expect(dead_code, reason = "it only describes")] String);
 
 /// A name in an object. What it is stays unread, so that no error repeats it.
 #[derive(Deserialize)]
@@ -144,7 +144,7 @@ impl IntoResponses for NamesProblems {
         description = "The names, in any spelling.",
         content(
             (Asked = "application/json", example = json!(["example.com", "localhost"])),
-            (Line = "application/x-ndjson")
+            (NameLine = "application/x-ndjson")
         )
     ),
     responses(

@@ -25,7 +25,7 @@ use crate::excerpt::excerpt;
 use crate::http::{Budget, Problem};
 use files::PageProblems;
 use glance::Glances;
-use view::Answer;
+use view::Finding;
 
 pub(super) use glance::LastGlance;
 
@@ -41,21 +41,21 @@ const BUSY: &str = "<!DOCTYPE html><html lang=\"en\"><title>catchall</title>\
 
 /// What the handlers of one thread share.
 #[derive(Clone)]
-pub(super) struct Page {
+pub(super) struct PageState {
     domains: Domains,
     glances: Glances,
     /// Memory for pages that are read slowly.
     budget: Budget,
 }
 
-impl Page {
+impl PageState {
     pub(super) fn new(domains: Domains, source: Source, budget: Budget, last: LastGlance) -> Self {
         Self { domains, glances: Glances::new(source, last), budget }
     }
 }
 
 /// The page with all that it loads.
-pub(super) fn routes(page: Page) -> OpenApiRouter {
+pub(super) fn routes(page: PageState) -> OpenApiRouter {
     OpenApiRouter::default()
         .routes(routes!(get_page).with_state(page.clone()))
         .routes(routes!(get_live).with_state(page))
@@ -96,24 +96,24 @@ struct PageParameters {
     ),
     security((), ("token" = ["read"]))
 )]
-async fn get_page(State(page): State<Page>, parameters: Result<Parameters, Problem>) -> Response {
-    let Page { domains: Domains { lookups, threshold }, glances, budget } = page;
+async fn get_page(State(page): State<PageState>, parameters: Result<Parameters, Problem>) -> Response {
+    let PageState { domains: Domains { lookups, threshold }, glances, budget } = page;
     let asked = parameters.and_then(asked);
     let look_up = async {
         match asked {
-            Ok(None) => Answer::Nothing,
-            Ok(Some(Err((text, reason)))) => Answer::Invalid { text, reason },
-            Err(problem) => Answer::Invalid { text: String::new(), reason: problem.detail },
+            Ok(None) => Finding::Nothing,
+            Ok(Some(Err((text, reason)))) => Finding::Invalid { text, reason },
+            Err(problem) => Finding::Invalid { text: String::new(), reason: problem.detail },
             Ok(Some(Ok(domain))) => match look_up(&lookups, &domain).await {
-                Ok(known) => Answer::Known(domain, known.by(threshold)),
-                Err(_) => Answer::Unreadable(domain),
+                Ok(known) => Finding::Known(domain, known.by(threshold)),
+                Err(_) => Finding::Unreadable(domain),
             },
         }
     };
     let (answer, glance) = tokio::join!(look_up, glances.take());
     let status = match &answer {
-        Answer::Invalid { .. } => StatusCode::BAD_REQUEST,
-        Answer::Unreadable(_) => StatusCode::SERVICE_UNAVAILABLE,
+        Finding::Invalid { .. } => StatusCode::BAD_REQUEST,
+        Finding::Unreadable(_) => StatusCode::SERVICE_UNAVAILABLE,
         _ if glance.is_none() => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::OK,
     };
@@ -157,7 +157,7 @@ fn sentence(error: DomainNameError) -> String {
     ),
     security((), ("token" = ["read"]))
 )]
-async fn get_live(State(page): State<Page>) -> Response {
+async fn get_live(State(page): State<PageState>) -> Response {
     match page.glances.take().await {
         Some(glance) => html(&page.budget, StatusCode::OK, live::live(&glance)).await,
         None => html(&page.budget, StatusCode::SERVICE_UNAVAILABLE, live::unreadable()).await,

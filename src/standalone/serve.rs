@@ -31,7 +31,7 @@ pub(super) async fn serve(mut config: ServeConfig, process: Process) -> anyhow::
     }
     let health = Health::default();
     greet(&store, &guard, sockets[0].local_addr()?, ops.local_addr()?);
-    let (budget, shared) = (config.intake.budget(), query::Shared::default());
+    let (budget, shared) = (config.intake.budget(), query::SharedByThreads::default());
     let store = Arc::new(store);
     let readers = usize::from(config.http.threads) + usize::from(socketmap.is_some());
     let reads = query::READS_AT_ONCE as usize;

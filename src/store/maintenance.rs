@@ -22,7 +22,7 @@ pub struct Signature {
 
 /// What a domain had before it was reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Forgotten {
+pub struct ResetDomain {
     /// Its events.
     pub counters: Counters,
     /// What was noted of it.
@@ -121,6 +121,15 @@ pub struct AuditEntry {
     pub details: String,
 }
 
+/// An entry as both backends store it: its fields in their order.
+pub(super) type AuditRow = (i64, String, String, String, String, String);
+
+impl From<AuditRow> for AuditEntry {
+    fn from((at, action, subject, by, reason, details): AuditRow) -> Self {
+        Self { at: UtcTime(at), action, subject, signature: Signature { by, reason }, details }
+    }
+}
+
 /// A store that operators can maintain.
 ///
 /// Errors are sentences with the exit status of the process. After an error of a step the same command can be
@@ -145,7 +154,7 @@ pub trait Maintenance {
         &mut self,
         domain: &DomainName,
         signature: &Signature,
-    ) -> impl Future<Output = Result<Option<Forgotten>, ExitError>>;
+    ) -> impl Future<Output = Result<Option<ResetDomain>, ExitError>>;
 
     /// Sets the threshold, if it is to be another one, and begins to walk through the domains. If a walk with
     /// that threshold has begun, this run goes on with it.

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::ledger;
 use super::postgres::{self, Database, DatabaseError, PostgresUrl, Steps};
-use super::sqlite::{DataConfig, DataError, Export, MoveState, Noted};
+use super::sqlite::{DataConfig, DataError, FileExport, MoveState, Noted};
 use crate::cause::Cause;
 use crate::counters::Counters;
 use crate::domain_name::DomainName;
@@ -71,12 +71,12 @@ impl From<DatabaseError> for MoveError {
 
 /// How far the ledger has come.
 #[derive(Clone, Debug, Default)]
-struct Position {
+struct MovePosition {
     claims_through: Option<Uuid>,
     domains_through: String,
 }
 
-impl Position {
+impl MovePosition {
     fn has_begun(&self) -> bool {
         self.claims_through.is_some() || !self.domains_through.is_empty()
     }
@@ -98,10 +98,10 @@ pub struct Moved {
 /// A move that has begun.
 #[derive(Debug)]
 pub struct Move {
-    file: Export,
+    file: FileExport,
     ledger: Database,
     to: String,
-    position: Position,
+    position: MovePosition,
     /// The file had been moved before.
     done: bool,
     found: Moved,
@@ -114,7 +114,7 @@ impl Move {
     ///
     /// When the file or the ledger cannot be used, or do not belong together.
     pub async fn begin(data: &DataConfig, to: &PostgresUrl) -> Result<Self, MoveError> {
-        let mut file = Export::open(data).await?;
+        let mut file = FileExport::open(data).await?;
         postgres::migrate(to).await?;
         let session = [("statement_timeout", STATEMENT_TIMEOUT), ("lock_timeout", "10s")];
         let ledger = Database::new(to, "catchall-move", 1, &session);
@@ -281,7 +281,7 @@ fn tally(rows: Vec<(String, Counters)>, path: &Path) -> Result<Tally, DataError>
 }
 
 /// How far the file with this id has been moved to the ledger, and whether that is finished.
-async fn note(ledger: &Database, id: Uuid) -> Result<Option<(Position, bool)>, DatabaseError> {
+async fn note(ledger: &Database, id: Uuid) -> Result<Option<(MovePosition, bool)>, DatabaseError> {
     let row: Option<(Option<Uuid>, String, bool)> = ledger
         .run(TIMEOUT, async move |pool| {
             sqlx::query_as(
@@ -294,7 +294,7 @@ async fn note(ledger: &Database, id: Uuid) -> Result<Option<(Position, bool)>, D
         })
         .await?;
     Ok(row.map(|(claims_through, domains_through, finished)| {
-        (Position { claims_through, domains_through }, finished)
+        (MovePosition { claims_through, domains_through }, finished)
     }))
 }
 

@@ -32,7 +32,7 @@ pub use backup::back_up;
 pub use check::{Checked, check};
 pub use data_error::DataError;
 pub use data_file::DataConfig;
-pub(super) use export::{Export, Imported, MoveState, Noted};
+pub(super) use export::{FileExport, Imported, MoveState, Noted};
 pub use file_admin::FileAdmin;
 pub use file_store::FileStore;
 pub use reader::Reader;

@@ -5,6 +5,7 @@ mod clients;
 mod database;
 mod kills;
 mod dead_letters;
+mod lifted;
 mod messages;
 mod replication;
 mod restarts;
@@ -15,15 +16,16 @@ mod strangers;
 mod unreadable;
 mod wires;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use harness::expected::ExpectedCounts;
 use harness::proxy::Wire;
 
 use crate::rng::Rng;
 use crate::subject::{Form, Subject};
+
+use lifted::Lifted;
 
 /// How long the system may take to recover from a fault. The table shows how long it took; this limit only
 /// detects a system that is stuck, and allows for a busy machine.
@@ -151,25 +153,6 @@ pub(crate) enum Visible {
     CertainlyUncounted,
     /// Some requests are not answered, because no process listens.
     Silence,
-}
-
-/// The end of a fault.
-#[derive(Debug)]
-pub(crate) struct Lifted {
-    /// When it ended.
-    pub(crate) at: Instant,
-    /// A remark for the table.
-    pub(crate) note: Option<String>,
-    /// What went wrong while it lasted.
-    pub(crate) failures: Vec<String>,
-    /// The counts expected for events that were sent by the fault itself.
-    pub(crate) expected: ExpectedCounts,
-}
-
-impl Lifted {
-    fn now() -> Self {
-        Self { at: Instant::now(), note: None, failures: Vec::new(), expected: ExpectedCounts::default() }
-    }
 }
 
 impl Fault {

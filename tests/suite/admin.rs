@@ -13,7 +13,7 @@ use std::time::Duration;
 use harness::processes::{Service, command, run};
 use harness::servers::{Servers, eventually};
 use harness::system::{System, data_file, directory};
-use hyper::{Method, StatusCode};
+use hyper::StatusCode;
 use serde_json::{Value, json};
 
 /// Runs the tool to its end: its exit status, and what it printed.
@@ -53,10 +53,7 @@ async fn kill(mut child: Child, milliseconds: u64) -> String {
 }
 
 async fn send(system: &System, events: &Value) {
-    let headers = [("content-type", "application/json")];
-    let (status, _, answer) =
-        system.events().request(Method::POST, "/events", &headers, events.to_string()).await;
-    assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
+    system.events().post_events(events).await;
 }
 
 /// A domain as it is exported: status, delivered, bounced, and whether it is said since when.

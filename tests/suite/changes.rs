@@ -27,10 +27,7 @@ use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 
 async fn send(system: &System, domain: &str, event: &str, count: u64) {
-    let body = json!([{"domain": domain, "event": event, "count": count}]).to_string();
-    let headers = [("content-type", "application/json")];
-    let (status, _, answer) = system.events().request(Method::POST, "/events", &headers, body).await;
-    assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
+    system.events().post_events(&json!([{"domain": domain, "event": event, "count": count}])).await;
 }
 
 /// A page of the feed: domain and status of each change, and the position after it.

@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use catchall::broker::EVENTS;
+use harness::amqp::AmqpClient;
 use harness::processes::{LONG_DEADLINE, Service, run};
 use harness::proxy::{Proxy, host};
 use harness::servers::{Servers, eventually};
@@ -118,11 +119,21 @@ fn values_that_cannot_work_together_are_refused_with_a_sentence_that_names_them(
     }
 }
 
+/// What a worker says where commits do not last.
+const OFF: &str = "synchronous_commit is off";
+
+/// A worker that finds commits not to last leaves the event of `a.com` with the broker.
+async fn takes_nothing(worker: &Service, servers: &Servers, publisher: &AmqpClient) {
+    worker.becomes_unready(OFF).await;
+    worker.logs(OFF).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(publisher.waiting(EVENTS).await, 1, "nothing is taken that could not be counted");
+    assert_eq!(servers.counters("a.com").await, (0, 0));
+}
+
 /// What is acknowledged to the broker must have been on the primary's disk.
 #[tokio::test]
 async fn a_worker_counts_nothing_where_commits_do_not_last() {
-    const REASON: &str = "database: postgres://";
-    const OFF: &str = "synchronous_commit is off";
     let servers = Servers::fresh().await;
     // With this one no watermark is due, whose messages would wait beside the event.
     watermark(&servers, "0 seconds", "0 seconds").await;
@@ -130,12 +141,8 @@ async fn a_worker_counts_nothing_where_commits_do_not_last() {
     publisher.publish(br#"{"domain":"a.com","event":"delivered"}"#, Some("m-1")).await;
     servers.alter_database("set synchronous_commit = off").await;
     let worker = Service::start("worker", &servers, &[]).await;
-    worker.becomes_unready(OFF).await;
-    worker.becomes_unready(REASON).await;
-    worker.logs(OFF).await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!(publisher.waiting(EVENTS).await, 1, "nothing is taken that could not be counted");
-    assert_eq!(servers.counters("a.com").await, (0, 0));
+    takes_nothing(&worker, &servers, &publisher).await;
+    worker.becomes_unready("database: postgres://").await;
 
     // Nobody waits for a replica, but for the primary's disk.
     servers.alter_database("set synchronous_commit = local").await;
@@ -166,7 +173,6 @@ async fn a_worker_counts_nothing_where_commits_do_not_last() {
 /// What is set for the role counts more than what is set for its database.
 #[tokio::test]
 async fn a_worker_counts_nothing_where_the_commits_of_its_role_do_not_last() {
-    const OFF: &str = "synchronous_commit is off";
     let servers = Servers::fresh().await;
     // With this one no watermark is due, whose messages would wait beside the event.
     watermark(&servers, "0 seconds", "0 seconds").await;
@@ -184,11 +190,7 @@ async fn a_worker_counts_nothing_where_the_commits_of_its_role_do_not_last() {
     let publisher = servers.publisher().await;
     publisher.publish(br#"{"domain":"a.com","event":"delivered"}"#, Some("m-1")).await;
     let worker = Service::start("worker", &as_role, &[]).await;
-    worker.becomes_unready(OFF).await;
-    worker.logs(OFF).await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!(publisher.waiting(EVENTS).await, 1, "nothing is taken that could not be counted");
-    assert_eq!(servers.counters("a.com").await, (0, 0));
+    takes_nothing(&worker, &servers, &publisher).await;
     servers.execute(&format!("alter role {role} reset synchronous_commit")).await;
     worker.becomes_ready().await;
     servers.settle_at("a.com", 1, 0).await;

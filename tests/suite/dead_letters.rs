@@ -37,9 +37,9 @@ async fn letters_are_listed_and_shown_and_stay() {
         eventually("all are dead", async || (publisher.waiting(DEAD).await == count).then_some(())).await;
     }
     assert_eq!(servers.dead_well(&["count"]), format!("{}\n", poisons.len()));
-    assert_eq!(servers.letters(&["count", "--json"]), [json!({ "count": poisons.len() })]);
+    assert_eq!(servers.dead_letters(&["count", "--json"]), [json!({ "count": poisons.len() })]);
 
-    let listed = servers.letters(&["list", "--json"]);
+    let listed = servers.dead_letters(&["list", "--json"]);
     assert_eq!(listed.len(), poisons.len());
     let plain = servers.dead_well(&["list"]);
     let mut references = BTreeSet::new();
@@ -58,7 +58,7 @@ async fn letters_are_listed_and_shown_and_stay() {
         let line = plain.lines().find(|line| line.starts_with(&reference[..12])).unwrap();
         assert!(line.contains(reason), "{line}");
 
-        let [shown] = &servers.letters(&["show", reference, "--json"])[..] else { panic!() };
+        let [shown] = &servers.dead_letters(&["show", reference, "--json"])[..] else { panic!() };
         assert_eq!(shown["headers"]["x-trace"], 7);
         assert_eq!(shown["moved_by_broker"], false);
         assert_eq!(shown["routing_key"], "any.key");
@@ -74,13 +74,13 @@ async fn letters_are_listed_and_shown_and_stay() {
     assert!(plain.contains("\\xff\\xfe\\0"), "{plain}");
 
     assert_eq!(servers.dead_well(&["list", "--limit", "3"]).lines().count(), 3);
-    let some = servers.letters(&["list", "--json", "--reason", "missing field"]);
+    let some = servers.dead_letters(&["list", "--json", "--reason", "missing field"]);
     assert_eq!(some.len(), poisons.iter().filter(|(_, _, reason)| reason.contains("missing field")).count());
     let (status, _, stderr) = servers.dead(&["show", &"0".repeat(32)]);
     assert!(status == 1 && stderr.contains("no dead letter has the reference"), "{stderr}");
     // Nobody has taken any, and they are still what they were.
     let again: BTreeSet<String> =
-        servers.letters(&["list", "--json"]).iter().map(|letter| letter["ref"].to_string()).collect();
+        servers.dead_letters(&["list", "--json"]).iter().map(|letter| letter["ref"].to_string()).collect();
     assert_eq!(again.len(), poisons.len());
     assert!(references.iter().all(|reference| again.contains(&format!("\"{reference}\""))));
 }
@@ -89,7 +89,7 @@ async fn letters_are_listed_and_shown_and_stay() {
 async fn only_what_is_meant_is_discarded() {
     let servers = Servers::fresh().await;
     let references = || -> BTreeMap<String, String> {
-        let letters = servers.letters(&["list", "--json", "--limit", "1000"]);
+        let letters = servers.dead_letters(&["list", "--json", "--limit", "1000"]);
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         letters.iter().map(|letter| (text(&letter["message_id"]), text(&letter["ref"]))).collect()
     };
@@ -246,7 +246,7 @@ async fn letters_that_no_client_library_reads_are_handled_like_others() {
     let small = ["--max-message-bytes", "524288"];
     let with = |arguments: &[&'static str]| [arguments, &small].concat();
 
-    let letters = servers.letters(&with(&["list", "--json"]));
+    let letters = servers.dead_letters(&with(&["list", "--json"]));
     let reference = |reason: &str, letters: &[Value]| {
         let is_it = |letter: &&Value| letter["reason"].as_str().unwrap().contains(reason);
         letters.iter().find(is_it).unwrap_or_else(|| panic!("{reason}: {letters:?}"))["ref"]
@@ -259,9 +259,9 @@ async fn letters_that_no_client_library_reads_are_handled_like_others() {
     let sizes: BTreeSet<u64> = letters.iter().map(|letter| letter["size"].as_u64().unwrap()).collect();
     assert_eq!(sizes, BTreeSet::from([2, event.len() as u64, large.len() as u64]));
 
-    let [shown] = &servers.letters(&["show", &garbled, "--json"])[..] else { panic!() };
+    let [shown] = &servers.dead_letters(&["show", &garbled, "--json"])[..] else { panic!() };
     assert_eq!((&shown["routing_key"], &shown["body"]), (&json!("m\\xfcller.de"), &json!(event)));
-    let [shown] = &servers.letters(&["show", &deep, "--json"])[..] else { panic!() };
+    let [shown] = &servers.dead_letters(&["show", &deep, "--json"])[..] else { panic!() };
     assert_eq!((&shown["headers"]["number"], &shown["headers"]["deep"]), (&json!(7), &Value::Null));
     let shown = servers.dead_well(&[&["show", &unread][..], &small].concat());
     assert!(shown.contains(&format!("body, {} B, which was not read", large.len())), "{shown}");

@@ -45,7 +45,7 @@ async fn what_the_primary_does_not_write_in_time_is_counted_in_smaller_delivery_
     let limit = async || worker.metric("catchall_worker_row_limit").await;
     let fallen = limit().await;
     assert!((1.0..MAX_ROWS.1).contains(&fallen), "{fallen}");
-    // A smaller window each time, not the same one again and again.
+    // A smaller delivery batch each time, not the same one again and again.
     let late = worker.count_logged("rows were not written in time");
     assert!(late <= 30, "{late} statements were too late");
 
@@ -91,8 +91,8 @@ async fn a_transaction_may_take_longer_than_any_of_its_statements() {
 async fn a_queue_with_few_messages_gives_nothing_back() {
     const HOLD: Duration = Duration::from_secs(15);
     let servers = Servers::fresh().await;
-    let hold = [("CATCHALL_ACK_DEADLINE_SECS", "15"), ("CATCHALL_STATEMENT_TIMEOUT_SECS", "2")];
-    let worker = Service::ready("worker", &servers, &hold).await;
+    let variables = [("CATCHALL_ACK_DEADLINE_SECS", "15"), ("CATCHALL_STATEMENT_TIMEOUT_SECS", "2")];
+    let worker = Service::ready("worker", &servers, &variables).await;
     let publisher = servers.publisher().await;
     let begun = Instant::now();
     let mut sent = 0;

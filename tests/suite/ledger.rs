@@ -23,11 +23,11 @@ const MESSAGES: usize = 12;
 /// One step of a history. Messages are numbers; each has one content and one id for good.
 #[derive(Clone, Debug)]
 enum Step {
-    /// A worker takes messages in one window and counts them. The acknowledgement may be lost, the same may
-    /// be delivered again by any later step, by the broker, its publisher or a replay of dead letters, which
-    /// keeps the id: the ledger cannot tell.
+    /// A worker takes messages in one delivery batch and counts them. The acknowledgement may be lost, the same
+    /// may be delivered again by any later step, by the broker, its publisher or a replay of dead letters,
+    /// which keeps the id: the ledger cannot tell.
     Count(Vec<usize>),
-    /// Two workers count at once, also the same messages, one window in the opposite order of the other.
+    /// Two workers count at once, also the same messages, one of them in the opposite order.
     Both(Vec<usize>, Vec<usize>),
     /// A worker is killed, or its wire is cut, so many milliseconds after it began: before or after its
     /// commit.
@@ -37,13 +37,13 @@ enum Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let window = || prop::collection::vec(0..MESSAGES, 1..8);
+    let some = || prop::collection::vec(0..MESSAGES, 1..8);
     prop::collection::vec(
         prop_oneof![
-            3 => window().prop_map(Step::Count),
-            2 => (window(), window()).prop_map(|(one, other)| Step::Both(one, other)),
-            2 => (window(), 0..8_u64).prop_map(|(window, after)| Step::Killed(window, after)),
-            2 => (window(), 0..4_000_u64).prop_map(|(window, after)| Step::Abandoned(window, after)),
+            3 => some().prop_map(Step::Count),
+            2 => (some(), some()).prop_map(|(one, other)| Step::Both(one, other)),
+            2 => (some(), 0..8_u64).prop_map(|(messages, after)| Step::Killed(messages, after)),
+            2 => (some(), 0..4_000_u64).prop_map(|(messages, after)| Step::Abandoned(messages, after)),
         ],
         1..16,
     )
@@ -120,15 +120,15 @@ async fn count(ledger: &Ledger, request: ApplyRequest) -> Result<Applied, ApplyE
 }
 
 impl History<'_> {
-    fn request(&self, window: &[usize]) -> ApplyRequest {
-        let entries = window.iter().map(|number| self.messages[*number].clone()).collect();
+    fn request(&self, messages: &[usize]) -> ApplyRequest {
+        let entries = messages.iter().map(|number| self.messages[*number].clone()).collect();
         ApplyRequest { entries, ..ApplyRequest::default() }
     }
 
     async fn perform(&self, step: &Step) {
         match step {
-            Step::Count(window) => {
-                count(&self.workers[0], self.request(window)).await.unwrap();
+            Step::Count(messages) => {
+                count(&self.workers[0], self.request(messages)).await.unwrap();
             }
             Step::Both(one, other) => {
                 let reversed: Vec<usize> = other.iter().rev().copied().collect();
@@ -139,15 +139,15 @@ impl History<'_> {
                 one.unwrap();
                 other.unwrap();
             }
-            Step::Killed(window, after) => {
-                let (_, ()) = tokio::join!(count(&self.doomed, self.request(window)), async {
+            Step::Killed(messages, after) => {
+                let (_, ()) = tokio::join!(count(&self.doomed, self.request(messages)), async {
                     tokio::time::sleep(Duration::from_millis(*after)).await;
                     self.wire.cut();
                 });
                 self.wire.mend();
             }
-            Step::Abandoned(window, after) => {
-                let counting = count(&self.workers[1], self.request(window));
+            Step::Abandoned(messages, after) => {
+                let counting = count(&self.workers[1], self.request(messages));
                 let _ = tokio::time::timeout(Duration::from_micros(*after), counting).await;
             }
         }
@@ -177,8 +177,8 @@ fn every_message_counts_once_whatever_happens_to_its_deliveries() {
                 history.perform(step).await;
             }
             // What was not acknowledged is delivered again in the end, and what is in doubt is replayed.
-            for window in [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11], [11, 0, 10, 1, 9, 2]] {
-                history.perform(&Step::Count(window.into())).await;
+            for messages in [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11], [11, 0, 10, 1, 9, 2]] {
+                history.perform(&Step::Count(messages.into())).await;
             }
             let rows: Vec<(String, i64, i64)> = {
                 let mut connection =

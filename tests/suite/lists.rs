@@ -16,10 +16,7 @@ async fn send(system: &System, events: impl IntoIterator<Item = (String, &str, u
         .map(|(domain, event, count)| json!({"domain": domain, "event": event, "count": count}))
         .collect();
     for events in events.chunks(10_000) {
-        let body = Value::from(events).to_string();
-        let headers = [("content-type", "application/json")];
-        let (status, _, answer) = system.events().request(Method::POST, "/events", &headers, body).await;
-        assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
+        system.events().post_events(&Value::from(events)).await;
     }
 }
 

@@ -18,9 +18,7 @@ const NOT_CATCH_ALL: &str = "bounces.example.org";
 const UNKNOWN: &str = "xn--mller-kva.example";
 
 async fn send(system: &System, events: Value) {
-    let headers = [("content-type", "application/json")];
-    let sent = system.events().request(Method::POST, "/events", &headers, events.to_string()).await;
-    assert_eq!(sent.0, StatusCode::ACCEPTED, "{}", sent.2);
+    system.events().post_events(&events).await;
 }
 
 async fn with_domains(system: &System) {

@@ -132,7 +132,7 @@ async fn what_no_client_library_reads_becomes_a_dead_letter_and_stops_nobody() {
 
     // The broker has kept them as they were.
     let mut reasons: Vec<String> = servers
-        .letters(&["list", "--json"])
+        .dead_letters(&["list", "--json"])
         .iter()
         .map(|letter| letter["reason"].as_str().unwrap().to_owned())
         .collect();

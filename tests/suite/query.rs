@@ -24,10 +24,7 @@ async fn the_rule_is_applied_to_what_was_counted() {
             if bounced > 0 {
                 events.push(json!({"domain": domain, "event": "bounced", "count": bounced}));
             }
-            let body = Value::from(events).to_string();
-            let (status_code, _, answer) =
-                ingest.request(Method::POST, "/events", &[("content-type", "application/json")], body).await;
-            assert_eq!(status_code, StatusCode::ACCEPTED, "{answer}");
+            ingest.post_events(&Value::from(events)).await;
             query.answers(&domain, status, delivered, bounced).await;
         }
     }

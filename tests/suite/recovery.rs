@@ -16,6 +16,13 @@ fn event(domain: &str) -> Vec<u8> {
     format!(r#"{{"domain":"{domain}","event":"delivered"}}"#).into_bytes()
 }
 
+/// Waits until a session of the test's database waits for a lock, which is what `what` says.
+async fn waits_for_a_lock(servers: &Servers, what: &str) {
+    const WAITING: &str = "select count(*) from pg_stat_activity \
+        where datname = current_database() and wait_event_type = 'Lock'";
+    eventually(what, async || (servers.number(WAITING).await > 0).then_some(())).await;
+}
+
 #[tokio::test]
 async fn a_message_the_database_refuses_is_told_from_the_good_ones_around_it() {
     let servers = Servers::fresh().await;
@@ -74,14 +81,7 @@ async fn a_deadlock_is_one_more_try() {
         .unwrap();
     let body = br#"[{"domain":"a.com","event":"delivered"},{"domain":"b.com","event":"delivered"}]"#;
     servers.publisher().await.publish(body, Some("m-1")).await;
-    eventually("the worker has a.com and waits for b.com", async || {
-        let waiting = servers.number(
-            "select count(*) from pg_stat_activity where datname = current_database() \
-            and wait_event_type = 'Lock'",
-        );
-        (waiting.await > 0).then_some(())
-    })
-    .await;
+    waits_for_a_lock(&servers, "the worker has a.com and waits for b.com").await;
     sqlx::query("update domain_counters set bounced = bounced where domain = 'a.com'")
         .execute(&mut *rival)
         .await
@@ -101,21 +101,14 @@ async fn an_acknowledgement_is_never_sent_on_another_connection_than_its_message
     let mut rival = PgConnection::connect(&servers.database_url).await.unwrap();
     let publisher = servers.publisher().await;
     for round in 0..3 {
-        // The window hangs in its transaction, its connection is replaced, and the next session gets the same
-        // tags for other messages too.
+        // The delivery batch hangs in its transaction, its connection is replaced, and the next session gets
+        // the same tags for other messages too.
         let mut lock = rival.begin().await.unwrap();
         sqlx::query("lock table domain_counters in exclusive mode").execute(&mut *lock).await.unwrap();
         for number in 0..10 {
             publisher.publish(&event("a.com"), Some(&format!("m-{round}-{number}"))).await;
         }
-        eventually("a window waits for the table", async || {
-            let waiting = servers.number(
-                "select count(*) from pg_stat_activity where datname = current_database() \
-                and wait_event_type = 'Lock'",
-            );
-            (waiting.await > 0).then_some(())
-        })
-        .await;
+        waits_for_a_lock(&servers, "a delivery batch waits for the table").await;
         wire.cut();
         worker.becomes_unready("broker: ").await;
         wire.mend();

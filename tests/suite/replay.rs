@@ -4,7 +4,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, SystemTime};
 
 use catchall::broker::{DEAD, EVENTS};
-use harness::dead_letters::{at, delivered, letter, mended, moved, text};
+use harness::dead_letters::{at, dead_letter_properties, delivered, mended, moved, text};
 use harness::processes::Service;
 use harness::servers::{Servers, eventually, topology};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
@@ -42,31 +42,31 @@ async fn what_can_be_read_now_is_counted_once() {
             &[("catchall-reason", text("old")), ("catchall-dead-letter-id", text("l-3"))],
         )
         .await;
-    let [before] = &servers.letters(&["list", "--json"])[..] else { panic!() };
+    let [before] = &servers.dead_letters(&["list", "--json"])[..] else { panic!() };
     servers.dead_well(&["replay", before["ref"].as_str().unwrap()]);
     eventually("it is back", async || (publisher.waiting(DEAD).await == 1).then_some(())).await;
-    let [after] = &servers.letters(&["list", "--json"])[..] else { panic!() };
+    let [after] = &servers.dead_letters(&["list", "--json"])[..] else { panic!() };
     assert_eq!(after["ref"], before["ref"]);
     assert_eq!(after["message_id"], "l-3");
     assert!(after["reason"].as_str().unwrap().starts_with("missing field `domain`"), "{after}");
 }
 
 #[tokio::test]
-async fn a_replayed_message_is_the_one_that_died() {
+async fn a_replayed_message_is_the_one_that_was_dead_lettered() {
     let servers = Servers::fresh().await;
     let publisher = servers.publisher().await;
     let [reason] = mended();
-    let [death] = moved("delivery_limit", SystemTime::now());
+    let [moved] = moved("delivery_limit", SystemTime::now());
     let headers = [
         reason,
-        death,
+        moved,
         ("catchall-dead-lettered-at", at(SystemTime::now())),
         ("catchall-dead-letter-id", text("l-1")),
         ("x-first-death-queue", text(EVENTS)),
         ("x-last-death-reason", text("delivery_limit")),
         ("x-trace", AMQPValue::LongInt(7)),
     ];
-    let properties = letter(None, &headers)
+    let properties = dead_letter_properties(None, &headers)
         .with_priority(3)
         .with_correlation_id("c-1".into())
         .with_timestamp(1_700_000_000)
@@ -102,20 +102,21 @@ async fn what_was_handed_out_too_often_is_counted_once() {
         publisher.publish(delivered("a.com").as_bytes(), Some("m-counted")).await;
         servers.settle_at("a.com", 1, 0).await;
     }
-    // The worker that has counted m-counted has ended before it accepted it, and so did the others.
+    // The worker that has counted m-counted has ended before it acknowledged it, and so did the others.
     for id in ["m-counted", "m-not-counted"] {
         publisher.publish(delivered("a.com").as_bytes(), Some(id)).await;
     }
     publisher.publish(delivered("nameless.com").as_bytes(), None).await;
-    eventually("all three are dead", async || {
+    eventually("all three are dead letters", async || {
         publisher.give_back(EVENTS).await;
         (publisher.waiting(DEAD).await == 3).then_some(())
     })
     .await;
-    let letters = servers.letters(&["list", "--json", "--reason", "handed out too often"]);
-    assert_eq!(letters.len(), 3);
-    for letter in &letters {
-        let [shown] = &servers.letters(&["show", letter["ref"].as_str().unwrap(), "--json"])[..] else {
+    let dead_letters = servers.dead_letters(&["list", "--json", "--reason", "handed out too often"]);
+    assert_eq!(dead_letters.len(), 3);
+    for dead_letter in &dead_letters {
+        let [shown] = &servers.dead_letters(&["show", dead_letter["ref"].as_str().unwrap(), "--json"])[..]
+        else {
             panic!()
         };
         assert_eq!(shown["moved_by_broker"], true);
@@ -128,10 +129,10 @@ async fn what_was_handed_out_too_often_is_counted_once() {
 }
 
 /// Fills the dead-letter queue with dead letters that each count once, half of them under the `dead_letter_id`.
-async fn fill(servers: &Servers, domain: &str, letters: u32) {
+async fn fill(servers: &Servers, domain: &str, dead_letters: u32) {
     let publisher = servers.publisher().await;
     let body = delivered(domain);
-    for some in (0..letters).collect::<Vec<_>>().chunks(500) {
+    for some in (0..dead_letters).collect::<Vec<_>>().chunks(500) {
         let published = some.iter().map(|number| {
             let id = format!("{domain}-{number}");
             let (publisher, body) = (&publisher, &body);
@@ -147,16 +148,16 @@ async fn fill(servers: &Servers, domain: &str, letters: u32) {
         });
         futures::future::join_all(published).await;
     }
-    assert_eq!(publisher.waiting(DEAD).await, letters);
+    assert_eq!(publisher.waiting(DEAD).await, dead_letters);
 }
 
 #[tokio::test]
 async fn a_replay_that_is_killed_loses_nothing_and_counts_nothing_twice() {
-    const LETTERS: u32 = 6000;
+    const DEAD_LETTERS: u32 = 6000;
     let servers = Servers::fresh().await;
     // A client for each look: while this thread waits for a program, the test's own sends no heartbeats.
     let waiting = async |queue| servers.publisher().await.waiting(queue).await;
-    fill(&servers, "killed.com", LETTERS).await;
+    fill(&servers, "killed.com", DEAD_LETTERS).await;
     let mut ended_early = 0;
     for signal in ["KILL", "INT", "KILL", "TERM"] {
         let publisher = servers.publisher().await;
@@ -188,9 +189,9 @@ async fn a_replay_that_is_killed_loses_nothing_and_counts_nothing_twice() {
         (waiting(DEAD).await == 0).then_some(())
     })
     .await;
-    assert!(waiting(EVENTS).await >= LETTERS);
+    assert!(waiting(EVENTS).await >= DEAD_LETTERS);
     let _worker = Service::ready("worker", &servers, &[]).await;
-    servers.settle_at("killed.com", LETTERS.into(), 0).await;
+    servers.settle_at("killed.com", DEAD_LETTERS.into(), 0).await;
 }
 
 fn command_line(program: &str, arguments: &[&str]) -> bool {
@@ -199,10 +200,10 @@ fn command_line(program: &str, arguments: &[&str]) -> bool {
 
 #[tokio::test]
 async fn two_operators_and_a_worker_do_not_disturb_each_other() {
-    const LETTERS: u32 = 1500;
+    const DEAD_LETTERS: u32 = 1500;
     let servers = Servers::fresh().await;
     let _worker = Service::ready("worker", &servers, &[]).await;
-    fill(&servers, "shared.com", LETTERS).await;
+    fill(&servers, "shared.com", DEAD_LETTERS).await;
     let at_once: Vec<Child> = (0..2).map(|_| servers.spawn_dead(&["replay", "--all"])).collect();
     for replay in at_once {
         let output = replay.wait_with_output().unwrap();
@@ -213,7 +214,7 @@ async fn two_operators_and_a_worker_do_not_disturb_each_other() {
         (servers.publisher().await.waiting(DEAD).await == 0).then_some(())
     })
     .await;
-    servers.settle_at("shared.com", LETTERS.into(), 0).await;
+    servers.settle_at("shared.com", DEAD_LETTERS.into(), 0).await;
 }
 
 #[tokio::test]
@@ -259,14 +260,14 @@ async fn what_may_have_been_counted_long_ago_is_skipped_and_named() {
     assert_eq!((status, &*stdout), (1, "replayed 4, skipped 5, left 5\n"), "{stderr}");
     assert!(stderr.contains("catchall-dead: skipped 5 of the dead letters"), "{stderr}");
     servers.settle_at("sure.com", 4, 0).await;
-    let letters = servers.letters(&["list", "--json"]);
-    assert_eq!(letters.len(), 5);
-    for letter in &letters {
-        let line = format!("{} is skipped: ", &letter["ref"].as_str().unwrap()[..12]);
+    let dead_letters = servers.dead_letters(&["list", "--json"]);
+    assert_eq!(dead_letters.len(), 5);
+    for dead_letter in &dead_letters {
+        let line = format!("{} is skipped: ", &dead_letter["ref"].as_str().unwrap()[..12]);
         let line = stderr.lines().find(|said| said.starts_with(&line)).expect("it is named");
         assert!(line.contains("may have been counted") && line.contains("--even-if-counted"), "{line}");
     }
-    let one = letters.iter().find(|letter| letter["message_id"] == "d-1").unwrap();
+    let one = dead_letters.iter().find(|dead_letter| dead_letter["message_id"] == "d-1").unwrap();
     assert_eq!(servers.dead(&["replay", one["ref"].as_str().unwrap()]).0, 1);
     assert_eq!(servers.counters("doubt.com").await, (0, 0));
     let printed = servers.dead_well(&["replay", "--all", "--even-if-counted"]);
@@ -275,10 +276,10 @@ async fn what_may_have_been_counted_long_ago_is_skipped_and_named() {
     servers.settle_at("doubt.com", 4, 0).await;
 }
 
-/// A worker may have met the claim of a dead letter for the last time as long before its death as it may hold
-/// a message.
+/// A worker may have met the claim of a dead letter for the last time as long before it was dead-lettered as
+/// the ack deadline.
 #[tokio::test]
-async fn what_is_in_doubt_follows_from_the_longest_hold() {
+async fn what_is_in_doubt_follows_from_the_ack_deadline() {
     let servers = Servers::fresh().await;
     let publisher = servers.publisher().await;
     let hours = |hours: u64| Duration::from_secs(hours * 3600);
@@ -288,16 +289,20 @@ async fn what_is_in_doubt_follows_from_the_longest_hold() {
         let dead_lettered = now - hours(100) + hours(after);
         publisher.publish_dead(&delivered("a.com"), Some(id), &moved("delivery_limit", dead_lettered)).await;
     }
-    for (hold, replayed, left) in
+    for (ack_deadline, replayed, left) in
         [("360000", 0, 3), ("86400", 1, 2), ("28800", 1, 1), ("7300", 0, 1), ("7100", 1, 0)]
     {
-        let (_, stdout, stderr) = servers.dead(&["replay", "--all", "--ack-deadline-secs", hold]);
-        assert_eq!(stdout, format!("replayed {replayed}, skipped {left}, left {left}\n"), "{hold}: {stderr}");
+        let (_, stdout, stderr) = servers.dead(&["replay", "--all", "--ack-deadline-secs", ack_deadline]);
+        assert_eq!(
+            stdout,
+            format!("replayed {replayed}, skipped {left}, left {left}\n"),
+            "{ack_deadline}: {stderr}"
+        );
     }
 }
 
 #[tokio::test]
-async fn what_the_queue_of_events_refuses_stays_a_letter() {
+async fn what_the_queue_of_events_refuses_stays_a_dead_letter() {
     let mut definitions = topology();
     for queue in definitions["queues"].as_array_mut().unwrap() {
         if queue["name"] == EVENTS {

@@ -21,15 +21,16 @@ struct Arguments {
     retention: RetentionConfig,
 }
 
-/// A retention, and a hold, in seconds.
-pub(crate) fn retention(retention: u32, hold: u32) -> RetentionConfig {
+/// A retention and an ack deadline, in seconds.
+pub(crate) fn retention(retention: u32, ack_deadline: u32) -> RetentionConfig {
     let arguments = format!(
-        "- --message-retention-secs {retention} --event-retention-secs {retention} --ack-deadline-secs {hold}"
+        "- --message-retention-secs {retention} --event-retention-secs {retention} \
+         --ack-deadline-secs {ack_deadline}"
     );
     Arguments::parse_from(arguments.split(' ')).retention
 }
 
-/// The hold is longer than a busy machine takes for anything: what is held longer is given back.
+/// The ack deadline is longer than a busy machine takes for anything: what is kept longer is given back.
 pub(crate) const SHORT: [(&str, &str); 4] = [
     ("CATCHALL_MESSAGE_RETENTION_SECS", "1"),
     ("CATCHALL_EVENT_RETENTION_SECS", "1"),
@@ -39,6 +40,15 @@ pub(crate) const SHORT: [(&str, &str); 4] = [
 
 pub(crate) const EVENT: &[u8] = br#"{"domain":"a.com","event":"delivered"}"#;
 pub(crate) const KEYED: &[u8] = br#"{"domain":"a.com","event":"bounced","id":"e-1"}"#;
+
+/// Publishes an event with each kind of id, and waits until both are counted.
+pub(crate) async fn count_both(servers: &Servers) -> AmqpClient {
+    let publisher = servers.publisher().await;
+    publisher.publish(EVENT, Some("m-1")).await;
+    publisher.publish(KEYED, None).await;
+    servers.settle_at("a.com", 1, 1).await;
+    publisher
+}
 
 pub(crate) async fn claims(servers: &Servers) -> i64 {
     servers.number("select (select count(*) from message_claims) + (select count(*) from event_claims)").await
@@ -63,10 +73,7 @@ async fn workers_prune_claims_once_their_time_is_over() {
     let servers = Servers::fresh().await;
     let _workers =
         [Service::ready("worker", &servers, &SHORT).await, Service::ready("worker", &servers, &SHORT).await];
-    let publisher = servers.publisher().await;
-    publisher.publish(EVENT, Some("m-1")).await;
-    publisher.publish(KEYED, None).await;
-    servers.settle_at("a.com", 1, 1).await;
+    let publisher = count_both(&servers).await;
     eventually("both claims are pruned", async || (claims(&servers).await == 0).then_some(())).await;
     let oldest = async || {
         servers.number("select (extract(epoch from min(published_at)) * 1000)::bigint from watermarks").await
@@ -78,25 +85,23 @@ async fn workers_prune_claims_once_their_time_is_over() {
     publisher.publish(EVENT, Some("m-1")).await;
     servers.settle_at("a.com", 2, 1).await;
     // Some thirty are there at a time, and more for a while where the machine has stood still.
-    eventually("old marks are dropped with what they were for", async || {
+    eventually("old watermarks are dropped with what they were for", async || {
         let few = servers.number("select count(*) from watermarks").await < 40;
         (few && oldest().await > first).then_some(())
     })
     .await;
-    assert!(publisher.dead_letter().await.is_none(), "marks are read like any message");
+    assert!(publisher.dead_letter().await.is_none(), "watermarks are read like any message");
 }
 
 #[tokio::test]
 async fn an_outage_of_all_workers_prunes_nothing() {
     let servers = Servers::fresh().await;
     let mut worker = Service::ready("worker", &servers, &SHORT).await;
-    let publisher = servers.publisher().await;
-    publisher.publish(EVENT, Some("m-1")).await;
-    publisher.publish(KEYED, None).await;
-    servers.settle_at("a.com", 1, 1).await;
+    let publisher = count_both(&servers).await;
     worker.signal("KILL");
     worker.ended().await;
-    // Copies that wait out the outage. Marks may have arrived until now; what counts is that none does later.
+    // Copies that wait out the outage. Watermarks may have arrived until now; what matters is that none does
+    // later.
     publisher.publish(EVENT, Some("m-2")).await;
     publisher.publish(EVENT, Some("m-1")).await;
     publisher.publish(KEYED, None).await;
@@ -108,7 +113,7 @@ async fn an_outage_of_all_workers_prunes_nothing() {
     assert!(ledger.begin_watermark(Duration::from_secs(1)).await.unwrap().is_some());
     servers.execute("update watermarks set published_at = published_at - interval '1 minute'").await;
     ledger.move_horizon(&config).await.unwrap();
-    assert_eq!(prune_all(&ledger, &config).await, 0, "no mark has come through the queue");
+    assert_eq!(prune_all(&ledger, &config).await, 0, "no watermark has come through the queue");
     let _worker = Service::ready("worker", &servers, &SHORT).await;
     servers.settle_at("a.com", 2, 1).await;
 }

@@ -49,10 +49,7 @@ async fn bounce(system: &System, names: &[String]) {
     for names in names.chunks(10_000) {
         let events: Vec<Value> =
             names.iter().map(|name| json!({"domain": name, "event": "bounced"})).collect();
-        let headers = [("content-type", "application/json")];
-        let body = Value::from(events).to_string();
-        let (status, _, answer) = system.events().request(Method::POST, "/events", &headers, body).await;
-        assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
+        system.events().post_events(&Value::from(events)).await;
     }
 }
 

@@ -22,10 +22,10 @@ use uuid::Uuid;
 
 use crate::retention::{EVENT, retention};
 
-/// Counts nothing but the mark.
-async fn arrive(ledger: &Ledger, mark: Uuid) {
+/// Counts nothing but half of a watermark.
+async fn arrive(ledger: &Ledger, half: Uuid) {
     let empty = Entry { tag: 0, id: Some(IdempotencyKey::fresh()), batch: Batch::default() };
-    let request = ApplyRequest { entries: vec![empty], watermark_ids: vec![mark], before: None };
+    let request = ApplyRequest { entries: vec![empty], watermark_ids: vec![half], before: None };
     ledger.apply(Arc::new(request), 0..1).await.unwrap();
 }
 
@@ -36,10 +36,10 @@ async fn a_watermark_counts_once_nobody_can_hold_what_was_before_it() {
     let begin = async || ledger.begin_watermark(Duration::from_mins(1)).await.unwrap();
     let Watermark { lowest, highest } = begin().await.unwrap();
     assert_eq!(begin().await, None, "one is enough");
-    for mark in [lowest, highest] {
-        arrive(&ledger, mark).await;
+    for half in [lowest, highest] {
+        arrive(&ledger, half).await;
         let horizon = ledger.move_horizon(&retention(10, 3600)).await.unwrap();
-        assert_eq!(horizon.messages, None, "somebody may hold what was handed out before the mark");
+        assert_eq!(horizon.messages, None, "somebody may hold what was handed out before the watermark");
     }
     let earlier = "update watermarks set published_at = published_at - interval '61 minutes', \
     arrived_at = arrived_at - interval '61 minutes'";
@@ -100,7 +100,7 @@ async fn a_watermark_that_could_not_be_sent_is_soon_followed_by_one_that_can() {
 
 /// The statements of the version before: one of its workers may run for as long as an upgrade takes.
 #[tokio::test]
-async fn workers_of_the_version_before_send_no_marks_and_move_no_horizon() {
+async fn workers_of_the_version_before_send_no_watermarks_and_move_no_horizon() {
     let servers = Servers::fresh().await;
     let mut connection = PgConnection::connect(&servers.database_url).await.unwrap();
     let begun = sqlx::query(
@@ -113,11 +113,11 @@ async fn workers_of_the_version_before_send_no_marks_and_move_no_horizon() {
     assert!(begun.is_empty(), "it sends none");
     let ledger = servers.ledger();
     let whole = ledger.begin_watermark(Duration::ZERO).await.unwrap().unwrap();
-    for mark in [whole.lowest, whole.highest] {
+    for half in [whole.lowest, whole.highest] {
         sqlx::query(
             "update queue_marks set arrived_at = now() where id = any($1::uuid[]) and arrived_at is null",
         )
-        .bind(vec![mark])
+        .bind(vec![half])
         .execute(&mut connection)
         .await
         .unwrap();
@@ -141,7 +141,7 @@ async fn workers_of_the_version_before_send_no_marks_and_move_no_horizon() {
     connection.close().await.unwrap();
 }
 
-/// Whatever the broker makes of priorities: once both marks have been handed out, so has all that was
+/// Whatever the broker makes of priorities: once both halves have been handed out, so has all that was
 /// published before. The higher of them alone shows what this broker makes of them, and that the test could
 /// fail.
 #[tokio::test]
@@ -184,7 +184,7 @@ async fn a_watermark_overtakes_no_message_of_any_priority() {
         let mut order: BTreeMap<String, usize> = BTreeMap::new();
         while let Some((_, headers, properties)) = client.take(EVENTS).await {
             let name = match headers.inner().get("catchall-watermark") {
-                Some(AMQPValue::LongString(mark)) => String::from_utf8(mark.as_bytes().to_vec()).unwrap(),
+                Some(AMQPValue::LongString(half)) => String::from_utf8(half.as_bytes().to_vec()).unwrap(),
                 _ => properties.message_id().as_ref().unwrap().to_string(),
             };
             order.insert(name, order.len());
@@ -205,6 +205,6 @@ async fn a_watermark_overtakes_no_message_of_any_priority() {
     assert_eq!(
         overtaken_by_highest > 0,
         major >= 4,
-        "{overtaken_by_highest} overtaken by the mark of the highest priority alone on {version}"
+        "{overtaken_by_highest} overtaken by the half of the highest priority alone on {version}"
     );
 }

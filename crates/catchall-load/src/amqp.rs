@@ -133,7 +133,7 @@ impl DirectPublisher {
     }
 
     async fn publish(&mut self, requests: &[Request], written: &mut bool) -> Result<(), NotConfirmed> {
-        let messages: Vec<_> = requests.iter().map(|request| Message::new(self.names, request)).collect();
+        let messages: Vec<_> = requests.iter().map(|request| Publication::new(self.names, request)).collect();
         let channel = self.ready().await.map_err(NotConfirmed::Broken)?;
         *written = true;
         // All are polled once, in order, before any is polled again. So no two can swap their confirms.
@@ -198,13 +198,13 @@ impl Open {
 }
 
 /// One AMQP message, ready to be published.
-struct Message {
+struct Publication {
     routing_key: String,
     properties: BasicProperties,
     body: Vec<u8>,
 }
 
-impl Message {
+impl Publication {
     fn new(names: Names, request: &Request) -> Self {
         let properties = BasicProperties::default()
             .with_delivery_mode(PERSISTENT)

@@ -7,13 +7,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use serde::Deserialize;
 use tokio::time::{Instant, Sleep, sleep};
 
 /// The header with the key under which a request counts once.
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
-/// The type of the problem which says that nothing was counted.
-const NOT_COUNTED: &str = "urn:catchall:problem:not-counted";
+/// The problems of a request that was not counted at all and may be accepted later.
+pub(crate) const NOTHING_COUNTED: [&str; 3] = [
+    "urn:catchall:problem:not-counted",
+    "urn:catchall:problem:timeout",
+    "urn:catchall:problem:too-many-requests",
+];
 
 /// An HTTP request.
 #[derive(Clone, Debug)]
@@ -66,27 +71,30 @@ pub(crate) struct HttpResponse {
     pub(crate) body: Bytes,
 }
 
+/// The members of a problem document that are used here.
+#[derive(Default, Deserialize)]
+struct Problem {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    detail: Option<String>,
+}
+
 impl HttpResponse {
-    /// Whether it is the problem document which says that nothing was counted.
-    pub(crate) fn says_not_counted(&self) -> bool {
-        #[derive(serde::Deserialize)]
-        struct Problem<'a> {
-            #[serde(rename = "type", borrow)]
-            kind: std::borrow::Cow<'a, str>,
-        }
-        serde_json::from_slice(&self.body).is_ok_and(|Problem { kind }| kind == NOT_COUNTED)
+    /// The body, if it is a problem document.
+    fn problem(&self) -> Problem {
+        serde_json::from_slice(&self.body).unwrap_or_default()
+    }
+
+    /// Whether it says that nothing was counted, and that the request is to be sent again.
+    pub(crate) fn says_send_again(&self) -> bool {
+        self.problem().kind.is_some_and(|kind| NOTHING_COUNTED.contains(&&*kind))
     }
 
     /// The status and the server's reason, on one line.
     #[must_use]
     pub(crate) fn reason(&self) -> String {
-        #[derive(serde::Deserialize)]
-        struct Problem<'a> {
-            #[serde(borrow)]
-            detail: std::borrow::Cow<'a, str>,
-        }
-        let detail = serde_json::from_slice(&self.body).map(|Problem { detail }| detail);
-        let detail = detail.unwrap_or_else(|_| String::from_utf8_lossy(&self.body));
+        let detail = self.problem().detail;
+        let detail = detail.unwrap_or_else(|| String::from_utf8_lossy(&self.body).into_owned());
         let line: String = detail.chars().filter(|c| !c.is_control()).take(200).collect();
         if line.is_empty() { self.status.to_string() } else { format!("{}: {line}", self.status) }
     }

@@ -13,6 +13,7 @@ mod amqp;
 mod body;
 mod config;
 pub mod counts;
+mod draw;
 mod exchange;
 mod stats;
 mod http1;

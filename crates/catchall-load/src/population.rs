@@ -4,7 +4,7 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{RngCore, SeedableRng};
 
 use crate::counts::EventKind;
-use crate::workload::{Draw, below};
+use crate::draw::{Draw, below};
 
 /// One event in this many is a bounce.
 const BOUNCE: u32 = 100;

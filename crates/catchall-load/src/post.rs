@@ -11,6 +11,13 @@ use crate::run::{Request, RequestOutcome};
 use crate::sender::Transport;
 use crate::workload::{Draw, Names};
 
+/// The problems that an event of a bulk request may have.
+const INVALID: [&str; 3] = [
+    "urn:catchall:problem:invalid-domain",
+    "urn:catchall:problem:invalid-event",
+    "urn:catchall:problem:invalid-key",
+];
+
 /// Bytes reserved for a path: names have at most 21 letters.
 const PATH: usize = 48;
 
@@ -82,8 +89,8 @@ fn outcome(
 ) -> RequestOutcome {
     match answer {
         Ok(answer) if answer.status.is_success() => accepted(&answer),
+        Ok(answer) if answer.says_send_again() => RequestOutcome::Unsent(answer.reason()),
         Ok(answer) if answer.status.is_client_error() => RequestOutcome::Refused(answer.reason()),
-        Ok(answer) if answer.says_not_counted() => RequestOutcome::Unsent(answer.reason()),
         Ok(answer) => RequestOutcome::Unknown(answer.reason()),
         Err(Failure::Unanswered(reason)) => RequestOutcome::Unknown(reason),
         Err(Failure::Unsent(reason)) => RequestOutcome::Unsent(reason),
@@ -101,6 +108,8 @@ fn accepted(answer: &HttpResponse, events: usize) -> RequestOutcome {
     #[derive(Deserialize)]
     struct Rejected {
         index: usize,
+        #[serde(rename = "type")]
+        kind: String,
         detail: String,
     }
 
@@ -113,6 +122,9 @@ fn accepted(answer: &HttpResponse, events: usize) -> RequestOutcome {
     if places.len() != rejected.len() || accepted + places.len() != events || places.last() >= Some(&events) {
         return RequestOutcome::Unknown(format!("an answer that does not add up: {}", answer.reason()));
     }
+    if let Some(odd) = rejected.iter().find(|rejected| !INVALID.contains(&&*rejected.kind)) {
+        return RequestOutcome::Unknown(format!("event {} has a problem of type {:?}", odd.index, odd.kind));
+    }
     match rejected.into_iter().min_by_key(|rejected| rejected.index) {
         None => RequestOutcome::Acknowledged,
         Some(first) => RequestOutcome::Partly(places, format!("event {}: {}", first.index, first.detail)),
@@ -123,6 +135,7 @@ fn accepted(answer: &HttpResponse, events: usize) -> RequestOutcome {
 mod tests {
     use super::*;
     use crate::counts::EventKind;
+    use catchall::http::ProblemType;
     use http::StatusCode;
 
     fn answer(status: u16, body: &str) -> HttpResponse {
@@ -137,15 +150,20 @@ mod tests {
         assert_eq!(of_answer(answer(202, "")), RequestOutcome::Acknowledged);
         assert_eq!(of_answer(answer(200, "")), RequestOutcome::Acknowledged);
         assert_eq!(of_answer(answer(400, "no")), RequestOutcome::Refused("400 Bad Request: no".into()));
+        assert_eq!(of_answer(answer(408, "")), RequestOutcome::Refused("408 Request Timeout".into()));
         assert_eq!(of_answer(answer(503, "")), RequestOutcome::Unknown("503 Service Unavailable".into()));
-        let problem = |name| {
-            let body = format!(r#"{{"type":"urn:catchall:problem:{name}","detail":"wait"}}"#);
-            of_answer(answer(503, &body))
-        };
-        let reason = || "503 Service Unavailable: wait".to_owned();
-        assert_eq!(problem("not-counted"), RequestOutcome::Unsent(reason()));
-        assert_eq!(problem("maybe-counted"), RequestOutcome::Unknown(reason()));
-        assert_eq!(problem("queue-full"), RequestOutcome::Unknown(reason()));
+        for kind in ProblemType::ALL {
+            let body = format!(r#"{{"type":"{}","detail":"wait"}}"#, kind.urn());
+            let reason = format!("{}: wait", kind.status());
+            let expected = match kind {
+                ProblemType::NotCounted | ProblemType::Timeout | ProblemType::TooManyRequests => {
+                    RequestOutcome::Unsent(reason)
+                }
+                _ if kind.status().is_client_error() => RequestOutcome::Refused(reason),
+                _ => RequestOutcome::Unknown(reason),
+            };
+            assert_eq!(of_answer(answer(kind.status().as_u16(), &body)), expected, "{kind:?}");
+        }
         assert_eq!(of_answer(answer(302, "")), RequestOutcome::Unknown("302 Found".into()));
         assert_eq!(of(Err(Failure::Unsent("a".into()))), RequestOutcome::Unsent("a".into()));
         assert_eq!(of(Err(Failure::Unanswered("a".into()))), RequestOutcome::Unknown("a".into()));
@@ -153,16 +171,29 @@ mod tests {
 
     #[test]
     fn rejected_events_are_not_accepted() {
-        let of = |body| outcome(Ok(answer(202, body)), |answer| accepted(answer, 3));
+        let of = |body: &str| outcome(Ok(answer(202, body)), |answer| accepted(answer, 3));
         assert_eq!(of(r#"{"accepted":3,"rejected":[]}"#), RequestOutcome::Acknowledged);
-        let partly = r#"{"accepted":1,"rejected":[{"index":2,"detail":"b"},{"index":0,"detail":"a"}]}"#;
-        assert_eq!(of(partly), RequestOutcome::Partly(vec![0, 2], "event 0: a".into()));
+        let rejected = |index: usize, kind: ProblemType, detail: &str| {
+            format!(r#"{{"index":{index},"type":"{}","detail":"{detail}"}}"#, kind.urn())
+        };
+        let (key, event) = (ProblemType::InvalidKey, ProblemType::InvalidEvent);
+        let domain = rejected(0, ProblemType::InvalidDomain, "a");
+        let partly = format!(
+            r#"{{"accepted":0,"rejected":[{},{},{domain}]}}"#,
+            rejected(2, key, "c"),
+            rejected(1, event, "b")
+        );
+        assert_eq!(of(&partly), RequestOutcome::Partly(vec![0, 1, 2], "event 0: a".into()));
+        let one = |rejected: &str| format!(r#"{{"accepted":2,"rejected":[{rejected}]}}"#);
+        assert_eq!(of(&one(&domain)), RequestOutcome::Partly(vec![0], "event 0: a".into()));
         for odd in [
             "",
             "{}",
-            r#"{"accepted":2,"rejected":[]}"#,
-            r#"{"accepted":2,"rejected":[{"index":3,"detail":""}]}"#,
-            r#"{"accepted":1,"rejected":[{"index":1,"detail":""},{"index":1,"detail":""}]}"#,
+            &one(""),
+            &one(&rejected(3, event, "")),
+            &one(&rejected(0, ProblemType::NotFound, "")),
+            &one(r#"{"index":0,"detail":""}"#),
+            &format!(r#"{{"accepted":1,"rejected":[{domain},{domain}]}}"#),
         ] {
             assert!(matches!(of(odd), RequestOutcome::Unknown(_)), "{odd}");
         }

@@ -40,7 +40,7 @@ pub(crate) async fn send(run: Rc<Run>, mut transport: impl Transport) {
         };
         let failed = matches!(outcome, RequestOutcome::Unknown(_) | RequestOutcome::Unsent(_));
         if matches!(outcome, RequestOutcome::Unsent(_)) {
-            // No server was available during all retries, so the rest of the run would fail as well.
+            // No server took anything during all retries, so the rest of the run would fail as well.
             run.give_up();
         }
         run.settle(requests, &outcome);

@@ -9,7 +9,7 @@ use std::fmt;
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 
-use crate::counts::EventKind;
+pub use crate::draw::Draw;
 use crate::population::Population;
 use crate::waves::Waves;
 
@@ -29,15 +29,6 @@ impl fmt::Display for Shape {
         let value = self.to_possible_value();
         f.write_str(value.as_ref().map_or("", PossibleValue::get_name))
     }
-}
-
-/// One event of a workload. Its domain is a number, which [`Names`] spells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Draw {
-    /// The domain's number, from 0.
-    pub domain: u32,
-    /// Whether a message was delivered or bounced.
-    pub kind: EventKind,
 }
 
 /// A workload's events in their order.
@@ -115,10 +106,4 @@ impl Names {
         self.spell_canonical(domain, &mut name);
         name.into_iter().map(char::from).collect()
     }
-}
-
-/// Maps 64 random bits to a number below `bound`. The bias is below 2⁻³², too small to matter.
-#[expect(clippy::cast_possible_truncation, reason = "below the bound, which has 32 bits")]
-pub(crate) fn below(bound: u32, random: u64) -> u32 {
-    ((u128::from(random) * u128::from(bound)) >> 64) as u32
 }

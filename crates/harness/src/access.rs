@@ -4,8 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use crate::authority::Authority;
-use crate::processes::run;
-use crate::system::directory;
+use crate::program::run;
+use crate::scratch::directory;
 use crate::tls::TlsClient;
 
 /// What a client needs for a service, and the variables with which the service asks for it.

@@ -14,11 +14,11 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use crate::scratch::directory;
 use crate::servers::eventually;
-use crate::system::directory;
 
 /// How long the browser may take to do something, on a busy machine.
-const PATIENCE: Duration = Duration::from_mins(1);
+const TIMEOUT: Duration = Duration::from_mins(1);
 
 /// It reads commands from descriptor 3 and writes to 4, which a shell gives it: the browser becomes the process
 /// that the shell was.
@@ -108,7 +108,7 @@ impl Browser {
         let mut text = command.to_string().into_bytes();
         text.push(0);
         self.commands.lock().unwrap().write_all(&text).expect("is chromium installed? ./dev test does that");
-        let answer = timeout(PATIENCE, answered).await;
+        let answer = timeout(TIMEOUT, answered).await;
         let mut answer =
             answer.unwrap_or_else(|_| panic!("no answer to {method}")).expect("the browser runs");
         assert!(answer["error"].is_null(), "{method}: {answer}");

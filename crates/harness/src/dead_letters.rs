@@ -9,7 +9,7 @@ use lapin::types::{AMQPValue, FieldArray, FieldTable};
 use serde_json::Value;
 
 use crate::amqp::AmqpClient;
-use crate::processes::{command, run};
+use crate::program::{command, run};
 use crate::servers::Servers;
 use crate::sql;
 
@@ -31,9 +31,9 @@ impl Servers {
         stdout
     }
 
-    /// The letters, by what `list` or `show` print as JSON.
+    /// The dead letters, by what `list` or `show` print as JSON.
     #[must_use]
-    pub fn letters(&self, arguments: &[&str]) -> Vec<Value> {
+    pub fn dead_letters(&self, arguments: &[&str]) -> Vec<Value> {
         let printed = self.dead_well(arguments);
         printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
@@ -57,13 +57,13 @@ impl Servers {
 impl AmqpClient {
     /// Publishes a dead letter, as a worker does.
     pub async fn publish_dead(&self, body: &str, message_id: Option<&str>, headers: &[(&str, AMQPValue)]) {
-        self.publish_to(DEAD, body.as_bytes(), letter(message_id, headers)).await;
+        self.publish_to(DEAD, body.as_bytes(), dead_letter_properties(message_id, headers)).await;
     }
 }
 
 /// The properties of a dead letter.
 #[must_use]
-pub fn letter(message_id: Option<&str>, headers: &[(&str, AMQPValue)]) -> BasicProperties {
+pub fn dead_letter_properties(message_id: Option<&str>, headers: &[(&str, AMQPValue)]) -> BasicProperties {
     let mut table = FieldTable::default();
     for (name, value) in headers {
         table.insert((*name).into(), value.clone());

@@ -10,7 +10,7 @@ use catchall_load::Report;
 use catchall_load::workload::Shape;
 use serde::Deserialize;
 
-use crate::processes::command;
+use crate::program::command;
 use crate::usage;
 
 /// More events than any run can send.

@@ -1,9 +1,7 @@
 //! The real programs, started by a test.
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 
@@ -14,39 +12,8 @@ use serde_json::Value;
 
 use crate::access::Access;
 use crate::http::send;
+pub use crate::program::{binary, command, run};
 use crate::servers::{Servers, eventually};
-
-/// The program `catchall-NAME`, or `catchall` for "standalone", beside the test that runs it: in
-/// `target/PROFILE`.
-///
-/// # Panics
-///
-/// When it is not there.
-#[must_use]
-pub fn binary(name: &str) -> String {
-    let test = std::env::current_exe().expect("a test has a path");
-    // The test itself is in target/PROFILE/deps.
-    let folder = test.parent().and_then(Path::parent).expect("a test is in target/PROFILE/deps");
-    let name = if name == "standalone" { "catchall".to_owned() } else { format!("catchall-{name}") };
-    let binary = folder.join(name);
-    let profile = folder.file_name().and_then(OsStr::to_str).filter(|profile| *profile != "debug");
-    let profile = profile.map(|profile| format!(" --profile {profile}")).unwrap_or_default();
-    let path = binary.display();
-    assert!(binary.exists(), "{path} is not built: run ./dev test, or cargo build --locked --bins{profile}");
-    path.to_string()
-}
-
-/// A command with an empty environment, except for the variable by which `./dev test` finds processes that
-/// are left running.
-#[must_use]
-pub fn command(name: &str) -> Command {
-    let mut command = Command::new(binary(name));
-    command
-        .env_clear()
-        .envs(std::env::vars().filter(|(name, _)| name == "CATCHALL_DEV"))
-        .stdin(Stdio::null());
-    command
-}
 
 /// A deadline that no event meets, for tests in which none may be refused: a broker or a disk that is slow on a
 /// busy machine is no refusal.
@@ -310,6 +277,13 @@ impl Service {
         send(request.body(Full::new(body.into())).unwrap()).await
     }
 
+    /// Sends an array of events in one request, which must be accepted.
+    pub async fn post_events(&self, events: &Value) {
+        let headers = [("content-type", "application/json")];
+        let (status, _, answer) = self.request(Method::POST, "/events", &headers, events.to_string()).await;
+        assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
+    }
+
     /// Sends a PUT without a body.
     pub async fn put(&self, path: &str) -> StatusCode {
         self.request(Method::PUT, path, &[], "").await.0
@@ -357,14 +331,6 @@ impl Service {
     pub async fn ended(&mut self) -> ExitStatus {
         eventually("the process has ended", async || self.child.try_wait().unwrap()).await
     }
-}
-
-/// Runs a program to its end. Returns its exit status, standard output and standard error.
-#[must_use]
-pub fn run(name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> (ExitStatus, String, String) {
-    let output = command(name).args(arguments).envs(variables.iter().copied()).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status, text(output.stdout), text(output.stderr))
 }
 
 /// The value of a metric as Prometheus reads it; 0 for one that was never set.

@@ -1,11 +1,14 @@
-//! A directory with a short path that everybody can look into.
+//! Directories for what a test writes.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// A directory that goes with this value. The instance's directory may be deep or under the home of one user:
-/// a socket's path may have only 107 characters, and servers have users of their own.
+use crate::instance;
+
+/// A directory with a short path that everybody can look into, which goes with this value. The instance's
+/// directory may be deep or under the home of one user: a socket's path may have only 107 characters, and
+/// servers have users of their own.
 #[derive(Debug)]
 pub struct Scratch(PathBuf);
 
@@ -46,4 +49,30 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
+}
+
+/// A directory of its own for what a test writes.
+///
+/// # Panics
+///
+/// When it cannot be made.
+#[must_use]
+pub fn directory() -> PathBuf {
+    let all = instance::data("tests").expect("./dev says where");
+    let directory = all.join(uuid::Uuid::now_v7().to_string());
+    std::fs::create_dir_all(&directory).expect("the instance's directory can be written");
+    directory
+}
+
+/// The path of a data file that does not exist yet, in a directory of its own.
+///
+/// # Panics
+///
+/// When the directory cannot be made.
+#[must_use]
+pub fn data_file() -> PathBuf {
+    let directory =
+        instance::data("standalone").expect("./dev says where").join(uuid::Uuid::now_v7().to_string());
+    std::fs::create_dir_all(&directory).expect("the instance's directory can be written");
+    directory.join("catchall.db")
 }

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::process::ExitStatus;
 
-use crate::instance;
 use crate::processes::{LONG_DEADLINE, Service};
+pub use crate::scratch::{data_file, directory};
 use crate::servers::{Servers, eventually};
 
 /// A running system.
@@ -21,8 +21,8 @@ impl System {
     /// The three services, with servers of their own.
     pub async fn cluster(variables: &[(&str, &str)]) -> Self {
         let servers = Servers::fresh().await;
-        let patient = [&[LONG_DEADLINE][..], variables].concat();
-        let events = Service::ready("ingest", &servers, &patient).await;
+        let with_deadline = [&[LONG_DEADLINE][..], variables].concat();
+        let events = Service::ready("ingest", &servers, &with_deadline).await;
         let worker = Service::ready("worker", &servers, &[]).await;
         let query = Service::ready("query", &servers, variables).await;
         Self { servers, events, others: Some((worker, query)), data: None }
@@ -101,30 +101,4 @@ impl System {
         self.events.put("/events/marker.test/delivered").await;
         assert_eq!(counts().await, expected, "{domain} afterwards");
     }
-}
-
-/// A directory of its own for what a test writes.
-///
-/// # Panics
-///
-/// When it cannot be made.
-#[must_use]
-pub fn directory() -> PathBuf {
-    let all = instance::data("tests").expect("./dev says where");
-    let directory = all.join(uuid::Uuid::now_v7().to_string());
-    std::fs::create_dir_all(&directory).expect("the instance's directory can be written");
-    directory
-}
-
-/// The path of a data file that does not exist yet, in a directory of its own.
-///
-/// # Panics
-///
-/// When the directory cannot be made.
-#[must_use]
-pub fn data_file() -> PathBuf {
-    let directory =
-        instance::data("standalone").expect("./dev says where").join(uuid::Uuid::now_v7().to_string());
-    std::fs::create_dir_all(&directory).expect("the instance's directory can be written");
-    directory.join("catchall.db")
 }

@@ -94,7 +94,7 @@ pub(super) struct Readable {
 /// Makes the payload of a content header readable; `None` if it already is. `defects` are the known ones of
 /// the message. Readable parts stay, and text that is not UTF-8 is escaped.
 pub(super) fn readable(payload: &[u8], mut defects: Defects, limits: Limits) -> Option<Readable> {
-    let mut reader = Reader(payload);
+    let mut reader = ByteReader(payload);
     let (class, weight) = (reader.array::<2>()?, reader.array::<2>()?);
     let size = u64::from_be_bytes(reader.array()?);
     let flags = u16::from_be_bytes(reader.array()?);
@@ -128,7 +128,7 @@ pub(super) fn readable(payload: &[u8], mut defects: Defects, limits: Limits) -> 
         if read.is_none() {
             defects.add("its properties end too early");
             // Do not read the rest from a wrong offset.
-            reader = Reader(&[]);
+            reader = ByteReader(&[]);
             break;
         }
         kept |= flag;
@@ -156,7 +156,7 @@ pub(super) fn readable(payload: &[u8], mut defects: Defects, limits: Limits) -> 
 
 /// The entries of a table that the client library can read, up to `room` bytes.
 fn readable_entries(entries: &[u8], room: usize, defects: &mut Defects) -> Vec<u8> {
-    let mut reader = Reader(entries);
+    let mut reader = ByteReader(entries);
     let mut kept = Vec::new();
     while !reader.0.is_empty() {
         let rest = reader.0;
@@ -183,7 +183,7 @@ fn readable_entries(entries: &[u8], room: usize, defects: &mut Defects) -> Vec<u
 /// Why the client library cannot read a header's value. This does not recurse.
 fn defect_of(value: &[u8]) -> Option<&'static str> {
     // Start with the value as an array of one element.
-    let mut containers = vec![(b'A', Reader(value))];
+    let mut containers = vec![(b'A', ByteReader(value))];
     while let Some((kind, reader)) = containers.last_mut() {
         if reader.0.is_empty() {
             containers.pop();
@@ -201,7 +201,7 @@ fn defect_of(value: &[u8]) -> Option<&'static str> {
             if containers.len() == MAX_DEPTH {
                 return Some("lies too deep");
             }
-            containers.push((*inner, Reader(content)));
+            containers.push((*inner, ByteReader(content)));
         }
     }
     None
@@ -236,9 +236,9 @@ fn push_long(out: &mut Vec<u8>, bytes: &[u8]) {
 
 /// The bytes still to be read.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Reader<'a>(pub(super) &'a [u8]);
+pub(super) struct ByteReader<'a>(pub(super) &'a [u8]);
 
-impl<'a> Reader<'a> {
+impl<'a> ByteReader<'a> {
     pub(super) fn take(&mut self, size: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(size)?;
         self.0 = rest;

@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 
-use super::content::{Defects, Limits, Reader, push_text, readable};
+use super::content::{ByteReader, Defects, Limits, push_text, readable};
 
 /// Octets before a frame's payload: type, channel and size.
 const HEAD: usize = 7;
@@ -254,7 +254,7 @@ impl FrameFilter {
         };
         self.arriving.remove(&channel);
         let mut defects = Defects::default();
-        let mut reader = Reader(arguments);
+        let mut reader = ByteReader(arguments);
         let mut rewritten = method.to_vec();
         for field in fields {
             match field {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::http::{HeaderValue, header};
 
-use super::token_set::Invalid;
+use super::token_set::InvalidToken;
 use crate::grant::Scope;
 use crate::http::problem::{Problem, ProblemType};
 
@@ -19,7 +19,7 @@ const FOREIGN: &str = "without tokens only requests for this machine are answere
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
     /// It has no token, or one that is not valid.
-    Unauthorized(Option<Invalid>),
+    Unauthorized(Option<InvalidToken>),
     /// Its token lacks this scope.
     Forbidden(Scope),
     /// No token is asked for, and it names another machine than this one.

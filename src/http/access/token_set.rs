@@ -31,7 +31,7 @@ impl Holder {
 
 /// Why a token lets nobody in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Invalid {
+pub(super) enum InvalidToken {
     #[error("{0}")]
     NoToken(#[from] TokenError),
     #[error("nobody holds it")]
@@ -72,7 +72,7 @@ impl TokenSet {
     }
 
     /// The holder of the token that a client sent.
-    pub(super) fn holder(&self, token: &str) -> Result<Arc<Holder>, Invalid> {
+    pub(super) fn holder(&self, token: &str) -> Result<Arc<Holder>, InvalidToken> {
         self.valid(TokenDigest::of_token(token)?).map(Arc::clone)
     }
 
@@ -81,12 +81,12 @@ impl TokenSet {
         self.valid(digest).is_ok_and(|holder| holder.may(scope))
     }
 
-    fn valid(&self, digest: TokenDigest) -> Result<&Arc<Holder>, Invalid> {
+    fn valid(&self, digest: TokenDigest) -> Result<&Arc<Holder>, InvalidToken> {
         let holder = self.0.get(&digest.slot()).filter(|holder| holder.grant.digest == digest);
-        let holder = holder.ok_or(Invalid::Unknown)?;
+        let holder = holder.ok_or(InvalidToken::Unknown)?;
         let expiry = holder.grant.expiry;
         if expiry != Expiry::NEVER && expiry.is_over(now()) {
-            return Err(Invalid::Expired(expiry));
+            return Err(InvalidToken::Expired(expiry));
         }
         Ok(holder)
     }
@@ -115,7 +115,7 @@ mod tests {
         TokenSet::new(grants(file)?, rates, before)
     }
 
-    fn holder(set: &TokenSet, digit: u8) -> Result<Arc<Holder>, Invalid> {
+    fn holder(set: &TokenSet, digit: u8) -> Result<Arc<Holder>, InvalidToken> {
         set.holder(Token::from_digits([digit; 32]).expose())
     }
 
@@ -150,7 +150,7 @@ mod tests {
         assert!(holder(&second, 1).unwrap().allowance().take_request().is_err());
         let changed = set(&line(1, "mailer read never"), &second).unwrap();
         assert!(holder(&changed, 1).unwrap().may(Scope::Read));
-        assert_eq!(holder(&changed, 2).unwrap_err(), Invalid::Unknown);
+        assert_eq!(holder(&changed, 2).unwrap_err(), InvalidToken::Unknown);
     }
 
     #[test]

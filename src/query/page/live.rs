@@ -4,7 +4,7 @@ use maud::{Markup, html};
 
 use super::chart::{chart, minutes, rows};
 use super::glance::Glance;
-use super::words::{Moment, Number, count};
+use super::words::{Number, ReadableTime, count};
 use crate::classified::DomainReport;
 use crate::counters::Status;
 use crate::position::Position;
@@ -91,7 +91,7 @@ fn latest(glance: &Glance) -> Markup {
         section aria-labelledby="latest-title" {
             h2 id="latest-title" { "Latest changes" }
             p id="state" class="soft" {
-                "As of " time datetime=(glance.read_at) { (Moment(glance.read_at)) } ". "
+                "As of " time datetime=(glance.read_at) { (ReadableTime(glance.read_at)) } ". "
                 a href="/" { "Read again" }
             }
             p id="none" class="nothing" hidden[!glance.changes.is_empty()] {
@@ -124,7 +124,7 @@ fn row(report: Option<&DomainReport>) -> Markup {
                 span class="bounced" { (Number(bounced)) } " bounced"
             }
             @if let Some(since) = since {
-                time datetime=(since) { (Moment(since)) }
+                time datetime=(since) { (ReadableTime(since)) }
             } @else {
                 time {}
             }

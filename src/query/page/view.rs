@@ -4,13 +4,13 @@ use maud::{DOCTYPE, Markup, html};
 
 use super::glance::Glance;
 use super::live;
-use super::words::{Moment, Number, freshness, reason, verdict};
+use super::words::{Number, ReadableTime, freshness, reason, verdict};
 use crate::classified::Classified;
 use crate::domain_name::DomainName;
 
 /// What was asked, and what there is to say.
 #[derive(Debug)]
-pub(super) enum Answer {
+pub(super) enum Finding {
     /// Nothing was asked.
     Nothing,
     /// What was asked is not a domain name.
@@ -25,7 +25,7 @@ pub(super) enum Answer {
     Known(DomainName, Classified),
 }
 
-impl Answer {
+impl Finding {
     fn field(&self) -> &str {
         match self {
             Self::Nothing => "",
@@ -45,7 +45,7 @@ impl Answer {
 }
 
 /// The page. `threshold` is the one that look-ups of this process go by, if it is another than the store's.
-pub(super) fn page(answer: &Answer, glance: Option<&Glance>, threshold: Option<u64>) -> Markup {
+pub(super) fn page(answer: &Finding, glance: Option<&Glance>, threshold: Option<u64>) -> Markup {
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -81,9 +81,9 @@ pub(super) fn page(answer: &Answer, glance: Option<&Glance>, threshold: Option<u
     }
 }
 
-fn form(answer: &Answer) -> Markup {
+fn form(answer: &Finding) -> Markup {
     let error = match answer {
-        Answer::Invalid { reason, .. } => Some(reason),
+        Finding::Invalid { reason, .. } => Some(reason),
         _ => None,
     };
     let described = if error.is_some() { "domain-error domain-hint" } else { "domain-hint" };
@@ -108,10 +108,10 @@ fn form(answer: &Answer) -> Markup {
     }
 }
 
-fn told(answer: &Answer, glance: Option<&Glance>, threshold: Option<u64>) -> Markup {
+fn told(answer: &Finding, glance: Option<&Glance>, threshold: Option<u64>) -> Markup {
     match answer {
-        Answer::Nothing | Answer::Invalid { .. } => html! {},
-        Answer::Unreadable(domain) => html! {
+        Finding::Nothing | Finding::Invalid { .. } => html! {},
+        Finding::Unreadable(domain) => html! {
             section class="notice" aria-labelledby="answer" {
                 h2 id="answer" { (domain) " cannot be looked up now" }
                 p {
@@ -120,7 +120,7 @@ fn told(answer: &Answer, glance: Option<&Glance>, threshold: Option<u64>) -> Mar
                 }
             }
         },
-        Answer::Known(domain, known) => {
+        Finding::Known(domain, known) => {
             let threshold = threshold.or(glance.map(|glance| glance.standing.threshold));
             known_domain(domain, *known, threshold, glance)
         }
@@ -143,7 +143,7 @@ fn known_domain(
                 p { (reason(known, threshold)) }
             }
             @if let Some(since) = known.since {
-                p { "Since " time datetime=(since) { (Moment(since)) } "." }
+                p { "Since " time datetime=(since) { (ReadableTime(since)) } "." }
             }
             dl class="facts" {
                 div { dt { "Delivered" } dd { (Number(known.counters.delivered)) } }

@@ -33,9 +33,9 @@ pub(super) fn count(number: u64, one: &str, many: &str) -> String {
 
 /// A moment to the minute: `28 Nov 2026, 10:47 UTC`.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Moment(pub(super) UtcTime);
+pub(super) struct ReadableTime(pub(super) UtcTime);
 
-impl fmt::Display for Moment {
+impl fmt::Display for ReadableTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(moment) = moment(self.0) else { return Ok(()) };
         let month = moment.month().to_string();
@@ -120,8 +120,8 @@ mod tests {
         }
         assert_eq!(count(1, "event", "events"), "1 event");
         assert_eq!(count(1234, "event", "events"), "1,234 events");
-        assert_eq!(Moment(UtcTime(1_795_862_824_125)).to_string(), "28 Nov 2026, 10:47 UTC");
-        assert_eq!(Moment(UtcTime(i64::MAX)).to_string(), "");
+        assert_eq!(ReadableTime(UtcTime(1_795_862_824_125)).to_string(), "28 Nov 2026, 10:47 UTC");
+        assert_eq!(ReadableTime(UtcTime(i64::MAX)).to_string(), "");
     }
 
     #[test]

@@ -126,9 +126,9 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// The domain that a request asks about, or its reply where that is known already.
-type Request = Result<DomainName, Reply>;
+type Question = Result<DomainName, Reply>;
 
-async fn answer(request: Request, domains: &Domains) -> Reply {
+async fn answer(request: Question, domains: &Domains) -> Reply {
     let name = match request {
         Ok(name) => name,
         Err(reply) => return reply,
@@ -153,7 +153,7 @@ impl Buffer {
     }
 
     /// Takes out up to [`TOGETHER`] whole requests.
-    fn take(&mut self, requests: &mut Vec<Request>) -> Result<(), Malformed> {
+    fn take(&mut self, requests: &mut Vec<Question>) -> Result<(), Malformed> {
         let mut taken = 0;
         while requests.len() < TOGETHER
             && let Some((payload, length)) = netstring::first(&self.bytes[taken..self.filled], LONGEST)?

@@ -14,6 +14,7 @@ use tokio_util::either::Either;
 use super::address::{SocketMode, SocketmapAddress};
 use super::connection::{self, Offence, Replies};
 use super::socket::{BoundSocket, NotBound, SocketFile, bind};
+use crate::acceptor::Acceptor;
 use crate::query::domain::Domains;
 use crate::shutdown::{GRACE, Shutdown};
 use crate::trouble::Trouble;
@@ -26,9 +27,6 @@ const TURN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How long a stopping server still accepts those who have found it.
 const LAST_CALL: Duration = Duration::from_millis(50);
-
-/// The delay after a failed accept, mostly for lack of file descriptors.
-const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
 /// A socketmap that is to be served.
 #[derive(Debug)]
@@ -131,53 +129,30 @@ async fn accept(listener: &Listener) -> std::io::Result<Either<UnixStream, TcpSt
 }
 
 struct Server {
-    address: SocketmapAddress,
+    acceptor: Acceptor<SocketmapAddress>,
     domains: Domains,
     shutdown: Shutdown,
     connections: JoinSet<()>,
     replies: Replies,
     offended: Arc<Mutex<Trouble>>,
-    full: Trouble,
-    failing: Trouble,
 }
 
 impl Server {
     fn new(address: SocketmapAddress, domains: Domains, shutdown: Shutdown) -> Self {
         Self {
-            address,
+            acceptor: Acceptor::new(address),
             domains,
             shutdown,
             connections: JoinSet::new(),
             replies: Replies::register(),
             offended: Arc::default(),
-            full: Trouble::default(),
-            failing: Trouble::default(),
         }
     }
 
     async fn accept_until(&mut self, listener: &Listener, end: impl Future<Output = ()>) {
         let mut end = pin!(end);
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                () = &mut end => return,
-                accepted = accept(listener) => accepted,
-            };
-            match accepted {
-                Ok(stream) => self.admit(stream),
-                Err(error) => {
-                    if self.failing.is_news() {
-                        tracing::warn!(
-                            reason = %error,
-                            "cannot accept connections of mail servers, trying again: {error}"
-                        );
-                    }
-                    tokio::select! {
-                        () = &mut end => return,
-                        () = sleep(ACCEPT_BACKOFF) => {}
-                    }
-                }
-            }
+        while let Some(stream) = self.acceptor.next(|| accept(listener), end.as_mut()).await {
+            self.admit(stream);
         }
     }
 
@@ -185,13 +160,7 @@ impl Server {
     fn admit(&mut self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         while self.connections.try_join_next().is_some() {}
         if self.connections.len() >= MAX_CONNECTIONS {
-            if self.full.is_news() {
-                let address = &self.address;
-                tracing::warn!(
-                    %address,
-                    "closing further connections to {address}, connection limit reached"
-                );
-            }
+            self.acceptor.log_full();
             return;
         }
         let (domains, replies) = (self.domains.clone(), self.replies.clone());

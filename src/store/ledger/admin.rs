@@ -11,7 +11,7 @@ use super::{audit, import, reclassify, reset};
 use crate::domain_name::DomainName;
 use crate::process::ExitError;
 use crate::store::maintenance::{
-    AuditEntry, Forgotten, HistoryFile, ImportPosition, ImportStep, Maintenance, Signature, Walk, Walked,
+    AuditEntry, HistoryFile, ImportPosition, ImportStep, Maintenance, ResetDomain, Signature, Walk, Walked,
     taken_over,
 };
 use crate::store::postgres::{Database, DatabaseError, PostgresUrl, Steps};
@@ -95,7 +95,7 @@ impl Maintenance for LedgerAdmin {
         &mut self,
         domain: &DomainName,
         signature: &Signature,
-    ) -> Result<Option<Forgotten>, ExitError> {
+    ) -> Result<Option<ResetDomain>, ExitError> {
         let writer = self.writer;
         self.run(|pool, _| {
             let (domain, signature) = (domain.to_string(), signature.clone());

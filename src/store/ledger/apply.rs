@@ -197,7 +197,7 @@ async fn transaction(
 ) -> Result<Option<Applied>, sqlx::Error> {
     let begun = Instant::now();
     let mut transaction = begin(pool).await?;
-    let Look { now, rule, .. } = look_since(begun, &mut transaction, clock).await?;
+    let Observed { now, rule, .. } = look_since(begun, &mut transaction, clock).await?;
     steps.done();
     if request.before.is_some_and(|before| now > before) {
         transaction.rollback().await?;
@@ -233,7 +233,7 @@ select extract(epoch from now())::float8,
 from classification";
 
 /// What a session sees at one moment.
-struct Look {
+struct Observed {
     now: Moment,
     settings: Settings,
     rule: Rule,
@@ -245,7 +245,7 @@ pub(in crate::store) async fn check_durability(pool: PgPool) -> Result<(), sqlx:
 }
 
 /// Fails where a commit of this session does not last.
-async fn look(connection: &mut PgConnection, clock: &Clock) -> Result<Look, sqlx::Error> {
+async fn look(connection: &mut PgConnection, clock: &Clock) -> Result<Observed, sqlx::Error> {
     look_since(Instant::now(), connection, clock).await
 }
 
@@ -254,7 +254,7 @@ async fn look_since(
     asked: Instant,
     connection: &mut PgConnection,
     clock: &Clock,
-) -> Result<Look, sqlx::Error> {
+) -> Result<Observed, sqlx::Error> {
     let (epoch_seconds, synchronous_commit, fsync, full_page_writes, threshold, transaction): (
         _,
         _,
@@ -266,7 +266,7 @@ async fn look_since(
     let settings = Settings { synchronous_commit, fsync, full_page_writes };
     settings.check().map_err(misconfigured)?;
     let rule = Rule { threshold: threshold.unsigned_abs(), transaction };
-    Ok(Look { now: clock.observe(epoch_seconds, asked), settings, rule })
+    Ok(Observed { now: clock.observe(epoch_seconds, asked), settings, rule })
 }
 
 const WATERMARKS_ARRIVED: &str = "\

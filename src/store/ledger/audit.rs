@@ -3,8 +3,7 @@
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use crate::store::maintenance::{AuditEntry, Signature};
-use crate::utc_time::UtcTime;
+use crate::store::maintenance::{AuditEntry, AuditRow, Signature};
 
 const WRITE: &str = "\
 -- catchall: note what an operator did
@@ -38,14 +37,6 @@ from audit_log order by at desc, id desc limit $1";
 
 /// The latest entries, the last one first.
 pub(super) async fn read(pool: &PgPool, limit: u32) -> Result<Vec<AuditEntry>, sqlx::Error> {
-    let rows: Vec<(i64, String, String, String, String, String)> =
-        sqlx::query_as(READ).bind(i64::from(limit)).fetch_all(pool).await?;
-    let entry = |(at, action, subject, by, reason, details)| AuditEntry {
-        at: UtcTime(at),
-        action,
-        subject,
-        signature: Signature { by, reason },
-        details,
-    };
-    Ok(rows.into_iter().map(entry).collect())
+    let rows: Vec<AuditRow> = sqlx::query_as(READ).bind(i64::from(limit)).fetch_all(pool).await?;
+    Ok(rows.into_iter().map(AuditEntry::from).collect())
 }

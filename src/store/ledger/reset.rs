@@ -8,7 +8,7 @@ use super::count::{begin, rule};
 use super::totals::{self, Delta};
 use super::{audit, statuses};
 use crate::counters::{Counters, Status};
-use crate::store::maintenance::{Forgotten, Signature};
+use crate::store::maintenance::{ResetDomain, Signature};
 
 /// A step of a reclassification could note a status of counters that it saw before they were removed.
 const NO_STEP: &str = "\
@@ -29,7 +29,7 @@ pub(super) async fn reset(
     writer: Uuid,
     domain: &str,
     signature: &Signature,
-) -> Result<Option<Forgotten>, sqlx::Error> {
+) -> Result<Option<ResetDomain>, sqlx::Error> {
     let mut transaction = begin(pool).await?;
     let rule = rule(&mut transaction).await?;
     sqlx::query(NO_STEP).execute(&mut *transaction).await?;
@@ -57,5 +57,5 @@ pub(super) async fn reset(
     let details = json!({ "delivered": delivered, "bounced": bounced, "status": status });
     audit::write(&mut transaction, "reset", domain, signature, details).await?;
     transaction.commit().await?;
-    Ok(Some(Forgotten { counters, status }))
+    Ok(Some(ResetDomain { counters, status }))
 }

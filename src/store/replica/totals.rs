@@ -32,12 +32,13 @@ select least(coalesce(sum(delivered), 0), 9223372036854775807)::bigint,
     (select coalesce(array_agg(least(bounced, 9223372036854775807)::bigint), '{}') from minutes)
 from totals";
 
-type Row = (i64, i64, i64, i64, i64, i64, i64, Vec<f64>, Vec<i64>, Vec<i64>);
+type TotalsRow = (i64, i64, i64, i64, i64, i64, i64, Vec<f64>, Vec<i64>, Vec<i64>);
 
 /// The totals, with the last minutes.
 pub(super) async fn read(database: &Database, minutes: u32) -> Result<Totals, DatabaseError> {
     let minutes = i32::try_from(minutes).unwrap_or(i32::MAX);
-    let read = async move |pool: PgPool| sqlx::query_as::<_, Row>(READ).bind(minutes).fetch_one(&pool).await;
+    let read =
+        async move |pool: PgPool| sqlx::query_as::<_, TotalsRow>(READ).bind(minutes).fetch_one(&pool).await;
     let (delivered, bounced, all, catch_all, not_catch_all, minute, hour, at, delivered_then, bounced_then) =
         database.run(READ_TIMEOUT, read).await?;
     let minutes = at.into_iter().zip(delivered_then).zip(bounced_then).map(|((at, delivered), bounced)| {

@@ -4,8 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use sqlx::sqlite::SqliteConnection;
 
-use crate::store::maintenance::{AuditEntry, Signature};
-use crate::utc_time::UtcTime;
+use crate::store::maintenance::{AuditEntry, AuditRow, Signature};
 
 const WRITE: &str = "\
 -- catchall: note what an operator did
@@ -46,14 +45,6 @@ pub(super) async fn read(
     connection: &mut SqliteConnection,
     limit: u32,
 ) -> Result<Vec<AuditEntry>, sqlx::Error> {
-    let rows: Vec<(i64, String, String, String, String, String)> =
-        sqlx::query_as(READ).bind(limit).fetch_all(connection).await?;
-    let entry = |(at, action, subject, by, reason, details)| AuditEntry {
-        at: UtcTime(at),
-        action,
-        subject,
-        signature: Signature { by, reason },
-        details,
-    };
-    Ok(rows.into_iter().map(entry).collect())
+    let rows: Vec<AuditRow> = sqlx::query_as(READ).bind(limit).fetch_all(connection).await?;
+    Ok(rows.into_iter().map(AuditEntry::from).collect())
 }

@@ -71,14 +71,14 @@ pub(in crate::store) struct Imported {
 
 /// A data file that is read as a whole. No other process can use it meanwhile.
 #[derive(Debug)]
-pub(in crate::store) struct Export {
+pub(in crate::store) struct FileExport {
     file: DataFile,
     connection: SqliteConnection,
     /// The identity of the file, which copies of it share.
     pub(in crate::store) id: Uuid,
 }
 
-impl Export {
+impl FileExport {
     pub(in crate::store) async fn open(config: &DataConfig) -> Result<Self, DataError> {
         let file = DataFile::open_existing(config).await?;
         let mut connection = file.connect(Purpose::Write).await?;

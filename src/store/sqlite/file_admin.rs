@@ -16,7 +16,7 @@ use super::{audit, import, reclassify, reset};
 use crate::domain_name::DomainName;
 use crate::process::ExitError;
 use crate::store::maintenance::{
-    AuditEntry, Forgotten, HistoryFile, ImportPosition, ImportStep, Maintenance, Signature, Walk, Walked,
+    AuditEntry, HistoryFile, ImportPosition, ImportStep, Maintenance, ResetDomain, Signature, Walk, Walked,
     taken_over,
 };
 
@@ -114,7 +114,7 @@ impl Maintenance for FileAdmin {
         &mut self,
         domain: &DomainName,
         signature: &Signature,
-    ) -> Result<Option<Forgotten>, ExitError> {
+    ) -> Result<Option<ResetDomain>, ExitError> {
         let work = async |connection: &mut SqliteConnection| {
             reset::reset(connection, domain.as_str(), signature).await
         };

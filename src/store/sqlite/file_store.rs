@@ -9,7 +9,7 @@ use super::checkpoint;
 use super::data_error::DataError;
 use super::data_file::{DataConfig, DataFile, Purpose};
 use super::export::{self, MoveState};
-use super::prune::Pruning;
+use super::prune::FilePruning;
 use super::reader::Reader;
 use super::walker;
 use super::writer::{self, Queue, Writer};
@@ -76,7 +76,7 @@ impl FileStore {
     /// without it.
     pub async fn run(&self, retention: &EventRetention, dependency: Dependency) {
         let turn = Mutex::default();
-        let pruning = Pruning::new(retention);
+        let pruning = FilePruning::new(retention);
         tokio::join!(
             writer::write(&self.file, &self.queue, &turn, pruning, dependency),
             checkpoint::keep_short(&self.file, &turn),

@@ -27,7 +27,7 @@ delete from event_claims where id > ? and id <= ? and used_at < ?";
 
 /// Walks through the claims in the order of their ids, a step at a time, and begins anew.
 #[derive(Debug)]
-pub(super) struct Pruning {
+pub(super) struct FilePruning {
     retention: Duration,
     /// The walk has come this far.
     position: Vec<u8>,
@@ -37,7 +37,7 @@ pub(super) struct Pruning {
     pub(super) due: Instant,
 }
 
-impl Pruning {
+impl FilePruning {
     pub(super) fn new(retention: &EventRetention) -> Self {
         let now = Instant::now();
         Self { retention: retention.duration(), position: Vec::new(), began: now, due: now }

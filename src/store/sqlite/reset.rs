@@ -6,7 +6,7 @@ use sqlx::sqlite::SqliteConnection;
 use super::totals::{self, Delta};
 use super::{audit, statuses};
 use crate::counters::{Counters, Status};
-use crate::store::maintenance::{Forgotten, Signature};
+use crate::store::maintenance::{ResetDomain, Signature};
 
 const REMOVE: &str = "\
 -- catchall: remove the counters of a domain
@@ -21,7 +21,7 @@ pub(super) async fn reset(
     connection: &mut SqliteConnection,
     domain: &str,
     signature: &Signature,
-) -> Result<Option<Forgotten>, sqlx::Error> {
+) -> Result<Option<ResetDomain>, sqlx::Error> {
     let row: Option<(i64, i64)> =
         sqlx::query_as(REMOVE).bind(domain).fetch_optional(&mut *connection).await?;
     let counters = row.map(|(delivered, bounced)| Counters {
@@ -43,5 +43,5 @@ pub(super) async fn reset(
     let Counters { delivered, bounced } = counters;
     let details = json!({ "delivered": delivered, "bounced": bounced, "status": status });
     audit::write(connection, "reset", domain, signature, details).await?;
-    Ok(Some(Forgotten { counters, status }))
+    Ok(Some(ResetDomain { counters, status }))
 }

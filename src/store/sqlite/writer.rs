@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::apply::apply;
 use super::data_error::{DataError, SqliteError};
 use super::data_file::{DataFile, Purpose};
-use super::prune::Pruning;
+use super::prune::FilePruning;
 use super::statuses;
 use crate::batch::Batch;
 use crate::batcher::{Batcher, Flush};
@@ -60,7 +60,7 @@ pub(super) async fn write(
     file: &DataFile,
     queue: &Queue,
     turn: &Mutex<()>,
-    mut pruning: Pruning,
+    mut pruning: FilePruning,
     dependency: Dependency,
 ) {
     let mut connection = None;
@@ -118,7 +118,7 @@ async fn open<'a>(
 async fn count_and_prune(
     connection: &mut SqliteConnection,
     flush: Flush<'_, Vec<Batch>, Result<(), NotAccepted>>,
-    pruning: &mut Pruning,
+    pruning: &mut FilePruning,
 ) -> Result<(), Cause> {
     count(connection, flush).await?;
     if pruning.due > Instant::now() { Ok(()) } else { prune(connection, pruning).await }
@@ -137,7 +137,7 @@ async fn count(
     Ok(())
 }
 
-async fn prune(connection: &mut SqliteConnection, pruning: &mut Pruning) -> Result<(), Cause> {
+async fn prune(connection: &mut SqliteConnection, pruning: &mut FilePruning) -> Result<(), Cause> {
     let pruned = pruning.step(connection).await.map_err(cause)?;
     metrics::counter!("catchall_worker_pruned_claims_total").increment(pruned);
     Ok(())

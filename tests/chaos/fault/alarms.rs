@@ -5,7 +5,7 @@ use harness::instance::rabbitmqctl;
 use hyper::Method;
 use serde_json::json;
 
-use super::Lifted;
+use super::lifted::Lifted;
 use crate::cluster::{Cluster, PUBLISH_DEADLINE};
 use crate::rng::Rng;
 

@@ -23,7 +23,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
-use super::Lifted;
+use super::lifted::Lifted;
 use crate::cluster::Cluster;
 
 /// HTTP/1.1 connections, or HTTP/2 streams.
@@ -90,44 +90,41 @@ const FLOOR: Duration = Duration::from_millis(1500);
 const FLOOR_OF_MEDIAN: Duration = Duration::from_millis(300);
 
 pub(super) async fn slow_connections(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
-    let honest = Honest { url: &cluster.ingest_url, bearer: None };
-    let address = honest.address()?;
-    let present = Arc::new(AtomicUsize::new(0));
-    let slow = {
-        let present = Arc::clone(&present);
-        async move {
-            let clients = (0..SLOW).map(|number| {
-                let present = Arc::clone(&present);
-                async move {
-                    come(number, SLOW).await;
-                    loop {
-                        // It comes again, whether it was refused, given up or answered.
-                        let _ = connection(address, number, &present).await;
-                        tokio::time::sleep(BACK).await;
-                    }
-                }
-            });
-            join_all(clients).await;
-        }
+    let client = |address, number, present: Arc<AtomicUsize>| async move {
+        let _ = connection(address, number, &present).await;
     };
-    honest.beside(label, slow, SLOW, &present).await
+    beside_slow(cluster, label, SLOW, client).await
 }
 
 pub(super) async fn slow_streams(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
+    let client = |address, _, present: Arc<AtomicUsize>| async move {
+        let _ = streams(address, &present).await;
+    };
+    beside_slow(cluster, label, SLOW / STREAMS, client).await
+}
+
+/// Measures normal clients beside so many slow ones. A slow one comes again, whether it was refused, given up
+/// or answered.
+async fn beside_slow<F: Future<Output = ()> + Send>(
+    cluster: &Cluster,
+    label: &str,
+    clients: usize,
+    client: impl Fn(SocketAddr, usize, Arc<AtomicUsize>) -> F + Send + Sync + 'static,
+) -> Result<Lifted> {
     let honest = Honest { url: &cluster.ingest_url, bearer: None };
     let address = honest.address()?;
     let present = Arc::new(AtomicUsize::new(0));
     let slow = {
         let present = Arc::clone(&present);
         async move {
-            let connections = (0..SLOW / STREAMS).map(async |number| {
-                come(number, SLOW / STREAMS).await;
+            let clients = (0..clients).map(async |number| {
+                come(number, clients).await;
                 loop {
-                    let _ = streams(address, &present).await;
+                    client(address, number, Arc::clone(&present)).await;
                     tokio::time::sleep(BACK).await;
                 }
             });
-            join_all(connections).await;
+            join_all(clients).await;
         }
     };
     honest.beside(label, slow, SLOW, &present).await

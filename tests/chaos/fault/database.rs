@@ -9,7 +9,7 @@ use harness::expected::ExpectedCounts;
 use harness::sql;
 use serde_json::json;
 
-use super::Lifted;
+use super::lifted::Lifted;
 use crate::cluster::Cluster;
 
 /// Delays each row of the counters by five milliseconds. One statement writes the rows of many messages.

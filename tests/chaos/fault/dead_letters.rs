@@ -11,7 +11,7 @@ use harness::expected::ExpectedCounts;
 use harness::servers::Servers;
 use hyper::Method;
 
-use super::Lifted;
+use super::lifted::Lifted;
 use crate::cluster::Cluster;
 use crate::rng::Rng;
 

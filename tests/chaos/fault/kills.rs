@@ -6,7 +6,7 @@ use anyhow::Result;
 use harness::instance::dev;
 use harness::proxy::Wire;
 
-use super::Lifted;
+use super::lifted::Lifted;
 use crate::cluster::Cluster;
 use crate::process::WatchedProcess;
 use crate::rng::Rng;

@@ -6,7 +6,7 @@ use harness::amqp::AmqpClient;
 use harness::expected::ExpectedCounts;
 use serde_json::json;
 
-use super::Lifted;
+use super::lifted::Lifted;
 use crate::cluster::Cluster;
 
 /// Messages that are published again and again.

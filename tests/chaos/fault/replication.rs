@@ -7,7 +7,7 @@ use harness::instance::dev;
 use harness::proxy::host;
 use harness::sql;
 
-use super::Lifted;
+use super::lifted::Lifted;
 use crate::cluster::Cluster;
 use crate::rng::Rng;
 

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::Lifted;
+use super::lifted::Lifted;
 use crate::cluster::Cluster;
 use crate::rng::Rng;
 

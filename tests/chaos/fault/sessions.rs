@@ -4,7 +4,7 @@ use anyhow::Result;
 use harness::instance::rabbitmqctl;
 use harness::sql;
 
-use super::Lifted;
+use super::lifted::Lifted;
 use crate::cluster::Cluster;
 use crate::rng::Rng;
 

@@ -12,7 +12,7 @@ use harness::processes::command;
 use harness::proxy::Wire;
 use harness::sql;
 
-use super::Lifted;
+use super::lifted::Lifted;
 use crate::rng::Rng;
 use crate::standalone::Standalone;
 

@@ -13,8 +13,8 @@ use harness::usage;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::Lifted;
 use super::clients::{BACK, Honest, Present, SLOW, TRICKLE, come};
+use super::lifted::Lifted;
 use crate::cluster::Cluster;
 
 /// Strangers that send as fast as they are answered, with this pause: they share two cores with the service.

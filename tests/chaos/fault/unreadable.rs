@@ -20,8 +20,8 @@ use hyper::{Request, StatusCode, header};
 use lapin::types::AMQPValue;
 use serde_json::Value;
 
-use super::Lifted;
 use super::dead_letters::{await_dead_letters, dead, empty};
+use super::lifted::Lifted;
 use crate::cluster::Cluster;
 
 /// Clients, and requests of each. If each byte were repeated as six bytes, they would take far more memory
@@ -211,19 +211,19 @@ pub(super) async fn deep_headers(cluster: &mut Cluster, label: &str) -> Result<L
     let looking = cluster.servers.publisher().await;
     let mut lifted = Lifted::now();
     let begun = Instant::now();
-    let (mut letters, mut ended) = (0, 0);
-    while letters < DEEP && !cluster.workers.is_empty() && begun.elapsed() < TIMEOUT / 2 {
+    let (mut dead_letters, mut ended) = (0, 0);
+    while dead_letters < DEEP && !cluster.workers.is_empty() && begun.elapsed() < TIMEOUT / 2 {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let before = cluster.workers.len();
         cluster.workers.retain_mut(|worker| worker.service.has_ended().is_none());
         ended += before - cluster.workers.len();
-        letters = looking.waiting(DEAD).await as usize;
+        dead_letters = looking.waiting(DEAD).await as usize;
     }
     if ended > 0 {
         lifted.failures.push(format!("{ended} workers crashed on a message"));
     }
-    if letters != DEEP {
-        lifted.failures.push(format!("{letters} dead letters instead of {DEEP}"));
+    if dead_letters != DEEP {
+        lifted.failures.push(format!("{dead_letters} dead letters instead of {DEEP}"));
     }
     lifted.failures.extend(shown(cluster).await);
     empty(&cluster.servers).await;
@@ -241,13 +241,14 @@ pub(super) async fn deep_headers(cluster: &mut Cluster, label: &str) -> Result<L
 async fn shown(cluster: &Cluster) -> Vec<String> {
     let mut failures = Vec::new();
     let (listed, stdout, stderr) = dead(&cluster.servers, &["list", "--json"]).await;
-    let letters: Vec<Value> = stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    if !listed || letters.len() != DEEP {
-        failures.push(format!("catchall-dead list: {} letters, {stderr}", letters.len()));
+    let dead_letters: Vec<Value> =
+        stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    if !listed || dead_letters.len() != DEEP {
+        failures.push(format!("catchall-dead list: {} dead letters, {stderr}", dead_letters.len()));
         return failures;
     }
-    for letter in &letters {
-        let reference = letter["ref"].as_str().unwrap_or_default();
+    for dead_letter in &dead_letters {
+        let reference = dead_letter["ref"].as_str().unwrap_or_default();
         let (shown, _, stderr) = dead(&cluster.servers, &["show", reference]).await;
         let (discarded, _, more) = dead(&cluster.servers, &["discard", reference]).await;
         if !(shown && discarded) {

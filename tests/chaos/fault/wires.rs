@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use harness::proxy::{Proxy, Wire};
 
-use super::Lifted;
+use super::lifted::Lifted;
 use crate::cluster::Cluster;
 use crate::rng::Rng;
 

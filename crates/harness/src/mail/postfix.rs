@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Server, unpacked};
+use super::server::{self, Server, unpacked};
 use crate::proxy::{address, reserve};
 use crate::scratch::Scratch;
 use crate::servers::eventually;
@@ -41,7 +41,7 @@ impl Postfix {
     }
 
     fn command(&self, program: &str, libraries: &Path) -> Command {
-        let mut command = super::command(program, libraries);
+        let mut command = server::command(program, libraries);
         command.env("MAIL_CONFIG", self.scratch.path());
         command
     }

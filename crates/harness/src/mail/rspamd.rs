@@ -6,7 +6,7 @@ use http_body_util::Full;
 use hyper::{Request, StatusCode};
 use serde_json::Value;
 
-use super::{Server, command, unpacked};
+use super::server::{Server, command, unpacked};
 use crate::http::send;
 use crate::proxy::{address, reserve};
 use crate::scratch::Scratch;

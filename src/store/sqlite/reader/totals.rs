@@ -28,8 +28,8 @@ from totals";
 
 /// The totals, with the last minutes.
 pub(super) async fn read(connection: &mut SqliteConnection, minutes: u32) -> Result<Totals, sqlx::Error> {
-    type Answer = (i64, i64, i64, i64, i64, i64, i64, String);
-    let (delivered, bounced, all, catch_all, not_catch_all, minute, hour, minutes): Answer =
+    type Numbers = (i64, i64, i64, i64, i64, i64, i64, String);
+    let (delivered, bounced, all, catch_all, not_catch_all, minute, hour, minutes): Numbers =
         sqlx::query_as(READ).bind(minutes).fetch_one(connection).await?;
     let count = |integer: i64| u64::try_from(integer).unwrap_or(0);
     let minutes = rows(&minutes).filter_map(|row| {

@@ -1,4 +1,4 @@
-//! Sources: the client at the other end of a connection, or the proxy that brings the requests of many.
+//! The other end of a connection: a client, or a proxy that brings the requests of many.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -15,12 +15,12 @@ const MAX_REMEMBERED: usize = 64;
 
 /// Who is at the other end of a connection.
 #[derive(Debug)]
-pub(super) enum Source {
+pub(super) enum OtherEnd {
     Client(Connected),
     Proxy { address: IpAddr, remembered: Mutex<HashMap<IpAddr, Arc<Peer>>> },
 }
 
-impl Source {
+impl OtherEnd {
     pub(super) fn proxy(address: IpAddr) -> Self {
         Self::Proxy { address, remembered: Mutex::default() }
     }
