@@ -1,14 +1,14 @@
 //! The relay: changes of statuses as messages on the exchange of changes.
 
-use std::mem;
 use std::time::Duration;
 
 use metrics::{Counter, Gauge};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::backlog::Backlog;
 use crate::backoff::backoff;
-use crate::broker::{Message, PublishError, Publisher};
+use crate::broker::{BrokerConfig, Message, PublishError, Publisher};
+use crate::health::Dependency;
 use crate::position::Position;
 use crate::store::ledger::{Ledger, Relayed};
 use crate::store::postgres::DatabaseError;
@@ -33,9 +33,23 @@ const STEP: u32 = 500;
 /// worker would begin with a whole step, and repeat it to all who have it.
 const MAX_DELAY: Duration = Duration::from_secs(4);
 
+/// The longest rest where a message is not confirmed: whoever else has bound a queue gets the change again with
+/// each try. The turn is kept meanwhile.
+const MAX_REST: Duration = Duration::from_secs(30);
+
 /// How long the messages of a step wait for their confirms. It is less than a turn, so that what is late does
 /// not overtake what another worker publishes.
-pub(super) const RELAY_TIMEOUT: Duration = Duration::from_secs(5);
+const RELAY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a connection may owe confirms. It may be one queue that does not confirm, which a new connection
+/// would not mend; a dead connection has no heartbeats.
+const RELAY_SILENCE: Duration = Duration::from_mins(2);
+
+/// The connection that publishes changes. Neither the readiness of the worker nor its log depends on it: the
+/// queue of a subscriber may be all that is wrong. The relay says what is not published.
+pub(super) fn publisher(config: BrokerConfig) -> Publisher {
+    Publisher::connect(config, "catchall-worker changes".into(), Dependency::untold(), RELAY_SILENCE)
+}
 
 /// Publishes changes while it is this worker's turn, forever. Each is published at least once. When the turn
 /// passes to another worker, the last ones may come again.
@@ -45,8 +59,9 @@ pub(super) async fn relay(ledger: Ledger, publisher: Publisher) {
         publisher,
         backlog: Backlog::default(),
         metrics: Metrics::register(),
-        is_failing: false,
+        failing: None,
         failures: Trouble::default(),
+        unconfirmed: Trouble::default(),
         refusals: Trouble::default(),
     };
     let mut delays = backoff();
@@ -55,17 +70,23 @@ pub(super) async fn relay(ledger: Ledger, publisher: Publisher) {
             sleep(ASK_INTERVAL).await;
             continue;
         };
-        // It is said once for as long as it lasts, however long a try takes; and once if it comes and goes.
-        let is_news = relay.failures.is_news();
-        if !mem::replace(&mut relay.is_failing, true) {
+        let is_unconfirmed = matches!(error, Unpublished::Broker(PublishError::Unconfirmed));
+        if relay.failing.is_none_or(|failing| failing.is_unconfirmed != is_unconfirmed) {
             delays = backoff();
-            if is_news {
-                tracing::warn!(reason = %error, "changes are not published, trying again: {error}");
+            relay.failing = Some(Failing { is_unconfirmed, since: Instant::now() });
+            relay.tell(&error, is_unconfirmed);
+        }
+        let delay = delays.next().unwrap_or_default().min(MAX_DELAY);
+        match relay.failing {
+            Some(Failing { is_unconfirmed: true, since }) => {
+                relay.rest(delay.max(since.elapsed()).min(MAX_REST)).await;
+            }
+            _ => {
+                // What was seen to wait goes on waiting.
+                relay.metrics.show_age(&relay.backlog);
+                sleep(delay).await;
             }
         }
-        // What was seen to wait goes on waiting.
-        relay.metrics.show_age(&relay.backlog);
-        sleep(delays.next().unwrap_or_default().min(MAX_DELAY)).await;
     }
 }
 
@@ -76,6 +97,14 @@ enum Unpublished {
     Database(#[from] DatabaseError),
     #[error(transparent)]
     Broker(#[from] PublishError),
+}
+
+/// How it fails.
+#[derive(Clone, Copy)]
+struct Failing {
+    /// Whether the broker has a message and does not confirm it.
+    is_unconfirmed: bool,
+    since: Instant,
 }
 
 /// What comes after a step.
@@ -93,9 +122,10 @@ struct Relay {
     publisher: Publisher,
     backlog: Backlog,
     metrics: Metrics,
-    /// Whether the last try failed.
-    is_failing: bool,
+    /// Whether the last try failed, and how.
+    failing: Option<Failing>,
     failures: Trouble,
+    unconfirmed: Trouble,
     /// Queues that refuse changes.
     refusals: Trouble,
 }
@@ -105,7 +135,7 @@ impl Relay {
     async fn turn(&mut self) -> Result<(), Unpublished> {
         let Some(turn) = self.ledger.take_relay(TURN).await? else {
             // The worker that has the turn shows what waits. Before this it is not known whether one has.
-            (self.is_failing, self.backlog) = (false, Backlog::default());
+            (self.failing, self.backlog) = (None, Backlog::default());
             self.metrics.unpublished.set(0.0);
             self.metrics.show_age(&self.backlog);
             return Ok(());
@@ -114,10 +144,10 @@ impl Relay {
         let mut next_look = Instant::now();
         loop {
             if next_look <= Instant::now() {
+                // An operator may have moved it: what was restored from a dump is brought into the present.
+                let Some(turn) = self.ledger.take_relay(TURN).await? else { return Ok(()) };
+                position = turn.position;
                 self.look(&position).await?;
-                if self.ledger.take_relay(TURN).await?.is_none() {
-                    return Ok(());
-                }
                 next_look = Instant::now() + LOOK_INTERVAL;
             }
             match self.step(&mut position).await? {
@@ -125,6 +155,36 @@ impl Relay {
                 Step::Rest => sleep(REST).await,
                 Step::Over => return Ok(()),
             }
+        }
+    }
+
+    /// Rests, and keeps the turn: another worker would begin with a whole step. A rest is as long as it has failed
+    /// before, so what was mended goes on after a while of that length.
+    async fn rest(&mut self, delay: Duration) {
+        let end = Instant::now() + delay;
+        while Instant::now() < end {
+            self.metrics.show_age(&self.backlog);
+            sleep_until(end.min(Instant::now() + LOOK_INTERVAL)).await;
+            let Ok(Some(turn)) = self.ledger.take_relay(TURN).await else { return };
+            // The next step says what is wrong with the database.
+            let _ = self.look(&turn.position).await;
+        }
+    }
+
+    /// It is said once for as long as it lasts, however long a try takes; and once if it comes and goes.
+    fn tell(&mut self, error: &Unpublished, is_unconfirmed: bool) {
+        let trouble = if is_unconfirmed { &mut self.unconfirmed } else { &mut self.failures };
+        if !trouble.is_news() {
+            return;
+        }
+        if is_unconfirmed {
+            tracing::warn!(
+                reason = %error,
+                "changes are not published, trying again: a queue that is bound to catchall.changes does not \
+                 confirm, as one without its majority, or the broker is slow: {error}"
+            );
+        } else {
+            tracing::warn!(reason = %error, "changes are not published, trying again: {error}");
         }
     }
 
@@ -142,10 +202,10 @@ impl Relay {
     async fn step(&mut self, position: &mut Position) -> Result<Step, Unpublished> {
         // Whoever has got what another queue does not confirm gets it again with each try: one change then,
         // not hundreds.
-        let limit = if self.is_failing { 1 } else { STEP };
+        let limit = if self.failing.is_some() { 1 } else { STEP };
         let changes = self.ledger.changes(position, limit).await?;
         if changes.is_empty() {
-            self.is_failing = false;
+            self.failing = None;
             return Ok(Step::Rest);
         }
         let messages = changes.iter().map(Message::change).collect();
@@ -177,7 +237,7 @@ impl Relay {
             // next.
             return Err(error.into());
         }
-        self.is_failing = false;
+        self.failing = None;
         Ok(if changes.len() == limit as usize { Step::Full } else { Step::Rest })
     }
 
