@@ -9,7 +9,8 @@ use super::backlog::Backlog;
 use crate::backoff::backoff;
 use crate::broker::{BrokerConfig, Message, PublishError, Publisher};
 use crate::health::Dependency;
-use crate::position::Position;
+use crate::position::Place;
+use crate::store::Portion;
 use crate::store::ledger::{Ledger, Relayed};
 use crate::store::postgres::DatabaseError;
 use crate::trouble::Trouble;
@@ -33,8 +34,8 @@ const STEP: u32 = 500;
 /// worker would begin with a whole step, and repeat it to all who have it.
 const MAX_DELAY: Duration = Duration::from_secs(4);
 
-/// The longest rest where a message is not confirmed: whoever else has bound a queue gets the change again with
-/// each try. The turn is kept meanwhile.
+/// The longest rest where a message is not confirmed: whoever else has bound a queue gets the change again
+/// with each try. The turn is kept meanwhile.
 const MAX_REST: Duration = Duration::from_secs(30);
 
 /// How long the messages of a step wait for their confirms. It is less than a turn, so that what is late does
@@ -77,15 +78,12 @@ pub(super) async fn relay(ledger: Ledger, publisher: Publisher) {
             relay.tell(&error, is_unconfirmed);
         }
         let delay = delays.next().unwrap_or_default().min(MAX_DELAY);
-        match relay.failing {
-            Some(Failing { is_unconfirmed: true, since }) => {
-                relay.rest(delay.max(since.elapsed()).min(MAX_REST)).await;
-            }
-            _ => {
-                // What was seen to wait goes on waiting.
-                relay.metrics.show_age(&relay.backlog);
-                sleep(delay).await;
-            }
+        if let Some(Failing { is_unconfirmed: true, since }) = relay.failing {
+            relay.rest(delay.max(since.elapsed()).min(MAX_REST)).await;
+        } else {
+            // What was seen to wait goes on waiting.
+            relay.metrics.show_age(&relay.backlog);
+            sleep(delay).await;
         }
     }
 }
@@ -140,17 +138,17 @@ impl Relay {
             self.metrics.show_age(&self.backlog);
             return Ok(());
         };
-        let mut position = turn.position;
+        let mut place = turn.place;
         let mut next_look = Instant::now();
         loop {
             if next_look <= Instant::now() {
                 // An operator may have moved it: what was restored from a dump is brought into the present.
                 let Some(turn) = self.ledger.take_relay(TURN).await? else { return Ok(()) };
-                position = turn.position;
-                self.look(&position).await?;
+                place = turn.place;
+                self.look(&place).await?;
                 next_look = Instant::now() + LOOK_INTERVAL;
             }
-            match self.step(&mut position).await? {
+            match self.step(&mut place).await? {
                 Step::Full => {}
                 Step::Rest => sleep(REST).await,
                 Step::Over => return Ok(()),
@@ -158,8 +156,8 @@ impl Relay {
         }
     }
 
-    /// Rests, and keeps the turn: another worker would begin with a whole step. A rest is as long as it has failed
-    /// before, so what was mended goes on after a while of that length.
+    /// Rests, and keeps the turn: another worker would begin with a whole step. A rest is as long as it has
+    /// failed before, so what was mended goes on after a while of that length.
     async fn rest(&mut self, delay: Duration) {
         let end = Instant::now() + delay;
         while Instant::now() < end {
@@ -167,7 +165,7 @@ impl Relay {
             sleep_until(end.min(Instant::now() + LOOK_INTERVAL)).await;
             let Ok(Some(turn)) = self.ledger.take_relay(TURN).await else { return };
             // The next step says what is wrong with the database.
-            let _ = self.look(&turn.position).await;
+            let _ = self.look(&turn.place).await;
         }
     }
 
@@ -189,9 +187,9 @@ impl Relay {
     }
 
     /// Brings the metrics up to date.
-    async fn look(&mut self, position: &Position) -> Result<(), DatabaseError> {
-        let Relayed { waiting, last } = self.ledger.relayed(position).await?;
-        self.backlog.look(position, last, Instant::now());
+    async fn look(&mut self, published: &Place) -> Result<(), DatabaseError> {
+        let Relayed { waiting, last } = self.ledger.relayed(published).await?;
+        self.backlog.look(published, last, Instant::now());
         #[expect(clippy::cast_precision_loss, reason = "it has few digits")]
         self.metrics.unpublished.set(waiting as f64);
         self.metrics.show_age(&self.backlog);
@@ -199,15 +197,11 @@ impl Relay {
     }
 
     /// Publishes the next changes, and notes how far that came.
-    async fn step(&mut self, position: &mut Position) -> Result<Step, Unpublished> {
+    async fn step(&mut self, place: &mut Place) -> Result<Step, Unpublished> {
         // Whoever has got what another queue does not confirm gets it again with each try: one change then,
         // not hundreds.
         let limit = if self.failing.is_some() { 1 } else { STEP };
-        let changes = self.ledger.changes(position, limit).await?;
-        if changes.is_empty() {
-            self.failing = None;
-            return Ok(Step::Rest);
-        }
+        let Portion { changes, end, is_full, .. } = self.ledger.changes(place, limit).await?;
         let messages = changes.iter().map(Message::change).collect();
         let outcomes = self.publisher.publish_each(messages, Instant::now() + RELAY_TIMEOUT).await;
         let (mut done, mut refused, mut failed) = (0, 0, None);
@@ -224,11 +218,14 @@ impl Relay {
             }
             done += 1;
         }
-        if let Some(last) = changes[..done].last() {
-            if !self.ledger.move_relay(&last.position, TURN).await? {
+        // Behind the last change there may be names that are none and are not published.
+        let through =
+            if failed.is_none() { Some(&end) } else { changes[..done].last().map(|last| &last.place) };
+        if let Some(through) = through.filter(|through| *through > place) {
+            if !self.ledger.move_relay(through, TURN).await? {
                 return Ok(Step::Over);
             }
-            *position = last.position.clone();
+            place.clone_from(through);
             self.metrics.published.increment(done as u64);
             self.note_refused(refused);
         }
@@ -238,7 +235,7 @@ impl Relay {
             return Err(error.into());
         }
         self.failing = None;
-        Ok(if changes.len() == limit as usize { Step::Full } else { Step::Rest })
+        Ok(if is_full { Step::Full } else { Step::Rest })
     }
 
     fn note_refused(&mut self, changes: u64) {
