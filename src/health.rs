@@ -28,6 +28,8 @@ enum State {
 pub struct Dependency {
     health: Health,
     index: usize,
+    /// Whether the log tells of it.
+    is_told: bool,
 }
 
 impl Health {
@@ -37,7 +39,7 @@ impl Health {
     pub fn dependency(&self, name: &'static str) -> Dependency {
         let mut entries = self.entries();
         entries.push((name, State::Starting));
-        Dependency { health: self.clone(), index: entries.len() - 1 }
+        Dependency { health: self.clone(), index: entries.len() - 1, is_told: true }
     }
 
     /// Why the process is not ready: one line for each dependency that is not up, without repeats.
@@ -75,6 +77,12 @@ impl Health {
 }
 
 impl Dependency {
+    /// A dependency that no readiness waits for and no log tells of: whoever uses it says what comes of it.
+    #[must_use]
+    pub fn untold() -> Self {
+        Self { is_told: false, ..Health::default().dependency("untold") }
+    }
+
     /// Marks the dependency as available, and logs the change if it was not: once for all that share its
     /// name, when the last of them is.
     pub fn up(&self) {
@@ -93,15 +101,17 @@ impl Dependency {
         }
     }
 
-    /// The dependency's name, if this changed its state.
+    /// The dependency's name, if this changed its state and the log tells of it.
     fn change(&self, state: State) -> Option<&'static str> {
         let mut entries = self.health.entries();
         let entry = &mut entries[self.index];
-        (entry.1 != state).then(|| {
-            entry.1 = state;
-            self.health.0.changed.notify_waiters();
-            entry.0
-        })
+        (entry.1 != state)
+            .then(|| {
+                entry.1 = state;
+                self.health.0.changed.notify_waiters();
+                entry.0
+            })
+            .filter(|_| self.is_told)
     }
 }
 

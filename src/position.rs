@@ -1,4 +1,4 @@
-//! A place in the feed of changes.
+//! A place in a feed of changes.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,14 +8,37 @@ use utoipa::ToSchema;
 
 use crate::domain_name::DomainName;
 
-/// A place in the feed of changes: after the change of `domain` in the transaction `transaction`. Without a
-/// domain it is before all changes of that transaction.
+/// Which feed it is. Each database has one of its own, also one that was restored, because the places of its
+/// feed are others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FeedId(pub u32);
+
+/// A place in a feed: after the change of `domain` in the transaction `transaction`. Without a domain it is
+/// before all changes of that transaction.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Position {
+pub struct Place {
     /// Orders the transactions that changed something. It is not their number.
     pub transaction: i64,
-    /// The last domain before the place.
-    pub domain: Option<DomainName>,
+    /// The last domain before the place, as the store has it; empty if there is none. It need not be a name by
+    /// the rules of this build.
+    pub domain: String,
+}
+
+impl Place {
+    /// The place after the change of a domain.
+    #[must_use]
+    pub fn after(transaction: i64, domain: &DomainName) -> Self {
+        Self { transaction, domain: domain.to_string() }
+    }
+}
+
+/// A place, and of which feed it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// `None`: the beginning, of whichever feed. Any other place without a feed is of none.
+    pub feed: Option<FeedId>,
+    /// The place.
+    pub place: Place,
 }
 
 /// A position as clients see it, for the API's document.
@@ -25,7 +48,7 @@ pub struct Position {
     description = "A place in the feed. Take it for an opaque text: it is only good for asking what came \
         after it.",
     format = "catchall-position",
-    examples("48213-example.com")
+    examples("48213.9f3a6c01-example.com")
 )]
 pub struct PositionText(#[expect(dead_code, reason = "it only describes")] String);
 
@@ -37,22 +60,46 @@ pub struct PositionText(#[expect(dead_code, reason = "it only describes")] Strin
 pub struct NoPosition;
 
 impl Position {
-    /// The beginning of the feed.
+    /// The beginning of any feed.
     #[must_use]
     pub fn beginning() -> Self {
         Self::default()
     }
+}
 
-    /// The domain as the stores compare it: no name sorts before the empty one.
-    #[must_use]
-    pub fn domain_str(&self) -> &str {
-        self.domain.as_ref().map_or("", DomainName::as_str)
+impl fmt::Display for FeedId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}", self.0)
     }
+}
+
+impl FromStr for FeedId {
+    type Err = NoPosition;
+
+    fn from_str(text: &str) -> Result<Self, NoPosition> {
+        let digits = text.len() == 8 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        u32::from_str_radix(text, 16).ok().filter(|_| digits).map(Self).ok_or(NoPosition)
+    }
+}
+
+/// Whether a byte of a domain stands for itself, as all of a name do.
+fn is_plain(byte: u8) -> bool {
+    matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-')
 }
 
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.transaction, self.domain_str())
+        write!(f, "{}", self.place.transaction)?;
+        if let Some(feed) = self.feed {
+            write!(f, ".{feed}")?;
+        }
+        f.write_str("-")?;
+        if self.place.domain.bytes().all(is_plain) {
+            return f.write_str(&self.place.domain);
+        }
+        self.place.domain.bytes().try_for_each(|byte| {
+            if is_plain(byte) { write!(f, "{}", char::from(byte)) } else { write!(f, "_{byte:02x}") }
+        })
     }
 }
 
@@ -60,15 +107,31 @@ impl FromStr for Position {
     type Err = NoPosition;
 
     fn from_str(text: &str) -> Result<Self, NoPosition> {
-        let (transaction, domain) = text.split_once('-').ok_or(NoPosition)?;
+        let (begin, domain) = text.split_once('-').ok_or(NoPosition)?;
+        let (transaction, feed) = match begin.split_once('.') {
+            Some((transaction, feed)) => (transaction, Some(feed.parse()?)),
+            None => (begin, None),
+        };
         let digits = !transaction.is_empty() && transaction.bytes().all(|byte| byte.is_ascii_digit());
         let transaction = transaction.parse().ok().filter(|_| digits).ok_or(NoPosition)?;
-        let domain = match domain {
-            "" => None,
-            name => Some(DomainName::parse(name).map_err(|_| NoPosition)?),
-        };
-        Ok(Self { transaction, domain })
+        let domain = unescape(domain).ok_or(NoPosition)?;
+        Ok(Self { feed, place: Place { transaction, domain } })
     }
+}
+
+/// Reads a domain as it was [written](is_plain).
+fn unescape(text: &str) -> Option<String> {
+    let mut parts = text.split('_');
+    let mut bytes = parts.next()?.as_bytes().to_vec();
+    let plain = text.bytes().all(|byte| is_plain(byte) || byte == b'_');
+    for part in parts {
+        let (digits, rest) = part.split_at_checked(2)?;
+        // No text of a database has a zero in it.
+        let byte = u8::from_str_radix(digits, 16).ok().filter(|byte| *byte != 0)?;
+        bytes.push(byte);
+        bytes.extend_from_slice(rest.as_bytes());
+    }
+    String::from_utf8(bytes).ok().filter(|_| plain)
 }
 
 impl Serialize for Position {
@@ -84,34 +147,56 @@ mod tests {
 
     #[test]
     fn what_the_feed_did_not_give_is_no_position() {
-        for text in
-            ["", "now", "12", "-a.com", "+1-a.com", "12-a", "x-a.com", "9223372036854775808-", "1 -a.com"]
-        {
+        for text in [
+            "",
+            "now",
+            "12",
+            "-a.com",
+            "+1-a.com",
+            "x-a.com",
+            "9223372036854775808-",
+            "1 -a.com",
+            "12-A.com",
+            "12-a b",
+            "12-_",
+            "12-_0",
+            "12-_zz",
+            "12-_00",
+            "12-_ff",
+            "12.-a.com",
+            "12.9f3a6c0-",
+            "12.9F3A6C01-",
+            "12.+f3a6c01-",
+            ".9f3a6c01-a.com",
+        ] {
             assert_eq!(text.parse::<Position>(), Err(NoPosition), "{text}");
         }
         assert_eq!("0-".parse(), Ok(Position::beginning()));
+        assert_eq!("12.9f3a6c01-a.com".parse::<Position>().unwrap().feed, Some(FeedId(0x9f3a_6c01)));
     }
 
     proptest! {
         #[test]
         fn a_position_is_read_as_it_was_written(
+            feed in proptest::option::of(any::<u32>()),
             transaction in 0..i64::MAX,
-            name in "([a-z]{1,9}\\.[a-z]{2,5})?",
+            domain in "([a-z]{1,9}\\.[a-z]{2,5})?|[^\0]{0,9}",
         ) {
-            let domain = DomainName::parse(&name).ok();
-            let position = Position { transaction, domain };
-            prop_assert_eq!(position.to_string().parse(), Ok(position));
+            let position = Position { feed: feed.map(FeedId), place: Place { transaction, domain } };
+            let text = position.to_string();
+            prop_assert!(text.bytes().all(|byte| byte.is_ascii_graphic()), "{}", text);
+            prop_assert_eq!(text.parse(), Ok(position));
         }
 
         #[test]
         fn the_order_is_that_of_the_stores(one in (0..3i64, "[a-c]\\.de"), two in (0..3i64, "[a-c]\\.de")) {
-            let position = |(transaction, name): &(i64, String)| Position {
+            let place = |(transaction, domain): &(i64, String)| Place {
                 transaction: *transaction,
-                domain: DomainName::parse(name).ok(),
+                domain: domain.clone(),
             };
-            prop_assert_eq!(position(&one).cmp(&position(&two)), one.cmp(&two));
-            let before = Position { transaction: one.0, domain: None };
-            prop_assert!(before < position(&one));
+            prop_assert_eq!(place(&one).cmp(&place(&two)), one.cmp(&two));
+            let before = Place { transaction: one.0, domain: String::new() };
+            prop_assert!(before < place(&one));
         }
     }
 }

@@ -25,7 +25,7 @@ use crate::cause::Cause;
 use crate::classified::{Classified, DomainReport};
 use crate::counters::Status;
 use crate::domain_name::DomainName;
-use crate::position::Position;
+use crate::position::{FeedId, Place, Position};
 use crate::totals::Totals;
 
 pub use applied::Applied;
@@ -60,6 +60,9 @@ pub enum NotAccepted {
 
 /// Where it is read what is known of domains.
 pub trait DomainSource: Send + Sync + 'static {
+    /// Whether it is a copy, which may not have come to what another one has told already.
+    const IS_COPY: bool;
+
     /// What is known of each name, in the order of `names`. A name that was never seen has had no events.
     ///
     /// # Errors
@@ -84,25 +87,21 @@ pub trait DomainSource: Send + Sync + 'static {
     /// When they cannot be read at present.
     fn totals(&self, minutes: u32) -> impl Future<Output = Result<Totals, Unreadable>> + Send;
 
-    /// The first changes after a position, at most `limit`: one for each domain, at its latest. Whatever
-    /// becomes visible later comes after all of them.
+    /// The first changes after a place, at most `limit`: one for each domain, at its latest. Whatever becomes
+    /// visible later comes after all of them. It is for the caller to see whether the place is of this feed.
     ///
     /// # Errors
     ///
     /// When they cannot be read at present.
-    fn changes(
-        &self,
-        after: Position,
-        limit: u32,
-    ) -> impl Future<Output = Result<Vec<Change>, Unreadable>> + Send;
+    fn changes(&self, after: Place, limit: u32) -> impl Future<Output = Result<Portion, Unreadable>> + Send;
 
-    /// The last changes, at most `limit`, the last one first. Whatever becomes visible later comes after all of
-    /// them.
+    /// The last changes, at most `limit`, the last one first. Whatever becomes visible later comes after the
+    /// end.
     ///
     /// # Errors
     ///
     /// When they cannot be read at present.
-    fn latest(&self, limit: u32) -> impl Future<Output = Result<Vec<Change>, Unreadable>> + Send;
+    fn latest(&self, limit: u32) -> impl Future<Output = Result<Portion, Unreadable>> + Send;
 
     /// By what is answered, and how late.
     ///
@@ -118,8 +117,8 @@ pub trait DomainSource: Send + Sync + 'static {
     /// When it cannot be read at present.
     fn head(&self) -> impl Future<Output = Result<Position, Unreadable>> + Send;
 
-    /// A position that is another one whenever a domain has another status than before; that of the beginning
-    /// if none has one. Unlike the head, it stays where it is while events change no status.
+    /// A position that is another one whenever a domain has another status than before; at the beginning if
+    /// none has one. Unlike the head, it stays where it is while events change no status.
     ///
     /// # Errors
     ///
@@ -160,24 +159,32 @@ pub struct Page {
 }
 
 impl Page {
-    /// The page of a selection that was looked for in `rows`, of which there are at most `most`. A row without
-    /// a report is none that can be told.
-    fn of(request: &PageRequest, rows: impl Iterator<Item = Option<DomainReport>>, most: u32) -> Self {
-        let (mut page, mut seen, mut last) = (Self::default(), 0, None);
-        for report in rows {
-            seen += 1;
+    /// The page of a selection that was looked for in `rows`, of which there are at most `most`. A row
+    /// without a report is none that can be told: its name is none by the rules of this build. `Err`: no row
+    /// of so many can be told, and there may be more after the last one.
+    fn of<'a>(
+        request: &PageRequest,
+        rows: impl Iterator<Item = (&'a str, Option<DomainReport>)>,
+        most: u32,
+    ) -> Result<Self, String> {
+        let (mut page, mut seen, mut last, mut through) = (Self::default(), 0, None, "");
+        for (name, report) in rows {
+            (seen, through) = (seen + 1, name);
             let Some(report) = report else { continue };
             last = Some(report.domain.clone());
             if request.status.is_none_or(|status| status == report.status) {
                 if page.domains.len() == request.limit as usize {
                     page.next = page.domains.last().map(|last| last.domain.clone());
-                    return page;
+                    return Ok(page);
                 }
                 page.domains.push(report);
             }
         }
+        if last.is_none() && seen >= most {
+            return Err(through.to_owned());
+        }
         page.next = last.filter(|_| seen >= most);
-        page
+        Ok(page)
     }
 }
 
@@ -201,7 +208,31 @@ pub struct Change {
     /// What is known of the domain now.
     pub report: DomainReport,
     /// Its place in the feed.
-    pub position: Position,
+    pub place: Place,
+}
+
+/// A part of the feed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Portion {
+    /// Which feed it is of.
+    pub feed: FeedId,
+    /// All changes so far are before it, and all later ones after.
+    pub head: Place,
+    /// The changes.
+    pub changes: Vec<Change>,
+    /// After all that was looked at. That can be more than the changes: a row whose name is none by the rules
+    /// of this build is left out.
+    pub end: Place,
+    /// Whether there may be more.
+    pub is_full: bool,
+}
+
+impl Portion {
+    /// Where the next portion begins.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        Position { feed: Some(self.feed), place: self.end.clone() }
+    }
 }
 
 /// Rows that are looked at to find those of a page whose domains have no row of their own: the unknown ones.

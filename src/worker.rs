@@ -28,7 +28,7 @@ use crate::store::ledger::{self, Ledger, Moment, RetentionConfig};
 use dead_letter_lines::DeadLetterLines;
 use prefetch_throttle::PrefetchThrottle;
 use prune::{WATERMARK_TIMEOUT, prune};
-use relay::{RELAY_TIMEOUT, relay};
+use relay::relay;
 use row_limit::RowLimit;
 use session::{Ended, Session, Times};
 use settle::{DEAD_LETTER_TIMEOUT, Settler};
@@ -204,13 +204,7 @@ pub async fn run(config: WorkerConfig, process: Process) -> anyhow::Result<()> {
         WATERMARK_TIMEOUT,
     );
     let pruning = prune(ledger.clone(), watermarks, config.retention.clone());
-    let changes = Publisher::connect(
-        config.broker.clone(),
-        "catchall-worker changes".into(),
-        health.dependency("broker"),
-        RELAY_TIMEOUT,
-    );
-    let relaying = relay(ledger.clone(), changes);
+    let relaying = relay(ledger.clone(), relay::publisher(config.broker.clone()));
     let dead_letters = Publisher::connect(
         config.broker.clone(),
         "catchall-worker dead letters".into(),

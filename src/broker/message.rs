@@ -153,9 +153,9 @@ impl Message {
     ///
     /// Never: a report is made of strings and numbers.
     #[must_use]
-    pub fn change(Change { report, position }: &Change) -> Self {
+    pub fn change(Change { report, place }: &Change) -> Self {
         let mut headers = FieldTable::default();
-        headers.insert(CHANGED_IN_HEADER.into(), AMQPValue::LongLongInt(position.transaction));
+        headers.insert(CHANGED_IN_HEADER.into(), AMQPValue::LongLongInt(place.transaction));
         let properties = BasicProperties::default()
             .with_delivery_mode(PERSISTENT)
             .with_content_type("application/json".into())

@@ -36,6 +36,8 @@ pub enum ProblemType {
     InvalidKey,
     /// A parameter of the query string is unknown or invalid.
     InvalidParameter,
+    /// A position is of another feed.
+    UnknownPosition,
     /// A body cannot be read as its content type and encoding declare.
     InvalidBody,
     /// None of the events of a bulk request could be read.
@@ -62,7 +64,7 @@ pub enum ProblemType {
 
 impl ProblemType {
     /// All problem types, as documented.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::NotCounted,
         Self::MaybeCounted,
         Self::QueueFull,
@@ -70,6 +72,7 @@ impl ProblemType {
         Self::InvalidEvent,
         Self::InvalidKey,
         Self::InvalidParameter,
+        Self::UnknownPosition,
         Self::InvalidBody,
         Self::NothingReadable,
         Self::TooLarge,
@@ -94,6 +97,7 @@ impl ProblemType {
             Self::InvalidEvent => "urn:catchall:problem:invalid-event",
             Self::InvalidKey => "urn:catchall:problem:invalid-key",
             Self::InvalidParameter => "urn:catchall:problem:invalid-parameter",
+            Self::UnknownPosition => "urn:catchall:problem:unknown-position",
             Self::InvalidBody => "urn:catchall:problem:invalid-body",
             Self::NothingReadable => "urn:catchall:problem:nothing-readable",
             Self::TooLarge => "urn:catchall:problem:too-large",
@@ -121,6 +125,7 @@ impl ProblemType {
             | Self::InvalidParameter
             | Self::InvalidBody
             | Self::NothingReadable => StatusCode::BAD_REQUEST,
+            Self::UnknownPosition => StatusCode::GONE,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -142,6 +147,7 @@ impl ProblemType {
             Self::InvalidEvent => "Invalid event",
             Self::InvalidKey => "Invalid key",
             Self::InvalidParameter => "Invalid parameter",
+            Self::UnknownPosition => "Unknown position",
             Self::InvalidBody => "Invalid body",
             Self::NothingReadable => "No event could be read",
             Self::TooLarge => "Too large",

@@ -75,6 +75,12 @@ fn describe(kind: ProblemType) -> (&'static str, &'static str) {
             "a parameter is unknown, given twice, or has no such value",
             "the parameter status is not valid: a status is \"catch-all\", \"not catch-all\" or \"unknown\"",
         ),
+        Kind::UnknownPosition => (
+            "the position is of another feed, from before the database was moved or restored: begin anew, \
+             without `since`",
+            "the position is of another feed, from before the database was moved or restored: begin at the \
+             beginning, without since",
+        ),
         Kind::InvalidBody => ("the body cannot be read as what it is called", "the body has no event"),
         Kind::NothingReadable => {
             ("not one event can be read; `rejected` says why, for each", "no event could be read")

@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
 use super::answer::held;
@@ -23,7 +23,7 @@ use crate::classified::DomainReport;
 use crate::http::{self, Budget, Caller, FairPermit, FairSemaphore, Problem, ProblemType};
 use crate::position::{NoPosition, Position, PositionText};
 use crate::shutdown::Shutdown;
-use crate::store::Change;
+use crate::store::{Change, Portion};
 
 /// Changes of a page, unless the client asks for another number, and at most.
 const LIMIT: u32 = 100;
@@ -71,9 +71,9 @@ impl Changes {
     /// The next changes for a follower that is behind, when it is its turn. The turn ends with the read, so a
     /// slow one holds up nobody.
     /// `None`: its turn did not come before the next heartbeat is due.
-    async fn catch_up(&self, position: &Position) -> Result<Option<Vec<Change>>, Problem> {
-        let Ok(_turn) = timeout(HEARTBEAT, self.turns.acquire()).await else { return Ok(None) };
-        self.feed.source.changes(position.clone(), READ).await.map(Some)
+    async fn catch_up(&self, position: &Position, heartbeat: Instant) -> Result<Option<Portion>, Problem> {
+        let Ok(_turn) = timeout_at(heartbeat, self.turns.acquire()).await else { return Ok(None) };
+        self.feed.source.changes(position, READ).await.map(Some)
     }
 }
 
@@ -117,8 +117,8 @@ struct ChangesProblems;
 
 impl IntoResponses for ChangesProblems {
     fn responses() -> http::Responses {
-        use ProblemType::{InvalidParameter, MethodNotAllowed, Unavailable};
-        http::problem_responses(&[InvalidParameter, MethodNotAllowed, Unavailable])
+        use ProblemType::{InvalidParameter, MethodNotAllowed, Unavailable, UnknownPosition};
+        http::problem_responses(&[InvalidParameter, MethodNotAllowed, Unavailable, UnknownPosition])
     }
 }
 
@@ -130,7 +130,8 @@ impl IntoResponses for ChangesProblems {
     description = "Tells which domains changed their status, in order. A domain is in the feed once, at its \
         latest change: whoever follows from the beginning hears of every domain that is or was something, and \
         whoever follows on hears of each change, or of a later one of the same domain. After a failure ask \
-        again with the last position: a change may come twice, and none is lost. With \
+        again with the last position: a change may come twice, and none is lost. A position of another feed, \
+        as after a restore or a move of the database, is refused with 410: begin anew, without `since`. With \
         `Accept: text/event-stream` the feed never ends: each event has a change as its `data` and its \
         position as its `id`, which a browser sends as `Last-Event-ID` when it connects again.",
     tag = "Changes",
@@ -144,7 +145,7 @@ impl IntoResponses for ChangesProblems {
                 (ChangesAnswer = "application/json", example = json!({
                     "changes": [{"domain": "example.com", "status": "catch-all", "delivered": 1234,
                         "bounced": 0, "since": "2026-11-28T10:47:04.125Z"}],
-                    "position": "48213-example.com"
+                    "position": "48213.9f3a6c01-example.com"
                 })),
                 (String = "text/event-stream")
             )
@@ -206,17 +207,22 @@ async fn page(
     wait: Duration,
 ) -> Result<Response, Problem> {
     let waiting = changes.feed.source.wait(caller)?;
-    let mut position = beginning(&changes.feed, since).await?;
-    let read = if wait.is_zero() {
-        changes.feed.source.changes(position.clone(), limit).await?
+    let position = beginning(&changes.feed, since).await?;
+    let (read, position) = if wait.is_zero() {
+        told(changes.feed.source.changes(&position, limit).await?)
     } else {
-        wait_for_changes(changes, caller, waiting, &position, limit, wait).await?
+        wait_for_changes(changes, caller, waiting, position, limit, wait).await?
     };
-    if let Some(last) = read.last() {
-        position = last.position.clone();
-    }
     let reports = read.into_iter().map(|change| change.report).collect();
     held(&changes.budget, &ChangesAnswer { changes: reports, position }).await
+}
+
+/// What a client is told: changes, and the position after them.
+type Told = (Vec<Change>, Position);
+
+fn told(portion: Portion) -> Told {
+    let position = portion.position();
+    (portion.changes, position)
 }
 
 /// The first changes after a position, or nothing if none comes in time. What comes is taken from the news,
@@ -226,17 +232,18 @@ async fn wait_for_changes(
     changes: &Changes,
     caller: &Caller,
     for_a_read: FairPermit,
-    position: &Position,
+    mut position: Position,
     limit: u32,
     wait: Duration,
-) -> Result<Vec<Change>, Problem> {
+) -> Result<Told, Problem> {
     let end = Instant::now() + wait;
     let source = &changes.feed.source;
-    let (mut news, told) = changes.feed.follow().await?;
-    if *position < told {
-        let read = source.changes(position.clone(), limit).await?;
-        if !read.is_empty() {
-            return Ok(read);
+    let (mut news, mut is_full) = (changes.feed.follow(&position).await?, true);
+    while is_full && position.place < news.1 {
+        let read = source.changes(&position, limit).await?;
+        (is_full, position) = (read.is_full, read.position());
+        if !read.changes.is_empty() {
+            return Ok(told(read));
         }
     }
     // Who need not wait is answered even where too many do.
@@ -245,28 +252,35 @@ async fn wait_for_changes(
     let mut has_missed = false;
     loop {
         let more = tokio::select! {
-            more = timeout_at(end, news.recv()) => more,
-            () = changes.shutdown.clone() => return Ok(Vec::new()),
+            more = timeout_at(end, news.0.recv()) => more,
+            () = changes.shutdown.clone() => return Ok((Vec::new(), position)),
         };
         match more {
             // What was missed came before this, so it is not after the position either.
-            Ok(Ok(read)) if read.last().is_none_or(|last| last.position <= *position) => has_missed = false,
-            Ok(Ok(_)) if has_missed => return source.changes(position.clone(), limit).await,
+            Ok(Ok(read)) if read.end <= position.place => has_missed = false,
+            Ok(Ok(_)) if has_missed => return source.changes(&position, limit).await.map(told),
             Ok(Ok(read)) => {
-                let after = read.iter().filter(|change| change.position > *position);
-                return Ok(after.take(limit as usize).cloned().collect());
+                let after = read.changes.iter().filter(|change| change.place > position.place);
+                let after: Vec<_> = after.take(limit as usize).cloned().collect();
+                position = read.position();
+                if let Some(last) = after.last() {
+                    if after.len() == limit as usize {
+                        position.place.clone_from(&last.place);
+                    }
+                    return Ok((after, position));
+                }
             }
             Ok(Err(RecvError::Lagged(_))) => has_missed = true,
-            Ok(Err(RecvError::Closed)) | Err(_) => return Ok(Vec::new()),
+            Ok(Err(RecvError::Closed)) | Err(_) => return Ok((Vec::new(), position)),
         }
     }
 }
 
 async fn subscribe(changes: Changes, permit: FairPermit, since: Option<Since>) -> Result<Response, Problem> {
-    // Before the first read: what that does not see is among the news.
-    let (news, told) = changes.feed.follow().await?;
     let position = beginning(&changes.feed, since).await?;
-    let is_behind = position < told;
+    // Before the first read: what that does not see is among the news.
+    let (news, told) = changes.feed.follow(&position).await?;
+    let is_behind = position.place < told;
     let (events, sent) = mpsc::channel::<Bytes>(1);
     tokio::spawn(async move {
         let _permit = permit;
@@ -308,41 +322,51 @@ async fn send(
         return;
     }
     let mut text = String::new();
+    let mut heartbeat = Instant::now() + HEARTBEAT;
     loop {
         let Ok(room) = events.reserve().await else { return };
         if is_behind {
-            match changes.catch_up(&position).await {
+            match changes.catch_up(&position, heartbeat).await {
                 Ok(Some(read)) => {
-                    is_behind = read.len() == READ as usize;
+                    is_behind = read.is_full;
                     write(&mut text, &mut position, &read);
                 }
-                Ok(None) => text.push_str(":\n\n"),
+                Ok(None) => {}
                 Err(_) => return,
             }
         } else {
-            match timeout(HEARTBEAT, news.recv()).await {
+            match timeout_at(heartbeat, news.recv()).await {
                 Ok(Ok(read)) => write(&mut text, &mut position, &read),
                 Ok(Err(RecvError::Lagged(_))) => is_behind = true,
                 Ok(Err(RecvError::Closed)) => return,
-                Err(_) => text.push_str(":\n\n"),
+                Err(_) => {}
             }
+        }
+        // News may come all the time, and none of them be after the position of this subscriber.
+        if text.is_empty() && heartbeat <= Instant::now() {
+            text.push_str(":\n\n");
         }
         if !text.is_empty() {
             text.shrink_to_fit();
             room.send(std::mem::take(&mut text).into());
+            heartbeat = Instant::now() + HEARTBEAT;
         }
     }
 }
 
 /// Appends the changes after the position as events, and moves it.
-fn write(text: &mut String, position: &mut Position, read: &[Change]) {
-    for change in read.iter().filter(|change| change.position > *position) {
-        let data = serde_json::to_string(&change.report).expect("a report is made of strings and numbers");
-        write!(text, "id: {}\ndata: {data}\n\n", change.position).expect("a string grows as it must");
+fn write(text: &mut String, position: &mut Position, read: &Portion) {
+    if read.end <= position.place {
+        return;
     }
-    if let Some(last) = read.last()
-        && last.position > *position
-    {
-        *position = last.position.clone();
+    position.feed = Some(read.feed);
+    for change in &read.changes {
+        if change.place > position.place {
+            position.place.clone_from(&change.place);
+            let data =
+                serde_json::to_string(&change.report).expect("a report is made of strings and numbers");
+            write!(text, "id: {position}\ndata: {data}\n\n").expect("a string grows as it must");
+        }
     }
+    position.place.clone_from(&read.end);
 }

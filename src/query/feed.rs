@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Mutex, broadcast};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::source::Source;
-use crate::http::Problem;
-use crate::position::Position;
-use crate::store::Change;
+use crate::http::{Problem, ProblemType};
+use crate::position::{Place, Position};
+use crate::store::Portion;
 
 /// How often the store is asked for news while somebody waits for them. It takes a tenth of a millisecond.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -21,8 +21,12 @@ pub(super) const READ: u32 = 100;
 /// missed from the store.
 const KEPT: usize = 256;
 
+/// How long the head must have been before what was read already. A copy that is behind another one catches
+/// up; a database that was restored may not come there before long.
+const SET_BACK: Duration = Duration::from_secs(10);
+
 /// Changes that became visible at the same time.
-pub(super) type News = Arc<[Change]>;
+pub(super) type News = Arc<Portion>;
 
 /// The feed of a thread. Nothing is read while nobody follows it. Clones share it.
 #[derive(Clone)]
@@ -43,46 +47,79 @@ impl Feed {
         Self { source, reader: Arc::default() }
     }
 
-    /// News from now on, and the position after which none will be missing. Whoever is there already need not
-    /// read the store.
-    pub(super) async fn follow(&self) -> Result<(broadcast::Receiver<News>, Position), Problem> {
+    /// News from now on, and the place after which none will be missing. Whoever is there already need not
+    /// read the store. Fails if the feed has not given the position `since`.
+    pub(super) async fn follow(
+        &self,
+        since: &Position,
+    ) -> Result<(broadcast::Receiver<News>, Place), Problem> {
         let mut reader = self.reader.lock().await;
-        if let Some(FeedReader { news, position }) = &*reader {
-            return Ok((news.subscribe(), position.clone()));
+        if let Some(reader) = &*reader
+            && self.source.check(since, &reader.position).is_ok()
+        {
+            return Ok(reader.follow());
         }
-        let position = self.source.head().await?;
+        let head = self.source.head().await?;
+        self.source.check(since, &head)?;
+        if let Some(reader) = &*reader
+            && reader.position.feed == head.feed
+        {
+            return Ok(reader.follow());
+        }
+        // Another database may be behind the URL by now. Those who follow the old reader hear that it is gone.
         let (news, follower) = broadcast::channel(KEPT);
-        *reader = Some(FeedReader { news: news.clone(), position: position.clone() });
-        tokio::spawn(self.clone().read(news, position.clone()));
-        Ok((follower, position))
+        *reader = Some(FeedReader { news: news.clone(), position: head.clone() });
+        tokio::spawn(self.clone().read(news, head.clone()));
+        Ok((follower, head.place))
     }
 
-    /// Reads until nobody follows.
+    /// Reads until nobody follows, or until what was read is none of the feed any more. Whoever follows then
+    /// connects again, and hears what has become of its position.
     async fn read(self, news: broadcast::Sender<News>, mut position: Position) {
+        let mut set_back_at: Option<Instant> = None;
         loop {
-            // Whatever goes wrong is logged where it is read, and may work the next time.
-            let read = self.source.changes(position.clone(), READ).await.unwrap_or_default();
-            if let Some(last) = read.last() {
-                position = last.position.clone();
-                let is_full = read.len() == READ as usize;
-                // Whoever begins to follow gets either these news or a position that is not before them.
-                let mut reader = self.reader.lock().await;
-                *reader = Some(FeedReader { news: news.clone(), position: position.clone() });
-                // Nobody may follow by now.
-                let _ = news.send(read.into());
-                drop(reader);
-                if is_full {
-                    continue;
+            let (is_full, is_over) = match self.source.changes(&position, READ).await {
+                Ok(portion) => {
+                    let is_set_back = portion.head < position.place;
+                    set_back_at = is_set_back.then(|| set_back_at.unwrap_or_else(Instant::now));
+                    let is_over = set_back_at.is_some_and(|at| at.elapsed() > SET_BACK);
+                    let is_full = portion.is_full;
+                    if portion.end > position.place {
+                        position = portion.position();
+                        self.tell(&news, portion).await;
+                    }
+                    (is_full, is_over)
                 }
+                // Whatever else went wrong is logged where it is read, and may work the next time.
+                Err(problem) => (false, problem.kind == ProblemType::UnknownPosition),
+            };
+            if is_full {
+                continue;
             }
             sleep(POLL_INTERVAL).await;
-            if news.receiver_count() == 0 {
+            if is_over || news.receiver_count() == 0 {
                 let mut reader = self.reader.lock().await;
-                if news.receiver_count() == 0 {
-                    *reader = None;
+                if is_over || news.receiver_count() == 0 {
+                    reader.take_if(|reader| reader.news.same_channel(&news));
                     return;
                 }
             }
         }
+    }
+
+    /// Whoever begins to follow gets either these news or a position that is not before them.
+    async fn tell(&self, news: &broadcast::Sender<News>, portion: Portion) {
+        let mut reader = self.reader.lock().await;
+        if let Some(reader) = reader.as_mut().filter(|reader| reader.news.same_channel(news)) {
+            reader.position = portion.position();
+        }
+        // Nobody may follow by now.
+        let _ = news.send(portion.into());
+    }
+}
+
+impl FeedReader {
+    fn follow(&self) -> (broadcast::Receiver<News>, Place) {
+        (self.news.subscribe(), self.position.place.clone())
     }
 }

@@ -91,6 +91,7 @@ fn status_of(slug: &str) -> Option<Status> {
 
 /// The tag of the maps. It is weak: what changes while a map is read may be in it already.
 fn etag(last_change: &Position) -> HeaderValue {
-    let etag = format!("W/\"{}\"", last_change.transaction);
+    let feed = last_change.feed.map(|feed| feed.to_string()).unwrap_or_default();
+    let etag = format!("W/\"{}.{feed}\"", last_change.place.transaction);
     HeaderValue::try_from(etag).expect("digits and quotes are visible characters")
 }

@@ -2,13 +2,14 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use axum::http::{HeaderValue, header};
 use futures::future::BoxFuture;
 
 use crate::classified::Classified;
 use crate::domain_name::DomainName;
 use crate::http::{Caller, FairPermit, FairSemaphore, Problem, ProblemType};
-use crate::position::Position;
-use crate::store::{Change, DomainSource, Page, PageRequest, Standing, Unreadable};
+use crate::position::{Place, Position};
+use crate::store::{DomainSource, Page, PageRequest, Portion, Standing, Unreadable};
 use crate::totals::Totals;
 use crate::trouble::Trouble;
 
@@ -18,17 +19,22 @@ const WAITING_READS: usize = 256;
 
 /// Any [`DomainSource`].
 trait AnySource: Send + Sync {
+    fn is_copy(&self) -> bool;
     fn look_up<'a>(&'a self, names: &'a [DomainName]) -> BoxFuture<'a, Result<Vec<Classified>, Unreadable>>;
     fn list(&self, page: PageRequest) -> BoxFuture<'_, Result<Page, Unreadable>>;
     fn totals(&self, minutes: u32) -> BoxFuture<'_, Result<Totals, Unreadable>>;
-    fn changes(&self, after: Position, limit: u32) -> BoxFuture<'_, Result<Vec<Change>, Unreadable>>;
-    fn latest(&self, limit: u32) -> BoxFuture<'_, Result<Vec<Change>, Unreadable>>;
+    fn changes(&self, after: Place, limit: u32) -> BoxFuture<'_, Result<Portion, Unreadable>>;
+    fn latest(&self, limit: u32) -> BoxFuture<'_, Result<Portion, Unreadable>>;
     fn standing(&self) -> BoxFuture<'_, Result<Standing, Unreadable>>;
     fn head(&self) -> BoxFuture<'_, Result<Position, Unreadable>>;
     fn last_change(&self) -> BoxFuture<'_, Result<Position, Unreadable>>;
 }
 
 impl<S: DomainSource> AnySource for S {
+    fn is_copy(&self) -> bool {
+        S::IS_COPY
+    }
+
     fn look_up<'a>(&'a self, names: &'a [DomainName]) -> BoxFuture<'a, Result<Vec<Classified>, Unreadable>> {
         Box::pin(DomainSource::look_up(self, names))
     }
@@ -41,11 +47,11 @@ impl<S: DomainSource> AnySource for S {
         Box::pin(DomainSource::totals(self, minutes))
     }
 
-    fn changes(&self, after: Position, limit: u32) -> BoxFuture<'_, Result<Vec<Change>, Unreadable>> {
+    fn changes(&self, after: Place, limit: u32) -> BoxFuture<'_, Result<Portion, Unreadable>> {
         Box::pin(DomainSource::changes(self, after, limit))
     }
 
-    fn latest(&self, limit: u32) -> BoxFuture<'_, Result<Vec<Change>, Unreadable>> {
+    fn latest(&self, limit: u32) -> BoxFuture<'_, Result<Portion, Unreadable>> {
         Box::pin(DomainSource::latest(self, limit))
     }
 
@@ -96,11 +102,32 @@ impl Source {
         self.note(self.source.totals(minutes).await)
     }
 
-    pub(super) async fn changes(&self, after: Position, limit: u32) -> Result<Vec<Change>, Problem> {
-        self.note(self.source.changes(after, limit).await)
+    /// The changes after a position, or a problem if this feed has not given it.
+    pub(super) async fn changes(&self, after: &Position, limit: u32) -> Result<Portion, Problem> {
+        let portion = self.note(self.source.changes(after.place.clone(), limit).await)?;
+        self.check(after, &Position { feed: Some(portion.feed), place: portion.head.clone() })?;
+        Ok(portion)
     }
 
-    pub(super) async fn latest(&self, limit: u32) -> Result<Vec<Change>, Problem> {
+    /// Fails if the feed with this head cannot have given the position: what came after it would be missed.
+    pub(super) fn check(&self, position: &Position, head: &Position) -> Result<(), Problem> {
+        let is_of_it = position.feed == head.feed || *position == Position::beginning();
+        if is_of_it && (self.is_copy() || position.place <= head.place) {
+            return Ok(());
+        }
+        let detail = "the position is of another feed, from before the database was moved or restored: begin \
+            at the beginning, without since";
+        // A cache may keep such an answer, if nobody says otherwise.
+        Err(Problem::new(ProblemType::UnknownPosition, detail)
+            .with_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
+    }
+
+    /// Whether a position may be ahead of what is read here, and another copy has given it.
+    pub(super) fn is_copy(&self) -> bool {
+        self.source.is_copy()
+    }
+
+    pub(super) async fn latest(&self, limit: u32) -> Result<Portion, Problem> {
         self.note(self.source.latest(limit).await)
     }
 

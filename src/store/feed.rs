@@ -6,12 +6,30 @@
 
 use sqlx::PgPool;
 
-use super::Change;
+use super::{Change, Portion};
 use crate::classified::{Classified, DomainReport};
 use crate::counters::{Counters, Status};
 use crate::domain_name::DomainName;
-use crate::position::Position;
+use crate::position::{FeedId, Place, Position};
 use crate::utc_time::UtcTime;
+
+/// Which feed it is: the same on a primary and its copies, and another one on another server, in another
+/// database and wherever the table was made anew, as a restore does. Every role may ask for it. It is nothing
+/// to keep: a new version of Postgres may compute another hash.
+macro_rules! feed {
+    () => {
+        "(select hashtext(concat_ws('/', system_identifier,
+        (select oid from pg_database where datname = current_database()),
+        'domain_statuses'::regclass::oid)) from pg_control_system())"
+    };
+}
+
+/// Below it nothing is missing.
+macro_rules! head {
+    () => {
+        "pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
+    };
+}
 
 /// The changes of a selection, in its order.
 macro_rules! changes {
@@ -23,14 +41,20 @@ macro_rules! changes {
 select coalesce(array_agg(domain), '{}'), coalesce(array_agg(delivered), '{}'),
     coalesce(array_agg(bounced), '{}'), coalesce(array_agg(status), '{}'),
     coalesce(array_agg(round(date_part('epoch', since) * 1000)::bigint), '{}'),
-    coalesce(array_agg(changed_in), '{}')
+    coalesce(array_agg(changed_in), '{}'), ",
+            feed!(),
+            ", ",
+            head!(),
+            "
 from (
     select domain, coalesce(delivered, 0) as delivered, coalesce(bounced, 0) as bounced,
         status, since, changed_in
     from (select domain, status, since, changed_in from domain_statuses
         where ",
             $after,
-            "changed_in < (select pg_snapshot_xmin(pg_current_snapshot())::text::bigint)
+            "changed_in < (select ",
+            head!(),
+            ")
         order by ",
             $order,
             " limit ",
@@ -49,20 +73,26 @@ const READ: &str =
 
 const LATEST: &str = changes!("read the latest changes", "", "changed_in desc, domain desc", "$1");
 
-type Columns = (Vec<String>, Vec<i64>, Vec<i64>, Vec<i16>, Vec<i64>, Vec<i64>);
+type Columns = (Vec<String>, Vec<i64>, Vec<i64>, Vec<i16>, Vec<i64>, Vec<i64>, i32, i64);
 
-/// The next changes after a position.
-pub(super) async fn read(pool: &PgPool, after: &Position, limit: u32) -> Result<Vec<Change>, sqlx::Error> {
-    let query = sqlx::query_as(READ).bind(after.transaction).bind(after.domain_str()).bind(i64::from(limit));
-    Ok(changes(query.fetch_one(pool).await?))
+/// The next changes after a place.
+pub(super) async fn read(pool: &PgPool, after: &Place, limit: u32) -> Result<Portion, sqlx::Error> {
+    let query = sqlx::query_as(READ).bind(after.transaction).bind(&after.domain).bind(i64::from(limit));
+    let (mut places, portion) = portion(query.fetch_one(pool).await?);
+    let is_full = places.len() >= limit as usize;
+    Ok(Portion { end: places.pop().unwrap_or_else(|| after.clone()), is_full, ..portion })
 }
 
 /// The last changes, the last one first.
-pub(super) async fn latest(pool: &PgPool, limit: u32) -> Result<Vec<Change>, sqlx::Error> {
-    Ok(changes(sqlx::query_as(LATEST).bind(i64::from(limit)).fetch_one(pool).await?))
+pub(super) async fn latest(pool: &PgPool, limit: u32) -> Result<Portion, sqlx::Error> {
+    let (places, portion) = portion(sqlx::query_as(LATEST).bind(i64::from(limit)).fetch_one(pool).await?);
+    let is_full = places.len() >= limit as usize;
+    Ok(Portion { end: places.into_iter().next().unwrap_or_default(), is_full, ..portion })
 }
 
-fn changes((domains, delivered, bounced, statuses, since, transactions): Columns) -> Vec<Change> {
+/// The places of all rows, and a portion that has no end yet.
+fn portion(found: Columns) -> (Vec<Place>, Portion) {
+    let (domains, delivered, bounced, statuses, since, transactions, feed, head) = found;
     let count = |bigint: i64| u64::try_from(bigint).unwrap_or(0);
     let counters = delivered
         .into_iter()
@@ -71,31 +101,53 @@ fn changes((domains, delivered, bounced, statuses, since, transactions): Columns
     let noted = statuses.into_iter().map(Status::from_number).zip(since.into_iter().map(UtcTime));
     let known =
         counters.zip(noted).map(|(counters, (status, since))| Classified::noted(counters, status, since));
-    let changes = domains.iter().zip(known).zip(transactions).filter_map(|((domain, known), transaction)| {
-        let domain = DomainName::parse(domain).ok()?;
-        let position = Position { transaction, domain: Some(domain.clone()) };
-        Some(Change { report: DomainReport::new(domain, known), position })
+    let places = domains.into_iter().zip(transactions);
+    let places: Vec<Place> = places.map(|(domain, transaction)| Place { transaction, domain }).collect();
+    let changes = places.iter().zip(known).filter_map(|(place, known)| {
+        let domain = DomainName::parse(&place.domain).ok()?;
+        Some(Change { report: DomainReport::new(domain, known), place: place.clone() })
     });
-    changes.collect()
+    let changes = changes.collect();
+    let (feed, head) = before(feed, head);
+    (places, Portion { feed, head, changes, end: Place::default(), is_full: false })
 }
 
-const LAST_CHANGE: &str = "\
--- catchall: find the last change of the feed
-select coalesce((
+/// The feed, and a place before all changes of a transaction.
+fn before(feed: i32, transaction: i64) -> (FeedId, Place) {
+    (FeedId(feed.cast_unsigned()), Place { transaction, ..Place::default() })
+}
+
+fn position((feed, transaction): (i32, i64)) -> Position {
+    let (feed, place) = before(feed, transaction);
+    Position { feed: Some(feed), place }
+}
+
+const LAST_CHANGE: &str = concat!(
+    "-- catchall: find the last change of the feed
+select ",
+    feed!(),
+    ", coalesce((
     select changed_in from domain_statuses
-    where changed_in < (select pg_snapshot_xmin(pg_current_snapshot())::text::bigint)
-    order by changed_in desc limit 1), 0)";
+    where changed_in < (select ",
+    head!(),
+    ")
+    order by changed_in desc limit 1), 0)"
+);
 
 /// Where the feed ends by now. A change that is visible and not in the feed yet moves it later.
 pub(super) async fn last_change(pool: &PgPool) -> Result<Position, sqlx::Error> {
-    Ok(Position { transaction: sqlx::query_scalar(LAST_CHANGE).fetch_one(pool).await?, domain: None })
+    sqlx::query_as(LAST_CHANGE).fetch_one(pool).await.map(position)
 }
 
-const HEAD: &str = "\
--- catchall: find the head of the feed
-select pg_snapshot_xmin(pg_current_snapshot())::text::bigint";
+const HEAD: &str = concat!(
+    "-- catchall: find the head of the feed
+select ",
+    feed!(),
+    ", ",
+    head!()
+);
 
 /// Before all changes that are still to come.
 pub(super) async fn head(pool: &PgPool) -> Result<Position, sqlx::Error> {
-    Ok(Position { transaction: sqlx::query_scalar(HEAD).fetch_one(pool).await?, domain: None })
+    sqlx::query_as(HEAD).fetch_one(pool).await.map(position)
 }

@@ -11,11 +11,11 @@ use std::mem;
 use std::time::Duration;
 
 use super::postgres::{Database, DatabaseError, PostgresUrl};
-use super::{Change, DomainSource, Page, PageRequest, Standing, Unreadable};
+use super::{DomainSource, Page, PageRequest, Portion, Standing, Unreadable};
 use crate::classified::Classified;
 use crate::domain_name::DomainName;
 use crate::health::Dependency;
-use crate::position::Position;
+use crate::position::{Place, Position};
 use crate::totals::Totals;
 
 /// A session with these settings cannot write, whatever server the URL leads to. The server cancels a read
@@ -118,6 +118,8 @@ impl Replica {
 }
 
 impl DomainSource for Replica {
+    const IS_COPY: bool = true;
+
     async fn look_up(&self, names: &[DomainName]) -> Result<Vec<Classified>, Unreadable> {
         again(|| look_up::read(&self.names, names)).await
     }
@@ -131,12 +133,12 @@ impl DomainSource for Replica {
         again(|| totals::read(&self.pages, minutes)).await
     }
 
-    async fn changes(&self, after: Position, limit: u32) -> Result<Vec<Change>, Unreadable> {
+    async fn changes(&self, after: Place, limit: u32) -> Result<Portion, Unreadable> {
         let after = &after;
         again(|| feed::read(&self.pages, after, limit)).await
     }
 
-    async fn latest(&self, limit: u32) -> Result<Vec<Change>, Unreadable> {
+    async fn latest(&self, limit: u32) -> Result<Portion, Unreadable> {
         again(|| feed::latest(&self.pages, limit)).await
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::position::Position;
+use crate::position::Place;
 
 /// Most looks that are remembered: more than half an hour of them, in some hundred kilobytes. What comes
 /// after these counts as seen once the changes of the first have been published.
@@ -16,11 +16,11 @@ const MOST_LOOKS: usize = 1000;
 /// The time that the database notes is no measure: since then a domain is what it is, and a domain that was
 /// moved here from a data file may be so for months.
 #[derive(Debug, Default)]
-pub(super) struct Backlog(VecDeque<(Position, Instant)>);
+pub(super) struct Backlog(VecDeque<(Place, Instant)>);
 
 impl Backlog {
     /// Notes a look: what is published, and the last change there is.
-    pub(super) fn look(&mut self, published: &Position, last: Position, now: Instant) {
+    pub(super) fn look(&mut self, published: &Place, last: Place, now: Instant) {
         while self.0.front().is_some_and(|(seen, _)| seen <= published) {
             self.0.pop_front();
         }
@@ -44,8 +44,8 @@ impl Backlog {
 mod tests {
     use super::*;
 
-    fn at(transaction: i64) -> Position {
-        Position { transaction, domain: "a.com".parse().ok() }
+    fn at(transaction: i64) -> Place {
+        Place { transaction, domain: "a.com".to_owned() }
     }
 
     #[test]
@@ -85,7 +85,7 @@ mod tests {
         let (begin, mut backlog) = (Instant::now(), Backlog::default());
         for look in 1..=3 * MOST_LOOKS as u64 {
             let last = i64::try_from(look).unwrap();
-            backlog.look(&Position::beginning(), at(last), begin + Duration::from_secs(look));
+            backlog.look(&Place::default(), at(last), begin + Duration::from_secs(look));
         }
         assert_eq!(backlog.0.len(), MOST_LOOKS);
         assert_eq!(backlog.age(begin + Duration::from_secs(5001)).as_secs(), 5000);

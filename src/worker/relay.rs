@@ -1,15 +1,16 @@
 //! The relay: changes of statuses as messages on the exchange of changes.
 
-use std::mem;
 use std::time::Duration;
 
 use metrics::{Counter, Gauge};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::backlog::Backlog;
 use crate::backoff::backoff;
-use crate::broker::{Message, PublishError, Publisher};
-use crate::position::Position;
+use crate::broker::{BrokerConfig, Message, PublishError, Publisher};
+use crate::health::Dependency;
+use crate::position::Place;
+use crate::store::Portion;
 use crate::store::ledger::{Ledger, Relayed};
 use crate::store::postgres::DatabaseError;
 use crate::trouble::Trouble;
@@ -33,9 +34,23 @@ const STEP: u32 = 500;
 /// worker would begin with a whole step, and repeat it to all who have it.
 const MAX_DELAY: Duration = Duration::from_secs(4);
 
+/// The longest rest where a message is not confirmed: whoever else has bound a queue gets the change again
+/// with each try. The turn is kept meanwhile.
+const MAX_REST: Duration = Duration::from_secs(30);
+
 /// How long the messages of a step wait for their confirms. It is less than a turn, so that what is late does
 /// not overtake what another worker publishes.
-pub(super) const RELAY_TIMEOUT: Duration = Duration::from_secs(5);
+const RELAY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a connection may owe confirms. It may be one queue that does not confirm, which a new connection
+/// would not mend; a dead connection has no heartbeats.
+const RELAY_SILENCE: Duration = Duration::from_mins(2);
+
+/// The connection that publishes changes. Neither the readiness of the worker nor its log depends on it: the
+/// queue of a subscriber may be all that is wrong. The relay says what is not published.
+pub(super) fn publisher(config: BrokerConfig) -> Publisher {
+    Publisher::connect(config, "catchall-worker changes".into(), Dependency::untold(), RELAY_SILENCE)
+}
 
 /// Publishes changes while it is this worker's turn, forever. Each is published at least once. When the turn
 /// passes to another worker, the last ones may come again.
@@ -45,8 +60,9 @@ pub(super) async fn relay(ledger: Ledger, publisher: Publisher) {
         publisher,
         backlog: Backlog::default(),
         metrics: Metrics::register(),
-        is_failing: false,
+        failing: None,
         failures: Trouble::default(),
+        unconfirmed: Trouble::default(),
         refusals: Trouble::default(),
     };
     let mut delays = backoff();
@@ -55,17 +71,20 @@ pub(super) async fn relay(ledger: Ledger, publisher: Publisher) {
             sleep(ASK_INTERVAL).await;
             continue;
         };
-        // It is said once for as long as it lasts, however long a try takes; and once if it comes and goes.
-        let is_news = relay.failures.is_news();
-        if !mem::replace(&mut relay.is_failing, true) {
+        let is_unconfirmed = matches!(error, Unpublished::Broker(PublishError::Unconfirmed));
+        if relay.failing.is_none_or(|failing| failing.is_unconfirmed != is_unconfirmed) {
             delays = backoff();
-            if is_news {
-                tracing::warn!(reason = %error, "changes are not published, trying again: {error}");
-            }
+            relay.failing = Some(Failing { is_unconfirmed, since: Instant::now() });
+            relay.tell(&error, is_unconfirmed);
         }
-        // What was seen to wait goes on waiting.
-        relay.metrics.show_age(&relay.backlog);
-        sleep(delays.next().unwrap_or_default().min(MAX_DELAY)).await;
+        let delay = delays.next().unwrap_or_default().min(MAX_DELAY);
+        if let Some(Failing { is_unconfirmed: true, since }) = relay.failing {
+            relay.rest(delay.max(since.elapsed()).min(MAX_REST)).await;
+        } else {
+            // What was seen to wait goes on waiting.
+            relay.metrics.show_age(&relay.backlog);
+            sleep(delay).await;
+        }
     }
 }
 
@@ -76,6 +95,14 @@ enum Unpublished {
     Database(#[from] DatabaseError),
     #[error(transparent)]
     Broker(#[from] PublishError),
+}
+
+/// How it fails.
+#[derive(Clone, Copy)]
+struct Failing {
+    /// Whether the broker has a message and does not confirm it.
+    is_unconfirmed: bool,
+    since: Instant,
 }
 
 /// What comes after a step.
@@ -93,9 +120,10 @@ struct Relay {
     publisher: Publisher,
     backlog: Backlog,
     metrics: Metrics,
-    /// Whether the last try failed.
-    is_failing: bool,
+    /// Whether the last try failed, and how.
+    failing: Option<Failing>,
     failures: Trouble,
+    unconfirmed: Trouble,
     /// Queues that refuse changes.
     refusals: Trouble,
 }
@@ -105,22 +133,22 @@ impl Relay {
     async fn turn(&mut self) -> Result<(), Unpublished> {
         let Some(turn) = self.ledger.take_relay(TURN).await? else {
             // The worker that has the turn shows what waits. Before this it is not known whether one has.
-            (self.is_failing, self.backlog) = (false, Backlog::default());
+            (self.failing, self.backlog) = (None, Backlog::default());
             self.metrics.unpublished.set(0.0);
             self.metrics.show_age(&self.backlog);
             return Ok(());
         };
-        let mut position = turn.position;
+        let mut place = turn.place;
         let mut next_look = Instant::now();
         loop {
             if next_look <= Instant::now() {
-                self.look(&position).await?;
-                if self.ledger.take_relay(TURN).await?.is_none() {
-                    return Ok(());
-                }
+                // An operator may have moved it: what was restored from a dump is brought into the present.
+                let Some(turn) = self.ledger.take_relay(TURN).await? else { return Ok(()) };
+                place = turn.place;
+                self.look(&place).await?;
                 next_look = Instant::now() + LOOK_INTERVAL;
             }
-            match self.step(&mut position).await? {
+            match self.step(&mut place).await? {
                 Step::Full => {}
                 Step::Rest => sleep(REST).await,
                 Step::Over => return Ok(()),
@@ -128,10 +156,40 @@ impl Relay {
         }
     }
 
+    /// Rests, and keeps the turn: another worker would begin with a whole step. A rest is as long as it has
+    /// failed before, so what was mended goes on after a while of that length.
+    async fn rest(&mut self, delay: Duration) {
+        let end = Instant::now() + delay;
+        while Instant::now() < end {
+            self.metrics.show_age(&self.backlog);
+            sleep_until(end.min(Instant::now() + LOOK_INTERVAL)).await;
+            let Ok(Some(turn)) = self.ledger.take_relay(TURN).await else { return };
+            // The next step says what is wrong with the database.
+            let _ = self.look(&turn.place).await;
+        }
+    }
+
+    /// It is said once for as long as it lasts, however long a try takes; and once if it comes and goes.
+    fn tell(&mut self, error: &Unpublished, is_unconfirmed: bool) {
+        let trouble = if is_unconfirmed { &mut self.unconfirmed } else { &mut self.failures };
+        if !trouble.is_news() {
+            return;
+        }
+        if is_unconfirmed {
+            tracing::warn!(
+                reason = %error,
+                "changes are not published, trying again: a queue that is bound to catchall.changes does not \
+                 confirm, as one without its majority, or the broker is slow: {error}"
+            );
+        } else {
+            tracing::warn!(reason = %error, "changes are not published, trying again: {error}");
+        }
+    }
+
     /// Brings the metrics up to date.
-    async fn look(&mut self, position: &Position) -> Result<(), DatabaseError> {
-        let Relayed { waiting, last } = self.ledger.relayed(position).await?;
-        self.backlog.look(position, last, Instant::now());
+    async fn look(&mut self, published: &Place) -> Result<(), DatabaseError> {
+        let Relayed { waiting, last } = self.ledger.relayed(published).await?;
+        self.backlog.look(published, last, Instant::now());
         #[expect(clippy::cast_precision_loss, reason = "it has few digits")]
         self.metrics.unpublished.set(waiting as f64);
         self.metrics.show_age(&self.backlog);
@@ -139,15 +197,11 @@ impl Relay {
     }
 
     /// Publishes the next changes, and notes how far that came.
-    async fn step(&mut self, position: &mut Position) -> Result<Step, Unpublished> {
+    async fn step(&mut self, place: &mut Place) -> Result<Step, Unpublished> {
         // Whoever has got what another queue does not confirm gets it again with each try: one change then,
         // not hundreds.
-        let limit = if self.is_failing { 1 } else { STEP };
-        let changes = self.ledger.changes(position, limit).await?;
-        if changes.is_empty() {
-            self.is_failing = false;
-            return Ok(Step::Rest);
-        }
+        let limit = if self.failing.is_some() { 1 } else { STEP };
+        let Portion { changes, end, is_full, .. } = self.ledger.changes(place, limit).await?;
         let messages = changes.iter().map(Message::change).collect();
         let outcomes = self.publisher.publish_each(messages, Instant::now() + RELAY_TIMEOUT).await;
         let (mut done, mut refused, mut failed) = (0, 0, None);
@@ -164,11 +218,14 @@ impl Relay {
             }
             done += 1;
         }
-        if let Some(last) = changes[..done].last() {
-            if !self.ledger.move_relay(&last.position, TURN).await? {
+        // Behind the last change there may be names that are none and are not published.
+        let through =
+            if failed.is_none() { Some(&end) } else { changes[..done].last().map(|last| &last.place) };
+        if let Some(through) = through.filter(|through| *through > place) {
+            if !self.ledger.move_relay(through, TURN).await? {
                 return Ok(Step::Over);
             }
-            *position = last.position.clone();
+            place.clone_from(through);
             self.metrics.published.increment(done as u64);
             self.note_refused(refused);
         }
@@ -177,8 +234,8 @@ impl Relay {
             // next.
             return Err(error.into());
         }
-        self.is_failing = false;
-        Ok(if changes.len() == limit as usize { Step::Full } else { Step::Rest })
+        self.failing = None;
+        Ok(if is_full { Step::Full } else { Step::Rest })
     }
 
     fn note_refused(&mut self, changes: u64) {

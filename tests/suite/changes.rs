@@ -1,5 +1,7 @@
 //! The feed of changes: as pages, with a wait and as server-sent events.
 
+mod positions;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::iter::once;
 use std::sync::Arc;
@@ -10,7 +12,7 @@ use bytes::Bytes;
 use catchall::batch::Batch;
 use catchall::counters::Status;
 use catchall::event::{Event, Outcome};
-use catchall::position::Position;
+use catchall::position::Place;
 use catchall::shutdown::GRACE;
 use catchall::store::DomainSource;
 use catchall::store::ledger::{ApplyRequest, Entry, Ledger};
@@ -213,15 +215,15 @@ async fn count(ledger: &Ledger, outcome: Outcome, domains: impl Iterator<Item = 
 /// Follows the feed as fast as can be until all of it is written. Returns the last status of each domain, and
 /// how many changes there were.
 async fn follow(reader: Replica, written: Arc<AtomicBool>) -> (BTreeMap<String, Status>, usize) {
-    let (mut position, mut seen, mut entries) = (Position::beginning(), BTreeMap::new(), 0_usize);
+    let (mut place, mut seen, mut entries) = (Place::default(), BTreeMap::new(), 0_usize);
     let mut failures = 0;
     loop {
         let is_last = written.load(Ordering::SeqCst);
         // The replay of so many changes ends a read now and then, and a client asks again.
-        let changes = match reader.changes(position.clone(), 1000).await {
-            Ok(changes) => {
+        let changes = match reader.changes(place.clone(), 1000).await {
+            Ok(read) => {
                 failures = 0;
-                changes
+                read.changes
             }
             Err(error) => {
                 failures += 1;
@@ -234,8 +236,8 @@ async fn follow(reader: Replica, written: Arc<AtomicBool>) -> (BTreeMap<String, 
             return (seen, entries);
         }
         for change in changes {
-            assert!(change.position > position, "{:?} after {position:?}", change.position);
-            position = change.position;
+            assert!(change.place > place, "{:?} after {place:?}", change.place);
+            place = change.place;
             entries += 1;
             let before = seen.insert(change.report.domain.to_string(), change.report.status);
             // No change of a domain comes twice, and none comes after a later one.
@@ -370,8 +372,8 @@ async fn a_transaction_that_stays_open_blocks_no_other_domains() {
     let config = ReplicaConfig { replica_url: servers.database_url.parse().unwrap() };
     let primary = Replica::new(&config, 1);
     let feed = async || {
-        let changes = primary.changes(Position::beginning(), 10).await.unwrap();
-        changes.iter().map(|change| change.report.domain.to_string()).collect::<Vec<_>>()
+        let read = primary.changes(Place::default(), 10).await.unwrap();
+        read.changes.iter().map(|change| change.report.domain.to_string()).collect::<Vec<_>>()
     };
     assert_eq!(feed().await, Vec::<String>::new(), "it does not pass what is still to come");
     sqlx::raw_sql("select pg_advisory_unlock(1)").execute(&mut gate).await.unwrap();

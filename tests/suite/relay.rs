@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use harness::processes::{LONG_DEADLINE, Service};
+use harness::instance::rabbitmqctl;
+use harness::processes::{LONG_DEADLINE, Service, run};
 use harness::proxy::{Proxy, host};
 use harness::servers::{Servers, eventually};
 use hyper::{Method, StatusCode};
@@ -180,4 +181,68 @@ async fn what_waits_is_shown_until_another_worker_shows_it() {
     })
     .await;
     assert!(waits(&other).await.is_some());
+}
+
+/// A dump of another server has numbers of transactions that are still to come here.
+#[tokio::test]
+async fn a_relay_goes_on_once_what_was_restored_is_brought_into_the_present() {
+    let servers = Servers::fresh().await;
+    let own = "catchall.changes.test";
+    subscribe(&servers, own, &json!({})).await;
+    servers
+        .execute(
+            "insert into domain_counters (domain, delivered, bounced) values ('a.com', 0, 1);
+            insert into domain_statuses (domain, status, since, changed_in) values
+                ('a.com', 2, now(), 1000000000 + pg_current_xact_id()::text::bigint);
+            update change_relay set changed_in = 1000000001 + pg_current_xact_id()::text::bigint",
+        )
+        .await;
+    let _worker = Service::ready("worker", &servers, &[]).await;
+    let holders = "select count(*) from change_relay where holder is not null";
+    eventually("it has the turn", async || (servers.number(holders).await == 1).then_some(())).await;
+    let database = ("CATCHALL_DATABASE_URL", &*servers.database_url);
+    let (status, out, said) = run("admin", &["reclassify", "--by", "tests"], &[database]);
+    assert!(status.success(), "{out}{said}");
+    let client = servers.publisher().await;
+    let (body, ..) = eventually("the change is published", async || client.take(own).await).await;
+    assert_eq!(short(&serde_json::from_slice(&body).unwrap()), "a.com not catch-all");
+}
+
+/// Lets the process of a queue do nothing, or go on.
+async fn order(servers: &Servers, queue: &str, order: &str) {
+    let find = format!("rabbit_misc:r(<<\"{}\">>, queue, <<\"{queue}\">>)", servers.name);
+    let expression =
+        format!("{{ok, Q}} = rabbit_amqqueue:lookup({find}), ok = sys:{order}(amqqueue:get_pid(Q)).");
+    rabbitmqctl(&["eval", &expression]).await.unwrap();
+}
+
+/// Like a quorum queue without its majority.
+#[tokio::test]
+async fn a_queue_that_does_not_confirm_leaves_the_worker_ready_and_is_tried_ever_more_rarely() {
+    let servers = Servers::fresh().await;
+    let (own, stuck) = ("catchall.changes.own", "catchall.changes.stuck");
+    subscribe(&servers, own, &json!({})).await;
+    subscribe(&servers, stuck, &json!({})).await;
+    let (client, worker) = (servers.publisher().await, Service::ready("worker", &servers, &[]).await);
+    let metric = async |name: &str| worker.metric(&format!("catchall_worker_changes_{name}")).await;
+    order(&servers, stuck, "suspend").await;
+    client.publish(&bounces(&["a.com".to_owned()]), None).await;
+    eventually("the change has waited for a while", async || {
+        let (status, reason) = worker.readyz().await;
+        assert_eq!(status, StatusCode::OK, "{reason}");
+        (metric("oldest_unpublished_seconds").await > 25.0).then_some(())
+    })
+    .await;
+    let heard = client.waiting(own).await;
+    assert!((1..=4).contains(&heard), "{heard} times");
+    worker.logs_times("is bound to catchall.changes does not confirm", 1).await;
+    assert!(!worker.has_logged("broker is not available"));
+    order(&servers, stuck, "resume").await;
+    client.publish(&bounces(&["b.com".to_owned()]), None).await;
+    eventually("both changes are published", async || {
+        let published = metric("published_total").await;
+        (published > 1.5 && metric("unpublished").await < 0.5).then_some(())
+    })
+    .await;
+    assert_eq!(worker.count_logged("changes are not published"), 1);
 }

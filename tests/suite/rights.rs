@@ -258,7 +258,7 @@ async fn the_queue_of_a_subscriber_is_bounded() {
 }
 
 /// Statements, and which roles may run them: the owner, the worker, and query.
-const STATEMENTS: [(&str, [bool; 3]); 21] = [
+const STATEMENTS: [(&str, [bool; 3]); 22] = [
     ("select count(*) from domain_counters", [true, true, true]),
     ("select count(*) from _sqlx_migrations", [true, true, true]),
     ("select count(*) from event_claims", [true, true, false]),
@@ -268,6 +268,7 @@ const STATEMENTS: [(&str, [bool; 3]); 21] = [
     ("select count(*) from audit_log", [true, false, false]),
     ("select count(*) from imports", [true, false, false]),
     ("select threshold from classification", [true, true, true]),
+    ("select system_identifier from pg_control_system()", [true, true, true]),
     ("update classification set threshold = 1", [true, false, false]),
     ("delete from domain_statuses", [true, false, false]),
     (

@@ -108,17 +108,17 @@ impl<S: BatchSink, C: DomainSource> Backend<S, C> {
             self.has(&[(domain, 0, 1)]).await;
         }
         let latest = eventually("the last ones are in the feed", async || {
-            let latest = self.source.latest(3).await.unwrap();
+            let latest = self.source.latest(3).await.unwrap().changes;
             (latest.first()?.report.domain.as_str() == "third.com").then_some(latest)
         });
         let latest = latest.await;
         let names: Vec<_> = latest.iter().rev().map(|change| change.report.domain.as_str()).collect();
         assert_eq!(names, domains);
-        let mut after = self.source.changes(latest[2].position.clone(), 10).await.unwrap();
+        let mut after = self.source.changes(latest[2].place.clone(), 10).await.unwrap().changes;
         after.reverse();
         assert_eq!(after, latest[..2]);
-        assert_eq!(self.source.latest(1).await.unwrap(), latest[..1]);
-        assert_eq!(self.source.latest(5).await.unwrap()[..3], latest);
+        assert_eq!(self.source.latest(1).await.unwrap().changes, latest[..1]);
+        assert_eq!(self.source.latest(5).await.unwrap().changes[..3], latest);
         let standing = self.source.standing().await.unwrap();
         assert_eq!((standing.threshold, standing.lag.is_some()), (1000, lags));
     }
@@ -146,7 +146,7 @@ async fn the_broker_and_the_replica_keep_their_word() {
     let sink = Publisher::connect(broker, "catchall-tests".into(), health.dependency("broker"), TIMEOUT);
     let replica = ReplicaConfig { replica_url: servers.replica_url.parse().unwrap() };
     let backend = Backend { sink, source: Replica::new(&replica, 2), reads_at_once: false };
-    assert_eq!(backend.source.latest(5).await.unwrap(), []);
+    assert_eq!(backend.source.latest(5).await.unwrap().changes, []);
     backend.keeps_its_word().await;
     backend.knows_its_latest(true).await;
     backend.counts_what_comes_at_once().await;
@@ -164,7 +164,7 @@ async fn the_data_file_keeps_its_word_also_after_it_was_closed() {
         tokio::spawn(async move { store.run(&retention, dependency).await })
     };
     let backend = Backend { sink: store.writer(), source: store.reader(1, 2), reads_at_once: true };
-    assert_eq!(backend.source.latest(5).await.unwrap(), []);
+    assert_eq!(backend.source.latest(5).await.unwrap().changes, []);
     backend.keeps_its_word().await;
     backend.knows_its_latest(false).await;
     backend.counts_what_comes_at_once().await;

@@ -6,13 +6,13 @@ use super::*;
 use crate::classified::Classified;
 use crate::counters::{Counters, Status};
 use crate::idempotency_key::MAX_KEY;
-use crate::position::Position;
+use crate::position::Place;
 use crate::utc_time::UtcTime;
 
 fn change(domain: &DomainName, status: Status) -> Message {
     let known = Classified::noted(Counters::default(), status, UtcTime(1));
     let report = DomainReport::new(domain.clone(), known);
-    Message::change(&Change { report, position: Position { transaction: 1, domain: Some(domain.clone()) } })
+    Message::change(&Change { report, place: Place::after(1, domain) })
 }
 
 /// Subscribers may keep the ids that they have seen.

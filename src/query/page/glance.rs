@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::http::Problem;
 use crate::query::source::Source;
 use crate::query::totals::MINUTES;
-use crate::store::{Change, Standing};
+use crate::store::{Portion, Standing};
 use crate::totals::Totals;
 use crate::utc_time::UtcTime;
 
@@ -25,7 +25,7 @@ const KEPT: Duration = Duration::from_secs(1);
 pub(super) struct Glance {
     pub(super) totals: Totals,
     /// The last changes, the last one first.
-    pub(super) changes: Vec<Change>,
+    pub(super) latest: Portion,
     pub(super) standing: Standing,
     pub(super) read_at: UtcTime,
 }
@@ -63,12 +63,12 @@ impl Glances {
     }
 
     async fn read(&self) -> Result<Glance, Problem> {
-        let (totals, changes, standing) = futures::try_join!(
+        let (totals, latest, standing) = futures::try_join!(
             self.source.totals(MINUTES),
             self.source.latest(CHANGES),
             self.source.standing()
         )?;
         let read_at = UtcTime(OffsetDateTime::now_utc().unix_timestamp() * 1000);
-        Ok(Glance { totals, changes, standing, read_at })
+        Ok(Glance { totals, latest, standing, read_at })
     }
 }

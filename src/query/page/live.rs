@@ -7,7 +7,6 @@ use super::glance::Glance;
 use super::words::{Number, ReadableTime, count};
 use crate::classified::DomainReport;
 use crate::counters::Status;
-use crate::position::Position;
 use crate::query::totals::MINUTES;
 
 /// What cannot be shown now.
@@ -86,7 +85,7 @@ fn rate(glance: &Glance) -> Markup {
 }
 
 fn latest(glance: &Glance) -> Markup {
-    let position = glance.changes.first().map_or_else(Position::beginning, |change| change.position.clone());
+    let (changes, position) = (&glance.latest.changes, glance.latest.position());
     html! {
         section aria-labelledby="latest-title" {
             h2 id="latest-title" { "Latest changes" }
@@ -94,11 +93,11 @@ fn latest(glance: &Glance) -> Markup {
                 "As of " time datetime=(glance.read_at) { (ReadableTime(glance.read_at)) } ". "
                 a href="/" { "Read again" }
             }
-            p id="none" class="nothing" hidden[!glance.changes.is_empty()] {
+            p id="none" class="nothing" hidden[!changes.is_empty()] {
                 "No domain has changed its status yet."
             }
             ol id="changes" class="changes" data-position=(position) {
-                @for change in &glance.changes { (row(Some(&change.report))) }
+                @for change in changes { (row(Some(&change.report))) }
             }
             // What the script makes further rows of.
             template id="change" { (row(None)) }

@@ -5,16 +5,15 @@ use std::time::Duration;
 use sqlx::PgPool;
 
 use super::apply::Ledger;
-use crate::domain_name::DomainName;
-use crate::position::Position;
+use crate::position::Place;
 use crate::store::postgres::DatabaseError;
-use crate::store::{Change, feed};
+use crate::store::{Portion, feed};
 
 /// The turn of a worker to publish changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RelayTurn {
     /// All changes up to here have been published.
-    pub position: Position,
+    pub place: Place,
 }
 
 /// What has not been published yet.
@@ -23,7 +22,7 @@ pub struct Relayed {
     /// Changes that wait to be published, at most a hundred thousand.
     pub waiting: i64,
     /// The last change there is, whether it waits or not.
-    pub last: Position,
+    pub last: Place,
 }
 
 /// Most changes that are counted as waiting: to count more would take time, and say nothing new.
@@ -62,18 +61,15 @@ impl Ledger {
             sqlx::query_as(TAKE).bind(holder).bind(lasts.as_secs_f64()).fetch_optional(&pool).await
         };
         let row: Option<(i64, String)> = self.database.run(self.timeout, take).await?;
-        Ok(row.map(|(transaction, domain)| {
-            let domain = DomainName::parse(&domain).ok();
-            RelayTurn { position: Position { transaction, domain } }
-        }))
+        Ok(row.map(|(transaction, domain)| RelayTurn { place: Place { transaction, domain } }))
     }
 
-    /// The next changes after a position, at most `limit`.
+    /// The next changes after a place, at most `limit`.
     ///
     /// # Errors
     ///
     /// When the database is unavailable.
-    pub async fn changes(&self, after: &Position, limit: u32) -> Result<Vec<Change>, DatabaseError> {
+    pub async fn changes(&self, after: &Place, limit: u32) -> Result<Portion, DatabaseError> {
         let after = after.clone();
         self.database.run(self.timeout, async move |pool| feed::read(&pool, &after, limit).await).await
     }
@@ -84,13 +80,13 @@ impl Ledger {
     /// # Errors
     ///
     /// When the database is unavailable.
-    pub async fn move_relay(&self, to: &Position, lasts: Duration) -> Result<bool, DatabaseError> {
+    pub async fn move_relay(&self, to: &Place, lasts: Duration) -> Result<bool, DatabaseError> {
         let (holder, to) = (self.writer, to.clone());
         let note = async move |pool: PgPool| {
             sqlx::query_scalar(MOVE)
                 .bind(holder)
                 .bind(to.transaction)
-                .bind(to.domain_str())
+                .bind(to.domain)
                 .bind(lasts.as_secs_f64())
                 .fetch_optional(&pool)
                 .await
@@ -99,25 +95,25 @@ impl Ledger {
         Ok(moved.is_some())
     }
 
-    /// Looks at what waits to be published after a position.
+    /// Looks at what waits to be published after a place.
     ///
     /// # Errors
     ///
     /// When the database is unavailable.
-    pub async fn relayed(&self, after: &Position) -> Result<Relayed, DatabaseError> {
+    pub async fn relayed(&self, after: &Place) -> Result<Relayed, DatabaseError> {
         let after = after.clone();
         let look = async move |pool: PgPool| {
             sqlx::query_as(WAIT)
                 .bind(after.transaction)
-                .bind(after.domain_str())
+                .bind(after.domain)
                 .bind(WAITING)
                 .fetch_optional(&pool)
                 .await
         };
         let row: Option<(i64, String, i64)> = self.database.run(self.timeout, look).await?;
-        Ok(row.map_or_else(Relayed::default, |(transaction, domain, waiting)| {
-            let domain = DomainName::parse(&domain).ok();
-            Relayed { waiting, last: Position { transaction, domain } }
+        Ok(row.map_or_else(Relayed::default, |(transaction, domain, waiting)| Relayed {
+            waiting,
+            last: Place { transaction, domain },
         }))
     }
 }

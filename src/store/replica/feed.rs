@@ -1,23 +1,19 @@
 //! The feed of changes, on the replica.
 
 use super::row::READ_TIMEOUT;
-use crate::position::Position;
-use crate::store::Change;
+use crate::position::{Place, Position};
+use crate::store::Portion;
 use crate::store::feed;
 use crate::store::postgres::{Database, DatabaseError};
 
-/// The next changes after a position.
-pub(super) async fn read(
-    database: &Database,
-    after: &Position,
-    limit: u32,
-) -> Result<Vec<Change>, DatabaseError> {
+/// The next changes after a place.
+pub(super) async fn read(database: &Database, after: &Place, limit: u32) -> Result<Portion, DatabaseError> {
     let after = after.clone();
     database.run(READ_TIMEOUT, async move |pool| feed::read(&pool, &after, limit).await).await
 }
 
 /// The last changes, the last one first.
-pub(super) async fn latest(database: &Database, limit: u32) -> Result<Vec<Change>, DatabaseError> {
+pub(super) async fn latest(database: &Database, limit: u32) -> Result<Portion, DatabaseError> {
     database.run(READ_TIMEOUT, async move |pool| feed::latest(&pool, limit).await).await
 }
 

@@ -6,6 +6,7 @@ use sqlx::PgPool;
 
 use super::row::{READ_TIMEOUT, report};
 use crate::counters::Status;
+use crate::domain_name::DomainName;
 use crate::store::postgres::{Database, DatabaseError};
 use crate::store::{Page, PageRequest};
 
@@ -51,9 +52,23 @@ type Rows = (Vec<String>, Vec<i64>, Vec<i64>, Vec<Option<i16>>, Vec<Option<f64>>
 
 /// A page of a selection.
 pub(super) async fn read(database: &Database, request: &PageRequest) -> Result<Page, DatabaseError> {
-    let PageRequest { status, prefix, after, .. } = request.clone();
+    let mut after = request.after.as_ref().map(DomainName::to_string).unwrap_or_default();
+    loop {
+        match look(database, request, after).await? {
+            Ok(page) => return Ok(page),
+            Err(through) => after = through,
+        }
+    }
+}
+
+/// The page, or after what to look on: see [`Page::of`].
+async fn look(
+    database: &Database,
+    request: &PageRequest,
+    after: String,
+) -> Result<Result<Page, String>, DatabaseError> {
+    let PageRequest { status, prefix, .. } = request.clone();
     let (most, end) = (request.rows(), request.end());
-    let after = after.map(|after| after.to_string()).unwrap_or_default();
     let read = async move |pool: PgPool| {
         let indexed = status.filter(|status| *status != Status::Unknown);
         let statement = if indexed.is_some() { OF_STATUS } else { ALL };
@@ -68,7 +83,7 @@ pub(super) async fn read(database: &Database, request: &PageRequest) -> Result<P
     let (domains, delivered, bounced, statuses, since, threshold) = database.run(READ_TIMEOUT, read).await?;
     let columns = domains.iter().zip(delivered).zip(bounced).zip(statuses).zip(since);
     let reports = columns.map(|((((domain, delivered), bounced), noted), since)| {
-        report(domain, (delivered, bounced, noted, since, threshold))
+        (&**domain, report(domain, (delivered, bounced, noted, since, threshold)))
     });
     Ok(Page::of(request, reports, most))
 }

@@ -81,6 +81,8 @@ fn absent(file: &Path) -> Result<PathBuf, DataError> {
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
+    /// Bringing the file up to date before anything is counted. It has a WAL or not, as before.
+    Prepare,
     /// Counting and pruning.
     Write,
     /// Counting beside the process that serves the file, or while none does.
@@ -126,11 +128,9 @@ impl DataFile {
         // Read only, so that a file that is too new stays as it is.
         let is_current = schema::is_current(&path, &mut connect(&path, Purpose::Read).await?).await?;
         let file = Self { path, _lock: lock };
-        let mut connection = file.connect(Purpose::Write).await?;
-        if !is_current {
-            let migrated = schema::migrate(&mut connection).await;
-            migrated.map_err(|error| DataError::of_sqlite(&file.path, error))?;
-        }
+        prepare(&file.path, is_current).await?;
+        // Tells now whether the file can be written with a WAL.
+        file.connect(Purpose::Write).await?;
         Ok(file)
     }
 
@@ -140,16 +140,33 @@ impl DataFile {
     }
 }
 
+/// Brings the schema up to date, and gives a file that was never written to since it was made a feed of its
+/// own. Such a file is a new one or a [copy](super::back_up): it is the first to have a WAL that takes this
+/// mark away, so a process that is killed in between does the same again.
+async fn prepare(path: &Path, is_current: bool) -> Result<(), DataError> {
+    let failed = |error: sqlx::Error| DataError::of_sqlite(path, error);
+    let mut connection = connect(path, Purpose::Prepare).await?;
+    if !is_current {
+        schema::migrate(&mut connection).await.map_err(failed)?;
+    }
+    let mode = sqlx::query_scalar("pragma journal_mode").fetch_one(&mut connection).await;
+    let mode: String = mode.map_err(failed)?;
+    if mode != "wal" {
+        let renew = "-- catchall: begin another feed
+            update data_file set feed = random() & 4294967295";
+        sqlx::raw_sql(renew).execute(&mut connection).await.map_err(failed)?;
+    }
+    connection.close().await.map_err(failed)
+}
+
 /// The path of a file that must exist and that another process may serve. If nobody does, its schema is
 /// brought up to date.
 pub(super) async fn existing_current(config: &DataConfig) -> Result<PathBuf, DataError> {
     let path = existing(config)?;
     schema::inspect(&path)?;
-    let failed = |error: sqlx::Error| DataError::of_sqlite(&path, error);
     if !schema::is_current(&path, &mut connect(&path, Purpose::Read).await?).await? {
         let _lock = Lock::acquire(&path)?;
-        let mut connection = connect(&path, Purpose::Write).await?;
-        schema::migrate(&mut connection).await.map_err(failed)?;
+        prepare(&path, false).await?;
     }
     Ok(path)
 }
@@ -157,6 +174,8 @@ pub(super) async fn existing_current(config: &DataConfig) -> Result<PathBuf, Dat
 /// Opens a connection that counts to a file that another process may serve.
 pub(super) async fn connect_prepared(config: &DataConfig) -> Result<(PathBuf, SqliteConnection), DataError> {
     let path = existing_current(config).await?;
+    // A file that is served has its WAL already.
+    prepare(&path, true).await?;
     let failed = |error: sqlx::Error| DataError::of_sqlite(&path, error);
     let mut connection = connect(&path, Purpose::Maintain).await?;
     statuses::prepare(&mut connection).await.map_err(failed)?;
@@ -177,13 +196,13 @@ pub(super) fn existing(config: &DataConfig) -> Result<PathBuf, DataError> {
 pub(super) async fn connect(path: &Path, purpose: Purpose) -> Result<SqliteConnection, DataError> {
     let cache_kib = match purpose {
         Purpose::Write | Purpose::Maintain => 64 * 1024,
-        Purpose::Checkpoint => 64,
+        Purpose::Prepare | Purpose::Checkpoint => 64,
         Purpose::Walk | Purpose::Read => 8 * 1024,
     };
     let reads = purpose == Purpose::Read;
     let options = SqliteConnectOptions::new().filename(path).read_only(reads);
-    // A connection that only reads takes the file as it is.
-    let options = if reads { options } else { options.journal_mode(SqliteJournalMode::Wal) };
+    let is_as_before = reads || purpose == Purpose::Prepare;
+    let options = if is_as_before { options } else { options.journal_mode(SqliteJournalMode::Wal) };
     let checkpoint = if purpose == Purpose::Maintain { LONG_WAL } else { 0 };
     let options = options
         // A commit returns when its WAL is on the disk.

@@ -23,8 +23,8 @@ use super::data_error::DataError;
 use super::data_file::{DataConfig, Purpose, connect, existing_current};
 use crate::classified::Classified;
 use crate::domain_name::DomainName;
-use crate::position::Position;
-use crate::store::{Change, DomainSource, Page, PageRequest, Standing, Unreadable};
+use crate::position::{Place, Position};
+use crate::store::{DomainSource, Page, PageRequest, Portion, Standing, Unreadable};
 use crate::totals::Totals;
 
 /// Memory for pages of the file, over all connections that look up counters. The inner pages of ten million
@@ -131,6 +131,8 @@ impl Reader {
 }
 
 impl DomainSource for Reader {
+    const IS_COPY: bool = false;
+
     async fn look_up(&self, names: &[DomainName]) -> Result<Vec<Classified>, Unreadable> {
         let read = async |connection: &mut SqliteConnection| look_up::read(connection, names).await;
         self.look_ups.read(&self.path, read).await
@@ -144,11 +146,11 @@ impl DomainSource for Reader {
         self.read_page(async |connection| totals::read(connection, minutes).await).await
     }
 
-    async fn changes(&self, after: Position, limit: u32) -> Result<Vec<Change>, Unreadable> {
+    async fn changes(&self, after: Place, limit: u32) -> Result<Portion, Unreadable> {
         self.read_page(async |connection| feed::read(connection, &after, limit).await).await
     }
 
-    async fn latest(&self, limit: u32) -> Result<Vec<Change>, Unreadable> {
+    async fn latest(&self, limit: u32) -> Result<Portion, Unreadable> {
         self.read_page(async |connection| feed::latest(connection, limit).await).await
     }
 

@@ -14,10 +14,11 @@ use super::lock::beside;
 const APPLICATION_ID: u32 = 0x4374_416c;
 
 /// The files in `migrations/sqlite/`, in order. The version of a file is the number of those it has had.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     include_str!("../../../migrations/sqlite/0001_data.sql"),
     include_str!("../../../migrations/sqlite/0002_statuses.sql"),
     include_str!("../../../migrations/sqlite/0003_administration.sql"),
+    include_str!("../../../migrations/sqlite/0004_feed.sql"),
 ];
 
 /// The version of the schema that this build needs.

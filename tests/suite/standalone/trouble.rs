@@ -132,7 +132,7 @@ async fn a_file_of_another_program_a_newer_one_and_a_damaged_one_stay_as_they_ar
         (b"not a database at all, but a letter to somebody".to_vec(), 12, "belongs to another program"),
         (vec![0; 8192], 12, "it is not an SQLite database"),
         (changed(68, &[0; 4]), 12, "without the application ID of catchall"),
-        (changed(60, &[0, 0, 3, 0]), 14, "its schema is 768, this build knows 3"),
+        (changed(60, &[0, 0, 3, 0]), 14, "its schema is 768, this build knows 4"),
         (changed(16, &[7, 7]), 13, "is damaged"),
         (whole[..1500].to_vec(), 13, "is damaged"),
     ] {

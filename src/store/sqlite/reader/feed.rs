@@ -5,10 +5,11 @@ use sqlx::sqlite::SqliteConnection;
 use super::row::{Row, rows};
 use crate::classified::{Classified, DomainReport};
 use crate::domain_name::DomainName;
-use crate::position::Position;
-use crate::store::Change;
+use crate::position::{FeedId, Place, Position};
+use crate::store::{Change, Portion};
 
-/// The changes of a selection, in its order.
+/// The changes of a selection, in its order, how many rows they are of, and the place of the last change of
+/// them: the last row, or the first one of the latest.
 macro_rules! changes {
     ($name:literal, $selection:literal) => {
         concat!(
@@ -16,7 +17,9 @@ macro_rules! changes {
             $name,
             "
 select coalesce(group_concat(s.domain || ' ' || changed_in || ' ' || coalesce(delivered, 0) || ' '
-    || coalesce(bounced, 0) || ' ' || status || ' ' || since), '')
+    || coalesce(bounced, 0) || ' ' || status || ' ' || since), ''),
+    count(*), max(printf('%019d ', changed_in) || s.domain), (select feed from data_file),
+    (select changes + 1 from classification)
 from (select domain, status, since, changed_in from domain_statuses ",
             $selection,
             ") as s
@@ -30,43 +33,55 @@ const READ: &str =
 
 const LATEST: &str = changes!("read the latest changes", "order by changed_in desc, domain desc limit ?");
 
-/// The next changes after a position.
+/// Rows, how many there are, the place of the last change, the feed and its head.
+type Found = (String, u32, Option<String>, i64, i64);
+
+/// The next changes after a place.
 pub(super) async fn read(
     connection: &mut SqliteConnection,
-    after: &Position,
+    after: &Place,
     limit: u32,
-) -> Result<Vec<Change>, sqlx::Error> {
-    let query = sqlx::query_scalar(READ).bind(after.transaction).bind(after.domain_str()).bind(limit);
-    let answer: String = query.fetch_one(connection).await?;
-    Ok(changes(&answer))
+) -> Result<Portion, sqlx::Error> {
+    let query = sqlx::query_as(READ).bind(after.transaction).bind(&after.domain).bind(limit);
+    Ok(portion(query.fetch_one(connection).await?, after, limit))
 }
 
 /// The last changes, the last one first.
-pub(super) async fn latest(
-    connection: &mut SqliteConnection,
-    limit: u32,
-) -> Result<Vec<Change>, sqlx::Error> {
-    let answer: String = sqlx::query_scalar(LATEST).bind(limit).fetch_one(connection).await?;
-    Ok(changes(&answer))
+pub(super) async fn latest(connection: &mut SqliteConnection, limit: u32) -> Result<Portion, sqlx::Error> {
+    let found = sqlx::query_as(LATEST).bind(limit).fetch_one(connection).await?;
+    Ok(portion(found, &Place::default(), limit))
 }
 
-fn changes(answer: &str) -> Vec<Change> {
+fn portion((answer, seen, last, feed, head): Found, after: &Place, limit: u32) -> Portion {
     let change = |row: &str| {
         let mut words = row.split(' ');
         let domain = DomainName::parse(words.next()?).ok()?;
-        let transaction = words.next()?.parse().ok()?;
+        let place = Place::after(words.next()?.parse().ok()?, &domain);
         let Row { counters, noted, since } = Row::read(&mut words)?;
-        let position = Position { transaction, domain: Some(domain.clone()) };
-        let report = DomainReport::new(domain, Classified::noted(counters, noted, since));
-        Some(Change { report, position })
+        Some(Change { report: DomainReport::new(domain, Classified::noted(counters, noted, since)), place })
     };
-    rows(answer).filter_map(change).collect()
+    let end = last.as_deref().and_then(|last| {
+        let (transaction, domain) = last.split_once(' ')?;
+        Some(Place { transaction: transaction.parse().ok()?, domain: domain.to_owned() })
+    });
+    Portion {
+        feed: feed_id(feed),
+        head: Place { transaction: head, ..Place::default() },
+        changes: rows(&answer).filter_map(change).collect(),
+        end: end.unwrap_or_else(|| after.clone()),
+        is_full: seen >= limit,
+    }
+}
+
+/// The file has a number of 32 bits.
+fn feed_id(number: i64) -> FeedId {
+    FeedId(u32::try_from(number).unwrap_or_default())
 }
 
 /// Before all changes that are still to come.
 pub(super) async fn head(connection: &mut SqliteConnection) -> Result<Position, sqlx::Error> {
     let head = "-- catchall: find the head of the feed
-        select changes + 1 from classification";
-    let transaction = sqlx::query_scalar(head).fetch_one(connection).await?;
-    Ok(Position { transaction, domain: None })
+        select (select feed from data_file), changes + 1 from classification";
+    let (feed, transaction): (i64, i64) = sqlx::query_as(head).fetch_one(connection).await?;
+    Ok(Position { feed: Some(feed_id(feed)), place: Place { transaction, ..Place::default() } })
 }

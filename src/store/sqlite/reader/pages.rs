@@ -32,21 +32,32 @@ pub(super) async fn read(
     request: &PageRequest,
 ) -> Result<Page, sqlx::Error> {
     let PageRequest { status, prefix, after, .. } = request;
+    let mut after = after.as_ref().map(DomainName::to_string).unwrap_or_default();
     let indexed = status.filter(|status| *status != Status::Unknown);
-    let query = sqlx::query_as(if indexed.is_some() { OF_STATUS } else { ALL })
-        .bind(after.as_ref().map(DomainName::as_str).unwrap_or_default())
-        .bind(prefix)
-        .bind(request.end())
-        .bind(request.rows());
-    let query = match indexed {
-        Some(status) => query.bind(status.number()),
-        None => query,
-    };
-    let (threshold, answer): (i64, String) = query.fetch_one(connection).await?;
-    let reports = rows(&answer).map(|row| {
-        let mut words = row.split(' ');
-        let domain = DomainName::parse(words.next()?).ok()?;
-        Some(DomainReport::new(domain, Row::read(&mut words)?.classified(threshold)))
-    });
-    Ok(Page::of(request, reports, request.rows()))
+    loop {
+        let query = sqlx::query_as(if indexed.is_some() { OF_STATUS } else { ALL })
+            .bind(&after)
+            .bind(prefix)
+            .bind(request.end())
+            .bind(request.rows());
+        let query = match indexed {
+            Some(status) => query.bind(status.number()),
+            None => query,
+        };
+        let (threshold, answer): (i64, String) = query.fetch_one(&mut *connection).await?;
+        let reports = rows(&answer).map(|row| {
+            let (name, numbers) = row.split_once(' ').unwrap_or((row, ""));
+            let known = Row::read(&mut numbers.split(' ')).map(|known| known.classified(threshold));
+            (
+                name,
+                DomainName::parse(name).ok().zip(known).map(|(name, known)| DomainReport::new(name, known)),
+            )
+        });
+        match Page::of(request, reports, request.rows()) {
+            Ok(page) => return Ok(page),
+            Err(through) if through > after => after = through,
+            // A name with a comma, which catchall has not written.
+            Err(_) => return Ok(Page::default()),
+        }
+    }
 }
