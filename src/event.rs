@@ -84,11 +84,19 @@ pub struct Event {
 
 /// Why some JSON is not an event.
 #[derive(Debug, thiserror::Error)]
-#[error("{source}")]
+#[error("{}", without_place(source))]
 pub struct EventError {
     /// The invalid part.
     pub invalid: Invalid,
     source: serde_json::Error,
+}
+
+/// What is wrong with an event, without a place: serde counts lines and columns from the beginning of the
+/// event, and a client would look for them in the body.
+fn without_place(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    text.strip_suffix(&place).map(str::to_owned).unwrap_or(text)
 }
 
 /// The part of an event that is not valid.
@@ -108,7 +116,7 @@ impl Event {
     ///
     /// # Errors
     ///
-    /// States what is wrong, where, and in which part of the event.
+    /// States what is wrong, and in which part of the event.
     pub fn from_json(json: &[u8]) -> Result<Self, EventError> {
         let reading = Cell::default();
         let mut deserializer = serde_json::Deserializer::from_slice(json);

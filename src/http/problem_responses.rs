@@ -54,19 +54,17 @@ fn describe(kind: ProblemType) -> (&'static str, &'static str) {
         ),
         Kind::MaybeCounted => (
             "the request may have been counted: repeat it under the same key",
-            "it was not confirmed: the event may or may not be counted",
+            "it was not confirmed: the request may or may not have been counted",
         ),
         Kind::QueueFull => (
             "the queue is at its limit, and a part of the request may have been counted",
-            "the queue is at its limit: the event may or may not be counted",
+            "the queue is at its limit: the request may or may not have been counted",
         ),
         Kind::InvalidDomain => (
             "the domain is not a domain name",
             "the domain \"localhost\" is not valid: a domain name has at least two labels, as in example.com",
         ),
-        Kind::InvalidEvent => {
-            ("an event of a bulk request is not valid", "missing field `event` at line 1 column 25")
-        }
+        Kind::InvalidEvent => ("an event of a bulk request is not valid", "missing field `event`"),
         Kind::InvalidKey => (
             "the key is empty or too long, or is given twice",
             "the header Idempotency-Key is not valid: it is given more than once",

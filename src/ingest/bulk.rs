@@ -125,7 +125,7 @@ impl IntoResponses for BulkProblems {
         (status = 202, description = "The readable events are on disk, and will be counted exactly once.",
             body = BulkAnswer, example = json!({"accepted": 1, "rejected": [{
                 "index": 1, "type": "urn:catchall:problem:invalid-domain",
-                "detail": "a domain name has at least two labels, as in example.com at line 1 column 22"
+                "detail": "a domain name has at least two labels, as in example.com"
             }]})
         ),
         BulkProblems
