@@ -107,7 +107,7 @@ async fn replay(command: Replay, shutdown: Shutdown) -> anyhow::Result<()> {
     let horizon = Ledger::new(&ledger, "catchall-dead")
         .horizon()
         .await
-        .context("cannot tell which claims are pruned")?;
+        .context("cannot determine which claims have been pruned")?;
     let doubts =
         if even_if_counted { Doubts::none() } else { Doubts::beyond(horizon, ack_deadline.ack_deadline()) };
     let health = Health::default();

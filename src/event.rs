@@ -48,7 +48,7 @@ impl Outcome {
 
 /// A word that is neither `delivered` nor `bounced`: an excerpt of it, in quotes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown event {0}: it is \"delivered\" or \"bounced\"")]
+#[error("unknown event {0}: it must be \"delivered\" or \"bounced\"")]
 pub struct UnknownOutcome(String);
 
 impl FromStr for Outcome {

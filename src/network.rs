@@ -13,8 +13,8 @@ use crate::process::ExitError;
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[group(skip)]
 pub struct NetworkConfig {
-    /// Trust the network to the broker and the databases: their URLs may then go without TLS to other
-    /// machines, or with TLS that does not verify who answers
+    /// Trust the network to the broker and the databases: their URLs may then lead to other machines without
+    /// TLS, or with TLS that does not verify the server
     #[arg(
         long,
         env = "CATCHALL_TRUSTED_NETWORK",
@@ -28,8 +28,8 @@ pub struct NetworkConfig {
 }
 
 impl NetworkConfig {
-    /// Checks the URLs of servers. Each comes with its variable, and with what a stranger could do on the way
-    /// there, if anything.
+    /// Checks the URLs of servers. Each comes with its variable, and with what a stranger on the network path
+    /// could do, if anything.
     ///
     /// # Errors
     ///
@@ -40,7 +40,7 @@ impl NetworkConfig {
             Some((variable, exposure)) if !self.trusted_network => Err(ExitError::new(
                 2,
                 format!(
-                    "{variable} leads to another machine, and {exposure}; or trust the network by \
+                    "{variable} leads to another machine, and {exposure}; or trust the network with \
                      CATCHALL_TRUSTED_NETWORK=yes"
                 ),
             )),

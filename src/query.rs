@@ -88,7 +88,7 @@ pub struct QueryConfig {
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct LookupConfig {
-    /// Threshold for look-ups alone: delivered events that a domain without a bounce must exceed to be a
+    /// Threshold for look-ups only: delivered events that a domain without a bounce must exceed to be a
     /// catch-all. Without it, look-ups use the stored threshold (1000, unless it was changed)
     #[arg(
         long,
@@ -98,7 +98,7 @@ pub struct LookupConfig {
     )]
     threshold: Option<u64>,
 
-    /// Requests that may wait for the database, on each thread. Further requests get a 503 at once
+    /// Requests that may wait for the database, for each thread. Further requests get a 503 at once
     #[arg(
         long,
         env = "CATCHALL_MAX_WAITING_READS",

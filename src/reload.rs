@@ -111,8 +111,8 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
         Arc::clone(&self.value.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Makes the value anew if a file has changed; returns whether one has. What cannot be read or used
-    /// changes nothing.
+    /// Makes a new value if a file has changed; returns whether one has. Files that cannot be read or used
+    /// change nothing.
     fn reload(&self) -> Result<bool, String> {
         let read = Contents::read(&self.paths)?;
         let mut last = self.read.lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,10 +126,10 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
     }
 
     /// Keeps the value current, forever. `what` names it in the log; `stale` is 1 while the files cannot be
-    /// used and the value before them still counts.
+    /// used and the previous value is kept.
     ///
-    /// A failure is reported when it is found twice in a row: files that belong together may be found between
-    /// the writing of one and of the other.
+    /// A failure is reported when it is found twice in a row: when one of two files that belong together has
+    /// been written and the other has not, the first look fails.
     pub(crate) async fn watch(self: Arc<Self>, what: &'static str, stale: Gauge) {
         let mut failed: Option<String> = None;
         let mut reported = None;
@@ -141,7 +141,7 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
             match spawn_blocking(move || this.reload()).await {
                 Ok(Ok(changed)) => {
                     if changed || reported.is_some() {
-                        tracing::info!("{what}: read again");
+                        tracing::info!("{what}: reloaded");
                     }
                     stale.set(0);
                     (failed, reported) = (None, None);
@@ -151,7 +151,7 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
                         stale.set(1);
                         tracing::warn!(
                             reason,
-                            "{what}: cannot be read again, the last valid ones stay: {reason}"
+                            "{what}: cannot reload, keeping the last valid version: {reason}"
                         );
                         reported = Some(reason.clone());
                     }

@@ -48,10 +48,10 @@ pub trait BatchSink: Send + Sync + 'static {
 /// told only the variant.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotAccepted {
-    /// Nothing of it was counted, and nothing will be.
+    /// Nothing of it was counted, or will be.
     #[error("nothing was counted: {0}")]
     NotCounted(Arc<str>),
-    /// It may have been counted, or may still be: sending it again is safe only under the same keys.
+    /// It may have been counted, or may still be counted: sending it again is safe only under the same keys.
     #[error("it may have been counted: {0}")]
     MaybeCounted(Arc<str>),
     /// The sink is full at present. If the batch became several messages, some of them may have been counted.
@@ -59,9 +59,9 @@ pub enum NotAccepted {
     Full(Arc<str>),
 }
 
-/// Where it is read what is known of domains.
+/// Reads what is known about domains.
 pub trait DomainSource: Send + Sync + 'static {
-    /// What is known of each name, in the order of `names`. A name that was never seen has had no events.
+    /// What is known about each name, in the order of `names`. A name that was never seen has no events.
     ///
     /// # Errors
     ///
@@ -85,8 +85,8 @@ pub trait DomainSource: Send + Sync + 'static {
     /// When they cannot be read at present.
     fn totals(&self, minutes: u32) -> impl Future<Output = Result<Totals, Unreadable>> + Send;
 
-    /// The first changes after a position, at most `limit`: one for each domain, at its latest. Whatever
-    /// becomes visible later comes after all of them.
+    /// The first changes after a position, at most `limit`: one for each domain, at its latest. Changes that
+    /// become visible later come after all of them.
     ///
     /// # Errors
     ///
@@ -97,30 +97,30 @@ pub trait DomainSource: Send + Sync + 'static {
         limit: u32,
     ) -> impl Future<Output = Result<Vec<Change>, Unreadable>> + Send;
 
-    /// The last changes, at most `limit`, the last one first. Whatever becomes visible later comes after all of
-    /// them.
+    /// The latest changes, at most `limit`, the latest first. Changes that become visible later come after
+    /// all of them.
     ///
     /// # Errors
     ///
     /// When they cannot be read at present.
     fn latest(&self, limit: u32) -> impl Future<Output = Result<Vec<Change>, Unreadable>> + Send;
 
-    /// By what is answered, and how late.
+    /// The threshold that applies, and how old answers can be.
     ///
     /// # Errors
     ///
     /// When it cannot be read at present.
     fn standing(&self) -> impl Future<Output = Result<Standing, Unreadable>> + Send;
 
-    /// The position that all changes so far are before, and all later ones after.
+    /// The position between all changes so far and all later ones.
     ///
     /// # Errors
     ///
     /// When it cannot be read at present.
     fn head(&self) -> impl Future<Output = Result<Position, Unreadable>> + Send;
 
-    /// A position that is another one whenever a domain has another status than before; that of the beginning
-    /// if none has one. Unlike the head, it stays where it is while events change no status.
+    /// The position of the last change; the beginning if there is none. It moves whenever the status of a
+    /// domain changes. Unlike the head, it stays while events change no status.
     ///
     /// # Errors
     ///
@@ -128,7 +128,7 @@ pub trait DomainSource: Send + Sync + 'static {
     fn last_change(&self) -> impl Future<Output = Result<Position, Unreadable>> + Send;
 }
 
-/// By what a source answers, and how late.
+/// The threshold of a source, and how old its answers can be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// Delivered events that a domain without a bounce must exceed to be a catch-all.
@@ -146,7 +146,7 @@ pub struct PageRequest {
     pub prefix: String,
     /// Only names after this one.
     pub after: Option<DomainName>,
-    /// At most so many.
+    /// The most domains.
     pub limit: u32,
 }
 

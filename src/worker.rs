@@ -57,9 +57,10 @@ pub struct WorkerConfig {
     #[command(flatten)]
     message_limit: MessageLimit,
 
-    /// Messages the broker hands out ahead of their acknowledgement. Below 100 the queue runs dry while a
-    /// transaction commits. Each message in hand takes memory, up to `CATCHALL_MAX_MESSAGE_BYTES`. A worker
-    /// begins with a prefetch of one and doubles it with each transaction
+    /// Messages that the broker hands out before earlier ones are acknowledged. Below 100, a worker runs out
+    /// of messages while a transaction commits. Each message takes memory, up to
+    /// `CATCHALL_MAX_MESSAGE_BYTES`. A worker begins with a prefetch of one and doubles it with each
+    /// transaction
     #[arg(
         long,
         env = "CATCHALL_PREFETCH",
@@ -92,9 +93,9 @@ pub struct WorkerConfig {
     )]
     linger_ms: u32,
 
-    /// The longest wait for more messages, in milliseconds, while transactions are slow, as they are when
-    /// many domains come in. A transaction then waits twice as long as the last one took, up to this limit.
-    /// The more rows are written together, the closer they lie and the less each costs
+    /// The longest wait for more messages, in milliseconds, when transactions are slow because of many
+    /// different domains. A transaction then waits twice as long as the last one took, up to this limit. Rows
+    /// that are written together lie closer on disk and cost less each
     #[arg(
         long,
         env = "CATCHALL_MAX_LINGER_MS",
@@ -126,9 +127,9 @@ impl WorkerConfig {
             return Ok(());
         }
         Err(format!(
-            "the value {} of CATCHALL_ACK_DEADLINE_SECS (--ack-deadline-secs <SECONDS>) is not valid: it has \
-             to be at least {}, twice CATCHALL_STATEMENT_TIMEOUT_SECS ({statement_secs}) plus the longer of \
-             CATCHALL_LINGER_MS and CATCHALL_MAX_LINGER_MS ({linger_ms}), or messages would be given back \
+            "the value {} of CATCHALL_ACK_DEADLINE_SECS (--ack-deadline-secs <SECONDS>) is not valid: it \
+             must be at least {}, twice CATCHALL_STATEMENT_TIMEOUT_SECS ({statement_secs}) plus the longer \
+             of CATCHALL_LINGER_MS and CATCHALL_MAX_LINGER_MS ({linger_ms}), or messages would be returned \
              uncounted",
             ack_deadline.as_secs(),
             least.as_secs_f64().ceil(),

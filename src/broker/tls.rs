@@ -15,8 +15,8 @@ use tokio_rustls::client::TlsStream;
 #[derive(Clone, Debug, Default, clap::Args)]
 #[group(skip)]
 pub struct BrokerTlsConfig {
-    /// Certificates in PEM of the only authorities that may have signed the broker's; without it, those of
-    /// the system. It is read again for each connection, like the next two
+    /// Certificates in PEM of the only authorities that may have signed the broker's certificate; without it,
+    /// those of the system. The file is read again for each connection, like the next two
     #[arg(id = "amqp_ca", long = "amqp-ca", env = "CATCHALL_AMQP_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
 

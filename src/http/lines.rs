@@ -28,9 +28,9 @@ pub struct Lines {
     ended: bool,
     /// Bytes that have arrived so far.
     moved: u64,
-    /// When the body began, moved on by all the time in which it was not waited for.
+    /// The start of the body, shifted by the time spent not waiting for it.
     begun: Instant,
-    /// When it was last waited for.
+    /// The last time it was waited for.
     waited: Instant,
 }
 
@@ -39,7 +39,7 @@ impl Lines {
     ///
     /// # Errors
     ///
-    /// When the body is packed: what it unpacks to would have no bound.
+    /// When the body is compressed: its decompressed size would have no bound.
     pub fn of(request: Request, longest: usize) -> Result<Self, Problem> {
         Ok(Self::new(unpacked(request)?, longest))
     }

@@ -46,9 +46,9 @@ pub struct HttpConfig {
     )]
     pub threads: u16,
 
-    /// Most client connections at a time over all threads; further ones are closed at once. Each takes a file
-    /// descriptor and about 30 kB (HTTP/1.1) or 40 kB (HTTP/2), at most 80 kB (HTTP/1.1) or 200 kB plus 5 kB
-    /// per request (HTTP/2)
+    /// The most client connections at a time, over all threads; further ones are closed at once. Each takes a
+    /// file descriptor and about 30 kB (HTTP/1.1) or 40 kB (HTTP/2), at most 80 kB (HTTP/1.1) or 200 kB plus
+    /// 5 kB per request (HTTP/2)
     #[arg(
         long,
         env = "CATCHALL_MAX_CONNECTIONS",

@@ -32,7 +32,7 @@ pub(super) const OPS_CONNECTIONS: u32 = 100;
 /// What the document of the operations routes says first.
 const ABOUT: About = About {
     title: "catchall: operations",
-    description: "Tells operators and machines how a process of catchall is.",
+    description: "Reports the health and metrics of a catchall process.",
     address: "127.0.0.1:9080",
 };
 
@@ -131,10 +131,11 @@ async fn livez() -> &'static str {
     summary = "Whether the process can do its work",
     tag = "Operations",
     responses(
-        (status = 200, description = "All it depends on is available.", body = String,
+        (status = 200, description = "Every dependency is available.", body = String,
             content_type = "text/plain; charset=utf-8"),
-        (status = 503, description = "The process stops, or something is not available. The body says what, \
-            to those who may operate.", body = String, content_type = "text/plain; charset=utf-8")
+        (status = 503, description = "The process is stopping, or a dependency is not available. The body \
+            names it if the token has the scope `operate`.", body = String,
+            content_type = "text/plain; charset=utf-8")
     ),
     security(())
 )]

@@ -90,7 +90,8 @@ fn write_operation(page: &mut String, document: &Value, operation: &Operation, a
         let scope = Escaped(scope);
         writeln!(
             page,
-            "<p>Where there are <a href=\"#token\">tokens</a>: one for <code>{scope}</code>.</p>"
+            "<p>Needs a <a href=\"#token\">token</a> with the scope <code>{scope}</code>, if the service \
+             uses tokens.</p>"
         )?;
     }
     write_command(page, document, operation, address)?;

@@ -38,7 +38,7 @@ impl PartialSchema for ProblemType {
     fn schema() -> RefOr<Schema> {
         let urns = Self::ALL.map(|kind| kind.urn().to_owned());
         let schema = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(urns));
-        schema.description(Some("The kind of problem: a program decides by it.")).into()
+        schema.description(Some("The kind of problem, for programs.")).into()
     }
 }
 
@@ -49,7 +49,7 @@ fn describe(kind: ProblemType) -> (&'static str, &'static str) {
     use ProblemType as Kind;
     match kind {
         Kind::NotCounted => (
-            "events cannot be taken now, and nothing of the request was counted",
+            "events cannot be accepted now, and nothing of the request was counted",
             "too many events are waiting, nothing was counted",
         ),
         Kind::MaybeCounted => (
@@ -57,11 +57,11 @@ fn describe(kind: ProblemType) -> (&'static str, &'static str) {
             "it was not confirmed: the request may or may not have been counted",
         ),
         Kind::QueueFull => (
-            "the queue is at its limit, and a part of the request may have been counted",
+            "the queue is at its limit, and part of the request may have been counted",
             "the queue is at its limit: the request may or may not have been counted",
         ),
         Kind::InvalidDomain => (
-            "the domain is not a domain name",
+            "the domain is not a valid domain name",
             "the domain \"localhost\" is not valid: a domain name has at least two labels, as in example.com",
         ),
         Kind::InvalidEvent => ("an event of a bulk request is not valid", "missing field `event`"),
@@ -70,12 +70,14 @@ fn describe(kind: ProblemType) -> (&'static str, &'static str) {
             "the header Idempotency-Key is not valid: it is given more than once",
         ),
         Kind::InvalidParameter => (
-            "a parameter is unknown, given twice, or has no such value",
+            "a parameter is unknown, given twice or has an invalid value",
             "the parameter status is not valid: a status is \"catch-all\", \"not catch-all\" or \"unknown\"",
         ),
-        Kind::InvalidBody => ("the body cannot be read as what it is called", "the body has no event"),
+        Kind::InvalidBody => {
+            ("the body does not match its content type or encoding", "the body has no event")
+        }
         Kind::NothingReadable => {
-            ("not one event can be read; `rejected` says why, for each", "no event could be read")
+            ("no event is valid; `rejected` gives the reason for each", "no event could be read")
         }
         Kind::TooLarge => ("the body has too many events or bytes", "a request has at most 10000 events"),
         Kind::Timeout => (
@@ -83,16 +85,16 @@ fn describe(kind: ProblemType) -> (&'static str, &'static str) {
             "the body arrived too slowly, or not within 30s: nothing was counted",
         ),
         Kind::UnsupportedMediaType => (
-            "the content type or encoding is not one of those above",
-            "the content type \"text/csv\" is not read here: send application/x-ndjson or application/json",
+            "the content type or encoding is not supported",
+            "the content type \"text/csv\" is not supported: send application/x-ndjson or application/json",
         ),
-        Kind::NotFound => ("there is nothing at this path", "there is nothing at /events/example.com/opened"),
+        Kind::NotFound => ("the path does not exist", "there is nothing at /events/example.com/opened"),
         Kind::MethodNotAllowed => {
             ("the path does not take this method", "DELETE is not allowed at /domains/example.com")
         }
-        Kind::Unavailable => ("the counters cannot be read now: ask again", "the database cannot be read"),
+        Kind::Unavailable => ("the counters cannot be read now: try again", "the database cannot be read"),
         Kind::Unauthorized => (
-            "the service has tokens, and the request has none that is valid",
+            "the service uses tokens, and the request has no valid one",
             "this needs a token: send the header Authorization: Bearer and the token",
         ),
         Kind::Forbidden => (
@@ -100,7 +102,7 @@ fn describe(kind: ProblemType) -> (&'static str, &'static str) {
             "this needs a token with the scope write, which yours lacks",
         ),
         Kind::TooManyRequests => (
-            "the token or the address may not send so much in a second, and nothing was counted",
+            "the token or the address has sent too much in a second, and nothing was counted",
             "more requests than are allowed in a second",
         ),
     }
@@ -141,13 +143,13 @@ fn header(status: StatusCode) -> Option<(&'static str, Header)> {
     };
     let header = match status {
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
-            ("Retry-After", described(Type::Integer, "Seconds to wait before the next try.", json!(1)))
+            ("Retry-After", described(Type::Integer, "Seconds to wait before the next attempt.", json!(1)))
         }
         StatusCode::METHOD_NOT_ALLOWED => {
             ("Allow", described(Type::String, "The methods that the path takes.", json!("GET,HEAD")))
         }
         StatusCode::UNAUTHORIZED => {
-            ("WWW-Authenticate", described(Type::String, "How to show who you are.", json!("Bearer")))
+            ("WWW-Authenticate", described(Type::String, "How to authenticate.", json!("Bearer")))
         }
         _ => return None,
     };

@@ -19,7 +19,7 @@ const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 #[group(skip)]
 pub(super) struct TlsConfig {
     /// Certificate chain of this service in PEM, its own certificate first: with it, all ports speak TLS
-    /// only. A renewed file counts within 5 s
+    /// only. A renewed file takes effect within 5 s
     #[arg(
         id = "tls_cert",
         long = "tls-cert",
@@ -40,7 +40,7 @@ pub(super) struct TlsConfig {
     key: Option<PathBuf>,
 
     /// Certificates in PEM of the authorities for clients: with it, a client needs a certificate that one of
-    /// them has signed, beside its token
+    /// them has signed, besides its token
     #[arg(
         id = "tls_client_ca",
         long = "tls-client-ca",

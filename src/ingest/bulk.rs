@@ -68,7 +68,7 @@ struct Array(#[expect(dead_code, reason = "it only describes")] Vec<Event>);
 struct BulkAnswer {
     /// How many events will be counted.
     accepted: usize,
-    /// The events that cannot be read.
+    /// The events that are not valid.
     rejected: Vec<Rejected>,
 }
 
@@ -102,10 +102,10 @@ impl IntoResponses for BulkProblems {
     post,
     path = "/events",
     summary = "Send many events",
-    description = "Counts the readable events of the request, at most 10,000, and names the others by their \
-        position. The body has at most 10 MiB, measured after decompression. Under an `Idempotency-Key`, each \
-        event without an `id` of its own counts once under that key and its position: so repeat such a request \
-        unchanged.",
+    description = "Counts the valid events of the request, at most 10,000, and lists the others by their \
+        position. The body has at most 10 MiB, measured after decompression. Under an `Idempotency-Key`, \
+        each event without an `id` counts once under that key and the event's position: so repeat such a \
+        request unchanged.",
     tag = "Events",
     params(
         RequestKey,
@@ -122,7 +122,7 @@ impl IntoResponses for BulkProblems {
         )
     ),
     responses(
-        (status = 202, description = "The readable events are on disk, and will be counted exactly once.",
+        (status = 202, description = "The valid events are on disk, and will be counted exactly once.",
             body = BulkAnswer, example = json!({"accepted": 1, "rejected": [{
                 "index": 1, "type": "urn:catchall:problem:invalid-domain",
                 "detail": "a domain name has at least two labels, as in example.com"

@@ -83,7 +83,7 @@ impl Changes {
 struct ChangesParameters {
     /// Only changes after this position, or after `now`. Without it: from the beginning.
     since: Option<PositionText>,
-    /// Changes of a page, 100 if it is not given. More than 1,000 are taken for 1,000, and 0 for 1.
+    /// The most changes of a page. Default 100. Values are limited to 1 to 1,000.
     #[param(schema_with = any_number)]
     limit: Option<u32>,
     /// Where there is no change yet: how many seconds to wait for one, at most 60.
@@ -127,11 +127,11 @@ impl IntoResponses for ChangesProblems {
     path = "/changes",
     summary = "Follow the changes of statuses",
     description = "Tells which domains changed their status, in order. A domain is in the feed once, at its \
-        latest change: whoever follows from the beginning hears of every domain that is or was something, and \
-        whoever follows on hears of each change, or of a later one of the same domain. After a failure ask \
-        again with the last position: a change may come twice, and none is lost. With \
-        `Accept: text/event-stream` the feed never ends: each event has a change as its `data` and its \
-        position as its `id`, which a browser sends as `Last-Event-ID` when it connects again.",
+        latest change: a reader from the beginning gets every domain that is or was not `unknown`; after \
+        that, each change or a later one of the same domain. After a failure ask again with the last \
+        position: a change may come twice, and none is lost. With `Accept: text/event-stream` the feed never \
+        ends: each event has a change as its `data` and its position as its `id`, which a browser sends as \
+        `Last-Event-ID` when it connects again.",
     tag = "Changes",
     params(
         ChangesParameters,

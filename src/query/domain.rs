@@ -51,8 +51,8 @@ impl IntoResponses for QuestionProblems {
     get,
     path = "/domains/{domain}",
     summary = "Ask about a domain",
-    description = "Tells what is known of a domain. One that was never seen is `unknown`, which is an answer \
-        and not an error. A status only moves from `unknown` to `catch-all`, and from either to \
+    description = "Returns what is known about a domain. A domain without any event is `unknown`, which is \
+        an answer and not an error. A status only moves from `unknown` to `catch-all`, and from either to \
         `not catch-all`, unless an operator changes the threshold or resets the domain. The answer may be \
         kept, but has to be asked for again with `If-None-Match` before it is used: it is as fresh as the \
         database it was read from.",
@@ -62,13 +62,13 @@ impl IntoResponses for QuestionProblems {
         AtHand
     ),
     responses(
-        (status = 200, description = "What is known of the domain.", body = DomainReport,
+        (status = 200, description = "What is known about the domain.", body = DomainReport,
             headers(("ETag" = String, description = "Changes whenever the answer does.")), example = json!({
                 "domain": "example.com", "status": "catch-all", "delivered": 1234, "bounced": 0,
                 "since": "2026-11-28T10:47:04.125Z"
             })
         ),
-        (status = 304, description = "The answer at hand is still right."),
+        (status = 304, description = "The answer has not changed."),
         QuestionProblems
     ),
     security((), ("token" = ["read"]))

@@ -30,9 +30,9 @@ impl IntoResponses for MapProblems {
     get,
     path = "/maps/rspamd/{status}",
     summary = "Get a map for a mail server",
-    description = "The names of all domains of a status, one in a line, in the order of their names: a map \
-        as Rspamd reads it. It is streamed as fast as it is read, and is not of one moment. Its `ETag` changes \
-        when the status of a domain has changed, so most requests with `If-None-Match` need no body.",
+    description = "The names of all domains with one status, one per line, in the order of their names: a \
+        map for Rspamd. It is streamed as fast as it is read, and is not a snapshot. Its `ETag` changes when \
+        the status of a domain has changed, so most requests with `If-None-Match` need no body.",
     tag = "Domains",
     params(
         ("status" = inline(MapStatus), Path, description = "The status of the domains."),
@@ -42,7 +42,7 @@ impl IntoResponses for MapProblems {
         (status = 200, description = "The names.", body = String, content_type = "text/plain; charset=utf-8",
             headers(("ETag" = String, description = "Changes when a status has changed.")),
             example = "example.com\nexample.org\n"),
-        (status = 304, description = "The map at hand is still right."),
+        (status = 304, description = "The map has not changed."),
         MapProblems
     ),
     security((), ("token" = ["read"]))

@@ -136,9 +136,10 @@ impl IntoResponses for NamesProblems {
     post,
     path = "/domains/lookup",
     summary = "Ask about many domains",
-    description = "Tells what is known of each name, in their order. A document has up to 10,000 names, all \
-        of which are read at once. As a stream (NDJSON), any number of names is answered while they arrive: \
-        read the answer while you send. A stream that cannot go on, or arrives too slowly, breaks off.",
+    description = "Returns what is known about each name, in the same order. A document has up to 10,000 \
+        names, all of which are read at the same moment. In a stream (NDJSON), any number of names are \
+        answered while they arrive: read the answer while you send. A stream that fails, or arrives too \
+        slowly, is cut off.",
     tag = "Domains",
     request_body(
         description = "The names, in any spelling.",
@@ -148,7 +149,7 @@ impl IntoResponses for NamesProblems {
         )
     ),
     responses(
-        (status = 200, description = "What is known of each name; for what is no name, why.",
+        (status = 200, description = "What is known about each name; for an invalid name, the reason.",
             content(
                 (NamesAnswer = "application/json", example = json!({"domains": [
                     {"domain": "example.com", "status": "catch-all", "delivered": 1234, "bounced": 0,

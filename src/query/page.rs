@@ -80,16 +80,16 @@ struct PageParameters {
     path = "/",
     operation_id = "page",
     summary = "Look at it",
-    description = "A page for people: look a domain up, and see the totals, the rate of the last minutes and \
-        the latest changes. Where there are tokens, a browser asks for a name and a password: the password is \
-        the token, and the name may be anything.",
+    description = "A page for people: look up a domain, and see the totals, the rate of the last minutes and \
+        the latest changes. If the service uses tokens, the browser asks for a name and a password: the \
+        password is the token, and the name can be anything.",
     tag = "Page",
     params(PageParameters),
     responses(
         (status = 200, description = "The page.", body = String, content_type = "text/html; charset=utf-8"),
-        (status = 400, description = "The page, with the reason why there is nothing to look up.",
+        (status = 400, description = "The page, with the reason why the domain is not valid.",
             body = String, content_type = "text/html; charset=utf-8"),
-        (status = 503, description = "The page, with a sentence where something could not be read.",
+        (status = 503, description = "The page, with a sentence in place of data that could not be read.",
             body = String, content_type = "text/html; charset=utf-8",
             headers(("Retry-After" = u32, description = "Seconds to wait before the next try."))),
         PageProblems
@@ -146,11 +146,11 @@ fn sentence(error: DomainNameError) -> String {
     operation_id = "page_live",
     summary = "Look at the part of the page that changes",
     description = "Totals, the rate of the last minutes and the latest changes, for the script of the page. \
-        Programs do better with `/totals` and `/changes`.",
+        Programs should use `/totals` and `/changes`.",
     tag = "Page",
     responses(
         (status = 200, description = "The part.", body = String, content_type = "text/html; charset=utf-8"),
-        (status = 503, description = "A sentence in its place, where it cannot be read.",
+        (status = 503, description = "A sentence in its place: the data cannot be read.",
             body = String, content_type = "text/html; charset=utf-8",
             headers(("Retry-After" = u32, description = "Seconds to wait before the next try."))),
         PageProblems

@@ -11,7 +11,7 @@ use crate::store::sqlite::{self, Checked};
 pub(super) async fn check(config: &CheckConfig, shutdown: Shutdown) -> anyhow::Result<()> {
     let checked = tokio::select! {
         checked = sqlite::check(&config.data) => checked,
-        () = shutdown => bail!("stopped before all of the file was read"),
+        () = shutdown => bail!("stopped before the whole file was read"),
     };
     let Checked { path, domains, claims, delivered, bounced } = checked.map_err(ExitError::from)?;
     println!(

@@ -54,15 +54,12 @@ async fn carry(config: &MoveConfig, shutdown: Shutdown) -> anyhow::Result<()> {
         anyhow::Ok(())
     };
     show.follow("verifying", "domains", domains, progress, work).await?;
-    let Moved { claims, domains, delivered, bounced } = moving.finish().await?;
-    println!(
-        "moved to {to} and verified: {domains} domains with {delivered} delivered and {bounced} bounced \
-         events, {claims} claims; the file is not served any more"
-    );
+    let moved = moving.finish().await?;
+    println!("moved to {to} and verified: {moved}; the file is no longer served");
     Ok(())
 }
 
-/// Notes one step, and whether it found anything. A stop takes effect between two steps.
+/// Records one step. Returns whether it found anything. A stop takes effect between two steps.
 fn step(count: u64, done: &Cell<u64>, shutdown: &Shutdown) -> anyhow::Result<bool> {
     done.set(done.get() + count);
     if shutdown.clone().now_or_never().is_some() {

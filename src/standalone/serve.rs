@@ -14,7 +14,7 @@ use crate::{http, ingest, query};
 /// What the document of its requests says first.
 const ABOUT: http::About = http::About {
     title: "catchall",
-    description: "Takes delivery events, and tells which e-mail domains are catch-alls.",
+    description: "Takes delivery events, and tells you which e-mail domains are catch-alls.",
     address: "127.0.0.1:8080",
 };
 

@@ -38,7 +38,7 @@ pub enum MoveError {
     #[error("{0}. Nothing is lost: run the same command again, it goes on where it stopped")]
     Ledger(#[source] Cause),
     /// The file's move has begun, and not to this ledger.
-    #[error("this file is already being moved to {0}, and not to {1}: finish that move first")]
+    #[error("this file is already being moved to {0}, not to {1}: finish that move first")]
     Elsewhere(String, String),
     /// A copy of the file was moved.
     #[error(
@@ -47,8 +47,8 @@ pub enum MoveError {
     Copy(String),
     /// The two classify by different thresholds.
     #[error(
-        "the threshold of the file is {file}, and that of {to} is {ledger}, so that statuses would change \
-         unnoticed: first run `catchall-admin reclassify` on one of them"
+        "the threshold of the file is {file} and that of {to} is {ledger}, so the move would silently change \
+         statuses: first run `catchall-admin reclassify` on one of them"
     )]
     Threshold {
         /// The file's.
@@ -58,8 +58,8 @@ pub enum MoveError {
         /// Where the ledger is.
         to: String,
     },
-    /// What is in the ledger is not what was in the file.
-    #[error("the ledger does not have what the file has: {0}")]
+    /// The ledger does not contain what the file contained.
+    #[error("the ledger differs from the file: {0}")]
     Differs(String),
 }
 
@@ -93,6 +93,16 @@ pub struct Moved {
     pub delivered: u128,
     /// Bounced events.
     pub bounced: u128,
+}
+
+impl fmt::Display for Moved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { claims, domains, delivered, bounced } = self;
+        write!(
+            f,
+            "{domains} domains with {delivered} delivered and {bounced} bounced events, {claims} claims"
+        )
+    }
 }
 
 /// A move that has begun.
@@ -223,7 +233,7 @@ impl Move {
     async fn look_again(&mut self) -> Result<(), MoveError> {
         let noted = note(&self.ledger, self.file.id).await?;
         let (position, _) =
-            noted.ok_or_else(|| MoveError::Differs("its note of this move is gone".into()))?;
+            noted.ok_or_else(|| MoveError::Differs("its record of this move is gone".into()))?;
         self.position = position;
         Ok(())
     }
@@ -245,7 +255,7 @@ impl Move {
         }
         let missing = self.ledger.run(TIMEOUT, async move |pool| find_missing(&pool, &rows).await).await?;
         match missing {
-            Some(domain) => Err(MoveError::Differs(format!("{domain} has fewer events there"))),
+            Some(domain) => Err(MoveError::Differs(format!("it has fewer events of {domain}"))),
             None => Ok(Some((last, count))),
         }
     }
@@ -261,8 +271,7 @@ impl Move {
         let id = self.file.id;
         let added = self.ledger.run(TIMEOUT, async move |pool| added(&pool, id).await).await?;
         if added != self.found {
-            let (added, found) = (added, self.found);
-            return Err(MoveError::Differs(format!("{added:?} was added, and the file has {found:?}")));
+            return Err(MoveError::Differs(format!("it received {added}, and the file has {}", self.found)));
         }
         self.ledger.run(TIMEOUT, async move |pool| finish(&pool, id).await).await?;
         self.file.set_state(MoveState::Done, &self.to).await?;

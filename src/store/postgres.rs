@@ -72,13 +72,13 @@ impl FromStr for PostgresUrl {
 }
 
 impl PostgresUrl {
-    /// What strangers can do on the way to the database, and how to prevent it.
+    /// What strangers on the network path can do, and how to prevent it.
     #[must_use]
     pub fn exposure(&self) -> Option<&'static str> {
         let local = self.0.get_socket().is_some() || is_local(self.0.get_host());
         let verified = matches!(self.0.get_ssl_mode(), PgSslMode::VerifyFull);
         (!local && !verified).then_some(
-            "whoever is on the way can pass for the database: add ?sslmode=verify-full&sslrootcert=FILE",
+            "anyone on the network path can pose as the database: add ?sslmode=verify-full&sslrootcert=FILE",
         )
     }
 

@@ -43,7 +43,7 @@ pub struct ReplicaConfig {
 }
 
 impl ReplicaConfig {
-    /// The variable of the URL, and what strangers can do on the way to the replica.
+    /// The variable of the URL, and what strangers on the network path to the replica can do.
     #[must_use]
     pub fn exposure(&self) -> (&'static str, Option<&'static str>) {
         ("CATCHALL_REPLICA_URL", self.replica_url.exposure())
@@ -101,11 +101,11 @@ impl Replica {
                         (false, _) => tracing::info!("the replica has caught up"),
                         (true, true) => tracing::warn!(
                             lag_seconds,
-                            "the replica replays {lag_seconds:.0} s late: responses are that old"
+                            "the replica is {lag_seconds:.0} s behind: answers are that old"
                         ),
                         (true, false) => tracing::warn!(
                             lag_seconds,
-                            "the replica is not connected to its primary: responses may be {lag_seconds:.0} s \
+                            "the replica is not connected to its primary: answers may be {lag_seconds:.0} s \
                              old"
                         ),
                     }
@@ -163,7 +163,7 @@ fn tell_difference(threshold: Option<u64>, noted: u64, told: &mut Option<u64>) {
         tracing::warn!(
             threshold,
             noted,
-            "look-ups go by CATCHALL_THRESHOLD, {threshold}, and everything else by the threshold of the \
+            "look-ups use CATCHALL_THRESHOLD, {threshold}, and everything else uses the threshold of the \
              database, {noted}"
         );
     }

@@ -12,7 +12,7 @@ use crate::store::ledger::{ApplyError, ApplyRequest, Entry, Ledger};
 
 /// The held messages may no longer be counted: see [`ApplyRequest::before`].
 #[derive(Debug, thiserror::Error)]
-#[error("{0}, giving them back")]
+#[error("{0}, returning them to the queue")]
 pub(super) struct AckDeadlinePassed(ApplyError);
 
 /// Counts a request and tries until it is done. What the database refuses, or does not write in time, is

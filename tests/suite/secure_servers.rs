@@ -208,7 +208,7 @@ fn a_url_that_protects_nothing_is_refused_unless_the_network_is_trusted() {
             variables.push((variable, url));
             let (status, _, stderr) = run(program, command, &variables);
             assert_eq!(status.code(), Some(2), "{program} {url}: {stderr}");
-            let says = format!("{variable} leads to another machine, and whoever is on the way");
+            let says = format!("{variable} leads to another machine, and anyone on the network path");
             assert!(stderr.contains(&says) && stderr.contains("CATCHALL_TRUSTED_NETWORK=yes"), "{stderr}");
             assert!(!stderr.contains("s3cret") && stderr.lines().count() == 1, "{stderr}");
         }

@@ -34,7 +34,7 @@ impl Holder {
 pub(super) enum Invalid {
     #[error("{0}")]
     NoToken(#[from] TokenError),
-    #[error("nobody holds it")]
+    #[error("it is unknown")]
     Unknown,
     #[error("it expired at {0}")]
     Expired(Expiry),
@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(may(2), [false, true, true]);
         let error = |digit| holder(&set, digit).unwrap_err().to_string();
         assert_eq!(error(3), "it expired at 2026-01-01T00:00:00Z");
-        assert_eq!(error(4), "nobody holds it");
+        assert_eq!(error(4), "it is unknown");
         assert_eq!(set.holder("secret").unwrap_err().to_string(), TokenError::Form.to_string());
         let still = |digit| {
             let digest = Token::from_digits([digit; 32]).digest();

@@ -57,9 +57,9 @@ pub struct LedgerConfig {
     #[command(flatten)]
     pub primary: Primary,
 
-    /// How long the primary works on one statement, in seconds, before it cancels it. What took too long is
-    /// then counted in halves, and the next transactions are smaller. A primary that vanished without a word
-    /// is given up after one and a half times this, and until then this worker counts nothing
+    /// How long the primary may work on one statement, in seconds, before it cancels it. The delivery batch
+    /// is then counted in halves, and the next transactions are smaller. A connection on which the primary is
+    /// silent is given up after one and a half times this; until then this worker counts nothing
     #[arg(
         long,
         env = "CATCHALL_STATEMENT_TIMEOUT_SECS",

@@ -98,9 +98,9 @@ const AHEAD: Duration = Duration::from_secs(10);
 #[group(skip)]
 #[expect(clippy::doc_markdown, reason = "the help is plain text")]
 pub struct RetentionConfig {
-    /// How long a message_id counts only once, in seconds, from the last message that had it. Must be longer
-    /// than publishers repeat a message: three days outlast a weekend. A claim takes some 100 bytes; ingest
-    /// makes one for each of its messages
+    /// How long a repeated message_id counts nothing, in seconds, from its last use. Must be longer than
+    /// publishers may take to repeat a message: three days outlast a weekend. A claim takes some 100 bytes;
+    /// ingest makes one for each of its messages
     #[arg(
         long,
         env = "CATCHALL_MESSAGE_RETENTION_SECS",

@@ -66,7 +66,7 @@ pub(super) async fn keep_short(file: &DataFile, turn: &Mutex<()>) {
         if let Err(error) = connected(file, turn, &mut told).await
             && trouble.is_news()
         {
-            tracing::warn!(reason = %error, "cannot carry the WAL into the data file, trying again: {error}");
+            tracing::warn!(reason = %error, "cannot copy the WAL into the data file, trying again: {error}");
         }
         sleep(RETRY).await;
     }
@@ -96,16 +96,16 @@ async fn connected(file: &DataFile, turn: &Mutex<()>, told: &mut Option<Instant>
             tracing::warn!(
                 wal_mib = mib,
                 held_seconds = seconds,
-                "another reader of the data file has been open for {seconds} s, so its WAL cannot begin \
-                 anew and has grown to {mib} MiB"
+                "another reader of the data file has been open for {seconds} s, so the WAL cannot be reset \
+                 and has grown to {mib} MiB"
             );
         }
-        // A reader that stays would make the writer wait again and again for nothing.
+        // While a reader stays open, the writer would wait again and again in vain.
         sleep(Duration::from_secs(1)).await;
     }
 }
 
-/// Copies what is in the WAL and has it begin anew.
+/// Copies the WAL into the file and resets it.
 async fn shorten(connection: &mut SqliteConnection, turn: &Mutex<()>) -> Result<Wal, sqlx::Error> {
     for _ in 0..PASSES {
         let wal = checkpoint(connection, "pragma wal_checkpoint(passive)").await?;

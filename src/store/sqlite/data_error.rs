@@ -26,7 +26,7 @@ pub enum DataError {
         source: Option<Cause>,
     },
     /// The file is something else.
-    #[error("{path} belongs to another program ({reason}); it was left as it is")]
+    #[error("{path} belongs to another program ({reason}); it was left unchanged")]
     Foreign {
         /// The file.
         path: PathBuf,
@@ -46,7 +46,7 @@ pub enum DataError {
     /// A later build has written the file.
     #[error(
         "the data file {path} comes from a newer catchall (its schema is {found}, this build knows {known}); \
-         it was left as it is"
+         it was left unchanged"
     )]
     Newer {
         /// The file.
@@ -79,7 +79,7 @@ pub enum DataError {
         kind: String,
     },
     /// The content went to a Postgres.
-    #[error("the content of {path} {state} to {to}: it is not served any more")]
+    #[error("the content of {path} {state} to {to}: it is no longer served")]
     Moved {
         /// The file.
         path: PathBuf,

@@ -30,8 +30,8 @@ const LONG_WAL: u32 = 128 * 1024;
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct DataConfig {
-    /// The file with all data, created if it does not exist. Beside it are its WAL (-wal), an index to that
-    /// (-shm) and its lock (.lock). It must be on a local file system
+    /// The file with all data, created if it does not exist. Beside it are its WAL (-wal), the index of the
+    /// WAL (-shm) and the lock (.lock). It must be on a local file system
     #[arg(long, env = "CATCHALL_DATA", value_name = "FILE", default_value = "./catchall.db")]
     pub data: PathBuf,
 }

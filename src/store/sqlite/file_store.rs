@@ -55,8 +55,8 @@ impl FileStore {
         Writer { queue: Arc::clone(&self.queue) }
     }
 
-    /// Where it is read what is known of domains, over connections of its own. There will be so many `readers`,
-    /// and each looks up names over so many connections.
+    /// Reads what is known about domains, over separate connections. There will be this many `readers`, and
+    /// each looks up names over this many connections.
     #[must_use]
     pub fn reader(&self, readers: usize, look_ups_at_once: usize) -> Reader {
         Reader::new(self.file.path.clone(), readers, look_ups_at_once)

@@ -90,7 +90,7 @@ async fn a_move_that_is_killed_again_and_again_adds_everything_once() {
         let (status, said) = move_to(&data, &servers);
         assert_eq!(status, 0, "{said}");
         assert!(said.contains(&format!("verified: {ROWS} domains")), "{said}");
-        assert!(said.contains(&format!("{ROWS} claims; the file is not served any more")), "{said}");
+        assert!(said.contains(&format!("{ROWS} claims; the file is no longer served")), "{said}");
     }
     let sum = i64::try_from(ROWS * (ROWS + 1) / 2).unwrap();
     assert_eq!(servers.number("select sum(delivered)::int8 from domain_counters").await, sum);
