@@ -13,7 +13,7 @@ use crate::excerpt::excerpt;
 /// must fit within the limit of waiting events.
 pub const MAX_EVENTS: usize = 10_000;
 
-/// The supported media types, as told to a client.
+/// The supported media types, as errors name them.
 pub const MEDIA_TYPES: &str = "send application/x-ndjson or application/json";
 
 /// How the events of a body are written.

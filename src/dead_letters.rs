@@ -1,9 +1,9 @@
 //! Dead letters: a person looks at the messages in `catchall.dead`, sends them back or discards them.
 //!
 //! Workers and other operators may use the queue meanwhile. The dead letters that one operator looks at are
-//! invisible to the others until the look is over. Nothing is lost wherever this is killed: a dead letter
-//! leaves the queue only once its new place, or its end, is certain. The worst case is that it exists twice,
-//! under the same id.
+//! invisible to the others until the look is over. Nothing is lost whenever this is killed: a dead letter
+//! leaves the queue only when its copy is confirmed or it is to be discarded. The worst case is that it
+//! exists twice, under the same id.
 
 mod command;
 mod doubts;

@@ -74,7 +74,7 @@ pub struct Event {
     #[schema(rename = "event")]
     pub outcome: Outcome,
     /// How many messages, 1 to 1,000,000,000; 1 if it is missing.
-    // Not as a `default`: what makes clients in TypeScript demands a value for whatever has one.
+    // Not as a `default`: the generator of TypeScript clients makes members with a default required.
     #[schema(required = false, minimum = 1, maximum = 1_000_000_000)]
     pub count: u64,
     /// The key under which the event counts once; without one it counts each time it is sent.
@@ -91,8 +91,8 @@ pub struct EventError {
     source: serde_json::Error,
 }
 
-/// What is wrong with an event, without a place: serde counts lines and columns from the beginning of the
-/// event, and a client would look for them in the body.
+/// What is wrong with an event, without the place: serde counts lines and columns from the beginning of the
+/// event, but a client would look for them in the body.
 fn without_place(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());

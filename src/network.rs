@@ -1,4 +1,4 @@
-//! The network between a process and its servers: whether what crosses it has to be protected.
+//! The network between a process and its servers: whether connections must be protected.
 
 use std::error::Error;
 use std::net::IpAddr;
@@ -49,7 +49,7 @@ impl NetworkConfig {
     }
 }
 
-/// Whether a host is this machine, to which no network leads.
+/// Whether a host is this machine, which is reached without a network.
 #[must_use]
 pub fn is_local(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
@@ -58,8 +58,7 @@ pub fn is_local(host: &str) -> bool {
         || address.is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
-/// What is wrong with a server whose TLS failed, in words an operator can act on; `None` where the error is
-/// of another kind.
+/// Why TLS with a server failed, in words an operator can act on; `None` if the error is of another kind.
 #[must_use]
 pub fn tls_fault(error: &(dyn Error + 'static)) -> Option<String> {
     let mut cause = Some(error);
@@ -67,7 +66,7 @@ pub fn tls_fault(error: &(dyn Error + 'static)) -> Option<String> {
         if let Some(fault) = error.downcast_ref::<rustls::Error>() {
             return Some(fault_of(fault));
         }
-        // An I/O error shows what it wraps only by this method.
+        // Only this method shows the error that an I/O error wraps.
         let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
         cause = wrapped.map(|wrapped| wrapped as &(dyn Error + 'static)).or_else(|| error.source());
     }

@@ -10,19 +10,20 @@ use metrics::Gauge;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
-/// How often files are compared with what was read of them. A change counts after twice this time at most.
+/// How often files are compared with their contents when last read. A change takes effect after at most twice
+/// this time.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Largest file that is read: far more than ten thousand tokens or any chain of certificates.
 const MAX_FILE_BYTES: u64 = 16 << 20;
 
-/// What files hold: each path and its bytes, in the order of the paths. It is not printed, because it may be
-/// secret.
+/// The contents of files: each path and its bytes, in the order of the paths. They are not printed, because
+/// they may be secret.
 #[derive(PartialEq, Eq)]
 pub(crate) struct Contents(Vec<(PathBuf, Vec<u8>)>);
 
 impl Contents {
-    /// Reads files, and of a directory each file whose name does not begin with a dot.
+    /// Reads files, and in a directory every file whose name does not begin with a dot.
     fn read(paths: &[PathBuf]) -> Result<Self, String> {
         let mut files = Vec::new();
         for path in paths {
@@ -40,7 +41,7 @@ impl Contents {
         files.collect::<Result<_, _>>().map(Self)
     }
 
-    /// What a file holds.
+    /// The contents of a file.
     ///
     /// # Errors
     ///
@@ -77,7 +78,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 
 type Make<T> = dyn Fn(&Contents, Option<&T>) -> Result<T, String> + Send + Sync;
 
-/// A value that is made from files, and made anew when they change.
+/// A value that is made from files, and made again when they change.
 pub(crate) struct Reloaded<T> {
     paths: Vec<PathBuf>,
     make: Box<Make<T>>,
@@ -92,7 +93,7 @@ impl<T> Debug for Reloaded<T> {
 }
 
 impl<T: Send + Sync + 'static> Reloaded<T> {
-    /// Makes the first value. `make` gets what the files hold, and the value before.
+    /// Makes the first value. `make` gets the contents of the files and the previous value.
     ///
     /// # Errors
     ///

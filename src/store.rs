@@ -1,4 +1,4 @@
-//! The two seams of the system: where accepted batches go, and where what is known of domains is read.
+//! The two seams of the system: where accepted batches go, and how data about domains is read.
 //!
 //! Roles know only these traits. Each has two implementations: in a cluster the broker, from which a worker
 //! counts into the [`ledger`] on the Postgres primary, and the Postgres [`replica`]; in the standalone the
@@ -39,13 +39,13 @@ pub trait BatchSink: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// Says what is known of the batch at the deadline, or sooner when waiting is useless.
+    /// Says what is known about the batch at the deadline, or sooner when waiting is useless.
     fn accept(&self, batch: Batch, deadline: Instant)
     -> impl Future<Output = Result<(), NotAccepted>> + Send;
 }
 
-/// What is known of a batch that was not accepted. The reason is for operators. The sender of the events is
-/// told only the variant.
+/// What is known about a batch that was not accepted. The reason is for operators; the sender of the events
+/// learns only the variant.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotAccepted {
     /// Nothing of it was counted, or will be.
@@ -161,8 +161,8 @@ pub struct Page {
 }
 
 impl Page {
-    /// The page of a selection that was looked for in `rows`, of which there are at most `most`. A row without
-    /// a report is none that can be told.
+    /// The page of a selection, made from `rows`, of which there are at most `most`. A row without a report
+    /// is left out.
     fn of(request: &PageRequest, rows: impl Iterator<Item = Option<DomainReport>>, most: u32) -> Self {
         let (mut page, mut seen, mut last) = (Self::default(), 0, None);
         for report in rows {
@@ -183,8 +183,8 @@ impl Page {
 }
 
 impl PageRequest {
-    /// How many rows to look at for the page: one more than it has, which shows that there is a next one. Most
-    /// domains may be something else than unknown, so for a page of these it is some more.
+    /// How many rows to read for the page: one more than it has, which shows whether there is a next one.
+    /// Most domains may have a status other than `unknown`, so a page of unknown ones needs more rows.
     fn rows(&self) -> u32 {
         let one_more = self.limit.saturating_add(1);
         if self.status == Some(Status::Unknown) { one_more.max(ROWS_OF_A_PAGE) } else { one_more }
@@ -199,14 +199,14 @@ impl PageRequest {
 /// The latest change of a domain's status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// What is known of the domain now.
+    /// What is known about the domain now.
     pub report: DomainReport,
-    /// Its place in the feed.
+    /// Its position in the feed.
     pub position: Position,
 }
 
-/// Rows that are looked at to find those of a page whose domains have no row of their own: the unknown ones.
-/// It takes some tens of milliseconds.
+/// Rows that are read for a page of unknown domains, whose status is not stored. It takes some tens of
+/// milliseconds.
 const ROWS_OF_A_PAGE: u32 = 20_000;
 
 /// Something could not be read. The reason is for operators.

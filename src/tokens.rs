@@ -36,7 +36,7 @@ enum Command {
     New(NewConfig),
 }
 
-/// What a new token is to be.
+/// The options of a new token.
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 struct NewConfig {
@@ -82,7 +82,7 @@ pub async fn run(config: TokenConfig, _: Process) -> anyhow::Result<()> {
         Some(file) => add(&grant, file).with_context(|| format!("cannot add to {}", file.display()))?,
         None => eprintln!("{grant}"),
     }
-    // Last, so that whoever has a token has one that counts.
+    // Last, so that a printed token is always valid.
     writeln!(io::stdout(), "{}", token.expose()).context("cannot print the token")
 }
 
@@ -98,7 +98,7 @@ fn random() -> anyhow::Result<Token> {
     Ok(Token::from_digits(*digits))
 }
 
-/// Adds a line to a file, which is on the disk after that. A file that is not a token file is left as it is.
+/// Adds a line to a file and waits until it is on disk. A file that is not a token file is left unchanged.
 fn add(grant: &Grant, path: &Path) -> anyhow::Result<()> {
     let mut file = OpenOptions::new().read(true).append(true).create(true).mode(FILE_MODE).open(path)?;
     file.lock()?;
@@ -113,7 +113,7 @@ fn add(grant: &Grant, path: &Path) -> anyhow::Result<()> {
     sync_directory(path)
 }
 
-/// Makes the name of a new file last.
+/// Makes the name of a new file durable.
 fn sync_directory(path: &Path) -> anyhow::Result<()> {
     let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
     Ok(File::open(directory.unwrap_or(Path::new(".")))?.sync_all()?)

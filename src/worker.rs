@@ -31,7 +31,7 @@ use row_limit::RowLimit;
 use session::{Ended, Session, Times};
 use settle::{DEAD_LETTER_TIMEOUT, Settler};
 
-/// What the worker needs to know.
+/// The configuration of the worker.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 #[command(mut_arg("ops_listen", |listen| listen.required(false).default_value("127.0.0.1:9082")))]
@@ -215,7 +215,7 @@ struct Worker {
 }
 
 impl Worker {
-    /// Runs one session after the other. Whatever ends a session, everything it had not acknowledged is
+    /// Runs one session after another. Whatever ends a session, everything that it had not acknowledged is
     /// delivered again, to the next one or to another worker.
     async fn work(mut self, shutdown: Shutdown) {
         let mut delays = backoff();

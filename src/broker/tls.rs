@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// Whom to trust, and who this process is.
+/// The trusted authorities, and the certificate of this process.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[group(skip)]
 pub struct BrokerTlsConfig {
@@ -43,7 +43,7 @@ pub struct BrokerTlsConfig {
 }
 
 impl BrokerTlsConfig {
-    /// Whether anything is set, which has a meaning only for TLS.
+    /// Whether anything is set that only matters with TLS.
     pub(super) fn is_set(&self) -> bool {
         self.ca.is_some() || self.cert.is_some()
     }
@@ -83,7 +83,7 @@ impl BrokerTlsConfig {
                     roots.add(authority).map_err(|error| unusable(path, &error))?;
                 }
             }
-            // Systems have some that cannot be read, and do without them.
+            // Some systems have certificates that cannot be read; the others are enough.
             None => {
                 roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
             }
@@ -98,7 +98,7 @@ fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
     if certificates.is_empty() { Err(unusable(path, &"no certificate in it")) } else { Ok(certificates) }
 }
 
-/// Text only: if it kept the error of rustls, `tls_fault` would find that and blame the broker.
+/// Text only: if it kept the error of rustls, `tls_fault` would find it and blame the broker.
 fn unusable(path: &Path, reason: &dyn std::fmt::Display) -> io::Error {
     io::Error::other(format!("{}: {reason}", path.display()))
 }

@@ -43,11 +43,11 @@ impl BrokerConfig {
         Self { amqp_url, tls: BrokerTlsConfig::default() }
     }
 
-    /// Checks that what is said about TLS belongs to the URL.
+    /// Checks that settings for TLS come with a URL for TLS.
     ///
     /// # Errors
     ///
-    /// When the URL is one without TLS.
+    /// When the URL does not use TLS.
     pub fn check(&self) -> Result<(), ExitError> {
         if self.tls.is_set() && self.amqp_url.uri.scheme == AMQPScheme::AMQP {
             let sentence = "CATCHALL_AMQP_CA and CATCHALL_AMQP_CERT are for TLS, and CATCHALL_AMQP_URL begins \
@@ -68,7 +68,7 @@ impl BrokerConfig {
 #[derive(Clone, PartialEq, Eq)]
 pub struct AmqpUrl {
     pub(super) uri: AMQPUri,
-    /// Whether it says who connects.
+    /// Whether it names a user.
     pub(super) names_user: bool,
 }
 
@@ -91,7 +91,7 @@ impl FromStr for AmqpUrl {
     }
 }
 
-/// The host of a URL, if it is an address of IPv6, which stands in brackets.
+/// The host of a URL, if it is an IPv6 address, in brackets.
 fn ipv6_host(url: &str) -> Option<Ipv6Addr> {
     let (_, rest) = url.split_once("://")?;
     let authority = rest.split(['/', '?', '#']).next()?;

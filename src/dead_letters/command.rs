@@ -88,7 +88,7 @@ impl Command {
         }
     }
 
-    /// The variables of the URLs, and what strangers can do on the way there.
+    /// The variables of the URLs, and what strangers on the network path can do.
     pub(super) fn exposures(&self) -> Vec<(&'static str, Option<&'static str>)> {
         let primary = match self {
             Self::Replay(Replay { ledger, .. }) => Some(&ledger.primary),

@@ -26,14 +26,14 @@ use super::transfer;
 use crate::bulk::{self, MediaType};
 use crate::excerpt::excerpt;
 
-/// What holds for the bodies of one kind of request.
+/// The rules for the bodies of one kind of request.
 #[derive(Clone, Copy, Debug)]
 pub struct BodyRules {
-    /// Largest body in bytes, unpacked.
+    /// Largest body in bytes, decompressed.
     pub max: usize,
     /// The problem of a request that finds no memory for its body.
     pub refused: ProblemType,
-    /// What follows in a sentence that says why a body was not read.
+    /// The end of a sentence that says why a body was not read.
     pub then: &'static str,
 }
 
@@ -53,16 +53,16 @@ impl BodyRules {
     }
 }
 
-/// How long such a body may take to arrive, without the time it waits for memory.
+/// How long such a body may take to arrive, not counting the time it waits for memory.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a refused body may go on arriving, and how long a pause in it may be: longer than a round trip
-/// around the world, for which a client waits now and then while it sends.
+/// How long a refused body may still arrive, and how long it may pause: longer than a round trip around the
+/// world, for which a sending client waits now and then.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 const DISCARD_GAP: Duration = Duration::from_millis(500);
 
-/// Most bytes of a body that may go on arriving where its request was refused by its head: more than the
-/// largest request that is taken.
+/// Most bytes of a body that may still arrive after its request was refused because of its head: more than
+/// the largest request that is accepted.
 const MAX_REFUSED: usize = 16 * 1024 * 1024;
 
 /// Memory of the request itself while its body is read: its head, its task and, over HTTP/2, its stream.
@@ -71,17 +71,17 @@ pub const REQUEST: usize = 8 * 1024;
 /// The least memory that a body takes once any of it has arrived.
 const FIRST_STEP: usize = 16 * 1024;
 
-/// Bytes that are unpacked before other tasks of the thread get their turn: some 100 µs.
+/// Bytes that are decompressed before other tasks of the thread get their turn: some 100 µs.
 const BYTES_AT_A_STRETCH: usize = 128 * 1024;
 
-/// How a body is packed, and the memory that unpacking needs.
+/// How a body is compressed, and the memory that decompression needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Packing {
     None,
-    /// Needs 32 KiB for what was unpacked last, and tables.
+    /// Needs a window of 32 KiB, and tables.
     Gzip,
-    /// Needs tables, and a window for what was unpacked last. The sender chooses its size: in the worst case
-    /// it is as large as the whole body.
+    /// Needs tables, and a window whose size the sender chooses: in the worst case it is as large as the
+    /// whole body.
     Zstd,
 }
 
@@ -105,7 +105,7 @@ impl Packing {
     }
 }
 
-/// The header that says how a body is packed, for the API's document.
+/// The header that says how a body is compressed, for the API's document.
 #[derive(Debug)]
 pub struct BodyEncoding;
 
@@ -122,7 +122,7 @@ impl IntoParams for BodyEncoding {
     }
 }
 
-/// What is known of a body before it is unpacked.
+/// What is known about a body before it is decompressed.
 #[derive(Clone, Debug)]
 struct Wire {
     packing: Packing,
@@ -130,10 +130,11 @@ struct Wire {
     arrived: Arc<AtomicU64>,
 }
 
-/// Must run before the body is unpacked: notes how it is packed, and counts the bytes that arrive. Only those
-/// show the client's speed, however well it packs.
+/// Must run before the body is decompressed: records how it is compressed, and counts the bytes that arrive.
+/// Only those show the client's speed, however well the body is compressed.
 pub async fn observe(mut request: Request) -> Request {
-    // The names of encodings have no case (RFC 9110, 8.4.1), but what unpacks knows only one spelling.
+    // Names of encodings are case-insensitive (RFC 9110, 8.4.1), but the decompression knows only one
+    // spelling.
     let mut encodings = request.headers().get_all(header::CONTENT_ENCODING).iter();
     if let (Some(encoding), None) = (encodings.next(), encodings.next()) {
         let name = encoding.as_bytes().to_ascii_lowercase();
@@ -189,7 +190,7 @@ impl hyper::body::Body for Observed {
 ///
 /// # Errors
 ///
-/// When it is missing, or not one that is read here.
+/// When it is missing or not supported.
 pub fn media_type(headers: &HeaderMap) -> Result<MediaType, Problem> {
     let named = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let named = named.ok_or_else(|| {
@@ -201,7 +202,7 @@ pub fn media_type(headers: &HeaderMap) -> Result<MediaType, Problem> {
     })
 }
 
-/// The body of a request that is not packed.
+/// The body of a request that is not compressed.
 pub(super) fn unpacked(request: Request) -> Result<Body, Problem> {
     if !request.headers().contains_key(header::CONTENT_ENCODING) {
         return Ok(request.into_body());
@@ -210,8 +211,8 @@ pub(super) fn unpacked(request: Request) -> Result<Body, Problem> {
     Err(Problem::new(ProblemType::UnsupportedMediaType, detail))
 }
 
-/// Reads the body of an [observed](observe) request that has since been unpacked. An encoding that is still
-/// named was not unpacked.
+/// Reads the body of an [observed](observe) request that has since been decompressed. If the request still
+/// names an encoding, it was not decompressed.
 ///
 /// # Errors
 ///
@@ -245,13 +246,13 @@ pub async fn read(request: Request, rules: BodyRules, share: &mut Share) -> Resu
     read
 }
 
-/// The body of a request that was refused by its head, if its client sends it all the same.
+/// The body of a request that was refused because of its head, if its client sends it all the same.
 pub(super) fn refused<B: hyper::body::Body>(request: Request<B>) -> Option<B> {
     let sends = !request.body().is_end_stream() && !waits_to_send(request.headers());
     sends.then(|| request.into_body())
 }
 
-/// Discards such a body, for the same reason as that of a request which is refused later.
+/// Discards such a body, for the same reason as the body of a request that is refused later.
 pub(super) async fn discard_refused<B: hyper::body::Body<Data = Bytes> + Unpin>(body: B) {
     discard(body, MAX_REFUSED).await;
 }

@@ -3,7 +3,7 @@
 //! A request takes memory in steps, as its body arrives, and returns it when its response is written. A
 //! declared length reserves nothing: a client that announces much and sends nothing holds nothing.
 //!
-//! When the budget is used up, a request waits, at most [`WAIT`]. Its wait ends in one of these ways:
+//! When the budget is used up, a request waits for at most [`WAIT`]. The wait ends in one of these ways:
 //!
 //! - Other requests return their memory, as all do whose clients keep up.
 //! - The slowest clients are dropped: those that have sent or read the fewest bytes a second, among those
@@ -12,8 +12,8 @@
 //! - Small requests go first, and the last eighth of the budget is reserved for them, so many large bodies
 //!   only delay other large bodies.
 //! - If the waiting requests hold more than half of the budget, they block each other, and some are refused:
-//!   first those that hold the most memory for each byte sent, as a body does that was packed to grow, and of
-//!   equals the last to begin.
+//!   first those that hold the most memory for each byte sent, as a body that was compressed to expand hugely
+//!   does, and among equals the last to begin.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -77,13 +77,12 @@ struct Holder {
     transfer: Option<Transfer>,
     /// Whether it was asked to return its memory.
     given_up: bool,
-    /// Whether it waits for memory, which is not its client's fault.
+    /// Whether it waits for memory: then its client is not to blame.
     waits: bool,
 }
 
 impl Holder {
-    /// Whole bytes held for each byte that the client has moved: about the same for all bodies that are not
-    /// packed.
+    /// Whole bytes held for each byte that the client has moved: about the same for all uncompressed bodies.
     fn growth(&self) -> u64 {
         self.transfer.as_ref().map_or(0, |transfer| self.bytes as u64 / transfer.moved.max(1))
     }

@@ -67,7 +67,8 @@ fn cores() -> u16 {
 }
 
 impl HttpConfig {
-    /// A service at this address, with so many threads and connections, and without limits for one client.
+    /// A service at this address, with these numbers of threads and connections, and without limits per
+    /// client.
     #[must_use]
     pub fn new(listen: SocketAddr, threads: u16, max_connections: u32) -> Self {
         Self { listen, threads, max_connections, limits: LimitConfig::default() }

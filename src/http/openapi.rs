@@ -16,18 +16,18 @@ use utoipa_axum::routes;
 use super::page;
 use super::problem::{ProblemDocument, with_problems};
 
-/// What a document says first.
+/// The beginning of a document.
 #[derive(Clone, Copy, Debug)]
 pub struct About {
     /// The name of the program.
     pub title: &'static str,
     /// What it does.
     pub description: &'static str,
-    /// Where it answers unless it is told otherwise, for examples.
+    /// Its default address, for examples.
     pub address: &'static str,
 }
 
-/// What holds for every port.
+/// The part that is the same for every port.
 const EVERYWHERE: &str = "Every error is a problem document (RFC 9457); its `type` is for programs. Two \
     refusals have no document: a request whose head is larger than 16 kB gets a bare `431`, and a connection \
     beyond the limit is closed. `OPTIONS` on a known path answers `204` with `Allow`, and `HEAD` answers \
@@ -37,7 +37,7 @@ const TOKEN: &str = "Needed if the service uses tokens. A token has one or more 
     (send events), `read` (ask about domains) and `operate` (read the metrics). A `GET` also accepts it as \
     an HTTP Basic password, with any user name; browsers send it that way.";
 
-/// What the page may do: show itself in its own style, and nothing else.
+/// The page may load its own style and nothing else.
 const POLICY: &str =
     "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 

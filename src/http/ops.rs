@@ -29,7 +29,7 @@ use crate::shutdown::Shutdown;
 /// Most connections of operators and metrics collectors at a time: far more than any setup needs.
 pub(super) const OPS_CONNECTIONS: u32 = 100;
 
-/// What the document of the operations routes says first.
+/// The beginning of the document of the operations routes.
 const ABOUT: About = About {
     title: "catchall: operations",
     description: "Reports the health and metrics of a catchall process.",
@@ -92,7 +92,7 @@ fn never() -> Shutdown {
     std::future::pending().boxed().shared()
 }
 
-/// The problems of who asks for the metrics, for their document.
+/// The problems of a request for the metrics, for the document.
 struct MetricsProblems;
 
 impl IntoResponses for MetricsProblems {

@@ -1,5 +1,4 @@
-//! Problems as an operation's document describes them: a response for each status, with an example of each
-//! problem.
+//! The problems in the document of an operation: a response for each status, with an example of each problem.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +17,7 @@ use super::problem::{PREFIX, ProblemDocument, ProblemType};
 /// The responses of an operation, by their status.
 pub type Responses = BTreeMap<String, RefOr<Response>>;
 
-/// What any request can hear where the service has tokens or limits.
+/// The problems that any request can get if the service uses tokens or limits.
 const ACCESS: [ProblemType; 3] =
     [ProblemType::Unauthorized, ProblemType::Forbidden, ProblemType::TooManyRequests];
 
@@ -108,7 +107,7 @@ fn describe(kind: ProblemType) -> (&'static str, &'static str) {
     }
 }
 
-/// The responses of an operation that can have these problems, and those of who may send it.
+/// The responses of an operation that can have these problems, and those for access.
 #[must_use]
 pub fn problem_responses(kinds: &[ProblemType]) -> Responses {
     let mut by_status: BTreeMap<StatusCode, Vec<ProblemType>> = BTreeMap::new();

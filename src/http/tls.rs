@@ -11,7 +11,7 @@ use rustls::{RootCertStore, ServerConfig};
 
 use crate::reload::{Contents, Reloaded};
 
-/// The protocols that clients may choose from, the better one first.
+/// The protocols that clients may choose from, the preferred one first.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 /// The certificate of the listeners. Without one they speak plain HTTP.
@@ -52,7 +52,7 @@ pub(super) struct TlsConfig {
 }
 
 impl TlsConfig {
-    /// Reads the files, if there are to be any.
+    /// Reads the files, if any are configured.
     pub(super) fn load(&self) -> Result<Option<Arc<Reloaded<ServerConfig>>>, String> {
         let (Some(cert), Some(key)) = (self.cert.clone(), self.key.clone()) else { return Ok(None) };
         let authorities = self.client_ca.clone();

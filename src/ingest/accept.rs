@@ -15,7 +15,7 @@ use crate::batcher::{Batcher, Flush};
 use crate::http::{Problem, ProblemType};
 use crate::store::{BatchSink, NotAccepted};
 
-/// What became of a batch.
+/// The outcome of a batch.
 pub(super) type Accepted = Result<(), NotAccepted>;
 
 /// Handlers of one thread submit events here, and the sink takes them.

@@ -22,7 +22,7 @@ use crate::excerpt::excerpt;
 use crate::http::{self, BodyEncoding, BodyRules, Budget, Caller, Problem, ProblemType, Rejected, Share};
 use crate::idempotency_key::IdempotencyKey;
 
-/// What holds for bodies: 10,000 events of a kilobyte each.
+/// The limits for bodies: 10,000 events of a kilobyte each.
 const BODY: BodyRules =
     BodyRules { max: 10 * 1024 * 1024, refused: ProblemType::NotCounted, then: ": nothing was counted" };
 
@@ -96,8 +96,8 @@ impl IntoResponses for BulkProblems {
     }
 }
 
-/// `POST /events`. The memory that the request holds is given back only when the response, whatever it is,
-/// has been written.
+/// `POST /events`. The memory that the request holds is returned only when the response, whatever it is, has
+/// been written.
 #[utoipa::path(
     post,
     path = "/events",
@@ -162,8 +162,8 @@ struct Read {
     rejected: Vec<Rejected>,
 }
 
-/// Reads the events of a body. If the request has a key, each event without a key of its own gets one derived
-/// from it and from the event's place, so that the same request sent again counts nothing.
+/// Reads the events of a body. If the request has a key, each event without a key gets one that is derived
+/// from it and the event's position, so that the same request sent again counts nothing.
 ///
 /// Each thread parses only one event at a time, so the memory that parsing needs only temporarily is not part
 /// of the share.

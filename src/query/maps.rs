@@ -1,4 +1,4 @@
-//! Maps: the names of all domains of a status, as Rspamd reads them.
+//! Maps: the names of all domains with one status, for Rspamd.
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
@@ -58,7 +58,7 @@ pub(super) async fn get_map(
             "there is a map of the domains that are catch-all, and one of those that are not-catch-all";
         Problem::new(ProblemType::NotFound, detail)
     })?;
-    // Before the map: what changes while the map is read is told by the next tag.
+    // Before the map: changes that happen while the map is read change the next tag.
     let etag = etag(&lists.source.last_change().await?);
     let asked = headers.get(header::IF_NONE_MATCH);
     let mut response = if asked.is_some_and(|asked| matches(asked, &etag)) {
@@ -86,7 +86,7 @@ fn status_of(slug: &str) -> Option<Status> {
     [Status::CatchAll, Status::NotCatchAll].into_iter().find(|status| status.slug() == slug)
 }
 
-/// The tag of the maps. It is weak: what changes while a map is read may be in it already.
+/// The tag of the maps. It is weak: a change that happens while a map is read may already be in the map.
 fn etag(last_change: &Position) -> HeaderValue {
     let etag = format!("W/\"{}\"", last_change.transaction);
     HeaderValue::try_from(etag).expect("digits and quotes are visible characters")

@@ -29,17 +29,17 @@ use view::Answer;
 
 pub(super) use glance::LastGlance;
 
-/// What the page may do: load what is its own, and send its form to itself.
+/// The page may load its own files and send its form to itself.
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; \
     img-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
 
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
-/// In the place of a page for which there is no memory.
+/// Sent instead of a page for which there is no memory.
 const BUSY: &str = "<!DOCTYPE html><html lang=\"en\"><title>catchall</title>\
     <p>Too many others are being answered. Try again in a moment.</html>";
 
-/// What the handlers of one thread share.
+/// Shared by the handlers of one thread.
 #[derive(Clone)]
 pub(super) struct Page {
     domains: Domains,
@@ -54,7 +54,7 @@ impl Page {
     }
 }
 
-/// The page with all that it loads.
+/// The page with everything that it loads.
 pub(super) fn routes(page: Page) -> OpenApiRouter {
     OpenApiRouter::default()
         .routes(routes!(get_page).with_state(page.clone()))
@@ -120,7 +120,7 @@ async fn get_page(State(page): State<Page>, parameters: Result<Parameters, Probl
     html(&budget, status, view::page(&answer, glance.as_deref(), threshold)).await
 }
 
-/// The name to look up, or the beginning of what is none and the reason.
+/// The name to look up, or the beginning of an invalid one and the reason.
 type Asked = Option<Result<DomainName, (String, String)>>;
 
 fn asked(mut parameters: Parameters) -> Result<Asked, Problem> {

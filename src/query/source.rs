@@ -1,4 +1,4 @@
-//! The source behind the handlers that read more than a name: one type, whatever the store.
+//! The source for handlers that read more than a name: one type for every store.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -58,7 +58,7 @@ impl<S: DomainSource> AnySource for S {
     }
 }
 
-/// The source, for handlers: what cannot be read is a problem. Clones share it.
+/// The source, for handlers: a failed read becomes a problem. Clones share it.
 #[derive(Clone)]
 pub(super) struct Source {
     source: Arc<dyn AnySource>,

@@ -11,7 +11,7 @@ use super::source::Source;
 use crate::http::{self, Problem, ProblemType};
 use crate::totals::Totals;
 
-/// Minutes that are told one by one.
+/// Minutes that are listed one by one.
 pub(super) const MINUTES: u32 = 30;
 
 /// The problems of totals, for the API's document.

@@ -7,7 +7,7 @@ use crate::process::ExitError;
 use crate::shutdown::Shutdown;
 use crate::store::sqlite::{self, Checked};
 
-/// Checks the file and prints what it has.
+/// Checks the file and prints its sums.
 pub(super) async fn check(config: &CheckConfig, shutdown: Shutdown) -> anyhow::Result<()> {
     let checked = tokio::select! {
         checked = sqlite::check(&config.data) => checked,

@@ -60,7 +60,7 @@ pub(super) enum Command {
     Move(MoveConfig),
 }
 
-/// What a check needs to know.
+/// The options of a check.
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 pub(super) struct CheckConfig {
@@ -68,7 +68,7 @@ pub(super) struct CheckConfig {
     pub(super) data: DataConfig,
 }
 
-/// What a backup needs to know.
+/// The options of a backup.
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 pub(super) struct BackupConfig {
@@ -80,7 +80,7 @@ pub(super) struct BackupConfig {
     pub(super) file: PathBuf,
 }
 
-/// What a move needs to know.
+/// The options of a move.
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 pub(super) struct MoveConfig {
@@ -100,7 +100,7 @@ const THRESHOLD: &str = "\
 Delivered events that a domain without a bounce must exceed to be a catch-all. The file keeps it (1000 in a \
 new one). If it differs from the file's, all domains are reclassified while events are counted";
 
-/// What the standalone needs to know to serve.
+/// The options of the server.
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 #[command(mut_arg("listen", |listen| listen.required(false).default_value("127.0.0.1:8080")))]

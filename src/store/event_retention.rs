@@ -1,4 +1,4 @@
-//! How long an event's key counts only once.
+//! How long a repeated key counts nothing.
 
 use std::time::Duration;
 

@@ -1,8 +1,8 @@
 //! The feed of changes in Postgres.
 //!
-//! Transactions commit in another order than they got their numbers in. But below the oldest one that still
-//! runs nothing is missing, and that bound (`pg_snapshot_xmin`) only grows: on the primary, and on a replica,
-//! where it says what has been replayed.
+//! Transactions do not commit in the order of their numbers. But below the oldest one that still runs no
+//! change is missing, and that bound (`pg_snapshot_xmin`) only grows: on the primary, and on a replica, where
+//! it shows what has been replayed.
 
 use sqlx::PgPool;
 
@@ -57,7 +57,7 @@ pub(super) async fn read(pool: &PgPool, after: &Position, limit: u32) -> Result<
     Ok(changes(query.fetch_one(pool).await?))
 }
 
-/// The last changes, the last one first.
+/// The latest changes, the latest first.
 pub(super) async fn latest(pool: &PgPool, limit: u32) -> Result<Vec<Change>, sqlx::Error> {
     Ok(changes(sqlx::query_as(LATEST).bind(i64::from(limit)).fetch_one(pool).await?))
 }
@@ -86,7 +86,7 @@ select coalesce((
     where changed_in < (select pg_snapshot_xmin(pg_current_snapshot())::text::bigint)
     order by changed_in desc limit 1), 0)";
 
-/// Where the feed ends by now. A change that is visible and not in the feed yet moves it later.
+/// The present end of the feed. A change that is visible but not yet in the feed moves it later.
 pub(super) async fn last_change(pool: &PgPool) -> Result<Position, sqlx::Error> {
     Ok(Position { transaction: sqlx::query_scalar(LAST_CHANGE).fetch_one(pool).await?, domain: None })
 }

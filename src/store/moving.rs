@@ -1,11 +1,12 @@
-//! A move: the content of a data file is carried into the ledger on a Postgres primary.
+//! A move: the content of a data file is added to the ledger on a Postgres primary.
 //!
-//! It goes step by step. Each step adds to the ledger and notes in `moves` how far it came, in one
-//! transaction, so a move can be killed at any moment and run again. The file says before the first step that
-//! a move has begun, and is not served from then on: what it counted later would be missing in the ledger.
+//! It goes step by step. Each step adds to the ledger and records its progress in `moves`, in one
+//! transaction, so a move can be killed at any moment and run again. Before the first step the file is marked
+//! as being moved, and it is not served from then on: later counts would be missing in the ledger.
 
 mod steps;
 
+use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -37,7 +38,7 @@ pub enum MoveError {
     /// The ledger cannot be reached, or does not work. The same move may be run again.
     #[error("{0}. Nothing is lost: run the same command again, it goes on where it stopped")]
     Ledger(#[source] Cause),
-    /// The file's move has begun, and not to this ledger.
+    /// The move of the file has begun, but to another ledger.
     #[error("this file is already being moved to {0}, not to {1}: finish that move first")]
     Elsewhere(String, String),
     /// A copy of the file was moved.
@@ -69,7 +70,7 @@ impl From<DatabaseError> for MoveError {
     }
 }
 
-/// How far the ledger has come.
+/// How far the move has come in the ledger.
 #[derive(Clone, Debug, Default)]
 struct Position {
     claims_through: Option<Uuid>,
@@ -82,7 +83,7 @@ impl Position {
     }
 }
 
-/// What was found in the file at the end, and must be in the ledger.
+/// The sums that were found in the file at the end, and must be in the ledger.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moved {
     /// Claims of events.
@@ -118,7 +119,7 @@ pub struct Move {
 }
 
 impl Move {
-    /// Begins a move, or goes on with one. The ledger's schema is brought up to date.
+    /// Begins or continues a move. The ledger's schema is brought up to date.
     ///
     /// # Errors
     ///
@@ -176,7 +177,7 @@ impl Move {
         Ok(self.file.totals().await?)
     }
 
-    /// Carries over which files were imported, so that they count once there too, and what operators did.
+    /// Copies the list of imported files, so that they count once there too, and the audit log.
     ///
     /// # Errors
     ///
@@ -187,7 +188,7 @@ impl Move {
         Ok(self.ledger.run(TIMEOUT, add).await?)
     }
 
-    /// Carries over some claims and returns how many; zero when none is left.
+    /// Copies some claims and returns how many; zero when none is left.
     ///
     /// # Errors
     ///
@@ -206,7 +207,7 @@ impl Move {
         }
     }
 
-    /// Carries over the counters of some domains and returns of how many; zero when none is left.
+    /// Adds the counters of some domains and returns the number of domains; zero when none is left.
     ///
     /// # Errors
     ///
@@ -228,8 +229,8 @@ impl Move {
         }
     }
 
-    /// Looks how far the ledger has come. The last step of a move that was killed may end after it, on the
-    /// server.
+    /// Reads how far the move has come in the ledger. The last step of a killed move may still end on the
+    /// server after that.
     async fn look_again(&mut self) -> Result<(), MoveError> {
         let noted = note(&self.ledger, self.file.id).await?;
         let (position, _) =
@@ -260,8 +261,8 @@ impl Move {
         }
     }
 
-    /// Compares what was added to the ledger in all with what [`verify`](Self::verify) found in the file, and
-    /// ends the move.
+    /// Compares the sums that were added to the ledger with those that [`verify`](Self::verify) found in the
+    /// file, and ends the move.
     ///
     /// # Errors
     ///
@@ -280,7 +281,7 @@ impl Move {
     }
 }
 
-/// Names of the file as they are used everywhere else.
+/// The rows of the file, with their names parsed.
 fn tally(rows: Vec<(String, Counters)>, path: &Path) -> Result<Tally, DataError> {
     let parsed = rows.into_iter().map(|(name, counters)| {
         let domain = DomainName::parse(&name).map_err(|_| DataError::invalid_domain(path, &name))?;
@@ -313,7 +314,7 @@ async fn begin(pool: &PgPool, id: Uuid) -> Result<(), sqlx::Error> {
     sqlx::query(begin).bind(id).execute(pool).await.map(drop)
 }
 
-/// Adds counters and notes how far that came. `false`: the ledger is not where the step would begin.
+/// Adds counters and records the progress. `false`: the ledger is not where the step would begin.
 async fn add_counters(
     pool: &PgPool,
     steps: &Steps,
@@ -353,7 +354,7 @@ async fn add_counters(
     transaction.commit().await.map(|()| true)
 }
 
-/// What was added in all.
+/// The sums that were added.
 async fn added(pool: &PgPool, id: Uuid) -> Result<Moved, sqlx::Error> {
     let (claims, domains, delivered, bounced): (i64, i64, String, String) = sqlx::query_as(
         "-- catchall: look at what was moved

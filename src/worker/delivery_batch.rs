@@ -54,7 +54,7 @@ impl DeliveryBatch {
         self.messages() == 0
     }
 
-    /// Whether it has as much as one transaction may write.
+    /// Whether it fills a transaction.
     pub(super) fn is_full(&self, max_rows: usize) -> bool {
         self.rows >= max_rows || self.poison_bytes >= MAX_POISON_BYTES
     }
@@ -63,8 +63,8 @@ impl DeliveryBatch {
         self.request.entries.len() + self.poison.len()
     }
 
-    /// Waits for a message, and takes the others that have arrived by then. If the future is dropped while it
-    /// waits, no message is lost.
+    /// Waits for a message, and takes all others that have arrived meanwhile. If the future is dropped while
+    /// it waits, no message is lost.
     pub(super) async fn gather(
         &mut self,
         deliveries: &mut Deliveries,
@@ -132,8 +132,8 @@ impl DeliveryBatch {
 }
 
 /// How long a transaction waits for more messages, given that the last one `took` so long. Short transactions
-/// wait as little as possible: waiting pays off where the rows are the cost, and those transactions take
-/// long.
+/// wait as little as possible: waiting pays off only if the rows are the main cost, and then transactions
+/// take long.
 pub(super) fn linger(took: Duration, least: Duration, most: Duration) -> Duration {
     (2 * took).clamp(least, most.max(least))
 }

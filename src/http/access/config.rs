@@ -94,7 +94,7 @@ impl AccessConfig {
         self.tokens.is_some() && addresses.iter().any(is_reachable)
     }
 
-    /// Whom the listeners let in. Reads the tokens, if there are to be any.
+    /// Whom the listeners let in. Reads the tokens, if the service uses any.
     pub(in crate::http) fn load(&self, rates: Rates) -> Result<Admission, String> {
         let Some(path) = self.tokens.clone() else {
             return Ok(if self.open { Admission::Everybody } else { Admission::ThisMachine });

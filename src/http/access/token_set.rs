@@ -1,4 +1,4 @@
-//! Token sets: the tokens that are valid now, and what their holders may still do.
+//! Token sets: the tokens that are valid now, and how much their holders may still do.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ impl Holder {
     }
 }
 
-/// Why a token lets nobody in.
+/// Why a token is not valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Invalid {
     #[error("{0}")]
@@ -45,7 +45,7 @@ pub(super) enum Invalid {
 pub(in crate::http) struct TokenSet(HashMap<u64, Arc<Holder>>);
 
 impl TokenSet {
-    /// The set of these grants. Holders that `before` has, too, go on with what they have left.
+    /// The set of these grants. Holders that are also in `before` keep the allowances they have left.
     ///
     /// # Errors
     ///
@@ -76,7 +76,7 @@ impl TokenSet {
         self.valid(TokenDigest::of_token(token)?).map(Arc::clone)
     }
 
-    /// Whether the token with this digest is valid now, and for this scope.
+    /// Whether the token with this digest is valid now and has this scope.
     pub(super) fn may(&self, digest: TokenDigest, scope: Scope) -> bool {
         self.valid(digest).is_ok_and(|holder| holder.may(scope))
     }

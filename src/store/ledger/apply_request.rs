@@ -1,4 +1,4 @@
-//! What the ledger is asked to count, and what it answers.
+//! Requests to the ledger to count, and their errors.
 
 use uuid::Uuid;
 

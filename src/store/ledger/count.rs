@@ -10,14 +10,14 @@ use crate::counters::Counters;
 use crate::domain_name::DomainName;
 use crate::tally::Tally;
 
-/// Begins a transaction that counts. It gets its number before it reads the rule: so whoever has changed the
-/// rule takes a number too, and knows, once all lower ones have ended, that nobody goes by the old one.
+/// Begins a transaction that counts. It gets its number before it reads the rule. A reclassification takes a
+/// number after it has changed the rule; once all transactions with lower numbers have ended, none uses the
+/// old rule.
 ///
-/// Each statement has to see what was committed before it, whatever the server's default is: a step of a
-/// reclassification waits for workers, and then looks at what they have counted.
+/// Each statement must see everything that was committed before it, whatever the server's default is: a step
+/// of a reclassification waits for workers, and then reads what they have counted.
 ///
-/// The planner takes an array that it does not know for a short one, and would compare each row with each
-/// other one.
+/// The planner assumes that an unknown array is short, and would compare each row with every other one.
 const BEGIN: &str = "\
 begin isolation level read committed; select pg_current_xact_id(); set local enable_nestloop = off";
 
@@ -41,9 +41,9 @@ pub(in crate::store) async fn rule(connection: &mut PgConnection) -> Result<Rule
 /// transaction, and everybody's events with it. The first update of a row frees bytes on its page for the
 /// next ones: see `migrations/0003_room.sql`.
 ///
-/// What a row was follows from what it is and what was added. So the answer has the number of domains that
-/// had no events, and those that may have another status now: a first bounce, or a sum that crossed the
-/// threshold.
+/// The old row follows from the new one and from what was added. So the answer has the number of domains that
+/// had no events, and the domains whose status may have changed: by a first bounce, or by a sum that crossed
+/// the threshold.
 const ADD: &str = "\
 -- catchall: add to the counters
 with added as (
@@ -69,7 +69,7 @@ select count(*) filter (where is_new),
     coalesce(array_agg(bounced) filter (where has_crossed), '{}')
 from compared";
 
-/// Adds to the counters, in key order, and to the totals as `writer`, and notes what changed its status.
+/// Adds to the counters, in key order, and to the totals as `writer`, and records changes of status.
 pub(in crate::store) async fn count(
     connection: &mut PgConnection,
     steps: &Steps,
@@ -86,7 +86,7 @@ pub(in crate::store) async fn count(
     Ok(())
 }
 
-/// The same for events that were counted elsewhere before: they are none of the last hour.
+/// The same for events that were counted elsewhere: they do not belong to the last hour.
 pub(in crate::store) async fn count_old(
     connection: &mut PgConnection,
     steps: &Steps,
@@ -118,11 +118,11 @@ async fn add_and_note(
     Ok(delta)
 }
 
-/// What an addition did.
+/// The result of an addition.
 struct Added {
     /// Domains that had no events.
     new: i64,
-    /// Domains that may have another status, with what they have now.
+    /// Domains whose status may have changed, with their present counters.
     crossed: Vec<(String, Counters)>,
 }
 

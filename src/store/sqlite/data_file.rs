@@ -78,7 +78,7 @@ fn absent(file: &Path) -> Result<PathBuf, DataError> {
     Ok(directory.join(name))
 }
 
-/// What a connection is for.
+/// The purpose of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// Counting and pruning.
@@ -87,7 +87,7 @@ pub(super) enum Purpose {
     Maintain,
     /// Reclassifying beside the writer of the same process: it passes each page once.
     Walk,
-    /// Carrying the WAL into the file.
+    /// Copying the WAL into the file.
     Checkpoint,
     /// Looking up counters, or all of the file.
     Read,
@@ -120,7 +120,7 @@ impl DataFile {
 
     async fn with(path: PathBuf, lock: Lock) -> Result<Self, DataError> {
         schema::inspect(&path)?;
-        // SQLite would open a file that it may not write, and refuse each event.
+        // SQLite would open a file without permission to write, and then refuse each event.
         let writable = fs::OpenOptions::new().write(true).open(&path);
         writable.map_err(|error| DataError::of_system(&path, error))?;
         // Read only, so that a file that is too new stays as it is.
@@ -203,7 +203,7 @@ pub(super) async fn connect(path: &Path, purpose: Purpose) -> Result<SqliteConne
 async fn create(path: &Path) -> Result<(), DataError> {
     let wal = beside(path, "-wal");
     if exists(&wal) {
-        // SQLite would take it for that of the new file.
+        // SQLite would take it for the WAL of the new file.
         let reason = format!("its WAL {} is there without it", wal.display());
         return Err(DataError::Damaged { path: path.to_owned(), reason, source: None });
     }

@@ -1,4 +1,4 @@
-//! All that works on an open data file.
+//! Everything that works on an open data file.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -62,8 +62,8 @@ impl FileStore {
         Reader::new(self.file.path.clone(), readers, look_ups_at_once)
     }
 
-    /// Makes this the threshold of the file. [`run`](Self::run) reclassifies what is there, if it is another
-    /// one than before.
+    /// Makes this the threshold of the file. If it differs from the previous one, [`run`](Self::run)
+    /// reclassifies all domains.
     ///
     /// # Errors
     ///
@@ -84,7 +84,7 @@ impl FileStore {
         );
     }
 
-    /// Carries the WAL into the file, so that the file is complete by itself. A process that is killed leaves
+    /// Copies the WAL into the file, so that the file is complete by itself. A process that is killed leaves
     /// the WAL beside it, which the next start reads.
     pub async fn close(&self) {
         checkpoint::finish(&self.file).await;

@@ -1,4 +1,4 @@
-//! The writer: whatever waits becomes one transaction.
+//! The writer: everything that waits becomes one transaction.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::batcher::{Batcher, Flush};
 use crate::health::Dependency;
 use crate::store::{Applied, BatchSink, NotAccepted};
 
-/// How long after a failure the writer tries whether it works again, if no event comes that would show it.
+/// How long after a failure the writer tries again, if no event comes before.
 const TRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Batches wait here for the next transaction.
@@ -31,7 +31,7 @@ pub struct Writer {
 
 impl BatchSink for Writer {
     async fn accept(&self, batch: Batch, deadline: Instant) -> Result<(), NotAccepted> {
-        // Where the disk hangs, batches stay here after their deadline: they may still be counted.
+        // If the disk hangs, batches stay here after their deadline: they may still be counted.
         let ticket = self.queue.submit(batch.rows(), |batches| batches.push(batch));
         let ticket =
             ticket.map_err(|_| NotAccepted::NotCounted("too many events wait for the disk".into()))?;
@@ -43,8 +43,8 @@ impl BatchSink for Writer {
     }
 }
 
-/// Writes what waits in `queue`, and prunes in between, for as long as it is polled. It holds `turn` during a
-/// transaction.
+/// Writes the batches in `queue`, and prunes in between, for as long as it is polled. It holds `turn` during
+/// a transaction.
 pub(super) async fn write(
     file: &DataFile,
     queue: &Queue,
@@ -102,7 +102,7 @@ async fn open<'a>(
     Ok(connection.insert(new))
 }
 
-/// Counts, and prunes if that is due: where events never cease, there is no other time for it.
+/// Counts, and prunes if that is due: if events never stop, there is no other time for it.
 async fn count_and_prune(
     connection: &mut SqliteConnection,
     flush: Flush<'_, Vec<Batch>, Result<(), NotAccepted>>,

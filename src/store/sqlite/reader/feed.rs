@@ -1,4 +1,4 @@
-//! The feed of changes. One writer numbers its transactions, so they become visible in their order.
+//! The feed of changes. The one writer numbers its transactions, so they become visible in order.
 
 use sqlx::sqlite::SqliteConnection;
 
@@ -41,7 +41,7 @@ pub(super) async fn read(
     Ok(changes(&answer))
 }
 
-/// The last changes, the last one first.
+/// The latest changes, the latest first.
 pub(super) async fn latest(
     connection: &mut SqliteConnection,
     limit: u32,
