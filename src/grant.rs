@@ -148,7 +148,7 @@ impl Expiry {
             None => text.parse()?,
         };
         if expiry == Self::NEVER && text != NEVER {
-            return Err("no calendar reaches so far: write never".into());
+            return Err("the date is too far in the future: write never".into());
         }
         if expiry.is_over(now.unix_timestamp()) {
             return Err(format!("{expiry} has passed"));

@@ -77,7 +77,7 @@ fn fault_of(error: &rustls::Error) -> String {
     match error {
         rustls::Error::InvalidCertificate(fault) => match fault {
             CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-                "its certificate is not signed by an authority that is trusted here".into()
+                "its certificate is not signed by a trusted authority".into()
             }
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
                 "its certificate has expired".into()

@@ -74,7 +74,10 @@ fn sentence(guard: Guard, dead_lettered_at: Option<Timestamp>) -> String {
         Some(dead_lettered_at) => format!("it was dead-lettered at {dead_lettered_at}"),
         None => "the time of its dead-lettering is unknown".into(),
     };
-    format!("{what} may have been counted: {when}, and claims may be pruned; --even-if-counted replays it")
+    format!(
+        "{what} may have been counted: {when}, and its claim may have been pruned; --even-if-counted \
+        replays it"
+    )
 }
 
 #[cfg(test)]

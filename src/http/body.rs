@@ -49,7 +49,7 @@ impl BodyRules {
     }
 
     fn too_large(self) -> Problem {
-        Problem::new(ProblemType::TooLarge, format!("a body has at most {} bytes, unpacked", self.max))
+        Problem::new(ProblemType::TooLarge, format!("a body has at most {} bytes, decompressed", self.max))
     }
 }
 
@@ -116,7 +116,7 @@ impl IntoParams for BodyEncoding {
             .name("Content-Encoding")
             .parameter_in(ParameterIn::Header)
             .required(Required::False)
-            .description(Some("How the body is packed, if it is."))
+            .description(Some("How the body is compressed, if it is."))
             .schema(Some(encodings));
         vec![parameter.build()]
     }
@@ -207,7 +207,7 @@ pub(super) fn unpacked(request: Request) -> Result<Body, Problem> {
     if !request.headers().contains_key(header::CONTENT_ENCODING) {
         return Ok(request.into_body());
     }
-    let detail = "a stream is not packed: send it without a content encoding";
+    let detail = "a stream must not be compressed: send it without a content encoding";
     Err(Problem::new(ProblemType::UnsupportedMediaType, detail))
 }
 
@@ -286,7 +286,8 @@ async fn read_unpacked(
     share.begin_transfer(Arc::clone(&give_up));
     let bytes = tokio::select! {
         bytes = collect(body, wire, rules, share) => bytes,
-        () = give_up.notified() => Err(rules.refuse("the body arrives slowly, and others need its memory")),
+        () = give_up.notified() => Err(rules.refuse("the body arrives slowly, and other requests need its \
+            memory")),
     };
     share.end_transfer();
     let bytes = bytes?;

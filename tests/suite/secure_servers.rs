@@ -89,7 +89,7 @@ async fn files_that_are_replaced_count_for_the_next_connection() {
     let [ca, cert, key] = own.each_ref().map(|path| path.to_str().unwrap());
     let variables = [("CATCHALL_AMQP_CA", ca), ("CATCHALL_AMQP_CERT", cert), ("CATCHALL_AMQP_KEY", key)];
     let ingest = Service::start("ingest", &secured, &variables).await;
-    ingest.becomes_unready("not signed by an authority that is trusted here").await;
+    ingest.becomes_unready("not signed by a trusted authority").await;
     fs::copy(file("ca.pem"), ca).unwrap();
     ingest.becomes_unready("UnknownCA").await;
     fs::copy(file("client.pem"), cert).unwrap();
@@ -160,7 +160,7 @@ async fn what_is_wrong_with_a_server_is_said_in_a_sentence() {
     fs::write(&ca, authority.pem()).unwrap();
     let ca = ca.to_str().unwrap();
     for (certificate, reason) in [
-        (Some(foreign.certificate(&["localhost"])), "not signed by an authority that is trusted here"),
+        (Some(foreign.certificate(&["localhost"])), "not signed by a trusted authority"),
         (Some(authority.certificate(&["example.com"])), "its certificate is for another name"),
         (Some(authority.expired(&["localhost"])), "its certificate has expired"),
         (None, "TLS"),

@@ -85,7 +85,7 @@ impl hyper::body::Body for Leased {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
         if frame.is_some() && !self.lease.holds() {
             // The client sees that the answer is not complete.
-            return Poll::Ready(Some(Err(axum::Error::new("the token is not valid any more"))));
+            return Poll::Ready(Some(Err(axum::Error::new("the token is no longer valid"))));
         }
         Poll::Ready(frame)
     }

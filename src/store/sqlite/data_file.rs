@@ -14,16 +14,16 @@ use super::{mount, schema, statuses};
 /// Bytes of a page: see `migrations/sqlite/0001_data.sql`.
 const PAGE: u32 = 1024;
 
-/// How long a connection waits for the locks of another one. Writers take turns and readers wait for nobody,
-/// so only another program can hold a lock for this long.
+/// How long a connection waits for the locks of another one. Writers take turns and readers never wait, so
+/// only another program can hold a lock for this long.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a checkpoint waits for readers to leave the WAL, while the writer waits for the checkpoint. A
 /// look-up takes less.
 const READER_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// Pages of a WAL that whoever maintains the file carries into it: where nobody serves the file, nobody else
-/// does. The serving process keeps it shorter.
+/// Pages of a WAL that a maintenance tool copies into the file: while no process serves the file, no other
+/// one does it. The serving process keeps the WAL shorter.
 const LONG_WAL: u32 = 128 * 1024;
 
 /// Where the data is.
@@ -37,7 +37,7 @@ pub struct DataConfig {
 }
 
 impl DataConfig {
-    /// The absolute path of the file, by which two names of one file are the same.
+    /// The absolute path of the file: two names of the same file give the same path.
     ///
     /// # Errors
     ///
@@ -67,7 +67,7 @@ impl DataConfig {
 
 /// The absolute path of a file that does not exist yet.
 fn absent(file: &Path) -> Result<PathBuf, DataError> {
-    // A new file in the place of the link would hide the data, once what the link leads to is there again.
+    // A new file in place of the link would hide the data when the target of the link is there again.
     if let Ok(target) = fs::read_link(file) {
         let reason = format!("it is a link to {}, which does not exist", target.display());
         return Err(DataError::NotWritable { path: file.to_owned(), reason, source: None });
@@ -123,7 +123,7 @@ impl DataFile {
         // SQLite would open a file without permission to write, and then refuse each event.
         let writable = fs::OpenOptions::new().write(true).open(&path);
         writable.map_err(|error| DataError::of_system(&path, error))?;
-        // Read only, so that a file that is too new stays as it is.
+        // Read only, so that a file that is too new stays unchanged.
         let is_current = schema::is_current(&path, &mut connect(&path, Purpose::Read).await?).await?;
         let file = Self { path, _lock: lock };
         let mut connection = file.connect(Purpose::Write).await?;
@@ -140,8 +140,8 @@ impl DataFile {
     }
 }
 
-/// The path of a file that must exist and that another process may serve. If nobody does, its schema is
-/// brought up to date.
+/// The path of a file that must exist and that another process may serve. If no process serves it, its schema
+/// is brought up to date.
 pub(super) async fn existing_current(config: &DataConfig) -> Result<PathBuf, DataError> {
     let path = existing(config)?;
     schema::inspect(&path)?;
@@ -182,7 +182,7 @@ pub(super) async fn connect(path: &Path, purpose: Purpose) -> Result<SqliteConne
     };
     let reads = purpose == Purpose::Read;
     let options = SqliteConnectOptions::new().filename(path).read_only(reads);
-    // A connection that only reads takes the file as it is.
+    // A connection that only reads must not change these settings of the file.
     let options = if reads { options } else { options.journal_mode(SqliteJournalMode::Wal) };
     let checkpoint = if purpose == Purpose::Maintain { LONG_WAL } else { 0 };
     let options = options
