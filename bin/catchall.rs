@@ -1,4 +1,4 @@
-//! `catchall`: all of it in one process, with its data in one file.
+//! `catchall`: events and queries in one process, with its data in one file.
 
 use std::process::ExitCode;
 

@@ -20,7 +20,7 @@ pub const MESSAGE_EVENTS: usize = 1000;
 pub struct Batch {
     /// The sum of the events without a key.
     pub plain: Tally,
-    /// The events that count once each, in order of arrival: of two with the same key, the first counts.
+    /// The events with a key, in order of arrival: of two with the same key, only the first counts.
     pub keyed: Vec<(IdempotencyKey, Event)>,
 }
 
@@ -45,7 +45,7 @@ impl Batch {
         self.plain.is_empty() && self.keyed.is_empty()
     }
 
-    /// Most rows of the ledger that it can touch. Its memory and cost grow with this number.
+    /// The most rows of the ledger that it can touch. Its memory and cost grow with this number.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.plain.len() + self.keyed.len()

@@ -34,8 +34,8 @@ struct Open<T, A: Clone> {
     wanted: usize,
 }
 
-/// Resolves with the answer to a whole batch; one allocation serves all who wait for it. It resolves with an
-/// error if the flush is dropped without an answer.
+/// Resolves with the answer to a whole batch; one allocation serves all tickets. It resolves with an error if
+/// the flush is dropped without an answer.
 pub type Ticket<A> = Shared<oneshot::Receiver<A>>;
 
 /// A batch that no longer grows, and the duty to answer its callers.

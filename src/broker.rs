@@ -37,7 +37,7 @@ pub(crate) fn fuzz_message(data: &[u8]) {
     message::fuzzed::message(data);
 }
 
-/// A target for fuzzing: what comes from a wire.
+/// A target for fuzzing: bytes from a broker.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz_frames(data: &[u8]) {
     filter::fuzz_frames(data);

@@ -1,4 +1,4 @@
-//! Bodies of bulk requests: many events, each of which is read or rejected on its own.
+//! Bodies of bulk requests: many events, each of which is accepted or rejected separately.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,7 +13,7 @@ use crate::excerpt::excerpt;
 /// must fit within the limit of waiting events.
 pub const MAX_EVENTS: usize = 10_000;
 
-/// The supported media types, as told to a client.
+/// The supported media types, as errors name them.
 pub const MEDIA_TYPES: &str = "send application/x-ndjson or application/json";
 
 /// How the events of a body are written.
@@ -27,7 +27,7 @@ pub enum MediaType {
 
 /// An unsupported media type: an excerpt of it, in quotes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the content type {0} is not read here: {MEDIA_TYPES}")]
+#[error("the content type {0} is not supported: {MEDIA_TYPES}")]
 pub struct UnknownMediaType(String);
 
 impl FromStr for MediaType {
@@ -58,7 +58,7 @@ pub enum BodyError {
     Empty,
 }
 
-/// The events of a body in order; an invalid event yields its error. Blank lines are skipped.
+/// The events of a body, in order; an invalid event yields its error. Blank lines are skipped.
 ///
 /// At most [`MAX_EVENTS`] + 1 events are read, and no error repeats a value of the body, so the cost of an
 /// error does not grow with the body.

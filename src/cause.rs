@@ -1,11 +1,11 @@
-//! What a library reported, under a sentence that has said it already.
+//! The error of a library, as the source of an error whose sentence already contains it.
 
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
-/// What a library reported, kept below an error whose sentence has said it. It is for programs: nothing prints
-/// it beside that sentence.
+/// The error of a library, kept as the source of an error whose sentence already contains it. It is for
+/// programs: nothing prints it after that sentence.
 #[derive(Clone)]
 pub struct Cause(Arc<dyn Error + Send + Sync>);
 
@@ -22,7 +22,7 @@ impl fmt::Display for Cause {
     }
 }
 
-/// The same: what a driver shows for debugging can quote rows, as the details of Postgres do.
+/// The same as `Display`: the debug output of a driver can quote rows, as the details of Postgres do.
 impl fmt::Debug for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -35,7 +35,7 @@ impl Error for Cause {
     }
 }
 
-/// Two are equal only if they are the same error: what libraries report cannot be compared.
+/// Two are equal only if they are the same error: the errors of libraries cannot be compared.
 impl PartialEq for Cause {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)

@@ -1,4 +1,4 @@
-//! What is known of a domain: its counters, its status, and since when it has that.
+//! What is known about a domain: its counters, its status, and when it reached that status.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -7,20 +7,20 @@ use crate::counters::{Counters, Status};
 use crate::domain_name::DomainName;
 use crate::utc_time::UtcTime;
 
-/// What is known of a domain whose name is at hand.
+/// What is known about a domain, without its name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Classified {
     /// Its events.
     pub counters: Counters,
-    /// What the rule makes of them.
+    /// The status that follows from them by the rule.
     pub status: Status,
-    /// When the status was noted. `None` while it is unknown, and for the moment between a change of the
-    /// threshold and the note of what that changes.
+    /// When the status was recorded. `None` while it is unknown, and between a change of the threshold and
+    /// the record of the new status.
     pub since: Option<UtcTime>,
 }
 
 impl Classified {
-    /// Applies the rule. What was noted counts only if it is of the same status.
+    /// Applies the rule. A recorded time counts only if it belongs to the same status.
     #[must_use]
     pub fn new(counters: Counters, threshold: u64, noted: Option<(Status, UtcTime)>) -> Self {
         let status = counters.status(threshold);
@@ -28,7 +28,7 @@ impl Classified {
         Self { counters, status, since: since.map(|(_, since)| since) }
     }
 
-    /// The same by another threshold, if there is one.
+    /// The same with another threshold, if one is given.
     #[must_use]
     pub fn by(self, threshold: Option<u64>) -> Self {
         threshold.map_or(self, |threshold| {
@@ -36,19 +36,19 @@ impl Classified {
         })
     }
 
-    /// What was noted, whatever the rule may say by now.
+    /// The recorded status and time, even if the rule now gives another status.
     #[must_use]
     pub fn noted(counters: Counters, status: Status, since: UtcTime) -> Self {
         Self { counters, status, since: (status != Status::Unknown).then_some(since) }
     }
 }
 
-/// What is known of a domain.
+/// What is known about a domain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct DomainReport {
     /// Its name.
     pub domain: DomainName,
-    /// What the rule makes of its events.
+    /// The status that follows from its events by the rule.
     pub status: Status,
     /// Messages that were delivered.
     pub delivered: u64,

@@ -56,7 +56,7 @@ impl AddAssign for Counters {
 /// The status of a domain according to its counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
 pub enum Status {
-    /// Too few events to tell.
+    /// It has had too few events to tell.
     #[default]
     #[serde(rename = "unknown")]
     Unknown,
@@ -69,10 +69,10 @@ pub enum Status {
 }
 
 impl Status {
-    /// All of them, from the first that a domain can have to the last.
+    /// All statuses, in the order in which a domain can have them.
     pub const ALL: [Self; 3] = [Self::Unknown, Self::CatchAll, Self::NotCatchAll];
 
-    /// The name, as everywhere outside.
+    /// The name that users see.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -82,7 +82,7 @@ impl Status {
         }
     }
 
-    /// The name where a space would have to be written as something else, as in a path.
+    /// The name without a space, for paths and the like.
     #[must_use]
     pub fn slug(self) -> &'static str {
         match self {
@@ -91,7 +91,7 @@ impl Status {
         }
     }
 
-    /// The number by which the stores know it.
+    /// The number that the stores use for it.
     #[must_use]
     pub fn number(self) -> i16 {
         match self {
@@ -101,7 +101,7 @@ impl Status {
         }
     }
 
-    /// The status of a number. A store allows no other number.
+    /// The status with this number. A store allows no other number.
     #[must_use]
     pub fn from_number(number: i16) -> Self {
         Self::ALL.into_iter().find(|status| status.number() == number).unwrap_or_default()

@@ -1,9 +1,9 @@
 //! Dead letters: a person looks at the messages in `catchall.dead`, sends them back or discards them.
 //!
 //! Workers and other operators may use the queue meanwhile. The dead letters that one operator looks at are
-//! invisible to the others until the look is over. Nothing is lost wherever this is killed: a dead letter
-//! leaves the queue only once its new place, or its end, is certain. The worst case is that it exists twice,
-//! under the same id.
+//! invisible to the others until the look is over. Nothing is lost whenever this is killed: a dead letter
+//! leaves the queue only when its copy is confirmed or it is to be discarded. The worst case is that it
+//! exists twice, under the same id.
 
 mod command;
 mod doubts;
@@ -107,7 +107,7 @@ async fn replay(command: Replay, shutdown: Shutdown) -> anyhow::Result<()> {
     let horizon = Ledger::new(&ledger, "catchall-dead")
         .horizon()
         .await
-        .context("cannot tell which claims are pruned")?;
+        .context("cannot determine which claims have been pruned")?;
     let doubts =
         if even_if_counted { Doubts::none() } else { Doubts::beyond(horizon, ack_deadline.ack_deadline()) };
     let health = Health::default();

@@ -89,7 +89,7 @@ impl DomainName {
         &self.0
     }
 
-    /// How people write it, if they do so with other letters. Another name can look the same.
+    /// The name in Unicode, if that differs. Another name can look the same.
     #[must_use]
     pub fn unicode(&self) -> Option<String> {
         let (unicode, valid) = idna::domain_to_unicode(&self.0);

@@ -48,7 +48,7 @@ impl Outcome {
 
 /// A word that is neither `delivered` nor `bounced`: an excerpt of it, in quotes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown event {0}: it is \"delivered\" or \"bounced\"")]
+#[error("unknown event {0}: it must be \"delivered\" or \"bounced\"")]
 pub struct UnknownOutcome(String);
 
 impl FromStr for Outcome {
@@ -74,7 +74,7 @@ pub struct Event {
     #[schema(rename = "event")]
     pub outcome: Outcome,
     /// How many messages, 1 to 1,000,000,000; 1 if it is missing.
-    // Not as a `default`: what makes clients in TypeScript demands a value for whatever has one.
+    // Not as a `default`: the generator of TypeScript clients makes members with a default required.
     #[schema(required = false, minimum = 1, maximum = 1_000_000_000)]
     pub count: u64,
     /// The key under which the event counts once; without one it counts each time it is sent.
@@ -84,11 +84,19 @@ pub struct Event {
 
 /// Why some JSON is not an event.
 #[derive(Debug, thiserror::Error)]
-#[error("{source}")]
+#[error("{}", without_place(source))]
 pub struct EventError {
     /// The invalid part.
     pub invalid: Invalid,
     source: serde_json::Error,
+}
+
+/// What is wrong with an event, without the place: serde counts lines and columns from the beginning of the
+/// event, but a client would look for them in the body.
+fn without_place(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    text.strip_suffix(&place).map(str::to_owned).unwrap_or(text)
 }
 
 /// The part of an event that is not valid.
@@ -108,7 +116,7 @@ impl Event {
     ///
     /// # Errors
     ///
-    /// States what is wrong, where, and in which part of the event.
+    /// States what is wrong, and in which part of the event.
     pub fn from_json(json: &[u8]) -> Result<Self, EventError> {
         let reading = Cell::default();
         let mut deserializer = serde_json::Deserializer::from_slice(json);

@@ -1,12 +1,12 @@
-//! A thread with an event loop of its own.
+//! A thread with its own event loop.
 
 use std::io;
 
 use anyhow::Context;
 use tokio::sync::oneshot;
 
-/// Starts a thread of this name, whose event loop runs what `work` returns. `work` is called on that loop.
-/// The receiver gets the result; it gets an error if the thread panics.
+/// Starts a thread with this name, whose event loop runs the future that `work` returns. `work` is called on
+/// that loop. The receiver gets the result; it gets an error if the thread panics.
 ///
 /// # Errors
 ///

@@ -4,7 +4,7 @@
 use std::fmt::{self, Display, Write};
 
 /// Longest excerpt in bytes, without its ellipsis. It fits on a log line, and a response or header that
-/// quotes several stays small whatever was sent.
+/// quotes several of them stays small.
 pub const MAX_EXCERPT: usize = 300;
 
 /// The beginning of a text, with an ellipsis where it was cut. The rest is not even formatted, so a response

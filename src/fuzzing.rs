@@ -1,9 +1,9 @@
-//! What a fuzzer calls with bytes of its own making: each target reads them as a stranger's, and panics if
-//! what comes out breaks a promise.
+//! Fuzz targets: each reads made-up bytes as if they came from a stranger, and panics if the result breaks a
+//! promise.
 //!
-//! `./dev fuzz` builds them for libFuzzer. The tests run them over the inputs under `fuzz/corpus`, so that
-//! what was found once is found again. A target is a function beside the code it is about, and a line in
-//! [`TARGETS`].
+//! `./dev fuzz` builds them for libFuzzer. The tests run them over the inputs under `fuzz/corpus`, so that a
+//! fault that was found once is found again. A target is a function beside the code that it tests, and a line
+//! in [`TARGETS`].
 
 use crate::domain_name::DomainName;
 use crate::idempotency_key::{IdempotencyKey, MAX_KEY};
@@ -25,7 +25,7 @@ pub const TARGETS: [(&str, FuzzTarget); 9] = [
     ("frames", broker::fuzz_frames),
 ];
 
-/// A name is parsed to the one spelling, which stands for itself, and so do its other spellings.
+/// A name is parsed to its one spelling, which parses to itself; so do the other spellings of the name.
 fn domain_name(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let name = match DomainName::parse(text) {
@@ -46,7 +46,7 @@ fn domain_name(data: &[u8]) {
     }
 }
 
-/// A key is any string of 1 to 255 bytes, and what the ledger keeps of it is a key that stands for itself.
+/// A key is any string of 1 to 255 bytes, and the form that the ledger keeps is a key that stands for itself.
 fn idempotency_key(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let key = text.parse::<IdempotencyKey>();
@@ -54,7 +54,7 @@ fn idempotency_key(data: &[u8]) {
     let Ok(key) = key else { return };
     let kept = key.to_string();
     assert_eq!(kept.parse::<IdempotencyKey>(), Ok(key));
-    // Two strings are two keys, unless one is what the ledger keeps of the other.
+    // Two strings are two keys, unless one is the form in which the ledger keeps the other.
     let more = format!("{text}x");
     if more.len() <= MAX_KEY {
         assert_ne!(more.parse::<IdempotencyKey>(), Ok(key));

@@ -12,10 +12,10 @@ use crate::token::{DigestError, TOKEN_PREFIX, TokenDigest};
 /// Longest name of a token, in bytes.
 pub const MAX_NAME_LEN: usize = 64;
 
-/// In the place of a time: the token does not expire.
+/// Written instead of a time: the token does not expire.
 const NEVER: &str = "never";
 
-/// A field as a sentence quotes it, unless there is a token in it by mistake: the sentence is logged.
+/// A field as an error quotes it. A token that is in it by mistake is left out, because errors are logged.
 fn quoted(field: &str) -> String {
     if field.contains(TOKEN_PREFIX) { "a token".into() } else { excerpt(format_args!("{field:?}")) }
 }
@@ -127,14 +127,13 @@ impl Expiry {
     /// A token that does not expire.
     pub const NEVER: Self = Self(None);
 
-    /// Whether it is over at `now`, in seconds since 1970.
+    /// Whether the token has expired at `now`, in seconds since 1970.
     #[must_use]
     pub fn is_over(self, now: i64) -> bool {
         self.0.is_some_and(|end| end.unix_timestamp() <= now)
     }
 
-    /// The end of a validity that somebody asked for at `now`: so many days (`90d`) or hours (`12h`), or
-    /// until a date or a time.
+    /// The expiry that was asked for at `now`: a number of days (`90d`) or hours (`12h`), a date, or a time.
     ///
     /// # Errors
     ///
@@ -149,7 +148,7 @@ impl Expiry {
             None => text.parse()?,
         };
         if expiry == Self::NEVER && text != NEVER {
-            return Err("no calendar reaches so far: write never".into());
+            return Err("the date is too far in the future: write never".into());
         }
         if expiry.is_over(now.unix_timestamp()) {
             return Err(format!("{expiry} has passed"));
@@ -221,11 +220,11 @@ impl Display for Grant {
     }
 }
 
-/// The grants of a token file. Empty lines and those that begin with `#` say nothing.
+/// The grants of a token file. Empty lines and those that begin with `#` are ignored.
 ///
 /// # Errors
 ///
-/// What is wrong with the first line that is none, and its number.
+/// The number of the first invalid line, and what is wrong with it.
 pub fn grants(file: &str) -> Result<Vec<Grant>, String> {
     let lines = file.lines().enumerate().map(|(index, line)| (index + 1, line.trim()));
     lines

@@ -1,4 +1,4 @@
-//! HTTP: sockets, TLS, who may come in, servers, problem documents, the OpenAPI document and the operations
+//! HTTP: sockets, TLS, access rights, servers, problem documents, the OpenAPI document and the operations
 //! routes.
 
 mod transfer;

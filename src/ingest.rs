@@ -29,14 +29,14 @@ use accept::{Intake, flush};
 /// How often the metric of the body budget is updated.
 const SHOW_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the document of its requests says first.
+/// The beginning of the document of its requests.
 const ABOUT: http::About = http::About {
     title: "catchall-ingest",
-    description: "Takes delivery events, and answers once they are on disk.",
+    description: "Takes delivery events, and answers when they are on disk.",
     address: "127.0.0.1:8080",
 };
 
-/// What ingest needs to know.
+/// The configuration of ingest.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 #[command(mut_arg("listen", |listen| listen.required(false).default_value("127.0.0.1:8080")))]
@@ -61,11 +61,11 @@ pub struct IngestConfig {
     intake: IntakeConfig,
 }
 
-/// How much may wait to be counted, and how long.
+/// How many events may wait to be counted, and how long.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct IntakeConfig {
-    /// How long an event waits until it is durable, in milliseconds, before its client gets a 503. Must be
+    /// How long an event may wait to be durable, in milliseconds, before its client gets a 503. Must be
     /// shorter than the clients' own timeout, or they never see the response
     #[arg(
         long,
@@ -76,8 +76,8 @@ pub struct IntakeConfig {
     )]
     publish_deadline_ms: u64,
 
-    /// Events that may wait until they are durable, on each thread. Further events get a 503 at once. Each
-    /// takes 100 to 400 bytes
+    /// Events that may wait to be durable, for each thread. Further events get a 503 at once. Each takes 100
+    /// to 400 bytes
     #[arg(
         long,
         env = "CATCHALL_MAX_WAITING_EVENTS",
@@ -87,8 +87,8 @@ pub struct IntakeConfig {
     )]
     max_waiting_events: u32,
 
-    /// Memory, in MiB, that the bodies of all bulk requests and what is made of them may take. A body that
-    /// finds none left waits 3 s, then gets a 503; slow clients lose their memory to quick ones
+    /// Memory, in MiB, for the bodies of all bulk requests and their parsed events. If none is left, a body
+    /// waits 3 s, then gets a 503; slow clients lose their memory to faster ones
     #[arg(
         long,
         env = "CATCHALL_BODY_BUDGET_MIB",
@@ -107,7 +107,7 @@ pub struct IntakeConfig {
 pub fn main() -> ExitCode {
     process::main(
         "catchall-ingest",
-        "Takes delivery events over HTTP and answers once RabbitMQ has confirmed them",
+        "Takes delivery events over HTTP and answers when RabbitMQ has confirmed them",
         run,
     )
 }
@@ -143,15 +143,15 @@ pub async fn run(config: IngestConfig, process: Process) -> anyhow::Result<()> {
 }
 
 impl IntakeConfig {
-    /// The budget for bodies, whose use becomes a metric. It is one for all threads: their clients are not
-    /// spread evenly, and its size is a limit of the process.
+    /// The budget for bodies, with a metric of its use. All threads share it: their clients are not spread
+    /// evenly, and its size is a limit for the process.
     pub(crate) fn budget(&self) -> Budget {
         let budget = Budget::new(self.body_budget_mib as usize * 1024 * 1024);
         tokio::spawn(show(budget.clone()));
         budget
     }
 
-    /// Events that may wait until they are durable, on each thread.
+    /// Events that may wait to be durable, for each thread.
     pub(crate) fn max_waiting_events(&self) -> usize {
         self.max_waiting_events as usize
     }

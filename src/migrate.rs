@@ -17,7 +17,7 @@ pub fn main() -> ExitCode {
     )
 }
 
-/// What a migration needs to know.
+/// The configuration of a migration.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 struct MigrateConfig {

@@ -1,4 +1,4 @@
-//! The network between a process and its servers: whether what crosses it has to be protected.
+//! The network between a process and its servers: whether connections must be protected.
 
 use std::error::Error;
 use std::net::IpAddr;
@@ -16,8 +16,8 @@ use crate::process::ExitError;
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[group(skip)]
 pub struct NetworkConfig {
-    /// Trust the network to the broker and the databases: their URLs may then go without TLS to other
-    /// machines, or with TLS that does not verify who answers
+    /// Trust the network to the broker and the databases: their URLs may then lead to other machines without
+    /// TLS, or with TLS that does not verify the server
     #[arg(
         long,
         env = "CATCHALL_TRUSTED_NETWORK",
@@ -31,8 +31,8 @@ pub struct NetworkConfig {
 }
 
 impl NetworkConfig {
-    /// Checks the URLs of servers. Each comes with its variable, and with what a stranger could do on the way
-    /// there, if anything.
+    /// Checks the URLs of servers. Each comes with its variable, and with what a stranger on the network path
+    /// could do, if anything.
     ///
     /// # Errors
     ///
@@ -43,7 +43,7 @@ impl NetworkConfig {
             Some((variable, exposure)) if !self.trusted_network => Err(ExitError::new(
                 2,
                 format!(
-                    "{variable} leads to another machine, and {exposure}; or trust the network by \
+                    "{variable} leads to another machine, and {exposure}; or trust the network with \
                      CATCHALL_TRUSTED_NETWORK=yes"
                 ),
             )),
@@ -52,7 +52,7 @@ impl NetworkConfig {
     }
 }
 
-/// Whether a host is this machine, to which no network leads.
+/// Whether a host is this machine, which is reached without a network.
 #[must_use]
 pub fn is_local(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
@@ -85,7 +85,7 @@ pub fn tls_fault(error: &(dyn Error + 'static)) -> Option<String> {
         if let Some(fault) = error.downcast_ref::<rustls::Error>() {
             return Some(fault_of(fault));
         }
-        // An I/O error shows what it wraps only by this method.
+        // Only this method shows the error that an I/O error wraps.
         let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
         cause = wrapped.map(|wrapped| wrapped as &(dyn Error + 'static)).or_else(|| error.source());
     }
@@ -96,7 +96,7 @@ fn fault_of(error: &rustls::Error) -> String {
     match error {
         rustls::Error::InvalidCertificate(fault) => match fault {
             CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-                "its certificate is not signed by an authority that is trusted here".into()
+                "its certificate is not signed by a trusted authority".into()
             }
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
                 "its certificate has expired".into()

@@ -14,7 +14,7 @@ use crate::cause::Cause;
 use crate::shutdown::{self, Shutdown};
 use crate::telemetry;
 
-/// What a process gives to its role's `run`.
+/// The arguments that a process gives to the `run` of its role.
 #[derive(Debug)]
 pub struct Process {
     /// The metrics to serve.
@@ -64,8 +64,8 @@ pub fn main_of_commands<C: Args>(
     start(parse::<C>(name, about, arguments.into_iter()), name, run)
 }
 
-/// The same for a program whose values may each be valid but not together: `check` returns what is wrong, in
-/// a sentence that names the variables.
+/// The same for a program whose values can be valid one by one but not together: `check` returns a sentence
+/// that says what is wrong and names the variables.
 pub fn main_checked<C: Args>(
     name: &'static str,
     about: &'static str,
@@ -114,7 +114,7 @@ fn start<C: Args>(
     }
 }
 
-/// A failure that scripts can tell from others by the exit status.
+/// A failure with its own exit status, for scripts.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{sentence}")]
 pub struct ExitError {
@@ -184,7 +184,7 @@ fn with_secret_files(command: clap::Command, faults: &mut Vec<SecretFault>) -> c
 }
 
 fn secret_from_file(argument: Arg, faults: &mut Vec<SecretFault>) -> Arg {
-    // The path of a file is no secret, even if it is hidden, as that of the tokens is.
+    // The path of a file is not secret, even if it is hidden, as that of the token file is.
     let is_path = argument.get_value_parser().type_id() == TypeId::of::<PathBuf>();
     let variable = argument.get_env().filter(|_| argument.is_hide_env_values_set() && !is_path);
     let Some(variable) = variable.and_then(|variable| variable.to_str()) else { return argument };
@@ -201,11 +201,12 @@ fn secret_from_file(argument: Arg, faults: &mut Vec<SecretFault>) -> Arg {
         }
     };
     faults.push((argument.get_id().clone(), fault));
-    // The fault is told instead of a value that is missing.
+    // The fault is reported instead of the missing value.
     argument.required(false)
 }
 
-/// The first fault that concerns the command which is run: others need no secret, and help needs none.
+/// The first fault that concerns the command that is run: other commands may not need the secret, and help
+/// does not.
 fn fault(command: &clap::Command, matches: &ArgMatches, faults: Vec<SecretFault>) -> Option<String> {
     let run = matches.subcommand_name().and_then(|name| command.find_subcommand(name)).unwrap_or(command);
     let concerns = |(id, _): &SecretFault| run.get_arguments().any(|argument| argument.get_id() == id);

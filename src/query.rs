@@ -1,4 +1,4 @@
-//! Query: tells what is known of domains, from a replica.
+//! Query: answers queries about domains from a replica.
 
 mod lookup;
 mod source;
@@ -49,14 +49,14 @@ pub(crate) fn fuzz_socketmap(data: &[u8]) {
     socketmap::fuzz(data);
 }
 
-/// What the document of its requests says first.
+/// The beginning of the document of its requests.
 const ABOUT: http::About = http::About {
     title: "catchall-query",
     description: "Tells which e-mail domains are catch-alls.",
     address: "127.0.0.1:8081",
 };
 
-/// What query needs to know.
+/// The configuration of query.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 #[command(mut_arg("listen", |listen| listen.required(false).default_value("127.0.0.1:8081")))]
@@ -84,11 +84,11 @@ pub struct QueryConfig {
     socketmap: SocketmapConfig,
 }
 
-/// The rule's threshold, and how much may wait for an answer.
+/// The threshold of the rule, and how many requests may wait for an answer.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct LookupConfig {
-    /// Threshold for look-ups alone: delivered events that a domain without a bounce must exceed to be a
+    /// Threshold for look-ups only: delivered events that a domain without a bounce must exceed to be a
     /// catch-all. Without it, look-ups use the stored threshold (1000, unless it was changed)
     #[arg(
         long,
@@ -98,7 +98,7 @@ pub struct LookupConfig {
     )]
     threshold: Option<u64>,
 
-    /// Requests that may wait for the database, on each thread. Further requests get a 503 at once
+    /// Requests that may wait for the database, for each thread. Further requests get a 503 at once
     #[arg(
         long,
         env = "CATCHALL_MAX_WAITING_READS",
@@ -110,7 +110,7 @@ pub struct LookupConfig {
 }
 
 impl LookupConfig {
-    /// The threshold, which look-ups then go without.
+    /// Takes out the threshold; look-ups then use the stored one.
     pub(crate) fn take_threshold(&mut self) -> Option<u64> {
         self.threshold.take()
     }
@@ -173,7 +173,7 @@ fn router(config: &QueryConfig, health: &Health, shared: &SharedByThreads, shutd
     http::documented(ABOUT, routes)
 }
 
-/// What the threads of a process share.
+/// Shared by the threads of a process.
 #[derive(Clone)]
 pub(crate) struct SharedByThreads {
     /// Memory for look-ups and large answers.
@@ -187,8 +187,8 @@ impl Default for SharedByThreads {
     }
 }
 
-/// The routes of one thread, with readers of their own. Must be called on the thread's event loop. Answers
-/// that have no end of their own end with the shutdown.
+/// The routes of one thread, with their own readers. Must be called on the thread's event loop. Endless
+/// answers end with the shutdown.
 pub(crate) fn routes<S: DomainSource>(
     config: &LookupConfig,
     source: S,
@@ -211,8 +211,8 @@ pub(crate) fn routes<S: DomainSource>(
         .merge(page::routes(PageState::new(domains, source, shared.budget.clone(), shared.glance.clone())))
 }
 
-/// Serves a socketmap on a thread of its own, with readers of its own, until the shutdown and the grace
-/// period after it. `source` is called on the event loop of that thread.
+/// Serves a socketmap on a separate thread, with its own readers, until the shutdown and the grace period
+/// after it. `source` is called on the event loop of that thread.
 pub(crate) fn serve_socketmap<S: DomainSource>(
     socketmap: Socketmap,
     config: &LookupConfig,
@@ -225,7 +225,7 @@ pub(crate) fn serve_socketmap<S: DomainSource>(
     socketmap::serve(socketmap, domains, shutdown)
 }
 
-/// What looks up names on one thread, with readers of its own. Must be called on the thread's event loop. The
+/// The look-ups of one thread, with their own readers. Must be called on the thread's event loop. The
 /// dependency is up once each of the [`READS_AT_ONCE`] readers has read.
 fn domains<S: DomainSource>(config: &LookupConfig, source: Arc<S>, dependency: Dependency) -> Domains {
     let lookups = Arc::new(Lookups::new(config.max_waiting_reads as usize));

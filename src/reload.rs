@@ -10,19 +10,20 @@ use metrics::Gauge;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
-/// How often files are compared with what was read of them. A change counts after twice this time at most.
+/// How often files are compared with their contents when last read. A change takes effect after at most twice
+/// this time.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Largest file that is read: far more than ten thousand tokens or any chain of certificates.
 const MAX_FILE_BYTES: u64 = 16 << 20;
 
-/// What files hold: each path and its bytes, in the order of the paths. It is not printed, because it may be
-/// secret.
+/// The contents of files: each path and its bytes, in the order of the paths. They are not printed, because
+/// they may be secret.
 #[derive(PartialEq, Eq)]
 pub(crate) struct Contents(Vec<(PathBuf, Vec<u8>)>);
 
 impl Contents {
-    /// Reads files, and of a directory each file whose name does not begin with a dot.
+    /// Reads files, and in a directory every file whose name does not begin with a dot.
     fn read(paths: &[PathBuf]) -> Result<Self, String> {
         let mut files = Vec::new();
         for path in paths {
@@ -40,7 +41,7 @@ impl Contents {
         files.collect::<Result<_, _>>().map(Self)
     }
 
-    /// What a file holds.
+    /// The contents of a file.
     ///
     /// # Errors
     ///
@@ -77,7 +78,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 
 type Make<T> = dyn Fn(&Contents, Option<&T>) -> Result<T, String> + Send + Sync;
 
-/// A value that is made from files, and made anew when they change.
+/// A value that is made from files, and made again when they change.
 pub(crate) struct Reloaded<T> {
     paths: Vec<PathBuf>,
     make: Box<Make<T>>,
@@ -92,7 +93,7 @@ impl<T> Debug for Reloaded<T> {
 }
 
 impl<T: Send + Sync + 'static> Reloaded<T> {
-    /// Makes the first value. `make` gets what the files hold, and the value before.
+    /// Makes the first value. `make` gets the contents of the files and the previous value.
     ///
     /// # Errors
     ///
@@ -111,8 +112,8 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
         Arc::clone(&self.value.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Makes the value anew if a file has changed; returns whether one has. What cannot be read or used
-    /// changes nothing.
+    /// Makes a new value if a file has changed; returns whether one has. Files that cannot be read or used
+    /// change nothing.
     fn reload(&self) -> Result<bool, String> {
         let read = Contents::read(&self.paths)?;
         let mut last = self.read.lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,10 +127,10 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
     }
 
     /// Keeps the value current, forever. `what` names it in the log; `stale` is 1 while the files cannot be
-    /// used and the value before them still counts.
+    /// used and the previous value is kept.
     ///
-    /// A failure is reported when it is found twice in a row: files that belong together may be found between
-    /// the writing of one and of the other.
+    /// A failure is reported when it is found twice in a row: when one of two files that belong together has
+    /// been written and the other has not, the first look fails.
     pub(crate) async fn watch(self: Arc<Self>, what: &'static str, stale: Gauge) {
         let mut failed: Option<String> = None;
         let mut reported = None;
@@ -141,7 +142,7 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
             match spawn_blocking(move || this.reload()).await {
                 Ok(Ok(changed)) => {
                     if changed || reported.is_some() {
-                        tracing::info!("{what}: read again");
+                        tracing::info!("{what}: reloaded");
                     }
                     stale.set(0);
                     (failed, reported) = (None, None);
@@ -151,7 +152,7 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
                         stale.set(1);
                         tracing::warn!(
                             reason,
-                            "{what}: cannot be read again, the last valid ones stay: {reason}"
+                            "{what}: cannot reload, keeping the last valid version: {reason}"
                         );
                         reported = Some(reason.clone());
                     }

@@ -10,7 +10,7 @@ use crate::utc_time::UtcTime;
 pub enum RowFormat {
     /// One JSON object per line.
     Ndjson,
-    /// One line per domain, under a line of names (RFC 4180).
+    /// One line per domain, under a header line (RFC 4180).
     Csv,
     /// One name per line, and nothing else.
     Names,
@@ -25,8 +25,8 @@ impl RowFormat {
         }
     }
 
-    /// What is sent of no rows at all. Rspamd takes a map without a byte for one that could not be read, and
-    /// keeps what it had.
+    /// The text that is sent if there are no rows. Rspamd takes an empty map for one that could not be read,
+    /// and keeps the previous one.
     #[must_use]
     pub fn of_none(self) -> &'static str {
         if self == Self::Names { "# none\n" } else { "" }

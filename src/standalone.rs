@@ -28,7 +28,7 @@ pub fn main() -> ExitCode {
 ///
 /// # Errors
 ///
-/// When the command fails. What is wrong with the data file has an exit status of its own.
+/// When the command fails. Errors of the data file have their own exit statuses.
 pub async fn run(config: StandaloneConfig, process: Process) -> anyhow::Result<()> {
     match config.command {
         Command::Serve(config) => serve::serve(config, process).await,

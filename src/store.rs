@@ -1,4 +1,4 @@
-//! The two seams of the system: where accepted batches go, and where what is known of domains is read.
+//! The two seams of the system: where accepted batches go, and how data about domains is read.
 //!
 //! Roles know only these traits. Each has two implementations: in a cluster the broker, from which a worker
 //! counts into the [`ledger`] on the Postgres primary, and the Postgres [`replica`]; in the standalone the
@@ -38,7 +38,7 @@ pub trait BatchSink: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// Says what is known of the batch at the deadline, or sooner when waiting is useless.
+    /// Says what is known about the batch at the deadline, or sooner when waiting is useless.
     fn accept(&self, batch: Batch, deadline: Instant)
     -> impl Future<Output = Result<(), NotAccepted>> + Send;
 }
@@ -47,7 +47,7 @@ pub trait BatchSink: Send + Sync + 'static {
 /// told only the variant.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotAccepted {
-    /// Nothing of it was counted, and nothing will be.
+    /// Nothing of it was counted, or will be.
     #[error("nothing was counted: {0}")]
     NotCounted(#[source] Cause),
     /// It may have been counted, or may still be: sending it again is safe only under the same keys.
@@ -58,7 +58,7 @@ pub enum NotAccepted {
     Full(#[source] Cause),
 }
 
-/// Where it is read what is known of domains.
+/// Reads what is known about domains.
 pub trait DomainSource: Send + Sync + 'static {
     /// Whether it is a copy, which may not have come to what another one has told already.
     const IS_COPY: bool;
@@ -103,14 +103,14 @@ pub trait DomainSource: Send + Sync + 'static {
     /// When they cannot be read at present.
     fn latest(&self, limit: u32) -> impl Future<Output = Result<Portion, Unreadable>> + Send;
 
-    /// By what is answered, and how late.
+    /// The threshold that applies, and how old answers can be.
     ///
     /// # Errors
     ///
     /// When it cannot be read at present.
     fn standing(&self) -> impl Future<Output = Result<Standing, Unreadable>> + Send;
 
-    /// The position that all changes so far are before, and all later ones after.
+    /// The position between all changes so far and all later ones.
     ///
     /// # Errors
     ///
@@ -126,7 +126,7 @@ pub trait DomainSource: Send + Sync + 'static {
     fn last_change(&self) -> impl Future<Output = Result<Position, Unreadable>> + Send;
 }
 
-/// By what a source answers, and how late.
+/// The threshold of a source, and how old its answers can be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// Delivered events that a domain without a bounce must exceed to be a catch-all.
@@ -144,7 +144,7 @@ pub struct PageRequest {
     pub prefix: String,
     /// Only names after this one.
     pub after: Option<DomainName>,
-    /// At most so many.
+    /// The most domains.
     pub limit: u32,
 }
 
@@ -189,8 +189,8 @@ impl Page {
 }
 
 impl PageRequest {
-    /// How many rows to look at for the page: one more than it has, which shows that there is a next one. Most
-    /// domains may be something else than unknown, so for a page of these it is some more.
+    /// How many rows to read for the page: one more than it has, which shows whether there is a next one.
+    /// Most domains may have a status other than `unknown`, so a page of unknown ones needs more rows.
     fn rows(&self) -> u32 {
         let one_more = self.limit.saturating_add(1);
         if self.status == Some(Status::Unknown) { one_more.max(ROWS_OF_A_PAGE) } else { one_more }
@@ -205,9 +205,9 @@ impl PageRequest {
 /// The latest change of a domain's status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// What is known of the domain now.
+    /// What is known about the domain now.
     pub report: DomainReport,
-    /// Its place in the feed.
+    /// Its position in the feed.
     pub place: Place,
 }
 
@@ -235,8 +235,8 @@ impl Portion {
     }
 }
 
-/// Rows that are looked at to find those of a page whose domains have no row of their own: the unknown ones.
-/// It takes some tens of milliseconds.
+/// Rows that are read for a page of unknown domains, whose status is not stored. It takes some tens of
+/// milliseconds.
 const ROWS_OF_A_PAGE: u32 = 20_000;
 
 /// Something could not be read. The reason is for operators.

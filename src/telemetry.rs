@@ -29,15 +29,15 @@ const HISTOGRAMS: [(&str, &[f64]); 3] = [
     ),
 ];
 
-/// How often observations are sorted into buckets. Until then the exporter keeps each one in 16 bytes, even
-/// if nobody reads the metrics; a busy process makes some thousands a second.
+/// How often observations are sorted into buckets. Until then the exporter keeps 16 bytes for each, even if
+/// the metrics are never read; a busy process makes some thousands per second.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the process logs, and in which format.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct TelemetryConfig {
-    /// What is logged: a level (error, warn, info, debug, trace) or a tracing-subscriber filter
+    /// What to log: a level (error, warn, info, debug, trace) or a tracing-subscriber filter
     // h2 warns of frames that any stranger can send by the thousand.
     #[arg(
         long,
@@ -49,7 +49,7 @@ pub struct TelemetryConfig {
     )]
     pub log: String,
 
-    /// How it is logged: text for people, json for machines
+    /// Format of the log: text for people, json for machines
     #[arg(long, env = "CATCHALL_LOG_FORMAT", value_name = "FORMAT", default_value = "text", global = true)]
     pub log_format: LogFormat,
 }

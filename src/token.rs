@@ -6,10 +6,10 @@ use std::str::FromStr;
 use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use subtle::ConstantTimeEq;
 
-/// What every token begins with, so that a scanner for leaked secrets finds one in any text.
+/// The prefix of every token, so that scanners for leaked secrets find tokens in any text.
 pub const TOKEN_PREFIX: &str = "catchall_";
 
-/// Random characters of a token: 190 bits, which nobody guesses.
+/// Random characters of a token: 190 bits, too many to guess.
 pub const SECRET_LEN: usize = 32;
 
 /// Characters of the checksum, enough for any CRC-32.
@@ -26,10 +26,10 @@ pub struct Token(String);
 /// Why a text is not a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// It is something else.
+    /// It does not have the form of a token.
     #[error("a token is {TOKEN_PREFIX} and 38 letters and digits")]
     Form,
-    /// It looks like one.
+    /// It has the form of a token, but its checksum is wrong.
     #[error("its checksum does not match, so a character is wrong")]
     Checksum,
 }
@@ -97,16 +97,16 @@ fn checksum(secret: &[u8]) -> [u8; CHECKSUM_LEN] {
     digits
 }
 
-/// The SHA-256 of a token. It is no secret: nobody finds a token of 190 random bits by it.
+/// The SHA-256 of a token. It is not secret: a token of 190 random bits cannot be found from it.
 #[derive(Clone, Copy, Debug)]
 pub struct TokenDigest([u8; SHA256_OUTPUT_LEN]);
 
 impl TokenDigest {
-    /// The digest of what a client sent, if that is a token.
+    /// The digest of a text that a client sent, if it is a token.
     ///
     /// # Errors
     ///
-    /// When it is none.
+    /// When it is not a token.
     pub fn of_token(text: &str) -> Result<Self, TokenError> {
         check(text).map(|()| Self::of(text))
     }
@@ -116,7 +116,8 @@ impl TokenDigest {
         Self(digest.as_ref().try_into().expect("SHA-256 has 32 bytes"))
     }
 
-    /// Where a digest is looked for. It does not tell two digests apart: [`PartialEq`] does.
+    /// The hash by which a digest is looked up. It may be the same for two digests; [`PartialEq`] compares
+    /// them.
     #[must_use]
     pub fn slot(&self) -> u64 {
         self.0.first_chunk().map_or(0, |first| u64::from_be_bytes(*first))

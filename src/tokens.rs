@@ -15,8 +15,8 @@ use crate::grant::{Expiry, Grant, Scopes, TokenName, grants};
 use crate::process::{self, Process};
 use crate::token::{SECRET_LEN, Token};
 
-/// A service may read the file as a user of its own. Nothing in it is secret: nobody finds a token by its
-/// digest.
+/// A service may run as another user and must read the file. Nothing in it is secret: a token cannot be found
+/// from its digest.
 const FILE_MODE: u32 = 0o644;
 
 /// The command to run.
@@ -31,12 +31,12 @@ pub struct TokenConfig {
 enum Command {
     /// Make a token, print it, and add it to a file
     ///
-    /// The token is printed on standard output, once: nobody can read it out of the file. Services that use
-    /// the file let it in within 5 s. To take a token back, remove its line.
+    /// The token is printed once, on standard output; it cannot be recovered from the file. Services that use
+    /// the file accept it within 5 s. To revoke a token, remove its line.
     New(NewConfig),
 }
 
-/// What a new token is to be.
+/// The options of a new token.
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 struct NewConfig {
@@ -49,11 +49,11 @@ struct NewConfig {
     #[arg(long, value_name = "SCOPES")]
     scope: Scopes,
 
-    /// Until when it is valid: 90d, 12h, 2027-01-31, 2027-01-31T12:00:00Z or never
+    /// How long or until when it is valid: 90d, 12h, 2027-01-31, 2027-01-31T12:00:00Z or never
     #[arg(long, value_name = "WHEN", default_value = "never", value_parser = expiry)]
     expires: Expiry,
 
-    /// File to add its line to, which is created if it does not exist; else the line is printed on standard
+    /// File to add its line to, created if it does not exist. Without it, the line is printed on standard
     /// error
     #[arg(long)]
     file: Option<PathBuf>,
@@ -66,7 +66,7 @@ fn expiry(text: &str) -> Result<Expiry, String> {
 /// The program: see [`process::main`].
 #[must_use]
 pub fn main() -> ExitCode {
-    process::main("catchall-token", "Makes the tokens with which clients are let in", run)
+    process::main("catchall-token", "Makes the tokens that let clients in", run)
 }
 
 /// Runs the command.
@@ -82,7 +82,7 @@ pub async fn run(config: TokenConfig, _: Process) -> anyhow::Result<()> {
         Some(file) => add(&grant, file).with_context(|| format!("cannot add to {}", file.display()))?,
         None => eprintln!("{grant}"),
     }
-    // Last, so that whoever has a token has one that counts.
+    // Last, so that a printed token is always valid.
     writeln!(io::stdout(), "{}", token.expose()).context("cannot print the token")
 }
 
@@ -98,7 +98,7 @@ fn random() -> anyhow::Result<Token> {
     Ok(Token::from_digits(*digits))
 }
 
-/// Adds a line to a file, which is on the disk after that. A file that is not a token file is left as it is.
+/// Adds a line to a file and waits until it is on disk. A file that is not a token file is left unchanged.
 fn add(grant: &Grant, path: &Path) -> anyhow::Result<()> {
     let mut file = OpenOptions::new().read(true).append(true).create(true).mode(FILE_MODE).open(path)?;
     file.lock()?;
@@ -113,7 +113,7 @@ fn add(grant: &Grant, path: &Path) -> anyhow::Result<()> {
     sync_directory(path)
 }
 
-/// Makes the name of a new file last.
+/// Makes the name of a new file durable.
 fn sync_directory(path: &Path) -> anyhow::Result<()> {
     let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
     Ok(File::open(directory.unwrap_or(Path::new(".")))?.sync_all()?)

@@ -6,21 +6,21 @@ use utoipa::ToSchema;
 use crate::counters::Counters;
 use crate::utc_time::UtcTime;
 
-/// Totals over all domains. They are kept up to date by what is counted, and nothing is counted to read them.
+/// Totals over all domains. They are updated as events are counted, so reading them is cheap.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Totals {
     /// Domains by their status.
     pub domains: DomainTotals,
     /// Events by their outcome.
     pub events: EventTotals,
-    /// Events that were counted lately.
+    /// Events that were counted recently.
     pub recent: RecentEvents,
     /// Events that were counted in each of the last minutes, the oldest minute first. A minute without events
     /// is left out.
     pub minutes: Vec<MinuteTotals>,
 }
 
-/// Domains by their status. A domain without events is in none.
+/// Domains by their status. A domain without events is not included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct DomainTotals {
     /// They accept mail for any address.
@@ -48,7 +48,7 @@ impl From<Counters> for EventTotals {
     }
 }
 
-/// Events that were counted lately, to ten seconds.
+/// Events that were counted recently, to ten seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct RecentEvents {
     /// In the last minute.
@@ -69,7 +69,7 @@ pub struct MinuteTotals {
 }
 
 impl DomainTotals {
-    /// From how many domains there are in all, and how many of them are known to be something.
+    /// Computed from the number of all domains, and of those that are not `unknown`.
     #[must_use]
     pub fn new(all: u64, catch_all: u64, not_catch_all: u64) -> Self {
         let unknown = all.saturating_sub(catch_all).saturating_sub(not_catch_all);

@@ -1,4 +1,4 @@
-//! A recurring problem, of which only the beginning is logged.
+//! A recurring problem that is logged only when it begins.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! A moment, as the API says it.
+//! A time, as the API writes it.
 
 use std::fmt;
 use std::num::NonZero;
@@ -9,18 +9,18 @@ use time::format_description::well_known::Iso8601;
 use time::format_description::well_known::iso8601::{Config, EncodedConfig, TimePrecision};
 use utoipa::ToSchema;
 
-/// Always three digits after the second: texts of one length sort as their moments do.
+/// Always three digits after the second: texts of the same length sort by time.
 const FORMAT: EncodedConfig = Config::DEFAULT
     .set_year_is_six_digits(false)
     .set_time_precision(TimePrecision::Second { decimal_digits: NonZero::new(3) })
     .encode();
 
-/// A moment in milliseconds since 1970. It is written as in RFC 3339, in UTC: `2026-11-28T10:47:04.125Z`.
+/// A time in milliseconds since 1970. It is written as in RFC 3339, in UTC: `2026-11-28T10:47:04.125Z`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, ToSchema)]
 #[schema(
     value_type = String,
     format = DateTime,
-    description = "A moment in UTC, to the millisecond (RFC 3339).",
+    description = "A time in UTC, to the millisecond (RFC 3339).",
     examples("2026-11-28T10:47:04.125Z")
 )]
 pub struct UtcTime(pub i64);
@@ -28,7 +28,7 @@ pub struct UtcTime(pub i64);
 impl fmt::Display for UtcTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let moment = OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000);
-        // A moment beyond the calendar cannot have been noted by any clock.
+        // No clock can have recorded a time beyond the calendar.
         let text = moment.ok().and_then(|moment| moment.format(&Iso8601::<FORMAT>).ok()).unwrap_or_default();
         f.write_str(&text)
     }

@@ -33,7 +33,7 @@ use row_limit::RowLimit;
 use session::{Ended, Session, Times};
 use settle::{DEAD_LETTER_TIMEOUT, Settler};
 
-/// What the worker needs to know.
+/// The configuration of the worker.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 #[command(mut_arg("ops_listen", |listen| listen.required(false).default_value("127.0.0.1:9082")))]
@@ -107,9 +107,9 @@ pub struct WorkerConfig {
     )]
     linger_ms: u32,
 
-    /// The longest wait for more messages, in milliseconds, while transactions are slow, as they are when
-    /// many domains come in. A transaction then waits twice as long as the last one took, up to this limit.
-    /// The more rows are written together, the closer they lie and the less each costs
+    /// The longest wait for more messages, in milliseconds, when transactions are slow because of many
+    /// different domains. A transaction then waits twice as long as the last one took, up to this limit. Rows
+    /// that are written together lie closer on disk and cost less each
     #[arg(
         long,
         env = "CATCHALL_MAX_LINGER_MS",
@@ -147,9 +147,9 @@ impl WorkerConfig {
             return Ok(());
         }
         Err(format!(
-            "the value {} of CATCHALL_ACK_DEADLINE_SECS (--ack-deadline-secs <SECONDS>) is not valid: it has \
-             to be at least {}, twice CATCHALL_STATEMENT_TIMEOUT_SECS ({statement_secs}) plus the longer of \
-             CATCHALL_LINGER_MS and CATCHALL_MAX_LINGER_MS ({linger_ms}), or messages would be given back \
+            "the value {} of CATCHALL_ACK_DEADLINE_SECS (--ack-deadline-secs <SECONDS>) is not valid: it \
+             must be at least {}, twice CATCHALL_STATEMENT_TIMEOUT_SECS ({statement_secs}) plus the longer \
+             of CATCHALL_LINGER_MS and CATCHALL_MAX_LINGER_MS ({linger_ms}), or messages would be returned \
              uncounted",
             ack_deadline.as_secs(),
             least.as_secs_f64().ceil(),
@@ -238,7 +238,7 @@ struct Worker {
 }
 
 impl Worker {
-    /// Runs one session after the other. Whatever ends a session, everything it had not acknowledged is
+    /// Runs one session after another. Whatever ends a session, everything that it had not acknowledged is
     /// delivered again, to the next one or to another worker.
     async fn work(mut self, shutdown: Shutdown) {
         let mut delays = backoff();

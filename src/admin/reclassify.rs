@@ -53,7 +53,7 @@ pub(super) async fn reclassify<S: Maintenance>(
     };
     Display::detect().follow("reclassifying", "domains", all, progress, work).await?;
     println!(
-        "reclassified by the threshold {threshold}: {} of {} domains have another status; it took {} s",
+        "reclassified by the threshold {threshold}: {} of {} domains changed status; it took {} s",
         changed.get(),
         done.get(),
         begun.elapsed().as_secs()

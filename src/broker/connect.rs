@@ -77,7 +77,7 @@ pub(super) async fn connect_limited(
     }
 }
 
-/// Why an attempt to connect failed, in words an operator can act on, the likely causes in their order.
+/// Why an attempt to connect failed, in words an operator can act on; the likely causes come first.
 fn describe_attempt(error: &lapin::Error, url: &AmqpUrl) -> String {
     let is_cut = matches!(error.kind(), ErrorKind::IOError(io) if tls_fault(&**io).is_none()
         && matches!(io.kind(), IoErrorKind::ConnectionAborted | IoErrorKind::ConnectionReset));

@@ -63,8 +63,8 @@ impl DeadLetter {
         self.unread().unwrap_or(self.body().len() as u64)
     }
 
-    /// The stable name of the dead letter. Dead letters share it only if they have the same id or both none,
-    /// and the same body or unread bodies of the same size.
+    /// The stable name of the dead letter. Dead letters share it only if they have the same id, or both have
+    /// none, and the same body, or unread bodies of the same size.
     #[must_use]
     pub fn reference(&self) -> Uuid {
         let id = self.id().unwrap_or_default();
@@ -75,7 +75,7 @@ impl DeadLetter {
         Uuid::new_v5(&REFERENCES, &[&[length], id.as_bytes(), body].concat())
     }
 
-    /// The id under which it counts once: the publisher's, else its own.
+    /// The id under which it counts once: the publisher's, or else its own.
     #[must_use]
     pub fn id(&self) -> Option<&str> {
         self.message_id().or_else(|| self.dead_letter_id())

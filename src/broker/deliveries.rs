@@ -16,7 +16,7 @@ use super::message::{Delivery, EVENTS};
 use super::topology::check_topology;
 use super::url::{BrokerConfig, MessageLimit};
 
-/// A consumer of the events queue on a connection of its own.
+/// A consumer of the events queue, on its own connection.
 ///
 /// Each message is delivered again, here or elsewhere, unless it is acknowledged through the same
 /// `Deliveries`: a tag means nothing on another connection, and dropping this connection returns every

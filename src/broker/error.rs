@@ -15,7 +15,7 @@ pub enum BrokerError {
         url: String,
         /// What went wrong.
         reason: String,
-        /// What lapin reported, if it did.
+        /// The error of lapin, if there was one.
         source: Option<Cause>,
     },
     /// The broker is available, but its topology is incomplete.
@@ -39,7 +39,7 @@ impl BrokerError {
         Self::Connection { url: url.to_string(), reason: reason.to_string(), source: None }
     }
 
-    /// What lapin reported, and the reason in words an operator can act on.
+    /// The error of lapin, and the reason in words an operator can act on.
     pub(super) fn of(url: &AmqpUrl, reason: String, error: &lapin::Error) -> Self {
         Self::Connection { url: url.to_string(), reason, source: Some(Cause::new(error.clone())) }
     }

@@ -72,22 +72,21 @@ pub const EVENTS: &str = "catchall.events";
 /// The name of the exchange for dead letters, and of its queue.
 pub const DEAD: &str = "catchall.dead";
 
-/// The name of the exchange for changes of statuses. Whoever wants them binds a queue to it.
+/// The name of the exchange for changes of status. Subscribers bind queues to it.
 pub(super) const CHANGES: &str = "catchall.changes";
 
-/// The header that orders the changes of a domain: a change with a lower number than one that has come is
-/// older.
+/// The header that orders the changes of a domain: a lower number is an older change.
 const CHANGED_IN_HEADER: &str = "catchall-changed-in";
 
 /// The namespace of ids of changes that are too long as they are. Never change it: it is documented, and
 /// subscribers keep the ids they have seen.
 const CHANGE_IDS: Uuid = Uuid::from_u128(0x7d1f_6f0e_58c4_4f0b_9d3a_c0a7_ca11_0003);
 
-/// The delivery mode of a message that has to survive a restart of the broker.
+/// The delivery mode of a message that must survive a restart of the broker.
 const PERSISTENT: u8 = 2;
 
-/// The header that makes a message a watermark. The ledger must know its id, so no other publisher's message
-/// can pass for one.
+/// The header that makes a message a watermark. The ledger must know its id, so no message of another
+/// publisher can pose as one.
 const WATERMARK_HEADER: &str = "catchall-watermark";
 
 /// The header that names the unreadable parts of a message. The filter writes it on arrival and the broker
@@ -203,7 +202,7 @@ impl Message {
 
     /// Publishes the message. The first await writes to the socket, the second waits for the confirm.
     /// `mandatory` makes the broker return a message that no queue takes, instead of dropping and confirming
-    /// it. Changes are for whoever wants them, which may be nobody.
+    /// it. Changes go to subscribers, of which there may be none.
     pub(super) async fn publish(&self, channel: &Channel) -> lapin::Result<Confirmation> {
         let Message { exchange, routing_key, properties, body } = self;
         let options =

@@ -14,7 +14,7 @@ use crate::health::Dependency;
 use crate::idempotency_key::IdempotencyKey;
 use crate::store::{BatchSink, NotAccepted};
 
-/// One connection with one confirming channel, owned and kept open by a task of its own.
+/// One connection with one confirming channel, owned and kept open by a separate task.
 ///
 /// Any number of requests from any task may be on their way at once, so a broker that is slow to confirm
 /// still receives more. A caller may stop waiting; its request goes on, and the answer is dropped.
@@ -23,8 +23,8 @@ pub struct Publisher(mpsc::UnboundedSender<PublishRequest>);
 
 impl Publisher {
     /// Begins to connect under `name` and stays connected until the publisher is dropped. `broker` is updated
-    /// whenever the broker starts or stops accepting messages. A connection that owes confirms and has sent
-    /// none for `silence` is dropped.
+    /// whenever the broker starts or stops accepting messages. A connection with outstanding confirms that
+    /// has sent none for `silence` is dropped.
     #[must_use]
     pub fn connect(config: BrokerConfig, name: String, broker: Dependency, silence: Duration) -> Self {
         // Each caller awaits its request, which bounds the channel.

@@ -29,13 +29,13 @@ pub(super) struct Supervisor {
     config: BrokerConfig,
     name: String,
     broker: Dependency,
-    /// How long a connection may owe confirms without sending any.
+    /// How long a connection may have outstanding confirms and send none.
     silence: Duration,
     queue: mpsc::UnboundedReceiver<PublishRequest>,
     pending: Pending,
 }
 
-/// The publisher was dropped, and nobody waits for an answer any more.
+/// The publisher was dropped, and no caller waits for an answer any more.
 struct Gone;
 
 impl Supervisor {
@@ -49,7 +49,7 @@ impl Supervisor {
         Self { config, name, broker, silence, queue, pending: Pending::default() }
     }
 
-    /// Keeps one connection after the other until the publisher is dropped.
+    /// Keeps opening connections until the publisher is dropped.
     pub(super) async fn run(mut self) {
         // Only a dropped publisher ends the loop.
         let Gone = self.supervise().await;
@@ -160,7 +160,7 @@ impl Supervisor {
     }
 }
 
-/// Waits for a moment that may never come.
+/// Waits until a time; forever without one.
 async fn at(moment: Option<Instant>) {
     match moment {
         Some(moment) => sleep_until(moment).await,
@@ -178,12 +178,12 @@ async fn open(config: BrokerConfig, name: String) -> Result<(Connection, Channel
     Ok((connection, channel))
 }
 
-/// How quickly the broker confirms, and since when it has been silent.
+/// How quickly the broker confirms, and how long it has been silent.
 #[derive(Debug)]
 struct Pulse {
-    /// Confirms that the broker owes.
+    /// Confirms that are outstanding.
     owed: usize,
-    /// When it last confirmed anything, or began to owe.
+    /// When it last confirmed anything, or when the first outstanding message was sent.
     sign_of_life: Instant,
     /// How long the last confirm took.
     took: Duration,
@@ -211,13 +211,13 @@ impl Pulse {
         self.sign_of_life = now;
     }
 
-    /// Since when the broker owes confirms and has sent none.
+    /// Since when confirms are outstanding and none has come.
     fn silent_since(&self) -> Option<Instant> {
         (self.owed > 0).then_some(self.sign_of_life)
     }
 
-    /// How long the next confirm is expected to take. `None` while no confirm is owed: only a new message can
-    /// tell.
+    /// How long the next confirm is expected to take. `None` while none is outstanding: only a new message
+    /// can tell.
     fn expected(&self) -> Option<Duration> {
         (self.owed > 0).then_some(self.took)
     }

@@ -17,8 +17,8 @@ use crate::network;
 #[derive(Clone, Debug, Default, clap::Args)]
 #[group(skip)]
 pub struct BrokerTlsConfig {
-    /// Certificates in PEM of the only authorities that may have signed the broker's; without it, those of
-    /// the system. It is read again for each connection, like the next two
+    /// Certificates in PEM of the only authorities that may have signed the broker's certificate; without it,
+    /// those of the system. The file is read again for each connection, like the next two
     #[arg(id = "amqp_ca", long = "amqp-ca", env = "CATCHALL_AMQP_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
 
@@ -45,7 +45,7 @@ pub struct BrokerTlsConfig {
 }
 
 impl BrokerTlsConfig {
-    /// Whether anything is set, which has a meaning only for TLS.
+    /// Whether anything is set that only matters with TLS.
     pub(super) fn is_set(&self) -> bool {
         self.ca.is_some() || self.cert.is_some()
     }
@@ -85,7 +85,7 @@ impl BrokerTlsConfig {
                     roots.add(authority).map_err(|error| unusable(path, &error))?;
                 }
             }
-            // Systems have some that cannot be read, and do without them.
+            // Some systems have certificates that cannot be read; the others are enough.
             None => {
                 roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
             }
@@ -99,7 +99,7 @@ fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
     network::certificates(path, &pem).map_err(io::Error::other)
 }
 
-/// Text only: if it kept the error of rustls, `tls_fault` would find that and blame the broker.
+/// Text only: if it kept the error of rustls, `tls_fault` would find it and blame the broker.
 fn unusable(path: &Path, reason: &dyn std::fmt::Display) -> io::Error {
     io::Error::other(format!("{}: {reason}", path.display()))
 }

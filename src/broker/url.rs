@@ -43,11 +43,11 @@ impl BrokerConfig {
         Self { amqp_url, tls: BrokerTlsConfig::default() }
     }
 
-    /// Checks that what is said about TLS belongs to the URL.
+    /// Checks that settings for TLS come with a URL for TLS.
     ///
     /// # Errors
     ///
-    /// When the URL is one without TLS.
+    /// When the URL does not use TLS.
     pub fn check(&self) -> Result<(), ExitError> {
         if self.tls.is_set() && self.amqp_url.uri.scheme == AMQPScheme::AMQP {
             let sentence = "CATCHALL_AMQP_CA and CATCHALL_AMQP_CERT are for TLS, and CATCHALL_AMQP_URL begins \
@@ -57,7 +57,7 @@ impl BrokerConfig {
         Ok(())
     }
 
-    /// The variable of the URL, and what strangers can do on the way to the broker.
+    /// The variable of the URL, and what strangers on the network path to the broker can do.
     #[must_use]
     pub fn exposure(&self) -> (&'static str, Option<&'static str>) {
         ("CATCHALL_AMQP_URL", self.amqp_url.exposure())
@@ -68,7 +68,7 @@ impl BrokerConfig {
 #[derive(Clone, PartialEq, Eq)]
 pub struct AmqpUrl {
     pub(super) uri: AMQPUri,
-    /// Whether it says who connects.
+    /// Whether it names a user.
     pub(super) names_user: bool,
 }
 
@@ -80,7 +80,7 @@ impl FromStr for AmqpUrl {
         let mut uri: AMQPUri =
             url.parse().map_err(|_| "not an AMQP URL, as in amqp://user:password@host:5672/%2f")?;
         if let Some(address) = ipv6_host(url) {
-            // The parser takes such a host for none, and would lead to this machine.
+            // The parser ignores such a host, and would connect to this machine.
             uri.authority.host = address.to_string();
         }
         uri.query.heartbeat.get_or_insert(HEARTBEAT_SECS);
@@ -91,7 +91,7 @@ impl FromStr for AmqpUrl {
     }
 }
 
-/// The host of a URL, if it is an address of IPv6, which stands in brackets.
+/// The host of a URL, if it is an IPv6 address, in brackets.
 fn ipv6_host(url: &str) -> Option<Ipv6Addr> {
     let (_, rest) = url.split_once("://")?;
     let authority = rest.split(['/', '?', '#']).next()?;
@@ -100,11 +100,11 @@ fn ipv6_host(url: &str) -> Option<Ipv6Addr> {
 }
 
 impl AmqpUrl {
-    /// What strangers can do on the way to the broker, and how to prevent it.
+    /// What strangers on the network path can do, and how to prevent it.
     #[must_use]
     pub fn exposure(&self) -> Option<&'static str> {
         let open = self.uri.scheme == AMQPScheme::AMQP && !is_local(&self.uri.authority.host);
-        open.then_some("whoever is on the way reads the password and the events: use amqps://")
+        open.then_some("anyone on the network path can read the password and the events: use amqps://")
     }
 
     /// How long an attempt to connect may take.
@@ -135,8 +135,8 @@ impl fmt::Debug for AmqpUrl {
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[group(skip)]
 pub struct MessageLimit {
-    /// Most bytes of a message body that is read. A larger body is never in memory, and its message becomes
-    /// or stays a dead letter. The broker should refuse larger messages: see `max_message_size` in
+    /// The largest message body that is read, in bytes. A larger body is never in memory, and its message
+    /// becomes or stays a dead letter. The broker should refuse larger messages: see `max_message_size` in
     /// rabbitmq/rabbitmq.conf. ingest writes messages of up to 400 kB
     #[arg(
         long,

@@ -18,11 +18,10 @@ Examples:
   catchall-dead replay --all --reason 'content type'
           send back what a repaired worker can now read
   catchall-dead discard 3f2a9c1b04de 77ab03c9e1f2
-          take two out for good
+          remove two for good
 
-The reference of a dead letter never changes. Its beginning is enough if no other reference begins like
-that. Dead letters with equal bodies and without a message_id may share a reference, which then means all of
-them.
+The reference of a dead letter never changes. A unique beginning of it is enough. Dead letters with equal
+bodies and without a message_id may share a reference, which then stands for all of them.
 
 A replayed dead letter counts once: it keeps its message_id, or gets the id it was given when it was dead-
 lettered. Only dead letters without an id from the publisher or the worker (moved by the broker, or kept by
@@ -34,8 +33,8 @@ If no client library can read all of a dead letter (a routing key that is not UT
 deep), the rest is shown and replayed. A dead letter whose body is larger than CATCHALL_MAX_MESSAGE_BYTES is
 not replayed.
 
-Every command gives back what it did not remove, also when it is killed. Ctrl-C ends it between two dead
-letters. Dead letters that somebody else is looking at are not visible meanwhile.
+Every command returns what it did not remove, even if it is killed. Ctrl-C ends it between two dead
+letters. While another person looks at dead letters, they are not visible.
 
 Exit status:
   0    everything was done
@@ -59,21 +58,21 @@ pub struct DeadLettersConfig {
 pub(super) enum Command {
     /// Print the number of waiting dead letters
     Count(Count),
-    /// Print a line for each dead letter, about the oldest first
+    /// Print one line per dead letter, roughly oldest first
     List(List),
-    /// Print everything about a dead letter, or about each one that shares the reference
+    /// Print everything about a dead letter, or about all that share the reference
     Show(Show),
-    /// Send dead letters back to be counted, and take each out once the broker has it
+    /// Send dead letters back to be counted, and remove each once the broker has confirmed it
     ///
-    /// A dead letter is skipped and named if its claim may be pruned: that is, if it may have been counted
-    /// before, and it became a dead letter before the workers began to prune claims or shortly after.
-    /// "Shortly" is the time for which a worker may hold a message, plus an hour for clocks that differ. A
-    /// dead letter may have been counted if it has a `message_id` and was moved by the broker, or if it has
-    /// events with ids. Claims last for the workers' `CATCHALL_MESSAGE_RETENTION_SECS` and
-    /// `CATCHALL_EVENT_RETENTION_SECS`. The workers hold a message for at most `CATCHALL_ACK_DEADLINE_SECS`,
-    /// which must have the same value here.
+    /// A dead letter is skipped and reported if it may have been counted and its claim may have been pruned.
+    /// Its claim may have been pruned if it became a dead letter before the time up to which the workers have
+    /// pruned, or less than the ack deadline and an hour (for clock differences) after it. A dead letter may
+    /// have been counted if it has a `message_id` and was moved by the broker, or if it has events with ids.
+    /// Claims last for the workers' `CATCHALL_MESSAGE_RETENTION_SECS` and `CATCHALL_EVENT_RETENTION_SECS`.
+    /// The workers hold a message for at most `CATCHALL_ACK_DEADLINE_SECS`, which must have the same value
+    /// here.
     Replay(Replay),
-    /// Take dead letters out for good
+    /// Remove dead letters for good
     Discard(Discard),
 }
 
@@ -89,7 +88,7 @@ impl Command {
         }
     }
 
-    /// The variables of the URLs, and what strangers can do on the way there.
+    /// The variables of the URLs, and what strangers on the network path can do.
     pub(super) fn exposures(&self) -> Vec<(&'static str, Option<&'static str>)> {
         let primary = match self {
             Self::Replay(Replay { ledger, .. }) => Some(&ledger.primary),
@@ -164,7 +163,7 @@ pub(super) struct Replay {
     #[command(flatten)]
     pub(super) chosen: Chosen,
 
-    /// Also replay dead letters that may have been counted and would not be recognised any more
+    /// Also replay dead letters that may have been counted and would no longer be recognised
     #[arg(long)]
     pub(super) even_if_counted: bool,
 }

@@ -1,4 +1,4 @@
-//! Dead letters that may have been counted before and would not be recognised any more.
+//! Dead letters that may have been counted before and would no longer be recognised.
 
 use std::time::{Duration, SystemTime};
 
@@ -19,7 +19,7 @@ pub(super) struct Doubts {
     margin: Duration,
 }
 
-/// What a pruned claim may have guarded.
+/// Which kind of claim may have been pruned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Guarded {
     /// Its message may have been counted under its `message_id`.
@@ -35,7 +35,7 @@ impl Doubts {
     }
 
     /// A message that may have been counted is in doubt if it was dead-lettered before the horizon, or at
-    /// most an ack deadline and an hour (for clocks that differ) after it.
+    /// most an ack deadline and an hour (for clock differences) after it.
     pub(super) fn beyond(horizon: Horizon, ack_deadline: Duration) -> Self {
         Self { horizon, margin: ack_deadline + CLOCKS_APART }
     }
@@ -43,8 +43,8 @@ impl Doubts {
     /// Why this dead letter is in doubt, if it is.
     pub(super) fn about(&self, letter: &DeadLetter) -> Option<String> {
         let dead_lettered_at = letter.dead_lettered_at();
-        // A worker has not counted what it could not read. A message that the broker moved may have been
-        // counted.
+        // A worker has not counted a message that it could not read. A message that the broker moved may have
+        // been counted.
         let moved = letter.is_moved_by_broker() && letter.message_id().is_some();
         if moved && self.is_beyond(dead_lettered_at, self.horizon.messages) {
             return Some(sentence(Guarded::Message, dead_lettered_at));
@@ -74,7 +74,10 @@ fn sentence(guard: Guarded, dead_lettered_at: Option<Timestamp>) -> String {
         Some(dead_lettered_at) => format!("it was dead-lettered at {dead_lettered_at}"),
         None => "the time of its dead-lettering is unknown".into(),
     };
-    format!("{what} may have been counted: {when}, and claims may be pruned; --even-if-counted replays it")
+    format!(
+        "{what} may have been counted: {when}, and its claim may have been pruned; --even-if-counted \
+        replays it"
+    )
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Looking through the queue, which takes nothing out of it.
+//! Looking through the queue, without removing anything.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,7 +41,8 @@ pub(super) async fn print(
     let progress = || Progress { done: seen.get(), ..Progress::default() };
     // A progress bar would be drawn across the printed lines.
     let looked = Display::Lines.follow("looking", "letters", total, progress, work).await;
-    // Also after an error: the next run would miss what the broker has not taken back yet.
+    // Also after an error: otherwise the next run would miss dead letters that the broker has not taken back
+    // yet.
     give_back(letters).await?;
     looked?;
     Ok(printed.get())

@@ -1,4 +1,4 @@
-//! Dead letters as lines and as JSON. Nothing that a publisher wrote can control the terminal.
+//! Dead letters as lines and as JSON. Text of a publisher cannot control the terminal.
 
 use std::io::{self, Write};
 
@@ -6,8 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::broker::DeadLetter;
 
-/// Digits of a reference in a list. Among a million dead letters hardly two references begin with the same
-/// 12.
+/// Digits of a reference in a list. Among a million dead letters, hardly two references share the first 12.
 const DIGITS: usize = 12;
 
 /// Characters of a body in a list.

@@ -38,7 +38,7 @@ pub(super) enum Removal {
     Discard,
 }
 
-/// What was done so far.
+/// The result so far.
 #[derive(Debug, Default)]
 struct Done {
     seen: Cell<u64>,
@@ -171,7 +171,7 @@ async fn remove_batch(
             Err(error) => _ = failed.get_or_insert(error),
         }
     }
-    // Unpublished dead letters are given back, and so are all behind them: the broker would not take those
+    // Unpublished dead letters are returned, and so are all behind them: the broker would not accept those
     // either.
     failed.map_or(Ok(()), |error| Err(error.into()))
 }

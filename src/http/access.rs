@@ -1,4 +1,4 @@
-//! Access: who may do what, and how much of it.
+//! Access: who may do what, and how much.
 
 mod need;
 mod host;
@@ -42,7 +42,7 @@ pub(super) use peers::Origin;
 /// The challenge that makes a browser ask for a password.
 const PASSWORD: HeaderValue = HeaderValue::from_static(r#"Basic realm="catchall", charset="UTF-8""#);
 
-/// What a listener asks of those who come in.
+/// The conditions under which a listener lets requests in.
 #[derive(Debug)]
 pub(super) struct Access {
     admission: Admission,
@@ -66,13 +66,13 @@ impl Access {
         }
     }
 
-    /// Whether a token has to be shown.
+    /// Whether a token is required.
     pub(super) fn asks_for_tokens(&self) -> bool {
         matches!(self.admission, Admission::Holders(_))
     }
 }
 
-/// Who is at the other end of a connection.
+/// The client at the other end of a connection.
 #[derive(Debug)]
 pub struct Visitor {
     access: Arc<Access>,
@@ -80,7 +80,7 @@ pub struct Visitor {
 }
 
 impl Visitor {
-    /// A connection from an address, unless it has as many as it may.
+    /// A connection from an address, unless the address has reached its limit.
     pub(super) fn connect(access: &Arc<Access>, address: IpAddr) -> Option<Self> {
         let other_end = if access.proxies.contain(address) {
             OtherEnd::proxy(address)
@@ -90,7 +90,7 @@ impl Visitor {
         Some(Self { access: Arc::clone(access), other_end })
     }
 
-    /// Checks a request before anything else is done with it, and says in its extensions who has sent it.
+    /// Checks a request before anything else is done with it, and stores the caller in its extensions.
     ///
     /// # Errors
     ///
@@ -99,7 +99,7 @@ impl Visitor {
         self.admit(request).map(drop)
     }
 
-    /// The same for a listener, with what is to be known while the request is answered.
+    /// The same for a listener, with the permit that is needed while the request is answered.
     pub(super) fn admit<B>(&self, request: &mut Request<B>) -> Result<Permit, Problem> {
         let peer = self.other_end.peer(&self.access.proxies, &self.access.peers, request.headers());
         let refused = |refusal: Refusal| {
@@ -129,7 +129,8 @@ impl Visitor {
     }
 }
 
-/// Whether a request that nobody asks for a token names another machine. Then only probes are answered.
+/// Whether the service has no tokens and the host of the request is another machine. Then only probes are
+/// answered.
 fn is_foreign<B>(peer: &Peer, request: &Request<B>) -> Result<bool, Refusal> {
     peer.allowance().take_request().map_err(Refusal::TooManyRequests)?;
     let is_foreign = !host::names_this_machine(request);
@@ -145,7 +146,8 @@ fn holder<B>(
 ) -> Result<Option<Arc<Holder>>, Refusal> {
     let invalid = match token(request).map(|token| tokens.holder(&token)) {
         Some(Ok(holder)) => {
-            // The token first: what its holder is refused is then not taken from others at the same address.
+            // The token first: a request that its limit refuses then does not use up the limit of the
+            // address.
             for allowance in [holder.allowance(), peer.allowance()] {
                 allowance.take_request().map_err(Refusal::TooManyRequests)?;
             }
@@ -157,9 +159,9 @@ fn holder<B>(
         Some(Err(invalid)) => Some(invalid),
         None => None,
     };
-    // Whoever has a valid token is not held up by those at the same address who have none.
+    // Clients with a valid token are not throttled because of others at the same address.
     peer.take_from_strangers().map_err(Refusal::TooManyRequests)?;
-    // A browser shows nothing before it is asked, so this is no guess.
+    // A browser sends no password before it is asked for one, so this is not a guess.
     if request.uri().path() == PAGE && !request.headers().contains_key(header::AUTHORIZATION) {
         return Err(Refusal::Unauthorized(None));
     }
@@ -171,10 +173,10 @@ fn holder<B>(
 }
 
 /// The token in a request, if there is exactly one: as a bearer token (RFC 6750, section 2.1), or as the
-/// password by which a browser sends it (RFC 7617), whatever the name.
+/// password that a browser sends (RFC 7617), with any user name.
 ///
-/// A browser adds a password by itself to all that it sends here, also for a page of somebody else. So it is
-/// good for reading only.
+/// A browser adds a stored password to every request to this service, even if another web page caused the
+/// request. So a password is accepted only for reading.
 fn token<B>(request: &Request<B>) -> Option<Cow<'_, str>> {
     let mut values = request.headers().get_all(header::AUTHORIZATION).iter();
     let (value, None) = (values.next()?, values.next()) else { return None };

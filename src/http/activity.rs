@@ -18,9 +18,8 @@ pub(super) const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// time, and closing a connection that is about to be used costs the client a retry.
 const NEXT_REQUEST_TIMEOUT: Duration = Duration::from_secs(75);
 
-/// The same for a connection on which nobody has shown a valid token where tokens are asked for. Those are
-/// probes, for which another handshake is cheap, and strangers, who are to hold no place among the
-/// connections.
+/// The same for a connection that has shown no valid token although tokens are required. These are probes,
+/// for which another handshake is cheap, and strangers, who must not use up the connection limit.
 const STRANGER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often a connection in use is checked. A check takes a microsecond, and a stuck response can wait for
@@ -42,7 +41,7 @@ pub(super) enum Decision {
 #[derive(Debug)]
 pub(super) struct Activity {
     version: OnceLock<Version>,
-    /// Whether a request was let in that was not a stranger's.
+    /// Whether a request with a valid token was let in, or tokens are not required.
     known: AtomicBool,
     state: Mutex<State>,
     give_up: Arc<Notify>,
@@ -84,7 +83,7 @@ impl Activity {
         self.version() == Some(Version::HTTP_2)
     }
 
-    /// Records that a request was let in that was not a stranger's.
+    /// Records that a request with a valid token was let in, or that tokens are not required.
     pub(super) fn let_in(&self) {
         self.known.store(true, Ordering::Relaxed);
     }

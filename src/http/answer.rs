@@ -49,7 +49,8 @@ pub(super) struct Answer {
     share: Option<Arc<Share>>,
     begun: Instant,
     moved: u64,
-    /// Whether the body is made while it is sent. Such a body may pause for any time, and be of any length.
+    /// Whether the body is a stream, made while it is sent. Such a body may pause for any time and have any
+    /// length.
     streams: bool,
 }
 
@@ -70,9 +71,9 @@ impl Answer {
         Response::from_parts(head, answer)
     }
 
-    /// Records the next step of a stream, which the client now has to read. If it has kept up so far, its
-    /// time begins anew, so that it cannot save up time to read nothing in. Otherwise it is as late as it
-    /// was.
+    /// Records the next step of a stream, which the client now has to read. If the client has kept up so far,
+    /// its time starts again, so that it cannot save up time in which it reads nothing. Otherwise it stays as
+    /// late as it was.
     fn owes(&mut self, bytes: usize) {
         let now = Instant::now();
         let keeps_up = transfer::deadline(self.begun, self.moved) >= now + transfer::GRACE;
@@ -103,7 +104,7 @@ impl hyper::body::Body for Answer {
         if this.rest.is_empty() {
             let frame = Pin::new(&mut this.body).poll_frame(context);
             if frame.is_pending() && this.streams {
-                // All that there was has been taken, so the client owes nothing.
+                // Everything has been taken, so the client is not late.
                 this.request.waits();
                 this.moved = 0;
             }

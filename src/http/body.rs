@@ -20,14 +20,14 @@ use super::transfer;
 use crate::bulk::{self, MediaType};
 use crate::excerpt::excerpt;
 
-/// What holds for the bodies of one kind of request.
+/// The rules for the bodies of one kind of request.
 #[derive(Clone, Copy, Debug)]
 pub struct BodyRules {
-    /// Largest body in bytes, unpacked.
+    /// Largest body in bytes, decompressed.
     pub max: usize,
     /// The problem of a request that finds no memory for its body.
     pub refused: ProblemType,
-    /// What follows in a sentence that says why a body was not read.
+    /// The end of a sentence that says why a body was not read.
     pub then: &'static str,
 }
 
@@ -43,33 +43,33 @@ impl BodyRules {
     }
 
     fn too_large(self) -> Problem {
-        Problem::new(ProblemType::TooLarge, format!("a body has at most {} bytes, unpacked", self.max))
+        Problem::new(ProblemType::TooLarge, format!("a body has at most {} bytes, decompressed", self.max))
     }
 }
 
-/// How long such a body may take to arrive, without the time it waits for memory.
+/// How long such a body may take to arrive, not counting the time it waits for memory.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a refused body may go on arriving, and how long a pause in it may be: longer than a round trip
-/// around the world, for which a client waits now and then while it sends.
+/// How long a refused body may still arrive, and how long it may pause: longer than a round trip around the
+/// world, for which a sending client waits now and then.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 const DISCARD_GAP: Duration = Duration::from_millis(500);
 
-/// Most bytes of a body that may go on arriving where its request was refused by its head: more than the
-/// largest request that is taken.
+/// Most bytes of a body that may still arrive after its request was refused because of its head: more than
+/// the largest request that is accepted.
 const MAX_REFUSED: usize = 16 * 1024 * 1024;
 
 /// The least memory that a body takes once any of it has arrived.
 const FIRST_STEP: usize = 16 * 1024;
 
-/// Bytes that are unpacked before other tasks of the thread get their turn: some 100 µs.
+/// Bytes that are decompressed before other tasks of the thread get their turn: some 100 µs.
 const BYTES_AT_A_STRETCH: usize = 128 * 1024;
 
 /// The media type of a body.
 ///
 /// # Errors
 ///
-/// When it is missing, or not one that is read here.
+/// When it is missing or not supported.
 pub fn media_type(headers: &HeaderMap) -> Result<MediaType, Problem> {
     let named = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let named = named.ok_or_else(|| {
@@ -81,12 +81,12 @@ pub fn media_type(headers: &HeaderMap) -> Result<MediaType, Problem> {
     })
 }
 
-/// The body of a request that is not packed.
+/// The body of a request that is not compressed.
 pub(super) fn unpacked(request: Request) -> Result<Body, Problem> {
     if !request.headers().contains_key(header::CONTENT_ENCODING) {
         return Ok(request.into_body());
     }
-    let detail = "a stream is not packed: send it without a content encoding";
+    let detail = "a stream must not be compressed: send it without a content encoding";
     Err(Problem::new(ProblemType::UnsupportedMediaType, detail))
 }
 
@@ -126,13 +126,13 @@ pub async fn read(request: Request, rules: BodyRules, share: &mut Share) -> Resu
     read
 }
 
-/// The body of a request that was refused by its head, if its client sends it all the same.
+/// The body of a request that was refused because of its head, if its client sends it all the same.
 pub(super) fn refused<B: hyper::body::Body>(request: Request<B>) -> Option<B> {
     let sends = !request.body().is_end_stream() && !waits_to_send(request.headers());
     sends.then(|| request.into_body())
 }
 
-/// Discards such a body, for the same reason as that of a request which is refused later.
+/// Discards such a body, for the same reason as the body of a request that is refused later.
 pub(super) async fn discard_refused<B: hyper::body::Body<Data = Bytes> + Unpin>(body: B) {
     discard(body, MAX_REFUSED).await;
 }

@@ -3,7 +3,7 @@
 //! A request takes memory in steps, as its body arrives, and returns it when its response is written. A
 //! declared length reserves nothing: a client that announces much and sends nothing holds nothing.
 //!
-//! When the budget is used up, a request waits, at most [`WAIT`]. Its wait ends in one of these ways:
+//! When the budget is used up, a request waits for at most [`WAIT`]. The wait ends in one of these ways:
 //!
 //! - Other requests return their memory, as all do whose clients keep up.
 //! - The slowest clients are dropped: those that have sent or read the fewest bytes a second, among those

@@ -42,7 +42,7 @@ const HTTP2_WINDOW: u32 = 128 * 1024;
 /// Largest HTTP/2 frame: the lowest limit that the protocol allows.
 const HTTP2_FRAME: u32 = 16 * 1024;
 
-/// Largest head of a request over HTTP/2, unpacked.
+/// Largest head of a request over HTTP/2, decompressed.
 const HTTP2_HEAD: u32 = 16 * 1024;
 
 /// Bytes of a response that are buffered over HTTP/2, beyond one [step](super::answer::STEP).
@@ -57,7 +57,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long an idle HTTP/2 connection may take to close after the GOAWAY.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a server tells its connections to do.
+/// The instruction of a server to its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     /// Answer and stay.
@@ -204,9 +204,8 @@ impl Connection<TcpStream> {
     }
 }
 
-/// Tells browsers to make nothing of a response but what it says it is: not to guess at its type, and to run
-/// or load nothing for it. A page that needs more says so itself. The answer to `HEAD` says the same, and has
-/// no body any more by which it could be told from an empty one.
+/// Headers that forbid browsers to guess the type of a response, and to run or load anything for it. A page
+/// that needs more sets its own. The answer to `HEAD` has the same headers, although its body is gone.
 fn protect(response: &mut Response) {
     const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
     const NOTHING: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");

@@ -1,4 +1,4 @@
-//! The guard of a process's listeners: whom they let in, and the certificate with which they answer.
+//! The guard of a process's listeners: whom they let in, and their certificate.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use rustls::ServerConfig;
 use super::access::{Access, Admission, Rates, Visitor};
 use crate::reload::Reloaded;
 
-/// What all listeners of a process share.
+/// The guard that all listeners of a process share.
 #[derive(Clone, Debug)]
 pub struct Guard {
     pub(super) public: Arc<Access>,
@@ -24,14 +24,14 @@ impl Guard {
         Self { public: Arc::clone(&access), operations: access, tls: None }
     }
 
-    /// A client that connects from an address, as the listeners for clients see it; `None` where it has as
-    /// many connections as it may.
+    /// A client that connects from an address to the listeners for clients; `None` if the address has reached
+    /// its connection limit.
     #[must_use]
     pub fn connect(&self, address: IpAddr) -> Option<Visitor> {
         Visitor::connect(&self.public, address)
     }
 
-    /// Whether clients have to show a token.
+    /// Whether clients need a token.
     #[must_use]
     pub fn asks_for_tokens(&self) -> bool {
         self.public.asks_for_tokens()
@@ -48,14 +48,14 @@ impl Guard {
         Door { access: Arc::clone(&self.public), tls: self.tls.clone() }
     }
 
-    /// The door of the operations routes. Limits of addresses do not hold there, where a collector of metrics
-    /// may share its address with a client.
+    /// The door of the operations routes. Limits for addresses do not apply there, because a metrics
+    /// collector may share its address with a client.
     pub(super) fn operations(&self) -> Door {
         Door { access: Arc::clone(&self.operations), tls: self.tls.clone() }
     }
 }
 
-/// What one listener asks of those who come in.
+/// The conditions under which one listener lets clients in.
 #[derive(Clone, Debug)]
 pub(super) struct Door {
     pub(super) access: Arc<Access>,

@@ -1,4 +1,4 @@
-//! What is said about the guard in arguments and environment.
+//! The arguments and variables about the guard.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::ops::OpsConfig;
 use super::tls::TlsConfig;
 use crate::process::ExitError;
 
-/// Who may come in, and with which certificate the listeners answer.
+/// Who is let in, and the certificate of the listeners.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct GuardConfig {
@@ -22,7 +22,7 @@ pub struct GuardConfig {
 }
 
 impl GuardConfig {
-    /// Checks that no network can reach, by mistake, a listener whose protocol has no tokens.
+    /// Checks that other machines cannot reach, by mistake, a listener whose protocol has no tokens.
     ///
     /// # Errors
     ///
@@ -37,7 +37,7 @@ impl GuardConfig {
     ///
     /// # Errors
     ///
-    /// When a file cannot be read or used, or a network could reach a port that nothing guards.
+    /// When a file cannot be read or used, or other machines could reach a port without tokens.
     pub fn load(
         &self,
         http: Option<&HttpConfig>,

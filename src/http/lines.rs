@@ -13,24 +13,24 @@ use super::problem::{Problem, ProblemType};
 use super::transfer;
 use crate::excerpt::excerpt;
 
-/// How long a client may pause, however fast it was before: longer than any connection that works is silent.
-/// A stream that waits for its client keeps one of few places.
+/// How long a client may pause, however fast it was before: longer than any working connection is silent. A
+/// stream that waits for its client occupies one of few places.
 const PAUSE: Duration = Duration::from_secs(30);
 
-/// The lines of a body. Of a line that is too long only the beginning is kept.
+/// The lines of a body. Only the beginning of a line that is too long is kept.
 #[derive(Debug)]
 pub struct Lines {
     body: Body,
     longest: usize,
-    /// Bytes that have arrived, and are not a line yet.
+    /// Bytes that have arrived but are not yet a whole line.
     rest: Vec<u8>,
     arrived: VecDeque<Vec<u8>>,
     ended: bool,
     /// Bytes that have arrived so far.
     moved: u64,
-    /// When the body began, moved on by all the time in which it was not waited for.
+    /// The start of the body, shifted by the time spent not waiting for it.
     begun: Instant,
-    /// When it was last waited for.
+    /// The last time it was waited for.
     waited: Instant,
 }
 
@@ -39,7 +39,7 @@ impl Lines {
     ///
     /// # Errors
     ///
-    /// When the body is packed: what it unpacks to would have no bound.
+    /// When the body is compressed: its decompressed size would have no bound.
     pub fn of(request: Request, longest: usize) -> Result<Self, Problem> {
         Ok(Self::new(unpacked(request)?, longest))
     }
@@ -49,14 +49,14 @@ impl Lines {
         Self { body, longest, rest, arrived, ended: false, moved: 0, begun: now, waited: now }
     }
 
-    /// The lines that have arrived, at most so many, or the next one; `None` at the end. Blank lines are left
-    /// out.
+    /// The lines that have arrived, up to a maximum, or else the next one; `None` at the end. Blank lines are
+    /// left out.
     ///
     /// # Errors
     ///
     /// When the body breaks off, arrives too slowly or pauses for too long.
     pub async fn next(&mut self, most: usize) -> Result<Option<Vec<Vec<u8>>>, Problem> {
-        // Meanwhile this side worked, or waited for the client to read.
+        // Meanwhile the server worked, or waited for the client to read.
         self.begun += self.waited.elapsed();
         while self.arrived.is_empty() && !self.ended {
             let deadline = transfer::deadline(self.begun, self.moved).min(Instant::now() + PAUSE);

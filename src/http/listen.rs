@@ -47,9 +47,9 @@ pub struct HttpConfig {
     )]
     pub threads: u16,
 
-    /// Most client connections at a time over all threads; further ones are closed at once. Each takes a file
-    /// descriptor and about 30 kB (HTTP/1.1) or 40 kB (HTTP/2), at most 80 kB (HTTP/1.1) or 200 kB plus 5 kB
-    /// per request (HTTP/2)
+    /// The most client connections at a time, over all threads; further ones are closed at once. Each takes a
+    /// file descriptor and about 30 kB (HTTP/1.1) or 40 kB (HTTP/2), at most 80 kB (HTTP/1.1) or 200 kB plus
+    /// 5 kB per request (HTTP/2)
     #[arg(
         long,
         env = "CATCHALL_MAX_CONNECTIONS",
@@ -68,7 +68,8 @@ fn cores() -> u16 {
 }
 
 impl HttpConfig {
-    /// A service at this address, with so many threads and connections, and without limits for one client.
+    /// A service at this address, with these numbers of threads and connections, and without limits per
+    /// client.
     #[must_use]
     pub fn new(listen: SocketAddr, threads: u16, max_connections: u32) -> Self {
         Self { listen, threads, max_connections, limits: LimitConfig::default() }

@@ -16,28 +16,28 @@ use utoipa_axum::routes;
 use super::page;
 use super::problem::{ProblemDocument, with_problems};
 
-/// What a document says first.
+/// The beginning of a document.
 #[derive(Clone, Copy, Debug)]
 pub struct About {
     /// The name of the program.
     pub title: &'static str,
     /// What it does.
     pub description: &'static str,
-    /// Where it answers unless it is told otherwise, for examples.
+    /// Its default address, for examples.
     pub address: &'static str,
 }
 
-/// What holds for every port.
-const EVERYWHERE: &str = "Every error is a problem document (RFC 9457), by whose `type` a program decides. \
-    Two refusals come without one: a request whose head is larger than 16 kB gets a bare `431`, and a \
-    connection beyond the limit is closed. `OPTIONS` on a known path answers `204` with `Allow`, and `HEAD` \
-    answers like `GET` without the body. HTTP/1.1 and HTTP/2 are spoken.";
+/// The part that is the same for every port.
+const EVERYWHERE: &str = "Every error is a problem document (RFC 9457); its `type` is for programs. Two \
+    refusals have no document: a request whose head is larger than 16 kB gets a bare `431`, and a connection \
+    beyond the limit is closed. `OPTIONS` on a known path answers `204` with `Allow`, and `HEAD` answers \
+    like `GET` without the body. The port speaks HTTP/1.1 and HTTP/2.";
 
-const TOKEN: &str = "Needed where the service has tokens. A token is for one or more of three uses: `write` \
-    (send events), `read` (ask about domains) and `operate` (read the metrics). A `GET` takes it as \
-    the password of HTTP Basic too, with any name: so a browser shows it.";
+const TOKEN: &str = "Needed if the service uses tokens. A token has one or more of three scopes: `write` \
+    (send events), `read` (ask about domains) and `operate` (read the metrics). A `GET` also accepts it as \
+    an HTTP Basic password, with any user name; browsers send it that way.";
 
-/// What the page may do: show itself in its own style, and nothing else.
+/// The page may load its own style and nothing else.
 const POLICY: &str =
     "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -90,7 +90,7 @@ fn beginning(About { title, description, .. }: About) -> OpenApi {
     get,
     path = "/openapi.json",
     summary = "The document of the requests, for programs",
-    description = "An OpenAPI 3.1 document of all that this port answers.",
+    description = "An OpenAPI 3.1 document of all requests that this port answers.",
     tag = "This document",
     responses((status = 200, description = "The document.", body = HashMap<String, Value>,
         content_type = "application/json")),
@@ -105,7 +105,7 @@ async fn openapi_json(State(documents): State<Arc<Documents>>) -> impl IntoRespo
     get,
     path = "/docs",
     summary = "The document of the requests, for people",
-    description = "The same as one page, without scripts and without anything from elsewhere.",
+    description = "The same as one page, without scripts and without files from other servers.",
     tag = "This document",
     responses(
         (status = 200, description = "The page.", body = String, content_type = "text/html; charset=utf-8")

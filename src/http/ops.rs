@@ -29,10 +29,10 @@ use crate::shutdown::Shutdown;
 /// has at most half of them.
 const OPS_CONNECTIONS: usize = 100;
 
-/// What the document of the operations routes says first.
+/// The beginning of the document of the operations routes.
 const ABOUT: About = About {
     title: "catchall: operations",
-    description: "Tells operators and machines how a process of catchall is.",
+    description: "Reports the health and metrics of a catchall process.",
     address: "127.0.0.1:9080",
 };
 
@@ -93,7 +93,7 @@ fn never() -> Shutdown {
     std::future::pending().boxed().shared()
 }
 
-/// The problems of who asks for the metrics, for their document.
+/// The problems of a request for the metrics, for the document.
 struct MetricsProblems;
 
 impl IntoResponses for MetricsProblems {
@@ -132,10 +132,11 @@ async fn livez() -> &'static str {
     summary = "Whether the process can do its work",
     tag = "Operations",
     responses(
-        (status = 200, description = "All it depends on is available.", body = String,
+        (status = 200, description = "Every dependency is available.", body = String,
             content_type = "text/plain; charset=utf-8"),
-        (status = 503, description = "The process stops, or something is not available. The body says what, \
-            to those who may operate.", body = String, content_type = "text/plain; charset=utf-8")
+        (status = 503, description = "The process is stopping, or a dependency is not available. The body \
+            names it if the token has the scope `operate`.", body = String,
+            content_type = "text/plain; charset=utf-8")
     ),
     security(())
 )]

@@ -1,4 +1,4 @@
-//! The OpenAPI document as a page of HTML, for people. All that is shown is taken from the document.
+//! The OpenAPI document as an HTML page, for people. Everything shown is taken from the document.
 
 use std::fmt::{self, Write};
 
@@ -62,7 +62,7 @@ fn write_page(page: &mut String, document: &Value, address: &str) -> fmt::Result
     page.write_str("</main>\n</body>\n</html>\n")
 }
 
-/// The requests, those of one tag together, and what serves the document itself last.
+/// The requests, grouped by tag; those that serve the document itself come last.
 fn operations(document: &Value) -> Vec<Operation<'_>> {
     let mut found = Vec::new();
     for (path, item) in members(&document["paths"]) {
@@ -90,7 +90,8 @@ fn write_operation(page: &mut String, document: &Value, operation: &Operation, a
         let scope = Escaped(scope);
         writeln!(
             page,
-            "<p>Where there are <a href=\"#token\">tokens</a>: one for <code>{scope}</code>.</p>"
+            "<p>Needs a <a href=\"#token\">token</a> with the scope <code>{scope}</code>, if the service \
+             uses tokens.</p>"
         )?;
     }
     write_command(page, document, operation, address)?;
@@ -220,7 +221,7 @@ fn resolve<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
     name.map_or(schema, |name| &document["components"]["schemas"][name])
 }
 
-/// What a schema says, in a sentence or a few.
+/// The description of a schema, in one or more sentences.
 struct Schema<'a> {
     document: &'a Value,
     schema: &'a Value,
@@ -267,7 +268,7 @@ impl fmt::Display for Text<'_> {
     }
 }
 
-/// The same, with what stands between backticks as code.
+/// The same, with text between backticks as code.
 struct Words<'a>(&'a Value);
 
 impl fmt::Display for Words<'_> {
@@ -280,7 +281,7 @@ impl fmt::Display for Words<'_> {
     }
 }
 
-/// A text in HTML, where it stands for itself in content and in attributes.
+/// A text escaped for HTML, in contents and in attributes.
 struct Escaped<'a>(&'a str);
 
 impl fmt::Display for Escaped<'_> {

@@ -13,7 +13,7 @@ use crate::excerpt::excerpt;
 /// `Retry-After` of a 503, in seconds: short enough to lose little time, long enough for a broker to recover.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
-/// What the `type` of every problem begins with.
+/// The prefix of the `type` of every problem.
 pub(super) const PREFIX: &str = "urn:catchall:problem:";
 
 /// The media type of a [`Problem`].
@@ -58,7 +58,7 @@ pub enum ProblemType {
     Unauthorized,
     /// The token does not allow it.
     Forbidden,
-    /// The client has used up what it may ask in a second: retry later. Nothing was counted.
+    /// The client has used up its limit per second: retry later. Nothing was counted.
     TooManyRequests,
 }
 

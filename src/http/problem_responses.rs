@@ -1,5 +1,4 @@
-//! Problems as an operation's document describes them: a response for each status, with an example of each
-//! problem.
+//! The problems in the document of an operation: a response for each status, with an example of each problem.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +17,7 @@ use super::problem::{PREFIX, ProblemDocument, ProblemType};
 /// The responses of an operation, by their status.
 pub type Responses = BTreeMap<String, RefOr<Response>>;
 
-/// What any request can hear where the service has tokens or limits.
+/// The problems that any request can get if the service uses tokens or limits.
 const ACCESS: [ProblemType; 3] =
     [ProblemType::Unauthorized, ProblemType::Forbidden, ProblemType::TooManyRequests];
 
@@ -38,7 +37,7 @@ impl PartialSchema for ProblemType {
     fn schema() -> RefOr<Schema> {
         let urns = Self::ALL.map(|kind| kind.urn().to_owned());
         let schema = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(urns));
-        schema.description(Some("The kind of problem: a program decides by it.")).into()
+        schema.description(Some("The kind of problem, for programs.")).into()
     }
 }
 
@@ -49,30 +48,28 @@ fn describe(kind: ProblemType) -> (&'static str, &'static str) {
     use ProblemType as Kind;
     match kind {
         Kind::NotCounted => (
-            "events cannot be taken now, and nothing of the request was counted",
+            "events cannot be accepted now, and nothing of the request was counted",
             "too many events are waiting, nothing was counted",
         ),
         Kind::MaybeCounted => (
             "the request may have been counted: repeat it under the same key",
-            "it was not confirmed: the event may or may not be counted",
+            "it was not confirmed: the request may or may not have been counted",
         ),
         Kind::QueueFull => (
-            "the queue is at its limit, and a part of the request may have been counted",
-            "the queue is at its limit: the event may or may not be counted",
+            "the queue is at its limit, and part of the request may have been counted",
+            "the queue is at its limit: the request may or may not have been counted",
         ),
         Kind::InvalidDomain => (
-            "the domain is not a domain name",
+            "the domain is not a valid domain name",
             "the domain \"localhost\" is not valid: a domain name has at least two labels, as in example.com",
         ),
-        Kind::InvalidEvent => {
-            ("an event of a bulk request is not valid", "missing field `event` at line 1 column 25")
-        }
+        Kind::InvalidEvent => ("an event of a bulk request is not valid", "missing field `event`"),
         Kind::InvalidKey => (
             "the key is empty or too long, or is given twice",
             "the header Idempotency-Key is not valid: it is given more than once",
         ),
         Kind::InvalidParameter => (
-            "a parameter is unknown, given twice, or has no such value",
+            "a parameter is unknown, given twice or has an invalid value",
             "the parameter status is not valid: a status is \"catch-all\", \"not catch-all\" or \"unknown\"",
         ),
         Kind::UnknownPosition => (
@@ -83,7 +80,7 @@ fn describe(kind: ProblemType) -> (&'static str, &'static str) {
         ),
         Kind::InvalidBody => ("the body cannot be read as what it is called", "the body has no event"),
         Kind::NothingReadable => {
-            ("not one event can be read; `rejected` says why, for each", "no event could be read")
+            ("no event is valid; `rejected` gives the reason for each", "no event could be read")
         }
         Kind::TooLarge => ("the body has too many events or bytes", "a request has at most 10000 events"),
         Kind::Timeout => (
@@ -91,16 +88,16 @@ fn describe(kind: ProblemType) -> (&'static str, &'static str) {
             "the body arrived too slowly, or not within 30s: nothing was counted",
         ),
         Kind::UnsupportedMediaType => (
-            "the content type or encoding is not one of those above",
-            "the content type \"text/csv\" is not read here: send application/x-ndjson or application/json",
+            "the content type or encoding is not supported",
+            "the content type \"text/csv\" is not supported: send application/x-ndjson or application/json",
         ),
-        Kind::NotFound => ("there is nothing at this path", "there is nothing at /events/example.com/opened"),
+        Kind::NotFound => ("the path does not exist", "there is nothing at /events/example.com/opened"),
         Kind::MethodNotAllowed => {
             ("the path does not take this method", "DELETE is not allowed at /domains/example.com")
         }
-        Kind::Unavailable => ("the counters cannot be read now: ask again", "the database cannot be read"),
+        Kind::Unavailable => ("the counters cannot be read now: try again", "the database cannot be read"),
         Kind::Unauthorized => (
-            "the service has tokens, and the request has none that is valid",
+            "the service uses tokens, and the request has no valid one",
             "this needs a token: send the header Authorization: Bearer and the token",
         ),
         Kind::Forbidden => (
@@ -108,13 +105,13 @@ fn describe(kind: ProblemType) -> (&'static str, &'static str) {
             "this needs a token with the scope write, which yours lacks",
         ),
         Kind::TooManyRequests => (
-            "the token or the address may not send so much in a second, and nothing was counted",
+            "the token or the address has sent too much in a second, and nothing was counted",
             "more requests than are allowed in a second",
         ),
     }
 }
 
-/// The responses of an operation that can have these problems, and those of who may send it.
+/// The responses of an operation that can have these problems, and those for access.
 #[must_use]
 pub fn problem_responses(kinds: &[ProblemType]) -> Responses {
     let mut by_status: BTreeMap<StatusCode, Vec<ProblemType>> = BTreeMap::new();
@@ -149,13 +146,13 @@ fn header(status: StatusCode) -> Option<(&'static str, Header)> {
     };
     let header = match status {
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
-            ("Retry-After", described(Type::Integer, "Seconds to wait before the next try.", json!(1)))
+            ("Retry-After", described(Type::Integer, "Seconds to wait before the next attempt.", json!(1)))
         }
         StatusCode::METHOD_NOT_ALLOWED => {
             ("Allow", described(Type::String, "The methods that the path takes.", json!("GET,HEAD")))
         }
         StatusCode::UNAUTHORIZED => {
-            ("WWW-Authenticate", described(Type::String, "How to show who you are.", json!("Bearer")))
+            ("WWW-Authenticate", described(Type::String, "How to authenticate.", json!("Bearer")))
         }
         _ => return None,
     };

@@ -121,7 +121,7 @@ impl Server {
             if self.crowded.is_news() {
                 tracing::warn!(
                     %peer,
-                    "closing further connections from {peer}, connection limit of one address reached"
+                    "closing further connections from {peer}, connection limit for one address reached"
                 );
             }
             return;

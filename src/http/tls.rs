@@ -12,7 +12,7 @@ use rustls::{RootCertStore, ServerConfig};
 use crate::network::certificates;
 use crate::reload::{Contents, Reloaded};
 
-/// The protocols that clients may choose from, the better one first.
+/// The protocols that clients may choose from, the preferred one first.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 /// The certificate of the listeners. Without one they speak plain HTTP.
@@ -20,7 +20,7 @@ const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 #[group(skip)]
 pub(super) struct TlsConfig {
     /// Certificate chain of this service in PEM, its own certificate first: with it, all ports speak TLS
-    /// only. A renewed file counts within 5 s
+    /// only. A renewed file takes effect within 5 s
     #[arg(
         id = "tls_cert",
         long = "tls-cert",
@@ -41,7 +41,7 @@ pub(super) struct TlsConfig {
     key: Option<PathBuf>,
 
     /// Certificates in PEM of the authorities for clients: with it, a client needs a certificate that one of
-    /// them has signed, beside its token
+    /// them has signed, besides its token
     #[arg(
         id = "tls_client_ca",
         long = "tls-client-ca",
@@ -53,7 +53,7 @@ pub(super) struct TlsConfig {
 }
 
 impl TlsConfig {
-    /// Reads the files, if there are to be any.
+    /// Reads the files, if any are configured.
     pub(super) fn load(&self) -> Result<Option<Arc<Reloaded<ServerConfig>>>, String> {
         let (Some(cert), Some(key)) = (self.cert.clone(), self.key.clone()) else { return Ok(None) };
         let authorities = self.client_ca.clone();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The least bytes a second of a transfer, on the wire and on average. Any connection in practical use is
+/// The minimum bytes per second of a transfer, on the wire and on average. Any connection in practical use is
 /// faster, and at this rate the largest compressed body arrives in seconds.
 pub(super) const MIN_RATE: u64 = 16 * 1024;
 
@@ -12,7 +12,7 @@ pub(super) const MIN_RATE: u64 = 16 * 1024;
 /// network's change of routes.
 pub(super) const GRACE: Duration = Duration::from_secs(10);
 
-/// When a transfer is given up that began at `begun` and has moved `moved` bytes.
+/// When a transfer that began at `begun` and has moved `moved` bytes is given up.
 pub(super) fn deadline(begun: Instant, moved: u64) -> Instant {
     begun + GRACE + Duration::from_millis(moved.saturating_mul(1000) / MIN_RATE)
 }

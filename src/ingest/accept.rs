@@ -15,7 +15,7 @@ use crate::batcher::{Batcher, Flush};
 use crate::http::{Problem, ProblemType};
 use crate::store::{BatchSink, NotAccepted};
 
-/// What became of a batch.
+/// The outcome of a batch.
 pub(super) type Accepted = Result<(), NotAccepted>;
 
 /// Handlers of one thread submit events here, and the sink takes them.
@@ -33,7 +33,9 @@ pub(super) async fn submit(
     match ticket.await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(Problem::from(&error)),
-        Err(_) => Err(Problem::new(ProblemType::MaybeCounted, "the event may or may not be counted")),
+        Err(_) => {
+            Err(Problem::new(ProblemType::MaybeCounted, "the request may or may not have been counted"))
+        }
     }
 }
 
@@ -48,12 +50,14 @@ impl From<&NotAccepted> for Problem {
             NotAccepted::NotCounted(_) => {
                 (ProblemType::NotCounted, "events cannot be accepted now, nothing was counted")
             }
-            NotAccepted::MaybeCounted(_) => {
-                (ProblemType::MaybeCounted, "it was not confirmed: the event may or may not be counted")
-            }
-            NotAccepted::Full(_) => {
-                (ProblemType::QueueFull, "the queue is at its limit: the event may or may not be counted")
-            }
+            NotAccepted::MaybeCounted(_) => (
+                ProblemType::MaybeCounted,
+                "it was not confirmed: the request may or may not have been counted",
+            ),
+            NotAccepted::Full(_) => (
+                ProblemType::QueueFull,
+                "the queue is at its limit: the request may or may not have been counted",
+            ),
         };
         Self::new(kind, detail)
     }

@@ -21,7 +21,7 @@ use crate::excerpt::excerpt;
 use crate::http::{self, BodyEncoding, BodyRules, Budget, Caller, Problem, ProblemType, Rejected, Share};
 use crate::idempotency_key::IdempotencyKey;
 
-/// What holds for bodies: 10,000 events of a kilobyte each.
+/// The limits for bodies: 10,000 events of a kilobyte each.
 const BODY: BodyRules =
     BodyRules { max: 10 * 1024 * 1024, refused: ProblemType::NotCounted, then: ": nothing was counted" };
 
@@ -64,7 +64,7 @@ struct Array(#[expect(dead_code, reason = "it only describes")] Vec<Event>);
 struct BulkAnswer {
     /// How many events will be counted.
     accepted: usize,
-    /// The events that cannot be read.
+    /// The events that are not valid.
     rejected: Vec<Rejected>,
 }
 
@@ -92,16 +92,16 @@ impl IntoResponses for BulkProblems {
     }
 }
 
-/// `POST /events`. The memory that the request holds is given back only when the response, whatever it is,
-/// has been written.
+/// `POST /events`. The memory that the request holds is returned only when the response, whatever it is, has
+/// been written.
 #[utoipa::path(
     post,
     path = "/events",
     summary = "Send many events",
-    description = "Counts the readable events of the request, at most 10,000, and names the others by their \
-        position. The body has at most 10 MiB, measured after decompression. Under an `Idempotency-Key`, each \
-        event without an `id` of its own counts once under that key and its position: so repeat such a request \
-        unchanged.",
+    description = "Counts the valid events of the request, at most 10,000, and lists the others by their \
+        position. The body has at most 10 MiB, measured after decompression. Under an `Idempotency-Key`, \
+        each event without an `id` counts once under that key and the event's position: so repeat such a \
+        request unchanged.",
     tag = "Events",
     params(
         RequestKey,
@@ -118,10 +118,10 @@ impl IntoResponses for BulkProblems {
         )
     ),
     responses(
-        (status = 202, description = "The readable events are on disk, and will be counted exactly once.",
+        (status = 202, description = "The valid events are on disk, and will be counted exactly once.",
             body = BulkAnswer, example = json!({"accepted": 1, "rejected": [{
                 "index": 1, "type": "urn:catchall:problem:invalid-domain",
-                "detail": "a domain name has at least two labels, as in example.com at line 1 column 22"
+                "detail": "a domain name has at least two labels, as in example.com"
             }]})
         ),
         BulkProblems
@@ -158,8 +158,8 @@ struct Read {
     rejected: Vec<Rejected>,
 }
 
-/// Reads the events of a body. If the request has a key, each event without a key of its own gets one derived
-/// from it and from the event's place, so that the same request sent again counts nothing.
+/// Reads the events of a body. If the request has a key, each event without a key gets one that is derived
+/// from it and the event's position, so that the same request sent again counts nothing.
 ///
 /// Each thread parses only one event at a time, so the memory that parsing needs only temporarily is not part
 /// of the share.

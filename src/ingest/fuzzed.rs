@@ -28,7 +28,7 @@ impl BatchSink for Everything {
     }
 }
 
-/// The answer to a request, and what was taken of it.
+/// The answer to a request, and the events that were accepted.
 type Answered = (StatusCode, Value, Batch);
 
 struct Server {
@@ -69,8 +69,9 @@ impl Server {
     }
 }
 
-/// The first octet chooses the media type and how the rest is packed. What is not packed is taken as the
-/// parser says, and packed it gets the same answer. Whatever claims to be packed is refused or taken.
+/// The first octet chooses the media type and the compression of the rest. An uncompressed body gets the
+/// answer that the parser gives, and the same answer when it is compressed. A body that only claims to be
+/// compressed is refused or accepted.
 pub(crate) fn bulk(data: &[u8]) {
     thread_local!(static SERVER: Server = Server::start());
     let Some((how, body)) = data.split_first() else { return };
@@ -93,7 +94,7 @@ pub(crate) fn bulk(data: &[u8]) {
     });
 }
 
-/// The status, the places of the events that were rejected, and what was taken.
+/// The status, the positions of the rejected events, and the accepted events.
 type Summary = (u16, Vec<u64>, Batch);
 
 fn summary((status, answer, taken): &Answered) -> Summary {

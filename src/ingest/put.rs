@@ -40,12 +40,12 @@ impl IntoResponses for EventProblems {
     put,
     path = "/events/{domain}/{outcome}",
     summary = "Send one event",
-    description = "Counts one message that was delivered or has bounced. The answer comes when the event is on \
+    description = "Counts one message that was delivered or bounced. The answer comes when the event is on \
         disk.",
     tag = "Events",
     params(
         ("domain" = inline(DomainSpelling), Path, description = "The recipient's domain."),
-        ("outcome" = Outcome, Path, description = "What became of the message."),
+        ("outcome" = Outcome, Path, description = "What happened to the message."),
         RequestKey,
     ),
     responses(

@@ -6,22 +6,23 @@ use serde::Serialize;
 
 use crate::http::{self, BodyRules, Budget, Problem, ProblemType};
 
-/// All of it, if it is asked for again before it is used. An answer is as fresh as what it was read from, and
-/// no older by any cache.
+/// A cache may keep an answer, but must check it before each use: so a cached answer is never older than its
+/// source.
 pub(super) const NO_CACHE: HeaderValue = HeaderValue::from_static("no-cache");
 
-/// What holds for bodies of look-ups that are documents: 10,000 names of the longest kind.
+/// The limits for look-ups in a document: 10,000 names of the longest kind.
 pub(super) const BODY: BodyRules =
     BodyRules { max: 4 * 1024 * 1024, refused: ProblemType::Unavailable, then: "" };
 
-/// A large answer. Many clients that read it slowly would fill the memory, so it takes its part of a budget.
+/// A large answer. Many clients that read slowly could fill the memory with such answers, so it takes its
+/// memory from a budget.
 pub(super) async fn held(budget: &Budget, value: &impl Serialize) -> Result<Response, Problem> {
     let mut answer = http::json(StatusCode::OK, value);
     answer.headers_mut().insert(header::CACHE_CONTROL, NO_CACHE);
     hold(budget, answer).await
 }
 
-/// The same for an answer that is made already.
+/// The same for an answer that has already been made.
 pub(super) async fn hold(budget: &Budget, answer: Response<Vec<u8>>) -> Result<Response, Problem> {
     let mut share = budget.share();
     let takes = http::REQUEST + answer.body().len();

@@ -84,7 +84,7 @@ impl Changes {
 struct ChangesParameters {
     /// Only changes after this position, or after `now`. Without it: from the beginning.
     since: Option<PositionText>,
-    /// Changes of a page, 100 if it is not given. More than 1,000 are taken for 1,000, and 0 for 1.
+    /// The most changes of a page. Default 100. Values are limited to 1 to 1,000.
     #[param(schema_with = any_number)]
     limit: Option<u32>,
     /// Where there is no change yet: how many seconds to wait for one, at most 60.

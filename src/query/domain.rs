@@ -18,20 +18,20 @@ use crate::excerpt::excerpt;
 use crate::http::{self, Problem, ProblemType};
 use crate::utc_time::UtcTime;
 
-/// What the handlers of one thread share.
+/// Shared by the handlers of one thread.
 #[derive(Clone, Debug)]
 pub(super) struct Domains {
     pub(super) lookups: Arc<Lookups>,
-    /// The threshold to answer by, if it is another than the store's.
+    /// The threshold for answers, if it is not the store's.
     pub(super) threshold: Option<u64>,
 }
 
-/// The header with what the client has already, for the API's document.
+/// The header with the tag of the client's copy, for the API's document.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
 #[expect(dead_code, reason = "it only describes")]
 pub(super) struct AtHand {
-    /// The `ETag` of an answer that is at hand.
+    /// The `ETag` of an earlier answer.
     #[param(rename = "If-None-Match", value_type = String, required = false)]
     etag: Option<String>,
 }
@@ -46,13 +46,13 @@ impl IntoResponses for QuestionProblems {
     }
 }
 
-/// `GET /domains/{domain}`. A domain that was never seen has had no events, which is a normal response.
+/// `GET /domains/{domain}`. A domain that was never seen gets a normal answer, without events.
 #[utoipa::path(
     get,
     path = "/domains/{domain}",
     summary = "Ask about a domain",
-    description = "Tells what is known of a domain. One that was never seen is `unknown`, which is an answer \
-        and not an error. A status only moves from `unknown` to `catch-all`, and from either to \
+    description = "Returns what is known about a domain. A domain without any event is `unknown`, which is \
+        an answer and not an error. A status only moves from `unknown` to `catch-all`, and from either to \
         `not catch-all`, unless an operator changes the threshold or resets the domain. The answer may be \
         kept, but has to be asked for again with `If-None-Match` before it is used: it is as fresh as the \
         database it was read from.",
@@ -62,13 +62,13 @@ impl IntoResponses for QuestionProblems {
         AtHand
     ),
     responses(
-        (status = 200, description = "What is known of the domain.", body = DomainReport,
+        (status = 200, description = "What is known about the domain.", body = DomainReport,
             headers(("ETag" = String, description = "Changes whenever the answer does.")), example = json!({
                 "domain": "example.com", "status": "catch-all", "delivered": 1234, "bounced": 0,
                 "since": "2026-11-28T10:47:04.125Z"
             })
         ),
-        (status = 304, description = "The answer at hand is still right."),
+        (status = 304, description = "The answer has not changed."),
         QuestionProblems
     ),
     security((), ("token" = ["read"]))
@@ -80,7 +80,7 @@ pub(super) async fn get_domain(
 ) -> Result<Response, Problem> {
     let domain = domain(path)?;
     let asked = headers.get(header::IF_NONE_MATCH).cloned();
-    // A waiting request holds as little as it can.
+    // A waiting request holds as little memory as possible.
     drop(headers);
     let known = look_up(&lookups, &domain).await?.by(threshold);
     let etag = etag(known);
@@ -91,7 +91,7 @@ pub(super) async fn get_domain(
     Ok((validators, Json(DomainReport::new(domain, known))).into_response())
 }
 
-/// Everything that the answer for one domain is made of.
+/// Everything that the answer for one domain depends on.
 fn etag(Classified { counters, status, since }: Classified) -> HeaderValue {
     let Counters { delivered, bounced } = counters;
     let since = since.map_or(0, |UtcTime(since)| since);

@@ -68,8 +68,8 @@ struct ListParameters {
     /// Only names after this one: the `next` of the page before.
     #[param(inline)]
     after: Option<DomainSpelling>,
-    /// Domains of a page, 100 if it is not given. More than 1,000 are taken for 1,000, and 0 for 1. A stream
-    /// ends after so many, and is as long as there are domains if it is not given.
+    /// The most domains of a page. Default 100. Values are limited to 1 to 1,000. A stream ends after so many
+    /// domains; without a limit it has all of them.
     #[param(schema_with = any_number)]
     limit: Option<u32>,
 }

@@ -20,7 +20,7 @@ pub(crate) const READS_AT_ONCE: u32 = 2;
 /// How long after a failure a thread tries again to open its connections.
 const WARM_UP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What one read found, in the order of the names, for every request in it; `None` when the source did not
+/// The result of one read, in the order of the names, for every request in it; `None` when the source did not
 /// answer.
 pub(super) type ReadResult = Option<Arc<[Classified]>>;
 
@@ -44,7 +44,7 @@ impl From<NotLookedUp> for Problem {
     }
 }
 
-/// What is known of a name.
+/// What is known about a name.
 pub(super) async fn look_up(lookups: &Lookups, name: &DomainName) -> Result<Classified, NotLookedUp> {
     let mut place = 0;
     let ticket = lookups.submit(1, |names| {
@@ -58,7 +58,7 @@ pub(super) async fn look_up(lookups: &Lookups, name: &DomainName) -> Result<Clas
 }
 
 /// Opens the connections of a thread before the process is ready. Otherwise the first requests would wait for
-/// them, and in vain if they took too long.
+/// them, and fail if they took too long.
 pub(super) async fn warm_up<S: DomainSource>(source: Arc<S>, dependency: Dependency) {
     // All at once: reads one after the other would share one connection.
     while try_join_all((0..READS_AT_ONCE).map(|_| source.look_up(&[]))).await.is_err() {

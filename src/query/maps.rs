@@ -1,4 +1,4 @@
-//! Maps: the names of all domains of a status, as Rspamd reads them.
+//! Maps: the names of all domains with one status, for Rspamd.
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Extension, Path, State};
@@ -30,9 +30,9 @@ impl IntoResponses for MapProblems {
     get,
     path = "/maps/rspamd/{status}",
     summary = "Get a map for a mail server",
-    description = "The names of all domains of a status, one in a line, in the order of their names: a map \
-        as Rspamd reads it. It is streamed as fast as it is read, and is not of one moment. Its `ETag` changes \
-        when the status of a domain has changed, so most requests with `If-None-Match` need no body.",
+    description = "The names of all domains with one status, one per line, in the order of their names: a \
+        map for Rspamd. It is streamed as fast as it is read, and is not a snapshot. Its `ETag` changes when \
+        the status of a domain has changed, so most requests with `If-None-Match` need no body.",
     tag = "Domains",
     params(
         ("status" = inline(MapStatus), Path, description = "The status of the domains."),
@@ -42,7 +42,7 @@ impl IntoResponses for MapProblems {
         (status = 200, description = "The names.", body = String, content_type = "text/plain; charset=utf-8",
             headers(("ETag" = String, description = "Changes when a status has changed.")),
             example = "example.com\nexample.org\n"),
-        (status = 304, description = "The map at hand is still right."),
+        (status = 304, description = "The map has not changed."),
         MapProblems
     ),
     security((), ("token" = ["read"]))
@@ -59,7 +59,7 @@ pub(super) async fn get_map(
             "there is a map of the domains that are catch-all, and one of those that are not-catch-all";
         Problem::new(ProblemType::NotFound, detail)
     })?;
-    // Before the map: what changes while the map is read is told by the next tag.
+    // Before the map: changes that happen while the map is read change the next tag.
     let waiting = lists.source.wait(&caller)?;
     let etag = etag(&lists.source.last_change().await?);
     drop(waiting);
@@ -89,7 +89,7 @@ fn status_of(slug: &str) -> Option<Status> {
     [Status::CatchAll, Status::NotCatchAll].into_iter().find(|status| status.slug() == slug)
 }
 
-/// The tag of the maps. It is weak: what changes while a map is read may be in it already.
+/// The tag of the maps. It is weak: a change that happens while a map is read may already be in the map.
 fn etag(last_change: &Position) -> HeaderValue {
     let feed = last_change.feed.map(|feed| feed.to_string()).unwrap_or_default();
     let etag = format!("W/\"{}.{feed}\"", last_change.place.transaction);

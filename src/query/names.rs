@@ -24,34 +24,33 @@ use crate::domain_name::DomainName;
 use crate::excerpt::excerpt;
 use crate::http::{self, Budget, Caller, FairSemaphore, Problem, ProblemType};
 
-/// Memory for look-ups and large answers of all threads: some twenty look-ups of as many names as a document
-/// may have, and hundreds of usual ones.
+/// Memory for look-ups and large answers of all threads: some twenty look-ups of the largest documents, and
+/// hundreds of usual ones.
 pub(super) const BUDGET: usize = 256 * 1024 * 1024;
 
-/// Memory that a name takes while it is looked up: itself, what is known of it or its problem, and its
-/// part of the answer.
+/// Memory that a name takes while it is looked up: the name, its data or problem, and its part of the answer.
 const NAME: usize = 768;
 
-/// How often a name that is longer than usual is in memory besides: parsed, in the question twice, as it is
-/// sent, and in the answer.
+/// How many more copies of a long name are in memory: parsed, twice in the query, as it was sent, and in the
+/// answer.
 const COPIES: usize = 5;
 
 /// Names of a stream that are looked up in one read, and names of a document that are parsed before other
 /// tasks have their turn.
 const NAMES_AT_A_TIME: usize = 1000;
 
-/// Documents of more names that one thread looks up at a time. Such a read takes a tenth of a second and one
-/// of the two connections that it shares with all other look-ups.
+/// Documents with more names than that which one thread looks up at a time. Such a read takes a tenth of a
+/// second and one of the two connections that it shares with all other look-ups.
 const LARGE_READS: usize = 1;
 
-/// Streams of one thread at a time. Each takes half a megabyte, and at most 2 MB: of short lines that are no
-/// names.
+/// Streams of one thread at a time. Each takes half a megabyte, and at most 2 MB: if it has short lines that
+/// are not names.
 const STREAMS: usize = 32;
 
 /// The longest line of a stream in bytes: the longest spelling of a name, in JSON.
 const MAX_LINE: usize = 8 * 1024;
 
-/// What look-ups share.
+/// Shared by look-ups.
 #[derive(Clone)]
 pub(super) struct Names {
     source: Source,
@@ -78,20 +77,20 @@ struct Asked(#[expect(dead_code, reason = "it only describes")] Vec<String>);
 #[schema(value_type = String, description = "A name on each line, in quotes.")]
 struct NameLine(#[expect(dead_code, reason = "it only describes")] String);
 
-/// A name in an object. What it is stays unread, so that no error repeats it.
+/// A name in an object. Its value is not parsed here, so that no error repeats it.
 #[derive(Deserialize)]
 struct InObject<'a> {
     #[serde(borrow, alias = "name", alias = "names", alias = "domains")]
     domain: &'a RawValue,
 }
 
-/// What is known of a name, or why it is none.
+/// What is known about a name, or why it is not valid.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
 enum Found {
     /// What is known.
     Domain(DomainReport),
-    /// Why it is none.
+    /// Why it is not valid.
     NoName(NoName),
 }
 
@@ -105,7 +104,7 @@ struct NoName {
     problem: Box<RawValue>,
 }
 
-/// The names of a document and what is known of them, in the same order.
+/// What is known about the names of a document, in the same order.
 #[derive(Serialize, ToSchema)]
 struct NamesAnswer {
     /// One for each name that was asked for.
@@ -136,9 +135,10 @@ impl IntoResponses for NamesProblems {
     post,
     path = "/domains/lookup",
     summary = "Ask about many domains",
-    description = "Tells what is known of each name, in their order. A document has up to 10,000 names, all \
-        of which are read at once. As a stream (NDJSON), any number of names is answered while they arrive: \
-        read the answer while you send. A stream that cannot go on, or arrives too slowly, breaks off.",
+    description = "Returns what is known about each name, in the same order. A document has up to 10,000 \
+        names, all of which are read at the same moment. In a stream (NDJSON), any number of names are \
+        answered while they arrive: read the answer while you send. A stream that fails, or arrives too \
+        slowly, is cut off.",
     tag = "Domains",
     request_body(
         description = "The names, in any spelling.",
@@ -148,7 +148,7 @@ impl IntoResponses for NamesProblems {
         )
     ),
     responses(
-        (status = 200, description = "What is known of each name; for what is no name, why.",
+        (status = 200, description = "What is known about each name; for an invalid name, the reason.",
             content(
                 (NamesAnswer = "application/json", example = json!({"domains": [
                     {"domain": "example.com", "status": "catch-all", "delivered": 1234, "bounced": 0,
@@ -212,8 +212,8 @@ async fn document(names: &Names, request: Request) -> Result<Response, Problem> 
     Ok(http::hold(answer, share))
 }
 
-/// Looks up the valid names in one read, so that the whole answer is of one moment. An invalid one has its
-/// problem already.
+/// Looks up the valid names in one read, so that the whole answer is from one moment. An invalid name already
+/// has its problem.
 async fn look_up(names: &Names, parsed: Vec<Result<DomainName, Found>>) -> Result<Vec<Found>, Problem> {
     let domains: Vec<DomainName> = parsed.iter().filter_map(|name| name.as_ref().ok()).cloned().collect();
     let mut known = names.source.look_up(&domains).await?.into_iter();
@@ -260,7 +260,7 @@ fn stream(names: Names, caller: &Caller, request: Request) -> Result<Response, P
     tokio::spawn(async move {
         let _permit = permit;
         if let Err(problem) = answer(&names, lines, &parts).await {
-            // The reader has gone, or hears it now.
+            // The reader has gone, or gets the error now.
             let _ = parts.send(Err(problem)).await;
         }
     });
@@ -281,7 +281,7 @@ async fn answer(
     parts: &mpsc::Sender<Result<Bytes, Problem>>,
 ) -> Result<(), Problem> {
     loop {
-        // Before anything is read for it: whoever reads slowly holds no more than what is on its way.
+        // Before anything is read for it: a slow reader then holds only what is on its way.
         let Ok(room) = parts.reserve().await else { return Ok(()) };
         let Some(read) = lines.next(NAMES_AT_A_TIME).await? else { return Ok(()) };
         let parsed = read.iter().map(|line| name(line)).collect();

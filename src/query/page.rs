@@ -29,17 +29,17 @@ use view::Finding;
 
 pub(super) use glance::LastGlance;
 
-/// What the page may do: load what is its own, and send its form to itself.
+/// The page may load its own files and send its form to itself.
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; \
     img-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
 
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
-/// In the place of a page for which there is no memory.
+/// Sent instead of a page for which there is no memory.
 const BUSY: &str = "<!DOCTYPE html><html lang=\"en\"><title>catchall</title>\
     <p>Too many others are being answered. Try again in a moment.</html>";
 
-/// What the handlers of one thread share.
+/// Shared by the handlers of one thread.
 #[derive(Clone)]
 pub(super) struct PageState {
     domains: Domains,
@@ -54,7 +54,7 @@ impl PageState {
     }
 }
 
-/// The page with all that it loads.
+/// The page with everything that it loads.
 pub(super) fn routes(page: PageState) -> OpenApiRouter {
     OpenApiRouter::default()
         .routes(routes!(get_page).with_state(page.clone()))
@@ -80,16 +80,16 @@ struct PageParameters {
     path = "/",
     operation_id = "page",
     summary = "Look at it",
-    description = "A page for people: look a domain up, and see the totals, the rate of the last minutes and \
-        the latest changes. Where there are tokens, a browser asks for a name and a password: the password is \
-        the token, and the name may be anything.",
+    description = "A page for people: look up a domain, and see the totals, the rate of the last minutes and \
+        the latest changes. If the service uses tokens, the browser asks for a name and a password: the \
+        password is the token, and the name can be anything.",
     tag = "Page",
     params(PageParameters),
     responses(
         (status = 200, description = "The page.", body = String, content_type = "text/html; charset=utf-8"),
-        (status = 400, description = "The page, with the reason why there is nothing to look up.",
+        (status = 400, description = "The page, with the reason why the domain is not valid.",
             body = String, content_type = "text/html; charset=utf-8"),
-        (status = 503, description = "The page, with a sentence where something could not be read.",
+        (status = 503, description = "The page, with a sentence in place of data that could not be read.",
             body = String, content_type = "text/html; charset=utf-8",
             headers(("Retry-After" = u32, description = "Seconds to wait before the next try."))),
         PageProblems
@@ -120,7 +120,7 @@ async fn get_page(State(page): State<PageState>, parameters: Result<Parameters, 
     html(&budget, status, view::page(&answer, glance.as_deref(), threshold)).await
 }
 
-/// The name to look up, or the beginning of what is none and the reason.
+/// The name to look up, or the beginning of an invalid one and the reason.
 type Asked = Option<Result<DomainName, (String, String)>>;
 
 fn asked(mut parameters: Parameters) -> Result<Asked, Problem> {
@@ -146,11 +146,11 @@ fn sentence(error: DomainNameError) -> String {
     operation_id = "page_live",
     summary = "Look at the part of the page that changes",
     description = "Totals, the rate of the last minutes and the latest changes, for the script of the page. \
-        Programs do better with `/totals` and `/changes`.",
+        Programs should use `/totals` and `/changes`.",
     tag = "Page",
     responses(
         (status = 200, description = "The part.", body = String, content_type = "text/html; charset=utf-8"),
-        (status = 503, description = "A sentence in its place, where it cannot be read.",
+        (status = 503, description = "A sentence in its place: the data cannot be read.",
             body = String, content_type = "text/html; charset=utf-8",
             headers(("Retry-After" = u32, description = "Seconds to wait before the next try."))),
         PageProblems

@@ -1,4 +1,4 @@
-//! The parameters of a query string. Whatever is unknown, given twice or invalid is a problem that names it.
+//! The parameters of a query string. One that is unknown, given twice or invalid is a problem that names it.
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -43,7 +43,7 @@ impl Parameters {
         value.parse().map(Some).map_err(|error| invalid(name, error))
     }
 
-    /// Refuses whatever has not been taken.
+    /// Refuses parameters that have not been taken.
     pub(super) fn end(self) -> Result<(), Problem> {
         match self.0.first() {
             None => Ok(()),
@@ -61,7 +61,7 @@ pub(super) fn invalid(name: &str, reason: impl Display) -> Problem {
     Problem::new(ProblemType::InvalidParameter, detail)
 }
 
-/// A number of rows: as many as were asked for, within these bounds.
+/// The requested number of rows, within these bounds.
 pub(super) fn limit(parameters: &mut Parameters, usual: u32, most: u32) -> Result<u32, Problem> {
     let limit = parameters.take::<Limit>("limit")?;
     Ok(limit.map_or(usual, |Limit(limit)| limit.clamp(1, most)))
@@ -73,7 +73,7 @@ pub(super) fn wait(parameters: &mut Parameters) -> Result<Duration, Problem> {
     Ok(Duration::from_secs(wait.map_or(0, |Limit(seconds)| seconds.into())))
 }
 
-/// The schema of a number that is brought within its bounds, so that none is too large.
+/// The schema of a number that is limited to its bounds, so that none is too large.
 pub(super) fn any_number() -> Object {
     ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0)).build()
 }

@@ -4,7 +4,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 
 use crate::row_format::RowFormat;
 
-/// How domains are sent.
+/// The format of domains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     /// One document.
@@ -22,7 +22,7 @@ impl Format {
         ("text/csv", Self::Rows(RowFormat::Csv)),
     ];
 
-    /// The format that a client likes best. One that knows none of them gets a document all the same.
+    /// The format that a client prefers. A client that accepts none of them still gets a document.
     pub(super) fn of(headers: &HeaderMap) -> Self {
         preferred(headers, &Self::MEDIA_TYPES).unwrap_or(Self::Json)
     }
@@ -37,7 +37,7 @@ pub(super) fn content_type(format: RowFormat) -> HeaderValue {
     })
 }
 
-/// The value whose media type the header `Accept` likes best: by its weight, then by its place.
+/// The value whose media type the header `Accept` prefers: by its weight, then by its position.
 pub(super) fn preferred<T: Copy>(headers: &HeaderMap, known: &[(&str, T)]) -> Option<T> {
     let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let mut best = None;

@@ -1,4 +1,4 @@
-//! Postfix's socketmap protocol (`socketmap_table(5)`): mail servers ask what is known of a domain.
+//! Postfix's socketmap protocol (`socketmap_table(5)`): mail servers ask about domains.
 
 mod netstring;
 mod question;
@@ -18,7 +18,7 @@ use crate::shutdown::Shutdown;
 pub use config::SocketmapConfig;
 pub(crate) use server::Socketmap;
 
-/// Serves a socketmap on a thread of its own until the shutdown and the grace period after it. `domains` is
+/// Serves a socketmap on a separate thread until the shutdown and the grace period after it. `domains` is
 /// called on the event loop of that thread.
 ///
 /// # Errors
@@ -34,7 +34,7 @@ pub(super) async fn serve(
     ended.await.context("the thread of the socketmap panicked")?.context("the socketmap failed")
 }
 
-/// Waits for the end of two servers, of which there may be only one.
+/// Waits for the end of one or two servers.
 ///
 /// # Errors
 ///
@@ -47,7 +47,7 @@ pub(crate) async fn both(
     try_join(http, mail).await.map(|_| ())
 }
 
-/// A request is read when all of it has come and not before, and what is told is a reply of the protocol.
+/// A request is read when all of it has come and not before, and the answer is a reply of the protocol.
 #[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(data: &[u8]) {
     const LONGEST: usize = 4096;

@@ -1,4 +1,4 @@
-//! The source behind the handlers that read more than a name: one type, whatever the store.
+//! The source for handlers that read more than a name: one type for every store.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -68,10 +68,10 @@ impl<S: DomainSource> AnySource for S {
     }
 }
 
-/// The source, for handlers: what cannot be read is a problem. Clones share it.
+/// The source, for handlers: a failed read becomes a problem. Clones share it.
 #[derive(Clone)]
 pub(super) struct Source {
-    source: Arc<dyn AnySource>,
+    store: Arc<dyn AnySource>,
     waiting: FairSemaphore,
     /// The next thousand failed reads have nothing new to say.
     failing: Arc<Mutex<Trouble>>,
@@ -79,7 +79,7 @@ pub(super) struct Source {
 
 impl Source {
     pub(super) fn new<S: DomainSource>(source: Arc<S>) -> Self {
-        Self { source, waiting: FairSemaphore::new(WAITING_READS), failing: Arc::default() }
+        Self { store: source, waiting: FairSemaphore::new(WAITING_READS), failing: Arc::default() }
     }
 
     /// Lets a request wait for what it reads, until the permit is dropped.
@@ -91,20 +91,20 @@ impl Source {
     }
 
     pub(super) async fn look_up(&self, names: &[DomainName]) -> Result<Vec<Classified>, Problem> {
-        self.note(self.source.look_up(names).await)
+        self.note(self.store.look_up(names).await)
     }
 
     pub(super) async fn list(&self, page: PageRequest) -> Result<Page, Problem> {
-        self.note(self.source.list(page).await)
+        self.note(self.store.list(page).await)
     }
 
     pub(super) async fn totals(&self, minutes: u32) -> Result<Totals, Problem> {
-        self.note(self.source.totals(minutes).await)
+        self.note(self.store.totals(minutes).await)
     }
 
     /// The changes after a position, or a problem if this feed has not given it.
     pub(super) async fn changes(&self, after: &Position, limit: u32) -> Result<Portion, Problem> {
-        let portion = self.note(self.source.changes(after.place.clone(), limit).await)?;
+        let portion = self.note(self.store.changes(after.place.clone(), limit).await)?;
         self.check(after, &Position { feed: Some(portion.feed), place: portion.head.clone() })?;
         Ok(portion)
     }
@@ -124,23 +124,23 @@ impl Source {
 
     /// Whether a position may be ahead of what is read here, and another copy has given it.
     pub(super) fn is_copy(&self) -> bool {
-        self.source.is_copy()
+        self.store.is_copy()
     }
 
     pub(super) async fn latest(&self, limit: u32) -> Result<Portion, Problem> {
-        self.note(self.source.latest(limit).await)
+        self.note(self.store.latest(limit).await)
     }
 
     pub(super) async fn standing(&self) -> Result<Standing, Problem> {
-        self.note(self.source.standing().await)
+        self.note(self.store.standing().await)
     }
 
     pub(super) async fn head(&self) -> Result<Position, Problem> {
-        self.note(self.source.head().await)
+        self.note(self.store.head().await)
     }
 
     pub(super) async fn last_change(&self) -> Result<Position, Problem> {
-        self.note(self.source.last_change().await)
+        self.note(self.store.last_change().await)
     }
 
     fn note<T>(&self, read: Result<T, Unreadable>) -> Result<T, Problem> {

@@ -11,7 +11,7 @@ use super::source::Source;
 use crate::http::{self, Caller, Problem, ProblemType};
 use crate::totals::Totals;
 
-/// Minutes that are told one by one.
+/// Minutes that are listed one by one.
 pub(super) const MINUTES: u32 = 30;
 
 /// The problems of totals, for the API's document.
@@ -29,8 +29,9 @@ impl IntoResponses for TotalsProblems {
     get,
     path = "/totals",
     summary = "Read the totals",
-    description = "How many domains have which status, how many events were counted in all and lately, and \
-        in each of the last 30 minutes. Nothing is counted to answer this, however many domains there are.",
+    description = "The number of domains with each status, and the number of events counted in all, \
+        recently, and in each of the last 30 minutes. The totals are precomputed, so the cost does not \
+        depend on the number of domains.",
     tag = "Totals",
     responses(
         (status = 200, description = "The totals.", body = Totals, example = json!({

@@ -7,7 +7,7 @@ use crate::process::ExitError;
 use crate::shutdown::Shutdown;
 use crate::store::sqlite;
 
-/// Writes the copy and prints where it is.
+/// Writes the copy and prints its path.
 pub(super) async fn back_up(config: &BackupConfig, shutdown: Shutdown) -> anyhow::Result<()> {
     let copied = tokio::select! {
         copied = sqlite::back_up(&config.data, &config.file) => copied,

@@ -7,11 +7,11 @@ use crate::process::ExitError;
 use crate::shutdown::Shutdown;
 use crate::store::sqlite::{self, Checked};
 
-/// Checks the file and prints what it has.
+/// Checks the file and prints its sums.
 pub(super) async fn check(config: &CheckConfig, shutdown: Shutdown) -> anyhow::Result<()> {
     let checked = tokio::select! {
         checked = sqlite::check(&config.data) => checked,
-        () = shutdown => bail!("stopped before all of the file was read"),
+        () = shutdown => bail!("stopped before the whole file was read"),
     };
     let Checked { path, domains, claims, delivered, bounced } = checked.map_err(ExitError::from)?;
     println!(

@@ -43,23 +43,24 @@ pub struct StandaloneConfig {
 pub(super) enum Command {
     /// Take events and answer queries (the default)
     Serve(ServeConfig),
-    /// Read all of the data file and say whether it is sound, also while it is served
+    /// Read the whole data file and report whether it is sound, even while it is served
     Check(CheckConfig),
-    /// Write a consistent copy of the data file, also while it is served
+    /// Write a consistent copy of the data file, even while it is served
     ///
-    /// The copy appears under its name when it is complete and on the disk. An older copy of that name is
-    /// replaced. To restore one, stop catchall, remove the data file with its -wal and -shm, and put the copy
-    /// in its place.
+    /// The copy appears under its name when it is complete and on disk. An older copy of that name is
+    /// replaced. To restore a copy, stop catchall, remove the data file with its -wal and -shm, and put the
+    /// copy in its place.
     Backup(BackupConfig),
-    /// Carry the content of the data file into a Postgres, for the services that run on several machines
+    /// Move the contents of the data file to a Postgres database, for the services of a cluster
     ///
-    /// Stop catchall first. Counters are added to those that the Postgres has, whose schema is brought up to
-    /// date. The move may be killed at any moment: run it again, it goes on where it stopped. From its first
-    /// step on, the file is not served any more. docs/operating.md says how nobody is turned away meanwhile.
+    /// Stop catchall first. The move brings the database schema up to date and adds to the counters in the
+    /// database. It may be killed at any moment: run it again, and it continues where it stopped. From its
+    /// first step on, the file is no longer served. docs/operating.md describes how to move without refusing
+    /// clients.
     Move(MoveConfig),
 }
 
-/// What a check needs to know.
+/// The options of a check.
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 pub(super) struct CheckConfig {
@@ -67,7 +68,7 @@ pub(super) struct CheckConfig {
     pub(super) data: DataConfig,
 }
 
-/// What a backup needs to know.
+/// The options of a backup.
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 pub(super) struct BackupConfig {
@@ -79,7 +80,7 @@ pub(super) struct BackupConfig {
     pub(super) file: PathBuf,
 }
 
-/// What a move needs to know.
+/// The options of a move.
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 pub(super) struct MoveConfig {
@@ -99,7 +100,7 @@ const THRESHOLD: &str = "\
 Delivered events that a domain without a bounce must exceed to be a catch-all. The file keeps it (1000 in a \
 new one). If it differs from the file's, all domains are reclassified while events are counted";
 
-/// What the standalone needs to know to serve.
+/// The options of the server.
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 #[command(mut_arg("listen", |listen| listen.required(false).default_value("127.0.0.1:8080")))]

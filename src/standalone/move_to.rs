@@ -1,4 +1,4 @@
-//! `catchall move`: the content of the data file goes to a Postgres.
+//! `catchall move`: adds the content of the data file to a Postgres database.
 
 use std::cell::Cell;
 
@@ -9,10 +9,10 @@ use futures::FutureExt;
 use super::command::MoveConfig;
 use crate::process::ExitError;
 use crate::shutdown::Shutdown;
-use crate::store::moving::{Move, MoveError, Moved};
+use crate::store::moving::{Move, MoveError};
 
-/// Moves what has not been moved yet, verifies all of it, and prints what it was. What is wrong with the file
-/// has an exit status of its own.
+/// Moves the rest of the file, verifies everything, and prints the sums. Errors of the file have their own
+/// exit statuses.
 pub(super) async fn move_to(config: &MoveConfig, shutdown: Shutdown) -> anyhow::Result<()> {
     config.network.check(&[("CATCHALL_DATABASE_URL", config.to.exposure())])?;
     carry(config, shutdown).await.map_err(|error| match error.downcast() {
@@ -54,15 +54,12 @@ async fn carry(config: &MoveConfig, shutdown: Shutdown) -> anyhow::Result<()> {
         anyhow::Ok(())
     };
     show.follow("verifying", "domains", domains, progress, work).await?;
-    let Moved { claims, domains, delivered, bounced } = moving.finish().await?;
-    println!(
-        "moved to {to} and verified: {domains} domains with {delivered} delivered and {bounced} bounced \
-         events, {claims} claims; the file is not served any more"
-    );
+    let moved = moving.finish().await?;
+    println!("moved to {to} and verified: {moved}; the file is no longer served");
     Ok(())
 }
 
-/// Notes one step, and whether it found anything. A stop takes effect between two steps.
+/// Records one step. Returns whether it found anything. A stop takes effect between two steps.
 fn step(count: u64, done: &Cell<u64>, shutdown: &Shutdown) -> anyhow::Result<bool> {
     done.set(done.get() + count);
     if shutdown.clone().now_or_never().is_some() {

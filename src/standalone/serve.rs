@@ -11,10 +11,10 @@ use crate::process::{ExitError, Process};
 use crate::store::sqlite::FileStore;
 use crate::{http, ingest, query};
 
-/// What the document of its requests says first.
+/// The beginning of the document of its requests.
 const ABOUT: http::About = http::About {
     title: "catchall",
-    description: "Takes delivery events, and tells which e-mail domains are catch-alls.",
+    description: "Takes delivery events, and tells you which e-mail domains are catch-alls.",
     address: "127.0.0.1:8080",
 };
 
@@ -25,7 +25,7 @@ pub(super) async fn serve(mut config: ServeConfig, process: Process) -> anyhow::
     let store = FileStore::open(&config.data, capacity).await.map_err(ExitError::from)?;
     let (sockets, ops) = (config.http.bind_alone()?, config.ops.bind()?);
     let socketmap = config.socketmap.bind_alone(&config.guard)?;
-    // Whatever is asked for goes by the threshold of the file from here on.
+    // All queries use the threshold of the file from here on.
     if let Some(threshold) = config.lookup.take_threshold() {
         store.set_threshold(threshold).await.map_err(ExitError::from)?;
     }
@@ -67,7 +67,7 @@ pub(super) async fn serve(mut config: ServeConfig, process: Process) -> anyhow::
     served
 }
 
-/// Says what a newcomer wants to know.
+/// Logs the addresses and a command to try.
 fn greet(store: &FileStore, guard: &http::Guard, listen: SocketAddr, ops_listen: SocketAddr) {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "catchall {}", env!("CARGO_PKG_VERSION"));
     let data = store.path().display();

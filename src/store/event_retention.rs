@@ -1,4 +1,4 @@
-//! How long an event's key counts only once.
+//! How long a repeated key counts nothing.
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use std::time::Duration;
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct EventRetention {
-    /// How long an event's id or Idempotency-Key counts only once, in seconds, from the last event that had
-    /// it. Every keyed event has a claim of some 100 bytes: shorten this before the disk fills
+    /// How long a repeated id or Idempotency-Key counts nothing, in seconds, from its last use. Every keyed
+    /// event has a claim of some 100 bytes: shorten this before the disk fills
     #[arg(
         long,
         env = "CATCHALL_EVENT_RETENTION_SECS",

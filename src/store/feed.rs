@@ -1,8 +1,8 @@
 //! The feed of changes in Postgres.
 //!
-//! Transactions commit in another order than they got their numbers in. But below the oldest one that still
-//! runs nothing is missing, and that bound (`pg_snapshot_xmin`) only grows: on the primary, and on a replica,
-//! where it says what has been replayed.
+//! Transactions do not commit in the order of their numbers. But below the oldest one that still runs no
+//! change is missing, and that bound (`pg_snapshot_xmin`) only grows: on the primary, and on a replica, where
+//! it shows what has been replayed.
 
 use sqlx::PgPool;
 
@@ -83,7 +83,7 @@ pub(super) async fn read(pool: &PgPool, after: &Place, limit: u32) -> Result<Por
     Ok(Portion { end: places.pop().unwrap_or_else(|| after.clone()), is_full, ..portion })
 }
 
-/// The last changes, the last one first.
+/// The latest changes, the latest first.
 pub(super) async fn latest(pool: &PgPool, limit: u32) -> Result<Portion, sqlx::Error> {
     let (places, portion) = portion(sqlx::query_as(LATEST).bind(i64::from(limit)).fetch_one(pool).await?);
     let is_full = places.len() >= limit as usize;
@@ -134,7 +134,7 @@ select ",
     order by changed_in desc limit 1), 0)"
 );
 
-/// Where the feed ends by now. A change that is visible and not in the feed yet moves it later.
+/// The present end of the feed. A change that is visible but not yet in the feed moves it later.
 pub(super) async fn last_change(pool: &PgPool) -> Result<Position, sqlx::Error> {
     sqlx::query_as(LAST_CHANGE).fetch_one(pool).await.map(position)
 }

@@ -1,7 +1,7 @@
-//! What operators do to a store, whether that is the ledger on a Postgres primary or a data file.
+//! The maintenance of a store by operators: of the ledger on a Postgres primary, or of a data file.
 //!
-//! Each call is one transaction, so whoever calls may be killed at any moment. What takes many calls notes in
-//! each of them how far it has come.
+//! Each call is one transaction, so the caller may be killed at any moment. Work that takes many calls
+//! records its progress in each of them.
 
 use std::fmt::Write;
 
@@ -11,12 +11,12 @@ use crate::process::ExitError;
 use crate::tally::Tally;
 use crate::utc_time::UtcTime;
 
-/// Who does something, and why: for the audit log.
+/// Who did something, and why: for the audit log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signature {
     /// The name of a person or a program.
     pub by: String,
-    /// In words.
+    /// The reason, in words.
     pub reason: String,
 }
 
@@ -25,27 +25,27 @@ pub struct Signature {
 pub struct ResetDomain {
     /// Its events.
     pub counters: Counters,
-    /// What was noted of it.
+    /// Its recorded status.
     pub status: Status,
 }
 
 /// A run of a reclassification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Walk {
-    /// Its number. A later run takes the walk over from all before.
+    /// Its number. A later run takes over the walk from all earlier ones.
     pub number: i64,
     /// The threshold that domains are classified by.
     pub threshold: u64,
     /// The threshold before.
     pub before: u64,
-    /// Whether it goes on where an earlier run stopped.
+    /// Whether it continues where an earlier run stopped.
     pub is_resumed: bool,
 }
 
-/// What one step of a reclassification did.
+/// The result of one step of a reclassification.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Walked {
-    /// Domains it looked at.
+    /// Domains that it checked.
     pub domains: u64,
     /// Domains whose status it changed.
     pub changed: u64,
@@ -61,7 +61,7 @@ pub type FileDigest = [u8; 32];
 pub struct HistoryFile {
     /// What identifies it.
     pub digest: FileDigest,
-    /// What it is called, for people.
+    /// Its name, for people.
     pub name: String,
     /// Its length.
     pub bytes: u64,
@@ -72,7 +72,7 @@ pub struct HistoryFile {
 }
 
 impl HistoryFile {
-    /// Its digest, as everybody writes it.
+    /// Its digest, in hexadecimal.
     #[must_use]
     pub fn hex(&self) -> String {
         self.digest.iter().fold(String::new(), |mut digits, byte| {
@@ -85,9 +85,9 @@ impl HistoryFile {
 /// How far a file has been imported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ImportPosition {
-    /// All before this byte has been counted.
+    /// Everything before this byte has been counted.
     pub bytes_through: u64,
-    /// Whether all of it has.
+    /// Whether all of it has been counted.
     pub is_finished: bool,
     /// Whether it is new to the store.
     pub is_new: bool,
@@ -102,11 +102,11 @@ pub struct ImportStep {
     pub to: u64,
     /// How many there are.
     pub rows: u64,
-    /// What they add up to.
+    /// Their sum.
     pub tally: Tally,
 }
 
-/// Something that an operator did.
+/// An action of an operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditEntry {
     /// When.
@@ -132,10 +132,10 @@ impl From<AuditRow> for AuditEntry {
 
 /// A store that operators can maintain.
 ///
-/// Errors are sentences with the exit status of the process. After an error of a step the same command can be
-/// run again.
+/// Errors are sentences with the exit status of the process. After a failed step the same command can be run
+/// again.
 pub trait Maintenance {
-    /// Rows that one step of an import may add. Others may have to wait for so long.
+    /// Rows that one step of an import may add. Other transactions may have to wait for a step.
     const IMPORT_ROWS: usize;
 
     /// How many domains there are.
@@ -145,7 +145,8 @@ pub trait Maintenance {
     /// When it cannot be read.
     fn domains(&mut self) -> impl Future<Output = Result<u64, ExitError>>;
 
-    /// Forgets all events of a domain, whose count begins anew. `None`: it had none, and nothing was done.
+    /// Forgets all events of a domain: its count starts again at zero. `None`: it had none, and nothing was
+    /// done.
     ///
     /// # Errors
     ///
@@ -156,8 +157,8 @@ pub trait Maintenance {
         signature: &Signature,
     ) -> impl Future<Output = Result<Option<ResetDomain>, ExitError>>;
 
-    /// Sets the threshold, if it is to be another one, and begins to walk through the domains. If a walk with
-    /// that threshold has begun, this run goes on with it.
+    /// Sets the threshold, if one is given, and begins to walk through the domains. If a walk with that
+    /// threshold has begun, this run continues it.
     ///
     /// # Errors
     ///
@@ -168,7 +169,7 @@ pub trait Maintenance {
         signature: &Signature,
     ) -> impl Future<Output = Result<Walk, ExitError>>;
 
-    /// Waits until nobody counts by an earlier threshold.
+    /// Waits until no transaction counts with an earlier threshold.
     ///
     /// # Errors
     ///
@@ -182,7 +183,7 @@ pub trait Maintenance {
     /// When nothing was done, or another run has taken the walk over.
     fn walk(&mut self, walk: &Walk) -> impl Future<Output = Result<Walked, ExitError>>;
 
-    /// Begins to import a file, or says how far that is.
+    /// Begins to import a file, or returns how far its import is.
     ///
     /// # Errors
     ///
@@ -193,7 +194,8 @@ pub trait Maintenance {
         signature: &Signature,
     ) -> impl Future<Output = Result<ImportPosition, ExitError>>;
 
-    /// Counts rows of a file, if it has been imported just as far as they begin, and says how far it is now.
+    /// Counts rows of a file, if its import has come exactly to their beginning, and returns how far it is
+    /// now.
     ///
     /// # Errors
     ///
@@ -204,7 +206,7 @@ pub trait Maintenance {
         step: ImportStep,
     ) -> impl Future<Output = Result<ImportPosition, ExitError>>;
 
-    /// What operators did, the latest first.
+    /// The actions of operators, the latest first.
     ///
     /// # Errors
     ///
@@ -212,7 +214,7 @@ pub trait Maintenance {
     fn audit(&mut self, limit: u32) -> impl Future<Output = Result<Vec<AuditEntry>, ExitError>>;
 }
 
-/// What is said by a run whose walk another one has taken over.
+/// The error of a run whose walk another one has taken over.
 pub(super) fn taken_over() -> ExitError {
     ExitError::new(1, "another run has taken the reclassification over")
 }

@@ -1,11 +1,12 @@
-//! A move: the content of a data file is carried into the ledger on a Postgres primary.
+//! A move: the content of a data file is added to the ledger on a Postgres primary.
 //!
-//! It goes step by step. Each step adds to the ledger and notes in `moves` how far it came, in one
-//! transaction, so a move can be killed at any moment and run again. The file says before the first step that
-//! a move has begun, and is not served from then on: what it counted later would be missing in the ledger.
+//! It goes step by step. Each step adds to the ledger and records its progress in `moves`, in one
+//! transaction, so a move can be killed at any moment and run again. Before the first step the file is marked
+//! as being moved, and it is not served from then on: later counts would be missing in the ledger.
 
 mod steps;
 
+use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -37,8 +38,8 @@ pub enum MoveError {
     /// The ledger cannot be reached, or does not work. The same move may be run again.
     #[error("{0}. Nothing is lost: run the same command again, it goes on where it stopped")]
     Ledger(#[source] Cause),
-    /// The file's move has begun, and not to this ledger.
-    #[error("this file is already being moved to {0}, and not to {1}: finish that move first")]
+    /// The move of the file has begun, but to another ledger.
+    #[error("this file is already being moved to {0}, not to {1}: finish that move first")]
     Elsewhere(String, String),
     /// A copy of the file was moved.
     #[error(
@@ -47,8 +48,8 @@ pub enum MoveError {
     Copy(String),
     /// The two classify by different thresholds.
     #[error(
-        "the threshold of the file is {file}, and that of {to} is {ledger}, so that statuses would change \
-         unnoticed: first run `catchall-admin reclassify` on one of them"
+        "the threshold of the file is {file} and that of {to} is {ledger}, so the move would silently change \
+         statuses: first run `catchall-admin reclassify` on one of them"
     )]
     Threshold {
         /// The file's.
@@ -58,8 +59,8 @@ pub enum MoveError {
         /// Where the ledger is.
         to: String,
     },
-    /// What is in the ledger is not what was in the file.
-    #[error("the ledger does not have what the file has: {0}")]
+    /// The ledger does not contain what the file contained.
+    #[error("the ledger differs from the file: {0}")]
     Differs(String),
 }
 
@@ -69,7 +70,7 @@ impl From<DatabaseError> for MoveError {
     }
 }
 
-/// How far the ledger has come.
+/// How far the move has come in the ledger.
 #[derive(Clone, Debug, Default)]
 struct MovePosition {
     claims_through: Option<Uuid>,
@@ -82,7 +83,7 @@ impl MovePosition {
     }
 }
 
-/// What was found in the file at the end, and must be in the ledger.
+/// The sums that were found in the file at the end, and must be in the ledger.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moved {
     /// Claims of events.
@@ -93,6 +94,16 @@ pub struct Moved {
     pub delivered: u128,
     /// Bounced events.
     pub bounced: u128,
+}
+
+impl fmt::Display for Moved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { claims, domains, delivered, bounced } = self;
+        write!(
+            f,
+            "{domains} domains with {delivered} delivered and {bounced} bounced events, {claims} claims"
+        )
+    }
 }
 
 /// A move that has begun.
@@ -108,7 +119,7 @@ pub struct Move {
 }
 
 impl Move {
-    /// Begins a move, or goes on with one. The ledger's schema is brought up to date.
+    /// Begins or continues a move. The ledger's schema is brought up to date.
     ///
     /// # Errors
     ///
@@ -166,7 +177,7 @@ impl Move {
         Ok(self.file.totals().await?)
     }
 
-    /// Carries over which files were imported, so that they count once there too, and what operators did.
+    /// Copies the list of imported files, so that they count once there too, and the audit log.
     ///
     /// # Errors
     ///
@@ -177,7 +188,7 @@ impl Move {
         Ok(self.ledger.run(TIMEOUT, add).await?)
     }
 
-    /// Carries over some claims and returns how many; zero when none is left.
+    /// Copies some claims and returns how many; zero when none is left.
     ///
     /// # Errors
     ///
@@ -196,7 +207,7 @@ impl Move {
         }
     }
 
-    /// Carries over the counters of some domains and returns of how many; zero when none is left.
+    /// Adds the counters of some domains and returns the number of domains; zero when none is left.
     ///
     /// # Errors
     ///
@@ -218,12 +229,12 @@ impl Move {
         }
     }
 
-    /// Looks how far the ledger has come. The last step of a move that was killed may end after it, on the
-    /// server.
+    /// Reads how far the move has come in the ledger. The last step of a killed move may still end on the
+    /// server after that.
     async fn look_again(&mut self) -> Result<(), MoveError> {
         let noted = note(&self.ledger, self.file.id).await?;
         let (position, _) =
-            noted.ok_or_else(|| MoveError::Differs("its note of this move is gone".into()))?;
+            noted.ok_or_else(|| MoveError::Differs("its record of this move is gone".into()))?;
         self.position = position;
         Ok(())
     }
@@ -245,13 +256,13 @@ impl Move {
         }
         let missing = self.ledger.run(TIMEOUT, async move |pool| find_missing(&pool, &rows).await).await?;
         match missing {
-            Some(domain) => Err(MoveError::Differs(format!("{domain} has fewer events there"))),
+            Some(domain) => Err(MoveError::Differs(format!("it has fewer events of {domain}"))),
             None => Ok(Some((last, count))),
         }
     }
 
-    /// Compares what was added to the ledger in all with what [`verify`](Self::verify) found in the file, and
-    /// ends the move.
+    /// Compares the sums that were added to the ledger with those that [`verify`](Self::verify) found in the
+    /// file, and ends the move.
     ///
     /// # Errors
     ///
@@ -261,8 +272,7 @@ impl Move {
         let id = self.file.id;
         let added = self.ledger.run(TIMEOUT, async move |pool| added(&pool, id).await).await?;
         if added != self.found {
-            let (added, found) = (added, self.found);
-            return Err(MoveError::Differs(format!("{added:?} was added, and the file has {found:?}")));
+            return Err(MoveError::Differs(format!("it received {added}, and the file has {}", self.found)));
         }
         self.ledger.run(TIMEOUT, async move |pool| finish(&pool, id).await).await?;
         self.file.set_state(MoveState::Done, &self.to).await?;
@@ -271,7 +281,7 @@ impl Move {
     }
 }
 
-/// Names of the file as they are used everywhere else.
+/// The rows of the file, with their names parsed.
 fn tally(rows: Vec<(String, Counters)>, path: &Path) -> Result<Tally, DataError> {
     let parsed = rows.into_iter().map(|(name, counters)| {
         let domain = DomainName::parse(&name).map_err(|_| DataError::invalid_domain(path, &name))?;
@@ -304,7 +314,7 @@ async fn begin(pool: &PgPool, id: Uuid) -> Result<(), sqlx::Error> {
     sqlx::query(begin).bind(id).execute(pool).await.map(drop)
 }
 
-/// Adds counters and notes how far that came. `false`: the ledger is not where the step would begin.
+/// Adds counters and records the progress. `false`: the ledger is not where the step would begin.
 async fn add_counters(
     pool: &PgPool,
     steps: &Steps,
@@ -344,7 +354,7 @@ async fn add_counters(
     transaction.commit().await.map(|()| true)
 }
 
-/// What was added in all.
+/// The sums that were added.
 async fn added(pool: &PgPool, id: Uuid) -> Result<Moved, sqlx::Error> {
     let (claims, domains, delivered, bounced): (i64, i64, String, String) = sqlx::query_as(
         "-- catchall: look at what was moved

@@ -64,7 +64,7 @@ impl FromStr for PostgresUrl {
         }
         // The parser's own error is not repeated: it can contain parts of the URL, and so of the password.
         let mut options = url.parse::<PgConnectOptions>().map_err(|_| EXAMPLE)?;
-        // TLS protects nothing on the way to this machine itself, and costs time: sqlx 0.9.0 sends it in
+        // TLS protects nothing on a connection to this machine itself, and costs time: sqlx 0.9.0 sends it in
         // pieces without TCP_NODELAY, so a statement of more than 16 KiB waits 40 ms for an acknowledgement.
         let names_a_mode = url.contains("sslmode=") || url.contains("ssl-mode=");
         let may_be_plain = matches!(options.get_ssl_mode(), PgSslMode::Prefer) && !names_a_mode;
@@ -77,13 +77,13 @@ impl FromStr for PostgresUrl {
 }
 
 impl PostgresUrl {
-    /// What strangers can do on the way to the database, and how to prevent it.
+    /// What strangers on the network path can do, and how to prevent it.
     #[must_use]
     pub fn exposure(&self) -> Option<&'static str> {
         let local = self.0.get_socket().is_some() || is_local(self.0.get_host());
         let verified = matches!(self.0.get_ssl_mode(), PgSslMode::VerifyFull);
         (!local && !verified).then_some(
-            "whoever is on the way can pass for the database: add ?sslmode=verify-full&sslrootcert=FILE",
+            "anyone on the network path can pose as the database: add ?sslmode=verify-full&sslrootcert=FILE",
         )
     }
 
@@ -118,7 +118,7 @@ pub struct DatabaseError {
     source: Option<Cause>,
 }
 
-/// What a caller can tell errors apart by.
+/// The kinds of errors that callers distinguish.
 #[derive(Debug)]
 enum Kind {
     /// The database reported this SQLSTATE.
@@ -146,7 +146,7 @@ impl Kind {
 }
 
 impl DatabaseError {
-    /// What the driver reported of the database at `url`.
+    /// An error of the driver about the database at `url`.
     fn of(url: &PostgresUrl, error: sqlx::Error) -> Self {
         let (reason, kind) = (describe(&error), Kind::of(&error));
         Self { url: url.to_string(), reason, kind, source: Some(Cause::new(error)) }
@@ -254,8 +254,8 @@ impl Database {
     /// If sqlx is cancelled inside `begin`, it can leave a connection in a transaction, where later writes
     /// report success and vanish (sqlx #4393).
     ///
-    /// Work that takes longer than `timeout` has lost its peer without a word. It is given up together with
-    /// the whole pool, so that no connection in a doubtful state is used again.
+    /// If work takes longer than `timeout`, its peer has vanished silently. It is given up together with the
+    /// whole pool, so that no connection in a doubtful state is used again.
     pub(crate) async fn run<W, F, T>(&self, timeout: Duration, work: W) -> Result<T, DatabaseError>
     where
         W: FnOnce(PgPool) -> F,
@@ -290,8 +290,8 @@ impl Database {
         match ended {
             Some(Ok(Ok(done))) => Ok(done),
             Some(Ok(Err(error))) => {
-                // A session keeps the settings it was opened with, so a misconfigured one is useless. Where
-                // one connection has ended, the others have too, as a rule.
+                // A session keeps the settings it was opened with, so a misconfigured one is useless. If one
+                // connection has ended, the others usually have too.
                 if is_misconfigured(&error) || matches!(Kind::of(&error), Kind::Lost) {
                     self.replace(&used);
                 }
@@ -320,8 +320,8 @@ impl Database {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps `dependency` up to date for as long as the process runs. It uses a connection of its own, which
-    /// can name the real reason where the pool would only report a timeout. Each new connection checks the
+    /// Keeps `dependency` up to date for as long as the process runs. It uses a separate connection, which
+    /// can name the real reason when the pool would only report a timeout. Each new connection checks the
     /// schema, because the database may be another one after an outage. `look` is called once a second.
     pub(crate) async fn watch<L>(&self, dependency: Dependency, mut look: L)
     where
@@ -383,7 +383,7 @@ fn is_misconfigured(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Configuration(_))
 }
 
-/// Describes an error in words an operator can act on, or in the driver's own where there are none better.
+/// Describes an error in words an operator can act on, or else in the driver's own words.
 fn describe(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(error) => error.message().into(),

@@ -1,4 +1,4 @@
-//! The Postgres replica: what is known of domains, read over connections that cannot write.
+//! The Postgres replica: reads what is known about domains, over connections that cannot write.
 
 mod row;
 mod look_up;
@@ -19,7 +19,7 @@ use crate::position::{Place, Position};
 use crate::totals::Totals;
 
 /// A session with these settings cannot write, whatever server the URL leads to. The server cancels a read
-/// after 2 s, when it is of no more use to anyone.
+/// after 2 s, when no client waits for it any more.
 const SESSION: [(&str, &str); 2] = [("default_transaction_read_only", "on"), ("statement_timeout", "2s")];
 
 /// Pages are read by plans that know their limits: a plan for any limit would sort all domains first.
@@ -43,7 +43,7 @@ pub struct ReplicaConfig {
 }
 
 impl ReplicaConfig {
-    /// The variable of the URL, and what strangers can do on the way to the replica.
+    /// The variable of the URL, and what strangers on the network path to the replica can do.
     #[must_use]
     pub fn exposure(&self) -> (&'static str, Option<&'static str>) {
         ("CATCHALL_REPLICA_URL", self.replica_url.exposure())
@@ -55,12 +55,12 @@ impl ReplicaConfig {
 pub struct Replica {
     /// For look-ups by name.
     names: Database,
-    /// For all that reads more than what it was asked by name: it never holds up a look-up.
+    /// For all other reads, so that they never delay a look-up.
     pages: Database,
 }
 
 impl Replica {
-    /// A replica that is connected to on first use. It looks up names over at most so many connections, and
+    /// A replica that is connected to on first use. It looks up names over at most this many connections, and
     /// uses as many for everything else.
     #[must_use]
     pub fn new(config: &ReplicaConfig, connections: u32) -> Self {
@@ -83,7 +83,7 @@ impl Replica {
 
     /// Keeps `replica` and the metrics of its lag up to date for as long as it is polled. A replica that
     /// falls behind stays up: an old response is better than none, and the metrics and the log report the
-    /// lag. They also tell if look-ups go by a `threshold` that is not the one of the database.
+    /// lag. They also report if look-ups use a `threshold` that is not the one of the database.
     pub async fn watch(&self, replica: Dependency, threshold: Option<u64>) {
         let lag = metrics::gauge!("catchall_replica_lag_seconds");
         let receiving = metrics::gauge!("catchall_replica_receiving");
@@ -101,11 +101,11 @@ impl Replica {
                         (false, _) => tracing::info!("the replica has caught up"),
                         (true, true) => tracing::warn!(
                             lag_seconds,
-                            "the replica replays {lag_seconds:.0} s late: responses are that old"
+                            "the replica is {lag_seconds:.0} s behind: answers are that old"
                         ),
                         (true, false) => tracing::warn!(
                             lag_seconds,
-                            "the replica is not connected to its primary: responses may be {lag_seconds:.0} s \
+                            "the replica is not connected to its primary: answers may be {lag_seconds:.0} s \
                              old"
                         ),
                     }
@@ -155,7 +155,7 @@ impl DomainSource for Replica {
     }
 }
 
-/// Tells once of each threshold of the database that look-ups do not go by.
+/// Logs each threshold of the database that look-ups do not use, once.
 fn tell_difference(threshold: Option<u64>, noted: u64, told: &mut Option<u64>) {
     let Some(threshold) = threshold.filter(|threshold| *threshold != noted) else {
         *told = None;
@@ -165,13 +165,13 @@ fn tell_difference(threshold: Option<u64>, noted: u64, told: &mut Option<u64>) {
         tracing::warn!(
             threshold,
             noted,
-            "look-ups go by CATCHALL_THRESHOLD, {threshold}, and everything else by the threshold of the \
+            "look-ups use CATCHALL_THRESHOLD, {threshold}, and everything else uses the threshold of the \
              database, {noted}"
         );
     }
 }
 
-/// Reads again at once where the next try can succeed.
+/// Reads again at once if the next attempt can succeed.
 async fn again<T, F>(read: impl Fn() -> F) -> Result<T, Unreadable>
 where
     F: Future<Output = Result<T, DatabaseError>>,

@@ -1,7 +1,7 @@
 //! The data file: counters and claims in one SQLite database, for a system of one process.
 //!
-//! One connection writes, whatever waits in one transaction at a time; others read. One process serves the
-//! file at a time, which a lock beside it says. An operator's tool may write between its transactions.
+//! One connection writes everything that waits in one transaction at a time; others read. A lock beside the
+//! file ensures that one process serves it at a time. An operator's tool may write between its transactions.
 
 mod data_error;
 mod mount;

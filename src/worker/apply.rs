@@ -13,12 +13,12 @@ use crate::store::ledger::{ApplyError, ApplyRequest, Entry, Ledger};
 
 /// The held messages may no longer be counted: see [`ApplyRequest::before`].
 #[derive(Debug, thiserror::Error)]
-#[error("{0}, giving them back")]
+#[error("{0}, returning them to the queue")]
 pub(super) struct AckDeadlinePassed(ApplyError);
 
-/// Counts a request and tries until it is done. What the database refuses, or does not write in time, is
-/// counted in halves, down to single messages. The tags of messages that are refused on their own are
-/// returned. A message that is late on its own is tried again.
+/// Counts a request and tries until it is done. If the database refuses it, or does not write it in time, it
+/// is counted in halves, down to single messages. The tags of single messages that are refused are returned.
+/// A single message that is late is tried again.
 pub(super) async fn count(
     ledger: &Ledger,
     commits: &Dependency,
@@ -67,7 +67,7 @@ pub(super) async fn count(
                 if messages > 1 {
                     ranges.extend(halves(range));
                 } else {
-                    // Whatever makes it slow, the others need not wait for it.
+                    // Whatever makes one half slow, the other need not wait for it.
                     ranges.insert(0, range);
                 }
                 tokio::time::sleep(delays.next().unwrap_or_default()).await;

@@ -1,4 +1,4 @@
-//! The backlog of the relay: since when changes wait to be published.
+//! The backlog of the relay: how long changes have waited to be published.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -7,19 +7,19 @@ use tokio::time::Instant;
 
 use crate::position::Place;
 
-/// Most looks that are remembered: more than half an hour of them, in some hundred kilobytes. What comes
-/// after these counts as seen once the changes of the first have been published.
+/// Most looks that are remembered: more than half an hour of them, in some hundred kilobytes. Later changes
+/// are recorded only when those of the first look have been published.
 const MOST_LOOKS: usize = 1000;
 
-/// The changes that wait, by the looks that saw them first.
+/// The waiting changes, by the looks that saw them first.
 ///
-/// The time that the database notes is no measure: since then a domain is what it is, and a domain that was
-/// moved here from a data file may be so for months.
+/// The time in the database is no measure: it says when a domain reached its status, which may be months ago
+/// for a domain that was moved here from a data file.
 #[derive(Debug, Default)]
 pub(super) struct Backlog(VecDeque<(Place, Instant)>);
 
 impl Backlog {
-    /// Notes a look: what is published, and the last change there is.
+    /// Records a look: the last published change, and the last change.
     pub(super) fn look(&mut self, published: &Place, last: Place, now: Instant) {
         while self.0.front().is_some_and(|(seen, _)| seen <= published) {
             self.0.pop_front();
@@ -34,7 +34,7 @@ impl Backlog {
         }
     }
 
-    /// For how long the oldest change has waited.
+    /// How long the oldest change has waited.
     pub(super) fn age(&self, now: Instant) -> Duration {
         self.0.front().map_or(Duration::ZERO, |(_, seen_at)| now.duration_since(*seen_at))
     }

@@ -58,7 +58,7 @@ impl DeliveryBatch {
         self.messages() == 0
     }
 
-    /// Whether it has as much as one transaction may write.
+    /// Whether it fills a transaction.
     pub(super) fn is_full(&self, max_rows: usize) -> bool {
         self.rows >= max_rows || self.poison_bytes >= MAX_POISON_BYTES
     }
@@ -142,8 +142,8 @@ impl DeliveryBatch {
 }
 
 /// How long a transaction waits for more messages, given that the last one `took` so long. Short transactions
-/// wait as little as possible: waiting pays off where the rows are the cost, and those transactions take
-/// long.
+/// wait as little as possible: waiting pays off only if the rows are the main cost, and then transactions
+/// take long.
 pub(super) fn linger(took: Duration, least: Duration, most: Duration) -> Duration {
     (2 * took).clamp(least, most.max(least))
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::store::ledger::Moment;
 
-/// It may be uncertain by the ack deadline divided by this when a message was handed out.
+/// The time at which a message was handed out may be uncertain by the ack deadline divided by this.
 const STALE_FRACTION: u32 = 4;
 
 /// The earliest times at which messages can have been handed out to this worker. Messages arrive unseen, in
@@ -53,8 +53,7 @@ impl HandedOut {
     }
 
     /// Whether the next message would count as handed out long ago, even if it arrives only now. That happens
-    /// where few messages arrive: until a new consumer proves otherwise, it could have been here all the
-    /// time.
+    /// when few messages arrive: until a new consumer proves otherwise, it could have been here all the time.
     pub(super) fn is_stale(&self, seen: u64, now: Moment, ack_deadline: Duration) -> bool {
         now.since(self.will_be_since(seen + 1)) > ack_deadline / STALE_FRACTION
     }

@@ -1,9 +1,9 @@
-//! The prefetch throttle: how many messages to take ahead, depending on what was settled so far.
+//! The prefetch throttle: how many messages to take ahead, depending on how many were settled so far.
 
 /// Begins with one message at a time and doubles with each settled delivery batch, so that full speed is
 /// reached within a fraction of a second.
 ///
-/// It guards against a message that ends every session or process that takes it, for a reason nobody foresaw.
+/// It guards against a message that ends every session or process that takes it, for an unforeseen reason.
 /// (So a fresh process begins with one, too.) Messages handed out together with such a message come back with
 /// it, each time nearer to the delivery limit, beyond which they would be dead letters too. But a worker that
 /// holds `n` messages has settled `n` - 1 before. So if the bad message was the hundredth in the queue, it is

@@ -28,7 +28,7 @@ pub(super) async fn prune(ledger: Ledger, watermarks: Publisher, config: Retenti
     loop {
         tokio::select! {
             () = tokio::time::sleep(rest) => {}
-            // Times noted by the old clock are dealt with before many claims are made by the new one.
+            // Times recorded by the old clock are dealt with before many claims are made by the new one.
             () = ledger.clock_set_back() => {}
         }
         rest = match pass(&ledger, &watermarks, &config).await {

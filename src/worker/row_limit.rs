@@ -6,9 +6,9 @@ use std::time::Duration;
 /// transaction of twice its size.
 const QUICK: u32 = 4;
 
-/// The most rows the next transactions may write: as configured while the primary writes them in time; after
-/// a timeout, half of what was not written in time; doubled again whenever a full transaction was quick. No
-/// transaction is expected to take more than half of the timeout, so the limit does not swing.
+/// The most rows that the next transactions may write: as configured while the primary writes them in time;
+/// after a timeout, half of the rows that were not written in time; doubled again whenever a full transaction
+/// was quick. No transaction is expected to take more than half of the timeout, so the limit does not swing.
 #[derive(Debug)]
 pub(super) struct RowLimit {
     most: usize,

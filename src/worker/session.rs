@@ -32,7 +32,7 @@ pub(super) struct Times {
 pub(super) struct Session<'a> {
     deliveries: Deliveries,
     handed_out: HandedOut,
-    /// The delivery batch that gathers while the one before is being settled.
+    /// The delivery batch that gathers while the previous one is being settled.
     gathering: DeliveryBatch,
     /// How many messages the broker hands out ahead.
     prefetch: u16,
@@ -70,7 +70,7 @@ impl<'a> Session<'a> {
     }
 
     /// The loop: while one delivery batch is being settled, the next one gathers. It returns when the
-    /// shutdown is done, the connection to the broker is lost, or the held messages must be given back.
+    /// shutdown is done, the connection to the broker is lost, or the held messages must be returned.
     pub(super) async fn run(mut self) -> Result<(), Ended> {
         let shutdown = self.shutdown.clone();
         let mut grace = pin!(async {
@@ -151,7 +151,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Acknowledges what is settled, and renews the consumer if that is due.
+    /// Acknowledges the settled messages, and renews the consumer if that is due.
     async fn acknowledge(&mut self, settled: Settled) -> Result<(), broker::BrokerError> {
         let now = self.settler.now();
         let stale = self.handed_out.is_stale(self.deliveries.seen(), now, self.times.ack_deadline);
@@ -176,8 +176,8 @@ pub(super) enum Ended {
     GaveBack(#[from] AckDeadlinePassed),
 }
 
-/// Acknowledges what is settled and renews the consumer: with another prefetch, or to be certain that the
-/// next messages are new. Returns the tag of the last message that arrived before.
+/// Acknowledges the settled messages and renews the consumer: with another prefetch, or to be certain that
+/// the next messages are new. Returns the tag of the last message that arrived before.
 async fn renew(
     deliveries: &mut Deliveries,
     settled: Option<Settled>,
@@ -192,8 +192,8 @@ async fn renew(
     deliveries.resume(prefetch).await
 }
 
-/// Acknowledges what is settled. The rejections go first: an acknowledgement of everything up to a tag would
-/// drop these messages.
+/// Acknowledges the settled messages. The rejections go first: an acknowledgement of everything up to a tag
+/// would drop these messages.
 async fn ack(deliveries: &Deliveries, settled: Settled) -> Result<(), broker::BrokerError> {
     for tag in settled.rejected {
         deliveries.reject(tag).await?;

@@ -1,4 +1,4 @@
-//! Settling: counts a delivery batch, and keeps what cannot be counted as dead letters.
+//! Settling: counts a delivery batch, and keeps messages that cannot be counted as dead letters.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -29,11 +29,11 @@ pub(super) struct Settled {
     pub(super) rejected: BTreeSet<u64>,
 }
 
-/// What settling needs.
+/// The context of settling.
 pub(super) struct Settler {
     pub(super) ledger: Ledger,
     pub(super) dead_letters: Publisher,
-    /// The primary as the commits see it. They can fail where a look at it succeeds.
+    /// The dependency on the primary for commits. They can fail although a check of the primary succeeds.
     pub(super) commits: Dependency,
     pub(super) row_limit: RowLimit,
     pub(super) lines: DeadLetterLines,
@@ -50,9 +50,10 @@ impl Settler {
         self.ledger.clock()
     }
 
-    /// Counts what can be read and keeps what cannot, however long that takes. If the database fails, the
-    /// delivery batch is held: messages given back would only come again. The future may be dropped: the
-    /// ledger finishes what it has begun, and messages that are delivered again are recognised by their ids.
+    /// Counts the readable messages and keeps the others as dead letters, however long that takes. If the
+    /// database fails, the delivery batch is held: returned messages would only come again. The future may be
+    /// dropped: the ledger finishes what it has begun, and messages that are delivered again are recognised
+    /// by their ids.
     pub(super) async fn settle(&mut self, batch: DeliveryBatch) -> Result<Settled, AckDeadlinePassed> {
         let Self { ledger, dead_letters, commits, row_limit, lines } = self;
         lines.tell();

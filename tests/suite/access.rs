@@ -305,7 +305,7 @@ async fn an_address_has_so_many_connections_and_a_proxy_as_many_as_there_are() {
             answered += usize::from(stream.read(&mut [0; 12]).await.is_ok_and(|size| size > 0));
             kept.push(stream);
         }
-        system.events().logs_times("connection limit of one address reached", told).await;
+        system.events().logs_times("connection limit for one address reached", told).await;
         answered
     };
     assert_eq!(open(&[], 1).await, 3);

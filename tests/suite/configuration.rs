@@ -111,7 +111,7 @@ fn values_that_cannot_work_together_are_refused_with_a_sentence_that_names_them(
         assert_eq!(status.code(), Some(2), "{values:?}: {stderr}");
         assert!(stderr.starts_with("catchall-worker: the value"), "{stderr}");
         assert!(stderr.contains("of CATCHALL_ACK_DEADLINE_SECS (--ack-deadline-secs"), "{stderr}");
-        assert!(stderr.contains(&format!("has to be at least {least}, twice")), "{values:?}: {stderr}");
+        assert!(stderr.contains(&format!("must be at least {least}, twice")), "{values:?}: {stderr}");
         for variable in ["CATCHALL_STATEMENT_TIMEOUT_SECS", "CATCHALL_LINGER_MS", "CATCHALL_MAX_LINGER_MS"] {
             assert!(stderr.contains(variable), "{stderr}");
         }

@@ -194,7 +194,7 @@ async fn nothing_is_touched_where_something_is_missing() {
     publisher.publish_dead(&delivered("a.com"), Some("m-1"), &mended()).await;
     let (status, _, stderr) =
         servers.dead(&["replay", "--all", "--database-url", "postgres://alice:s3cret@127.0.0.1:1/catchall"]);
-    assert!(status == 1 && stderr.contains("cannot tell which claims are pruned"), "{stderr}");
+    assert!(status == 1 && stderr.contains("cannot determine which claims have been pruned"), "{stderr}");
     assert_eq!(servers.dead_well(&["count"]), "1\n");
 }
 

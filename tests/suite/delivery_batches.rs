@@ -109,7 +109,7 @@ async fn a_queue_with_few_messages_gives_nothing_back() {
     assert!(metrics.contains("catchall_worker_duplicates_total 0"), "{metrics}");
     worker.signal("TERM");
     worker.logs("stopping on SIGTERM").await;
-    assert!(!worker.has_logged("giving them back"));
+    assert!(!worker.has_logged("returning them to the queue"));
 }
 
 /// A message of nearly 1 MiB, and how many events it has.

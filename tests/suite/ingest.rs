@@ -214,7 +214,7 @@ async fn a_body_that_cannot_be_taken_is_a_problem_that_names_it() {
                 "a",
                 415,
                 "unsupported-media-type",
-                "\"text/csv\" is not read here",
+                "\"text/csv\" is not supported",
             ),
             (&post, "/events", &[NDJSON][..], "", 400, "invalid-body", "the body has no event"),
             (

@@ -137,7 +137,8 @@ async fn a_worker_gives_back_what_it_could_not_count_in_time() {
     publisher.publish(&event("a.com"), Some("m-2")).await;
     tokio::time::sleep(Duration::from_secs(8)).await;
     wire.mend();
-    eventually("it gives back", async || worker.has_logged("giving them back").then_some(())).await;
+    eventually("it gives back", async || worker.has_logged("returning them to the queue").then_some(()))
+        .await;
     worker.becomes_ready().await;
     servers.settle_at("a.com", 2, 0).await;
     assert!(publisher.dead_letter().await.is_none());

@@ -183,7 +183,7 @@ fn a_token_in_the_place_of_its_file_does_not_show() {
                 let (status, _, stderr) = run(program, arguments, variables);
                 assert_eq!(status.code(), Some(2), "{program}: {stderr}");
                 assert!(stderr.contains("CATCHALL_TOKENS") && !stderr.contains(token), "{stderr}");
-                assert!(stderr.contains("it begins like a token"), "{stderr}");
+                assert!(stderr.contains("it looks like a token"), "{stderr}");
             }
         }
     }

@@ -94,7 +94,7 @@ async fn files_that_are_replaced_count_for_the_next_connection() {
     let variables =
         [LONG_DEADLINE, ("CATCHALL_AMQP_CA", ca), ("CATCHALL_AMQP_CERT", cert), ("CATCHALL_AMQP_KEY", key)];
     let ingest = Service::start("ingest", &secured, &variables).await;
-    ingest.becomes_unready("not signed by an authority that is trusted here").await;
+    ingest.becomes_unready("not signed by a trusted authority").await;
     fs::copy(file("ca.pem"), ca).unwrap();
     ingest.becomes_unready("UnknownCA").await;
     fs::copy(file("client.pem"), cert).unwrap();
@@ -165,7 +165,7 @@ async fn what_is_wrong_with_a_server_is_said_in_a_sentence() {
     fs::write(&ca, authority.pem()).unwrap();
     let ca = ca.to_str().unwrap();
     for (certificate, reason) in [
-        (Some(foreign.certificate(&["localhost"])), "not signed by an authority that is trusted here"),
+        (Some(foreign.certificate(&["localhost"])), "not signed by a trusted authority"),
         (Some(authority.certificate(&["example.com"])), "its certificate is for another name"),
         (Some(authority.expired(&["localhost"])), "its certificate has expired"),
         (None, "TLS"),
@@ -213,7 +213,7 @@ fn a_url_that_protects_nothing_is_refused_unless_the_network_is_trusted() {
             variables.push((variable, url));
             let (status, _, stderr) = run(program, command, &variables);
             assert_eq!(status.code(), Some(2), "{program} {url}: {stderr}");
-            let says = format!("{variable} leads to another machine, and whoever is on the way");
+            let says = format!("{variable} leads to another machine, and anyone on the network path");
             assert!(stderr.contains(&says) && stderr.contains("CATCHALL_TRUSTED_NETWORK=yes"), "{stderr}");
             assert!(!stderr.contains("s3cret") && stderr.lines().count() == 1, "{stderr}");
         }

@@ -100,7 +100,7 @@ async fn a_renewed_certificate_counts_and_no_connection_is_lost() {
     // A key without its certificate changes nothing.
     let renewed = new.certificate(&["localhost"]);
     fs::write(served.directory.join("key.pem"), &renewed.key).unwrap();
-    let logged = async || served.service.has_logged("the last valid ones stay").then_some(());
+    let logged = async || served.service.has_logged("keeping the last valid version").then_some(());
     eventually("the key that does not fit is told", logged).await;
     client.connect(&address, "localhost").await.unwrap();
     let _ = renewed.write(&served.directory);

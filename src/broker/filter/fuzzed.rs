@@ -1,4 +1,4 @@
-//! A target for fuzzing: whatever comes from a wire.
+//! A target for fuzzing: arbitrary bytes from a broker.
 
 use amq_protocol::frame::{AMQPFrame, parse_frame};
 
@@ -26,9 +26,9 @@ fn filtered(stream: &[u8], piece: usize) -> Vec<u8> {
     out
 }
 
-/// It does not matter in which pieces the bytes come, the library reads every content header that passes, and
-/// what has passed once passes as it is. (But not if the broker wants small frames: the header that names the
-/// defects then makes others too large.)
+/// The sizes of the pieces in which bytes arrive do not matter, the library reads every content header that
+/// passes, and output passes a second time unchanged. (But not if the broker wants small frames: the header
+/// that names the defects then makes others too large.)
 pub(in crate::broker) fn frames(data: &[u8]) {
     let Some((piece, stream)) = data.split_first() else { return };
     let out = filtered(stream, stream.len());

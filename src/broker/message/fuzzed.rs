@@ -1,4 +1,4 @@
-//! A target for fuzzing: a message as any publisher may send it.
+//! A target for fuzzing: any message that a publisher may send.
 
 use amq_protocol::frame::{AMQPContentHeader, AMQPFrame, gen_frame, parse_frame};
 use lapin::BasicProperties;
@@ -27,8 +27,8 @@ pub(in crate::broker) fn message(data: &[u8]) {
     read_body(body);
 }
 
-/// Whatever the properties are, the library reads what the filter makes of them; and what is written of a
-/// message is read again as the same.
+/// Whatever the properties are, the library can read them after the filter; and a message that is written and
+/// read again is the same.
 fn read_properties(properties: &[u8], body: &[u8]) {
     let payload =
         [&BASIC.to_be_bytes()[..], &[0, 0], &(body.len() as u64).to_be_bytes(), properties].concat();

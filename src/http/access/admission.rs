@@ -8,10 +8,10 @@ use crate::reload::Reloaded;
 /// Whom a listener lets in.
 #[derive(Clone, Debug)]
 pub(in crate::http) enum Admission {
-    /// Everybody, who may do everything.
+    /// Everybody, with all rights.
     Everybody,
-    /// The same, where only this machine reaches the listener: a request also has to name this machine.
+    /// The same, for a listener that only this machine reaches: the host of a request must be this machine.
     ThisMachine,
-    /// Those who show a token, and may do what it is for.
+    /// Holders of a token, with the rights of its scopes.
     Holders(Arc<Reloaded<TokenSet>>),
 }

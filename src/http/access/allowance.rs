@@ -1,4 +1,4 @@
-//! Allowances: how much one client may ask in a second.
+//! Allowances: how much one client may send per second.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -12,11 +12,11 @@ use crate::bulk::MAX_EVENTS;
 #[expect(clippy::cast_possible_truncation, reason = "it is 10,000")]
 const EVENTS_BURST: u32 = MAX_EVENTS as u32;
 
-/// Refusals for want of a valid token that a client gets at once; then one a second, and the rest are told to
-/// wait.
+/// How many requests without a valid token get a 401 at once; then one per second does, and the others get a
+/// 429.
 const REFUSALS: NonZeroU32 = NonZeroU32::new(10).expect("ten is not zero");
 
-/// How many requests and events a second a client may send; `None`: any number.
+/// How many requests and events a client may send per second; `None`: any number.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::http) struct Rates {
     pub(in crate::http) requests: Option<NonZeroU32>,
@@ -28,12 +28,12 @@ pub(in crate::http) struct Rates {
 pub(super) struct Requests(Option<DefaultDirectRateLimiter>);
 
 impl Requests {
-    /// So many in a second; `None`: any number.
+    /// This number per second; `None`: any number.
     pub(super) fn per_second(rate: Option<NonZeroU32>) -> Self {
         Self(rate.map(|rate| limiter(rate, rate)))
     }
 
-    /// Those that one address may be refused for want of a valid token.
+    /// The 401 answers that one address may get.
     pub(super) fn refused() -> Self {
         Self(Some(limiter(NonZeroU32::MIN, REFUSALS)))
     }
@@ -48,7 +48,7 @@ impl Requests {
     }
 }
 
-/// What one client may still send, of requests and of events.
+/// How many requests and events one client may still send.
 #[derive(Debug)]
 pub(super) struct Allowance {
     requests: Requests,
@@ -76,7 +76,7 @@ impl Allowance {
     ///
     /// # Errors
     ///
-    /// How long to wait where not so many are left.
+    /// How long to wait if too few are left.
     pub(super) fn take_events(&self, events: usize) -> Result<(), Duration> {
         let events = u32::try_from(events).ok().and_then(NonZeroU32::new);
         match (&self.events, events) {

@@ -13,8 +13,8 @@ use crate::http::problem::Problem;
 pub struct Caller {
     peer: Arc<Peer>,
     holder: Option<Arc<Holder>>,
-    /// Whether tokens are asked for, and this caller has none; or no token is, and the request names another
-    /// machine.
+    /// Whether tokens are required and this caller has none; or the service has no tokens, and the host of
+    /// the request is another machine.
     stranger: bool,
 }
 
@@ -41,12 +41,12 @@ impl Caller {
         !self.stranger && self.holder.as_ref().is_none_or(|holder| holder.may(scope))
     }
 
-    /// Takes the events of one request from what the caller's token and address have left. The token first:
-    /// what its holder is refused is then not taken from others at the same address.
+    /// Takes the events of one request from the allowances of the caller's token and address. The token
+    /// first: events that its limit refuses then do not use up the limit of the address.
     ///
     /// # Errors
     ///
-    /// A problem that says how long to wait, where one of them has not so many left.
+    /// A problem that says how long to wait, if one of the two has too few left.
     pub fn take_events(&self, events: usize) -> Result<(), Problem> {
         let holder = self.holder.as_ref().map(|holder| holder.allowance());
         for allowance in [holder, Some(self.peer.allowance())].into_iter().flatten() {

@@ -1,4 +1,4 @@
-//! What is said about access in arguments and environment.
+//! The arguments and variables about access.
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -20,19 +20,19 @@ use crate::token::TOKEN_PREFIX;
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub(in crate::http) struct AccessConfig {
-    /// File of the tokens that let clients in, one in a line, or a directory of such files; catchall-token
-    /// makes them. A change counts within 5 s. Without tokens a service listens on this machine only
+    /// File of the tokens that let clients in, one per line, or a directory of such files; catchall-token
+    /// makes them. A change takes effect within 5 s. Without tokens a service listens on this machine only
     #[arg(
         long,
         env = "CATCHALL_TOKENS",
         value_name = "PATH",
-        // A path is no secret, but a token may stand here by mistake.
+        // A path is not secret, but a token may be given here by mistake.
         hide_env_values = true,
         value_parser = PathBufValueParser::new().try_map(no_token)
     )]
     tokens: Option<PathBuf>,
 
-    /// Let everybody in who can reach the ports, without a token
+    /// Let in every client that can reach the ports, without a token
     #[arg(
         long,
         env = "CATCHALL_OPEN",
@@ -45,8 +45,8 @@ pub(in crate::http) struct AccessConfig {
 }
 
 impl AccessConfig {
-    /// Checks that no network can reach a door without a lock, by mistake. Each address comes with the
-    /// variable that sets it.
+    /// Checks that no listener that other machines can reach lacks tokens by mistake. Each address comes with
+    /// the variable that sets it.
     ///
     /// # Errors
     ///
@@ -64,7 +64,7 @@ impl AccessConfig {
         match (&self.tokens, addresses.iter().find(|address| is_reachable(address))) {
             (None, Some((variable, address))) => Err(format!(
                 "{variable} is {address}, which other machines can reach: name a file of tokens in \
-                 CATCHALL_TOKENS (catchall-token makes them), or let everybody in by CATCHALL_OPEN=yes"
+                 CATCHALL_TOKENS (catchall-token makes them), or let everybody in with CATCHALL_OPEN=yes"
             )),
             _ => Ok(()),
         }
@@ -84,17 +84,17 @@ impl AccessConfig {
             return Ok(());
         }
         Err(format!(
-            "{variable} is {address}, which other machines can reach, and its protocol has no tokens: name an \
-             address of this machine or a Unix socket, or let everybody in by CATCHALL_OPEN=yes"
+            "{variable} is {address}, which other machines can reach, and its protocol has no tokens: name \
+             an address of this machine or a Unix socket, or let everybody in with CATCHALL_OPEN=yes"
         ))
     }
 
-    /// Whether tokens are sent to an address that a network can reach.
+    /// Whether tokens are sent to an address that other machines can reach.
     pub(in crate::http) fn sends_tokens_over(&self, addresses: &[(&str, SocketAddr)]) -> bool {
         self.tokens.is_some() && addresses.iter().any(is_reachable)
     }
 
-    /// Whom the listeners let in. Reads the tokens, if there are to be any.
+    /// Whom the listeners let in. Reads the tokens, if the service uses any.
     pub(in crate::http) fn load(&self, rates: Rates) -> Result<Admission, String> {
         let Some(path) = self.tokens.clone() else {
             return Ok(if self.open { Admission::Everybody } else { Admission::ThisMachine });
@@ -112,17 +112,17 @@ impl AccessConfig {
     }
 }
 
-/// A path that is not a token which was put in its place. What is wrong with a path repeats it.
+/// Refuses a token given instead of a path: errors about a path print it.
 fn no_token(path: PathBuf) -> Result<PathBuf, String> {
     if path.as_os_str().as_encoded_bytes().starts_with(TOKEN_PREFIX.as_bytes()) {
         return Err(format!(
-            "it begins like a token, and is to be a file of tokens: if it is a file, write ./{TOKEN_PREFIX}..."
+            "it looks like a token, but must be a file of tokens: if it is a file, write ./{TOKEN_PREFIX}..."
         ));
     }
     Ok(path)
 }
 
-/// Whether others than this machine may reach an address.
+/// Whether other machines may reach an address.
 fn is_reachable((_, address): &(&str, SocketAddr)) -> bool {
     !address.ip().to_canonical().is_loopback()
 }
@@ -136,17 +136,17 @@ fn all_grants(contents: &Contents) -> Result<Vec<Grant>, String> {
     Ok(all)
 }
 
-/// How much one client may ask of this process.
+/// How much one client may use this process.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[group(skip)]
 pub struct LimitConfig {
-    /// Addresses or networks of proxies whose header X-Forwarded-For is believed, separated by commas. Limits
-    /// of addresses then hold for the clients of the proxies
+    /// Addresses or networks of proxies whose header X-Forwarded-For is trusted, separated by commas. The
+    /// limits for addresses then apply to the clients of the proxies
     #[arg(long, env = "CATCHALL_PROXIES", value_name = "NETWORKS", value_delimiter = ',')]
     pub(in crate::http) proxies: Vec<ProxyNet>,
 
     /// Connections that one address may have at a time, so that it cannot shut out the others; by default
-    /// half of all. Of IPv6, each /64 is one address
+    /// half of all. IPv6 addresses of the same /64 count as one
     #[arg(
         long,
         env = "CATCHALL_ADDRESS_CONNECTIONS",
@@ -155,7 +155,7 @@ pub struct LimitConfig {
     )]
     pub(in crate::http) address_connections: Option<u32>,
 
-    /// Requests that one address may send to this process in a second; more get a 429. Not limited by default
+    /// Requests that one address may send to this process per second; more get a 429. Not limited by default
     #[arg(long, env = "CATCHALL_ADDRESS_REQUESTS_PER_SEC", value_name = "N")]
     pub(in crate::http) address_requests_per_sec: Option<NonZeroU32>,
 
@@ -168,8 +168,8 @@ pub struct LimitConfig {
 #[derive(Clone, Debug, Default, clap::Args)]
 #[group(skip)]
 pub struct EventRates {
-    /// Events that one address may send to this process in a second, at least one full bulk request at once;
-    /// more get a 429. Not limited by default
+    /// Events that one address may send to this process per second; more get a 429, but a full bulk request
+    /// is always allowed at once. Not limited by default
     #[arg(long, env = "CATCHALL_ADDRESS_EVENTS_PER_SEC", value_name = "N")]
     pub(in crate::http) address_events_per_sec: Option<NonZeroU32>,
 

@@ -1,4 +1,4 @@
-//! What a fuzzer calls with tokens, token files and headers of its own making.
+//! Fuzz targets for tokens, token files and headers.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use crate::grant::{Grant, grants};
 use crate::reload::{Contents, Reloaded};
 use crate::token::Token;
 
-/// The proxy that is believed.
+/// The trusted proxy.
 const PROXY: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
-/// A token file is read to grants that are written as they are read, or not at all; and a set of them knows
+/// A token file is either refused or read to grants that are written back unchanged; and a set of them has
 /// each token once.
 pub(crate) fn tokens(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
@@ -35,8 +35,7 @@ pub(crate) fn tokens(data: &[u8]) {
     }
 }
 
-/// Where tokens are asked for, nobody gets in by a header, whatever is in it; and what it is answered is
-/// short and can be sent.
+/// If tokens are required, no made-up header lets a request in; and the answer is short and can be sent.
 pub(crate) fn authorization(data: &[u8]) {
     let Ok(value) = HeaderValue::from_bytes(data) else { return };
     let make = |_: &Contents, _: Option<&TokenSet>| {
@@ -54,8 +53,8 @@ pub(crate) fn authorization(data: &[u8]) {
     assert!(refused.status().is_client_error() && refused.body().len() < 600, "{refused:?}");
 }
 
-/// Where a request comes from is an address that the header has, or that of the proxy; and never one that
-/// stands before an address of somebody else.
+/// The address of a request is one in the header, or that of the proxy; and never one that comes before an
+/// address that is not a proxy's.
 pub(crate) fn forwarded_for(data: &[u8]) {
     let proxies = Proxies::new(&[PROXY.to_string().parse().expect("an address")]);
     let Ok(value) = HeaderValue::from_bytes(data) else { return };

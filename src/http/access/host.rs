@@ -1,21 +1,21 @@
-//! Hosts: the names by which a request asks for this machine.
+//! Hosts: the names with which a request addresses this machine.
 
 use std::net::IpAddr;
 
 use axum::http::{Request, Version, header};
 
-/// The name that every system keeps for itself, and with it all names below (RFC 6761, section 6.3).
+/// The name that always means the machine itself, like all names below it (RFC 6761, section 6.3).
 const LOCALHOST: &str = "localhost";
 
-/// Whether a request asks for this machine by a name that nobody else can lead here.
+/// Whether a request addresses this machine by a name that nobody else can point here.
 ///
-/// A page of somebody else can let its own name lead to 127.0.0.1, and its scripts then read what is answered
-/// there, because browsers go by names. But they also say which name it was.
+/// Another web page can point its own host name at 127.0.0.1 (DNS rebinding), and its scripts can then read
+/// the answers, because browsers go by host names. But browsers also send the name.
 pub(super) fn names_this_machine<B>(request: &Request<B>) -> bool {
     let hosts = request.headers().get_all(header::HOST);
     let authority = request.uri().authority();
     if authority.is_none() && hosts.iter().next().is_none() {
-        // Only HTTP/1.0 goes without, and no browser speaks that any more.
+        // Only HTTP/1.0 allows this, and no browser speaks that any more.
         return request.version() < Version::HTTP_11;
     }
     authority.is_none_or(|authority| is_this_machine(authority.as_str()))

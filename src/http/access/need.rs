@@ -1,22 +1,22 @@
-//! Needs: what a request of a path asks of its sender.
+//! Needs: what a path requires of the sender of a request.
 
 use crate::grant::Scope;
 
-/// The page for people. A browser is made to ask for a password here only, and sends that with all else that
-/// the page needs. Clients of the API have a challenge of their own, and a page that is open asks nobody
-/// again.
+/// The page for people. Only here is a browser made to ask for a password; it then sends the password with
+/// everything that the page loads. Clients of the API get another challenge, and a page that is open never
+/// asks again.
 pub(super) const PAGE: &str = "/";
 
-/// What load balancers and orchestrators ask, by whatever name they have for this machine.
+/// The probes of load balancers and orchestrators, which may use any name for this machine.
 const PROBES: [&str; 2] = ["/livez", "/readyz"];
 
-/// The documents of the requests, which say nothing of what is counted.
+/// The documents of the API, which contain nothing of the counted data.
 const DOCUMENTS: [&str; 3] = ["/openapi.json", "/docs", "/docs/style.css"];
 
 /// What a request needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Need {
-    /// Nothing: anybody may ask.
+    /// Nothing: everybody may send it.
     Nothing,
     /// A valid token.
     Token,
@@ -25,9 +25,9 @@ pub(super) enum Need {
 }
 
 impl Need {
-    /// What a request of a path needs, on every listener. Whatever is not named here is not told to
-    /// strangers: they do not even learn that there is nothing. So a path is open only as it is written here,
-    /// and nothing below it is.
+    /// What a path requires, on every listener. A path that is not listed here requires a token, so strangers
+    /// do not even learn whether it exists. A path is open only exactly as it is written here, and nothing
+    /// below it is.
     pub(super) fn of(path: &str) -> Self {
         if is_probe(path) || DOCUMENTS.contains(&path) {
             return Self::Nothing;

@@ -9,11 +9,11 @@ use axum::http::HeaderMap;
 use super::peers::{Connected, Peer, Peers};
 use super::proxies::Proxies;
 
-/// Most addresses that a connection of a proxy remembers, so that few of its requests have to look for theirs
-/// among all.
+/// Most addresses that a connection of a proxy remembers, so that few of its requests need a look-up among
+/// all addresses.
 const MAX_REMEMBERED: usize = 64;
 
-/// Who is at the other end of a connection.
+/// The client or proxy at the other end of a connection.
 #[derive(Debug)]
 pub(super) enum OtherEnd {
     Client(Connected),

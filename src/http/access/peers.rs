@@ -1,4 +1,4 @@
-//! Peers: the addresses that clients come from, and what each of them may still do.
+//! Peers: the addresses that clients come from, and how much each of them may still do.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -32,7 +32,7 @@ impl From<IpAddr> for Origin {
 #[derive(Debug)]
 pub(in crate::http) struct Peer {
     allowance: Allowance,
-    /// Of those without a valid token, where tokens are asked for.
+    /// For requests without a valid token, if tokens are required.
     strangers: Requests,
     refusals: Requests,
     connections: AtomicU32,
@@ -43,8 +43,8 @@ impl Peer {
         &self.allowance
     }
 
-    /// Takes a request of somebody without a valid token, where tokens are asked for. Strangers may send as
-    /// many as the holders of tokens at the same address, and use up none of theirs.
+    /// Takes a request without a valid token, if tokens are required. Strangers may send as many requests as
+    /// the holders of tokens at the same address, and use up none of theirs.
     ///
     /// # Errors
     ///
@@ -53,11 +53,11 @@ impl Peer {
         self.strangers.take()
     }
 
-    /// Counts a refusal for want of a valid token.
+    /// Counts a 401 answer.
     ///
     /// # Errors
     ///
-    /// How long the client has to wait where it had too many.
+    /// How long the client has to wait if it got too many.
     pub(super) fn refuse(&self) -> Result<(), Duration> {
         self.refusals.take()
     }
@@ -85,7 +85,7 @@ impl Peers {
         Arc::clone(peers.entry(address.into()).or_insert_with(|| Arc::new(self.new_peer())))
     }
 
-    /// One more connection from an address, unless it has as many as it may.
+    /// One more connection from an address, unless the address has reached its limit.
     pub(super) fn connect(&self, address: IpAddr) -> Option<Connected> {
         let peer = self.at(address);
         let more = |connections| (connections < self.max_connections).then_some(connections + 1);

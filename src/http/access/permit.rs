@@ -1,4 +1,4 @@
-//! Permits: that a request was let in, and for how long its answer may go on.
+//! Permits: proof that a request was let in, and how long its answer may go on.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::grant::Scope;
 use crate::reload::Reloaded;
 use crate::token::TokenDigest;
 
-/// That a request was let in.
+/// Proof that a request was let in.
 #[derive(Debug)]
 pub(in crate::http) struct Permit {
     is_stranger: bool,
@@ -22,7 +22,7 @@ pub(in crate::http) struct Permit {
 }
 
 impl Permit {
-    /// Of somebody who needs no token, or needs none for this.
+    /// No token is needed, or none for this request.
     pub(super) fn without_token(is_stranger: bool) -> Self {
         Self { is_stranger, lease: None }
     }
@@ -30,20 +30,19 @@ impl Permit {
     /// Of the holder of a token.
     pub(super) fn of(holder: &Holder, need: Need, tokens: &Arc<Reloaded<TokenSet>>) -> Self {
         let lease = match need {
-            // What is answered to an event is short.
+            // The answer to an event is short.
             Need::Nothing | Need::Token | Need::Scope(Scope::Write) => None,
             Need::Scope(scope) => Some(Lease { tokens: Arc::clone(tokens), digest: holder.digest(), scope }),
         };
         Self { is_stranger: false, lease }
     }
 
-    /// Whether tokens are asked for, and this request has none that is valid.
+    /// Whether tokens are required, and this request has no valid one.
     pub(in crate::http) fn is_stranger(&self) -> bool {
         self.is_stranger
     }
 
-    /// Makes an answer that is made while it is sent break off when the token is not valid any more. It may
-    /// have no end of its own.
+    /// Makes a streamed answer break off when the token is no longer valid. Such an answer may have no end.
     pub(in crate::http) fn cover(self, response: Response) -> Response {
         match self.lease {
             Some(lease) if response.body().size_hint().exact().is_none() => {
@@ -68,7 +67,7 @@ impl Lease {
     }
 }
 
-/// A body that goes on as long as a token is valid, which each of its parts asks.
+/// A body that goes on as long as a token is valid; this is checked for each part.
 #[derive(Debug)]
 struct Leased {
     body: Body,
@@ -86,7 +85,7 @@ impl hyper::body::Body for Leased {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
         if frame.is_some() && !self.lease.holds() {
             // The client sees that the answer is not complete.
-            return Poll::Ready(Some(Err(axum::Error::new("the token is not valid any more"))));
+            return Poll::Ready(Some(Err(axum::Error::new("the token is no longer valid"))));
         }
         Poll::Ready(frame)
     }

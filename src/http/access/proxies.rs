@@ -1,4 +1,4 @@
-//! Proxies: whom to believe about where a request comes from.
+//! Proxies: which hosts are trusted to say where a request comes from.
 
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use crate::excerpt::excerpt;
 
-/// The header in which each proxy appends the address that it was asked from.
+/// The header to which each proxy appends the address of its client.
 const FORWARDED_FOR: &str = "x-forwarded-for";
 
 /// A network whose hosts are proxies, or one proxy.
@@ -26,7 +26,7 @@ impl FromStr for ProxyNet {
     }
 }
 
-/// The proxies that are believed.
+/// The trusted proxies.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Proxies(Vec<IpNet>);
 
@@ -40,9 +40,9 @@ impl Proxies {
         self.0.iter().any(|net| net.contains(&address))
     }
 
-    /// Where a request of a proxy comes from: the last address in its header that is not a proxy's. What
-    /// stands before that, anybody may have written. Where an address cannot be read, it is that of the proxy
-    /// that passed it on.
+    /// The origin of a request from a proxy: the last address in its header that is not a proxy's. Any client
+    /// may have written the addresses before that. If an address cannot be read, the origin is the proxy that
+    /// passed it on.
     pub(super) fn origin(&self, proxy: IpAddr, headers: &HeaderMap) -> IpAddr {
         let mut origin = proxy;
         let hops =

@@ -1,4 +1,4 @@
-//! Refusals: what those hear who may not do what they asked for.
+//! Refusals: the answers to requests that are not allowed.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use crate::http::problem::{Problem, ProblemType};
 /// Longest `Retry-After`, in seconds.
 const MAX_WAIT_SECS: u64 = 3600;
 
-/// What a request hears that names another machine.
-const FOREIGN: &str = "without tokens only requests for this machine are answered: ask for localhost or \
-    127.0.0.1, or let clients in by CATCHALL_TOKENS, or everybody by CATCHALL_OPEN=yes";
+/// The answer to a request whose host is another machine.
+const FOREIGN: &str = "without tokens only requests to this machine are answered: use localhost or \
+    127.0.0.1, or let clients in with CATCHALL_TOKENS, or everybody with CATCHALL_OPEN=yes";
 
 /// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,13 +22,13 @@ pub(super) enum Refusal {
     Unauthorized(Option<InvalidToken>),
     /// Its token lacks this scope.
     Forbidden(Scope),
-    /// No token is asked for, and it names another machine than this one.
+    /// The service has no tokens, and the host of the request is another machine.
     Foreign,
-    /// The address or the token has no more requests left for so long.
+    /// The address or the token has no requests left for this time.
     TooManyRequests(Duration),
-    /// It has not so many events left.
+    /// It has too few events left for this time.
     TooManyEvents(Duration),
-    /// Its address had too many requests without a valid token.
+    /// Its address sent too many requests without a valid token.
     TooManyFailures(Duration),
 }
 

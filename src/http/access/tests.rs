@@ -119,7 +119,7 @@ fn a_challenge_says_what_is_missing() {
     assert_eq!((kind, &*challenged), (ProblemType::Unauthorized, r#"Bearer realm="catchall""#));
     for (bearer, expected) in [
         (bearer_of(FORMER), "it expired at 2020-01-01T00:00:00Z"),
-        (bearer_of(STRANGER), "nobody holds it"),
+        (bearer_of(STRANGER), "it is unknown"),
         (bearer_of(STRANGER).replacen('5', "6", 1), "its checksum does not match, so a character is wrong"),
         ("bearer  secret\"".into(), "a token is catchall_ and 38 letters and digits"),
     ] {

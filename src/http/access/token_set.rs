@@ -1,4 +1,4 @@
-//! Token sets: the tokens that are valid now, and what their holders may still do.
+//! Token sets: the tokens that are valid now, and how much their holders may still do.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,12 +29,12 @@ impl Holder {
     }
 }
 
-/// Why a token lets nobody in.
+/// Why a token is not valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum InvalidToken {
     #[error("{0}")]
     NoToken(#[from] TokenError),
-    #[error("nobody holds it")]
+    #[error("it is unknown")]
     Unknown,
     #[error("it expired at {0}")]
     Expired(Expiry),
@@ -45,7 +45,7 @@ pub(super) enum InvalidToken {
 pub(in crate::http) struct TokenSet(HashMap<u64, Arc<Holder>>);
 
 impl TokenSet {
-    /// The set of these grants. Holders that `before` has, too, go on with what they have left.
+    /// The set of these grants. Holders that are also in `before` keep the allowances they have left.
     ///
     /// # Errors
     ///
@@ -76,7 +76,7 @@ impl TokenSet {
         self.valid(TokenDigest::of_token(token)?).map(Arc::clone)
     }
 
-    /// Whether the token with this digest is valid now, and for this scope.
+    /// Whether the token with this digest is valid now and has this scope.
     pub(super) fn may(&self, digest: TokenDigest, scope: Scope) -> bool {
         self.valid(digest).is_ok_and(|holder| holder.may(scope))
     }
@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(may(2), [false, true, true]);
         let error = |digit| holder(&set, digit).unwrap_err().to_string();
         assert_eq!(error(3), "it expired at 2026-01-01T00:00:00Z");
-        assert_eq!(error(4), "nobody holds it");
+        assert_eq!(error(4), "it is unknown");
         assert_eq!(set.holder("secret").unwrap_err().to_string(), TokenError::Form.to_string());
         let still = |digit| {
             let digest = Token::from_digits([digit; 32]).digest();

@@ -8,12 +8,12 @@ use crate::utc_time::UtcTime;
 
 const MINUTE: i64 = 60_000;
 
-/// The drawing's own units. It is stretched to the place it gets.
+/// The drawing's own units. It is stretched to the available space.
 const BAR: usize = 10;
 const GAP: usize = 2;
 const HEIGHT: u64 = 1000;
 
-/// Each of the last minutes, the oldest first, with those in which nothing was counted.
+/// Each of the last minutes, the oldest first, including those in which nothing was counted.
 pub(super) fn minutes(counted: &[MinuteTotals], now: UtcTime, number: u32) -> Vec<MinuteTotals> {
     let newest = counted.last().map_or(now, |last| last.at.max(now)).0.div_euclid(MINUTE);
     let at = (0..i64::from(number)).rev().map(|ago| UtcTime((newest - ago) * MINUTE));
@@ -32,7 +32,7 @@ fn height(events: u64, peak: u64) -> u64 {
     u64::try_from(part).unwrap_or(HEIGHT).max(least)
 }
 
-/// The chart, with what it says in words.
+/// The chart, with its description in words.
 pub(super) fn chart(minutes: &[MinuteTotals]) -> Markup {
     let peak = minutes.iter().map(sum).max().unwrap_or_default();
     let number = minutes.len();

@@ -1,4 +1,4 @@
-//! What the page loads: its style, its script and its icon, each a file of this folder.
+//! The files that the page loads: its style, its script and its icon.
 
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -70,8 +70,8 @@ pub(super) async fn icon(headers: HeaderMap) -> Response {
     file(&headers, "image/svg+xml", include_str!("icon.svg"))
 }
 
-/// A file, unless the browser has it already. It asks each time, so that no page meets a file of another
-/// version.
+/// A file, unless the browser already has it. The browser checks each time, so that no page gets a file of
+/// another version.
 fn file(headers: &HeaderMap, kind: &'static str, text: &'static str) -> Response {
     let etag = format!("\"{:08x}\"", crc32fast::hash(text.as_bytes()));
     let etag = HeaderValue::try_from(etag).expect("digits are visible characters");

@@ -1,4 +1,4 @@
-//! What the page shows of all domains, read once for all who look at the same moment.
+//! The data about all domains on the page, read once for all visitors at the same moment.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,23 +17,23 @@ use crate::utc_time::UtcTime;
 /// Changes that are shown.
 const CHANGES: u32 = 20;
 
-/// How long what was read is shown to others too: strangers who reload cost no more reads than this allows.
+/// How long the data is reused: many reloads cost no more reads than this allows.
 const KEPT: Duration = Duration::from_secs(1);
 
-/// All that was read for the page.
+/// The data for the page.
 #[derive(Debug)]
 pub(super) struct Glance {
     pub(super) totals: Totals,
-    /// The last changes, the last one first.
+    /// The latest changes, the latest first.
     pub(super) latest: Portion,
     pub(super) standing: Standing,
     pub(super) read_at: UtcTime,
 }
 
-/// When it was read last, and what was read: `None` if it could not be.
+/// When the data was last read, and the data: `None` if it could not be read.
 type Last = Option<(Instant, Option<Arc<Glance>>)>;
 
-/// What was read last, for all threads of a process.
+/// The data that was last read, for all threads of a process.
 #[derive(Clone, Default)]
 pub(in crate::query) struct LastGlance(Arc<Mutex<Last>>);
 
@@ -49,7 +49,7 @@ impl Glances {
         Self { source, last }
     }
 
-    /// What is to be shown; `None` where it cannot be read. Those who come while it is read wait for it.
+    /// The data to show; `None` if it cannot be read. Requests that come during a read wait for it.
     pub(super) async fn take(&self) -> Option<Arc<Glance>> {
         let mut last = self.last.0.lock().await;
         if let Some((at, glance)) = &*last

@@ -1,4 +1,4 @@
-//! The part of the page that is read again and again: totals, the last minutes, the latest changes.
+//! The part of the page that is refreshed: totals, the last minutes, the latest changes.
 
 use maud::{Markup, html};
 
@@ -9,7 +9,7 @@ use crate::classified::DomainReport;
 use crate::counters::Status;
 use crate::query::totals::MINUTES;
 
-/// What cannot be shown now.
+/// The notice that the data cannot be shown now.
 pub(super) fn unreadable() -> Markup {
     html! {
         section class="notice" aria-labelledby="unreadable" {
@@ -19,7 +19,7 @@ pub(super) fn unreadable() -> Markup {
     }
 }
 
-/// All of it.
+/// The whole part.
 pub(super) fn live(glance: &Glance) -> Markup {
     html! {
         (totals(glance))
@@ -99,7 +99,7 @@ fn latest(glance: &Glance) -> Markup {
             ol id="changes" class="changes" data-position=(position) {
                 @for change in changes { (row(Some(&change.report))) }
             }
-            // What the script makes further rows of.
+            // The template from which the script makes further rows.
             template id="change" { (row(None)) }
         }
     }

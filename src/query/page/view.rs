@@ -8,12 +8,12 @@ use super::words::{Number, ReadableTime, freshness, reason, verdict};
 use crate::classified::Classified;
 use crate::domain_name::DomainName;
 
-/// What was asked, and what there is to say.
+/// The query and its result.
 #[derive(Debug)]
 pub(super) enum Finding {
     /// Nothing was asked.
     Nothing,
-    /// What was asked is not a domain name.
+    /// The query is not a domain name.
     Invalid {
         /// The beginning of it.
         text: String,
@@ -44,7 +44,7 @@ impl Finding {
     }
 }
 
-/// The page. `threshold` is the one that look-ups of this process go by, if it is another than the store's.
+/// The page. `threshold` is the one that look-ups of this process use, if it is not the store's.
 pub(super) fn page(answer: &Finding, glance: Option<&Glance>, threshold: Option<u64>) -> Markup {
     html! {
         (DOCTYPE)

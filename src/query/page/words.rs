@@ -26,12 +26,12 @@ impl fmt::Display for Number {
     }
 }
 
-/// So many of a thing.
+/// A number of things.
 pub(super) fn count(number: u64, one: &str, many: &str) -> String {
     format!("{} {}", Number(number), if number == 1 { one } else { many })
 }
 
-/// A moment to the minute: `28 Nov 2026, 10:47 UTC`.
+/// A time to the minute: `28 Nov 2026, 10:47 UTC`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ReadableTime(pub(super) UtcTime);
 
@@ -59,7 +59,7 @@ fn moment(UtcTime(millis): UtcTime) -> Option<OffsetDateTime> {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000).ok()
 }
 
-/// What the status says of a domain: what follows its name.
+/// The status as the rest of a sentence that begins with the domain's name.
 pub(super) fn verdict(status: Status) -> &'static str {
     match status {
         Status::CatchAll => "is a catch-all",
@@ -90,7 +90,7 @@ pub(super) fn reason(Classified { counters, status, .. }: Classified, threshold:
     }
 }
 
-/// How fresh an answer is.
+/// How up to date an answer is.
 pub(super) fn freshness(lag: Option<Duration>) -> String {
     match lag {
         None => "As of now.".to_owned(),

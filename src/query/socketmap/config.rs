@@ -1,4 +1,4 @@
-//! What is said about a socketmap in arguments and environment.
+//! The arguments and variables about the socketmap.
 
 use anyhow::bail;
 
@@ -10,18 +10,18 @@ use crate::http::GuardConfig;
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct SocketmapConfig {
-    /// Where mail servers ask by Postfix's socketmap protocol, which has no tokens: "unix:" and the path of a
-    /// socket, or an address of this machine and a port. Without it they cannot
+    /// Where mail servers can ask with Postfix's socketmap protocol, which has no tokens: "unix:" and the
+    /// path of a socket, or an address of this machine and a port. Without it they cannot ask
     #[arg(long, env = "CATCHALL_SOCKETMAP", value_name = "ADDRESS")]
     socketmap: Option<SocketmapAddress>,
 
-    /// Permissions of that Unix socket, in octal: whoever may write to it may ask
+    /// Permissions of that Unix socket, in octal: users with write permission may ask
     #[arg(long, env = "CATCHALL_SOCKETMAP_MODE", value_name = "MODE", default_value = "660")]
     socketmap_mode: SocketMode,
 }
 
 impl SocketmapConfig {
-    /// Binds the address, if there is one. If another process has it, it stays with that one until it leaves.
+    /// Binds the address, if there is one. If another process has it, that process keeps it until it ends.
     ///
     /// # Errors
     ///

@@ -18,8 +18,8 @@ use crate::shutdown::Shutdown;
 /// Longest request, in bytes: a map, a space and a key. Postfix cuts a line, and so an address, at 2048.
 const LONGEST: usize = 4096;
 
-/// What a connection keeps of requests that are not answered yet: the longest, and more of short ones. The
-/// rest waits in the kernel, and then at the client.
+/// Bytes of unanswered requests that a connection keeps: one of the longest, or more short ones. The rest
+/// waits in the kernel, and then at the client.
 const BUFFER: usize = 2 * LONGEST;
 
 /// Requests of one connection that are looked up together.
@@ -34,7 +34,7 @@ const ARRIVAL: Duration = Duration::from_secs(10);
 /// How long a client may leave its replies unread.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What a client did that ended its connection.
+/// Why the server ended a client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Offence {
     /// No request.
@@ -48,7 +48,7 @@ pub(super) enum Offence {
     Unread,
 }
 
-/// How many requests got which reply.
+/// The number of requests by reply.
 #[derive(Clone, Debug)]
 pub(super) struct Replies {
     ok: Counter,
@@ -79,12 +79,12 @@ impl Replies {
     }
 }
 
-/// Answers requests until the client leaves, is idle for long, or `stop` resolves; then what has arrived is
-/// still answered.
+/// Answers requests until the client leaves, is idle for too long, or `stop` resolves; then requests that
+/// have arrived are still answered.
 ///
 /// # Errors
 ///
-/// What the client did, if that is the reason of the end.
+/// The fault of the client, if that is the reason for the end.
 pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
     domains: &Domains,
@@ -125,7 +125,7 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// The domain that a request asks about, or its reply where that is known already.
+/// The domain that a request asks about, or its reply if that is already known.
 type Question = Result<DomainName, Reply>;
 
 async fn answer(request: Question, domains: &Domains) -> Reply {
@@ -139,7 +139,7 @@ async fn answer(request: Question, domains: &Domains) -> Reply {
     }
 }
 
-/// What has arrived and is not answered yet.
+/// The bytes that have arrived and are not answered yet.
 struct Buffer {
     bytes: Box<[u8]>,
     filled: usize,
@@ -169,7 +169,7 @@ impl Buffer {
         Ok(())
     }
 
-    /// Reads what comes next. There is room for it: what is left of whole requests is shorter than one.
+    /// Reads the next bytes. There is room for them: the rest after whole requests is shorter than a request.
     async fn fill(&mut self, stream: &mut (impl AsyncRead + Unpin)) -> io::Result<usize> {
         let read = stream.read(&mut self.bytes[self.filled..]).await?;
         if self.filled == 0 {

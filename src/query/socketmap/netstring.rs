@@ -4,7 +4,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Malformed {
     /// No length, a length with a zero in front, or no comma at the end.
-    #[error("what it sent is not a netstring")]
+    #[error("its request is not a netstring")]
     NotANetstring,
     /// The length is larger than it may be.
     #[error("its request is too long")]

@@ -1,21 +1,21 @@
-//! What a mail server asks, and what it is told.
+//! The requests of mail servers, and the replies.
 
 use std::borrow::Cow;
 
 use crate::counters::Status;
 use crate::domain_name::DomainName;
 
-/// The one map there is: from a domain, or an address in it, to the status of the domain.
+/// The only map: from a domain, or an address in it, to the status of the domain.
 const STATUS_MAP: &[u8] = b"status";
 
-/// What a request is answered.
+/// The reply to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Reply {
-    /// What is known of the domain.
+    /// What is known about the domain.
     Found(Status),
-    /// The map has nothing of this key.
+    /// The map does not have this key.
     NotFound,
-    /// It cannot be told now.
+    /// The answer is not available now.
     Temporary(String),
     /// Asking again will not help.
     Permanent(&'static str),
@@ -31,7 +31,7 @@ impl Reply {
         }
     }
 
-    /// The reply as the protocol has it (`socketmap_table(5)`). A space follows the word in any case.
+    /// The reply in the form of the protocol (`socketmap_table(5)`). A space always follows the word.
     pub(super) fn text(&self) -> Cow<'static, str> {
         match self {
             Self::Found(status) => format!("OK {}", status.name()).into(),
@@ -46,8 +46,8 @@ impl Reply {
 ///
 /// # Errors
 ///
-/// The reply, where that is known already. Mail servers ask for all sorts of keys, so one that is no domain
-/// is not an error.
+/// The reply, if it is already known. Mail servers ask for all sorts of keys, so one that is not a domain is
+/// not an error.
 pub(super) fn domain(request: &[u8]) -> Result<DomainName, Reply> {
     let mut words = request.splitn(2, |byte| *byte == b' ');
     let (map, key) = (words.next().unwrap_or_default(), words.next());

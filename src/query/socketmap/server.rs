@@ -22,10 +22,10 @@ use crate::trouble::Trouble;
 /// Connections at a time. Each takes a file descriptor and some 10 kB.
 const MAX_CONNECTIONS: usize = 1000;
 
-/// How often a process looks whether the one that has the address has left: mail waits meanwhile.
+/// How often a process checks whether the one that has the address has left: mail waits meanwhile.
 const TURN_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long a stopping server still accepts those who have found it.
+/// How long a stopping server still accepts clients that have connected to its socket.
 const LAST_CALL: Duration = Duration::from_millis(50);
 
 /// A socketmap that is to be served.
@@ -156,7 +156,7 @@ impl Server {
         }
     }
 
-    /// Serves a connection, or closes it if there are as many as there may be.
+    /// Serves a connection, or closes it if the connection limit is reached.
     fn admit(&mut self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         while self.connections.try_join_next().is_some() {}
         if self.connections.len() >= MAX_CONNECTIONS {
@@ -183,7 +183,7 @@ impl Server {
     }
 }
 
-/// Logs what a client did, once for all who do such things for a while.
+/// Logs the fault of a client; further faults are not logged for a while.
 fn tell(offence: Offence, offended: &Mutex<Trouble>) {
     if offended.lock().unwrap_or_else(PoisonError::into_inner).is_news() {
         tracing::warn!(reason = %offence, "closed the connection of a client of the socketmap: {offence}");

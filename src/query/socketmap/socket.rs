@@ -1,4 +1,4 @@
-//! The socket of a socketmap: who gets it, and when its file goes.
+//! The socket of a socketmap: which process gets it, and when its file is removed.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
@@ -20,7 +20,7 @@ const BACKLOG: i32 = 1024;
 pub(super) struct BoundSocket {
     /// Where the clients come from.
     pub(super) listener: Either<UnixListener, TcpListener>,
-    /// Its file, while other processes are not to take its place.
+    /// Its file, while other processes must not replace it.
     pub(super) file: Option<SocketFile>,
 }
 
@@ -30,13 +30,13 @@ pub(super) enum NotBound {
     /// A live process has it.
     #[error("another process listens there")]
     Taken,
-    /// It cannot be had.
+    /// It cannot be bound.
     #[error(transparent)]
     Failed(#[from] io::Error),
 }
 
-/// Binds the address and listens. A socket file that a killed process left behind is replaced; one on which
-/// somebody answers is not, and neither is a file of another kind.
+/// Binds the address and listens. A socket file that a killed process left behind is replaced; one that a
+/// live process serves is not, and neither is a file of another kind.
 pub(super) fn bind(address: &SocketmapAddress, mode: SocketMode) -> Result<BoundSocket, NotBound> {
     match address {
         SocketmapAddress::Unix(path) => bind_unix(path, mode),
@@ -59,7 +59,7 @@ fn bind_unix(path: &Path, mode: SocketMode) -> Result<BoundSocket, NotBound> {
     socket.set_nonblocking(true)?;
     socket.bind(&SockAddr::unix(path)?)?;
     let file = SocketFile::of(path)?;
-    // Nobody gets in before it listens, whatever the permissions are until then.
+    // No client can connect before it listens, whatever the permissions are until then.
     fs::set_permissions(path, fs::Permissions::from_mode(mode.0))?;
     socket.listen(BACKLOG)?;
     Ok(BoundSocket { listener: Either::Left(socket.into()), file: Some(file) })
@@ -75,7 +75,7 @@ fn turn(path: &Path) -> Result<File, NotBound> {
     }
 }
 
-/// Removes what a killed process left at the path.
+/// Removes a socket that a killed process left at the path.
 fn clear(path: &Path) -> Result<(), NotBound> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -87,7 +87,7 @@ fn clear(path: &Path) -> Result<(), NotBound> {
         Ok(_) => {}
     }
     let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    // Otherwise it would wait for a process that accepts nobody.
+    // Otherwise it would wait for a process that accepts no connection.
     probe.set_nonblocking(true)?;
     match probe.connect(&SockAddr::unix(path)?) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(fs::remove_file(path)?),
@@ -98,7 +98,7 @@ fn clear(path: &Path) -> Result<(), NotBound> {
     }
 }
 
-/// The file of a socket, which goes with this value unless it is another's by now.
+/// The file of a socket, removed with this value unless it now belongs to another process.
 #[derive(Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
@@ -111,7 +111,7 @@ impl SocketFile {
     }
 }
 
-/// What tells a file from every other one: its device and inode.
+/// The identity of a file: its device and inode.
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     let metadata = fs::symlink_metadata(path)?;
     Ok((metadata.dev(), metadata.ino()))
@@ -121,7 +121,7 @@ impl Drop for SocketFile {
     fn drop(&mut self) {
         let _turn = turn(&self.path);
         if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
-            // What is left is replaced by the next process.
+            // The next process replaces a file that is left behind.
             let _ = fs::remove_file(&self.path);
         }
     }

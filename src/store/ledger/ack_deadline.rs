@@ -7,9 +7,9 @@ use std::time::Duration;
 #[group(skip)]
 #[expect(clippy::doc_markdown, reason = "the help is plain text")]
 pub struct AckDeadline {
-    /// How long a worker may hold a message, in seconds. It gives back what it could not count by then. Must
-    /// be at least the broker's consumer_timeout, and the same for all workers and for catchall-dead. Claims
-    /// are kept for this much longer
+    /// How long a worker may hold a message, in seconds. Then it returns what it could not count. Must be at
+    /// least the broker's consumer_timeout, and the same for all workers and for catchall-dead. Claims are
+    /// kept for this much longer
     #[arg(
         long,
         env = "CATCHALL_ACK_DEADLINE_SECS",

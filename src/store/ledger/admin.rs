@@ -16,8 +16,8 @@ use crate::store::maintenance::{
 };
 use crate::store::postgres::{Database, DatabaseError, PostgresUrl, Steps};
 
-/// How long the primary works on one statement, and how long to wait for it. What is locked by a tool that is
-/// stopped in the middle of a transaction is free again after 10 s, as it is with workers.
+/// How long the primary works on one statement, and how long to wait for it. If a tool is suspended in the
+/// middle of a transaction, its locks are released after 10 s, like those of workers.
 const SESSION: [(&str, &str); 4] = [
     ("statement_timeout", "60s"),
     ("lock_timeout", "30s"),
@@ -27,7 +27,7 @@ const SESSION: [(&str, &str); 4] = [
 ];
 const TIMEOUT: Duration = Duration::from_secs(90);
 
-/// How often to try what the primary rolls back in favour of others.
+/// How often to try a transaction that the primary rolls back in favour of others.
 const TRIES: u32 = 10;
 
 /// The ledger on a primary, for its owner.
@@ -69,8 +69,8 @@ impl LedgerAdmin {
     }
 }
 
-/// An answer may have been lost after all was done. Each command can be run again, and says then what it
-/// found.
+/// The answer may have been lost after everything was done. Each command can be run again, and then reports
+/// what it finds.
 fn failed(error: DatabaseError) -> ExitError {
     ExitError::of(1, error)
 }

@@ -26,9 +26,9 @@ use crate::tally::Tally;
 /// them has just died.
 const CONNECTIONS: u32 = 4;
 
-/// How long a worker that is stopped inside a transaction (a paused machine) may hold rows that others need,
-/// and how long a worker waits for such rows before it gives up and tries again. The server enforces this,
-/// like the bound on statements, so that nothing here ever has to be cancelled.
+/// How long a worker that is suspended inside a transaction (a paused machine) may lock rows that others
+/// need, and how long a worker waits for such rows before it gives up and tries again. The server enforces
+/// this, like the limit for statements, so that nothing here ever has to be cancelled.
 const STANDSTILL: &str = "10s";
 
 /// The address of the ledger.
@@ -42,7 +42,7 @@ pub struct Primary {
 }
 
 impl Primary {
-    /// The variable of the URL, and what strangers can do on the way to the primary.
+    /// The variable of the URL, and what strangers on the network path to the primary can do.
     #[must_use]
     pub fn exposure(&self) -> (&'static str, Option<&'static str>) {
         ("CATCHALL_DATABASE_URL", self.database_url.exposure())
@@ -57,9 +57,9 @@ pub struct LedgerConfig {
     #[command(flatten)]
     pub primary: Primary,
 
-    /// How long the primary works on one statement, in seconds, before it cancels it. What took too long is
-    /// then counted in halves, and the next transactions are smaller. A primary that vanished without a word
-    /// is given up after one and a half times this, and until then this worker counts nothing
+    /// How long the primary may work on one statement, in seconds, before it cancels it. The delivery batch
+    /// is then counted in halves, and the next transactions are smaller. A connection on which the primary is
+    /// silent is given up after one and a half times this; until then this worker counts nothing
     #[arg(
         long,
         env = "CATCHALL_STATEMENT_TIMEOUT_SECS",
@@ -83,7 +83,7 @@ impl LedgerConfig {
 pub struct Ledger {
     pub(super) database: Database,
     /// How long a statement may take before its connection is given up. This is longer than the server lets
-    /// it run, so only a peer that vanished without a word is given up.
+    /// it run, so only a connection whose peer vanished silently is given up.
     pub(super) timeout: Duration,
     clock: Arc<Clock>,
     /// Its part of the totals.
@@ -110,8 +110,7 @@ impl Ledger {
             self.database.ready().await;
             let clock = Arc::clone(&self.clock);
             let look = async move |pool: PgPool| look(&mut *pool.acquire().await?, &clock).await.map(drop);
-            // What a clock that was ahead has left behind must go before anything is claimed by the present
-            // clock.
+            // The traces of a clock that was ahead must go before anything is claimed by the present clock.
             if self.database.run(self.timeout, look).await.is_ok() && self.discard_future().await.is_ok() {
                 return;
             }
@@ -239,12 +238,12 @@ struct Observed {
     rule: Rule,
 }
 
-/// Fails where a commit of this pool's sessions does not last.
+/// Fails if commits of this pool's sessions are not durable.
 pub(in crate::store) async fn check_durability(pool: PgPool) -> Result<(), sqlx::Error> {
     look(&mut *pool.acquire().await?, &Clock::default()).await.map(drop)
 }
 
-/// Fails where a commit of this session does not last.
+/// Fails if commits of this session are not durable.
 async fn look(connection: &mut PgConnection, clock: &Clock) -> Result<Observed, sqlx::Error> {
     look_since(Instant::now(), connection, clock).await
 }

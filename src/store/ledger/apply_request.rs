@@ -1,4 +1,4 @@
-//! What the ledger is asked to count, and what it answers.
+//! Requests to the ledger to count, and their errors.
 
 use uuid::Uuid;
 
@@ -41,7 +41,7 @@ impl Entry {
 /// Why a request was not counted.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    /// The database could not do it, or its response was lost. Repeating the request is safe for all batches
+    /// The database could not do it, or its response was lost. Repeating the request is safe for all messages
     /// that have an id.
     #[error(transparent)]
     Transient(DatabaseError),
@@ -52,6 +52,6 @@ pub enum ApplyError {
     #[error(transparent)]
     Refused(DatabaseError),
     /// The messages were held for longer than claims are certain to be kept.
-    #[error("the messages were held too long to be told from duplicates")]
+    #[error("the messages were held too long to be distinguished from duplicates")]
     TooLate,
 }

@@ -10,7 +10,7 @@ const WRITE: &str = "\
 insert into audit_log (id, action, subject, by_whom, reason, details)
 values ($1, $2, $3, $4, $5, $6::text::jsonb)";
 
-/// Notes something in the transaction that does it. The details are numbers and short texts.
+/// Records an action in the transaction that does it. The details are numbers and short texts.
 pub(super) async fn write(
     connection: &mut PgConnection,
     action: &str,
@@ -35,7 +35,7 @@ const READ: &str = "\
 select (date_part('epoch', at) * 1000)::bigint, action, subject, by_whom, reason, details::text
 from audit_log order by at desc, id desc limit $1";
 
-/// The latest entries, the last one first.
+/// The latest entries, the latest first.
 pub(super) async fn read(pool: &PgPool, limit: u32) -> Result<Vec<AuditEntry>, sqlx::Error> {
     let rows: Vec<AuditRow> = sqlx::query_as(READ).bind(i64::from(limit)).fetch_all(pool).await?;
     Ok(rows.into_iter().map(AuditEntry::from).collect())

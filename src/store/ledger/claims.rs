@@ -45,8 +45,8 @@ on conflict (id) do update set claimed_at = excluded.claimed_at"
     };
 }
 
-/// Returns the batches that have not been counted before. If a message was delivered twice, only the first
-/// counts.
+/// Returns the batches of the messages that have not been counted before. If a message was delivered twice,
+/// only the first delivery counts.
 pub(super) async fn claim_messages<'a>(
     connection: &mut PgConnection,
     steps: &Steps,

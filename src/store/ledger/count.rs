@@ -10,14 +10,14 @@ use crate::counters::Counters;
 use crate::domain_name::DomainName;
 use crate::tally::Tally;
 
-/// Begins a transaction that counts. It gets its number before it reads the rule: so whoever has changed the
-/// rule takes a number too, and knows, once all lower ones have ended, that nobody goes by the old one.
+/// Begins a transaction that counts. It gets its number before it reads the rule. A reclassification takes a
+/// number after it has changed the rule; once all transactions with lower numbers have ended, none uses the
+/// old rule.
 ///
-/// Each statement has to see what was committed before it, whatever the server's default is: a step of a
-/// reclassification waits for workers, and then looks at what they have counted.
+/// Each statement must see everything that was committed before it, whatever the server's default is: a step
+/// of a reclassification waits for workers, and then reads what they have counted.
 ///
-/// The planner takes an array that it does not know for a short one, and would compare each row with each
-/// other one.
+/// The planner assumes that an unknown array is short, and would compare each row with every other one.
 const BEGIN: &str = "\
 begin isolation level read committed; select pg_current_xact_id(); set local enable_nestloop = off";
 
@@ -61,7 +61,7 @@ from added
 where bounced <= $5 and (bounced > 0 or delivered <= $4)
     or bounced = 0 and delivered > $6 and delivered <= $7";
 
-/// Adds to the counters, in key order, and to the totals as `writer`, and notes what changed its status.
+/// Adds to the counters, in key order, and to the totals as `writer`, and records changes of status.
 pub(in crate::store) async fn count(
     connection: &mut PgConnection,
     steps: &Steps,
@@ -78,7 +78,7 @@ pub(in crate::store) async fn count(
     Ok(())
 }
 
-/// The same for events that were counted elsewhere before: they are none of the last hour.
+/// The same for events that were counted elsewhere: they do not belong to the last hour.
 pub(in crate::store) async fn count_old(
     connection: &mut PgConnection,
     steps: &Steps,
@@ -110,7 +110,7 @@ async fn add_and_note(
     Ok(delta)
 }
 
-/// What an addition did.
+/// The result of an addition.
 #[derive(Debug, Default)]
 struct Added {
     /// Domains that had no events.

@@ -11,7 +11,7 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// Fails where a crash may take back a commit: nothing may be acknowledged after such a commit.
+    /// Fails if a crash may undo a commit: nothing may be acknowledged after such a commit.
     pub(super) fn check(&self) -> Result<(), &'static str> {
         // Every other value waits at least for the primary's own disk.
         if self.synchronous_commit == "off" {

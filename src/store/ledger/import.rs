@@ -19,7 +19,7 @@ const BEGIN: &str = "\
 -- catchall: begin an import
 insert into imports (digest, name, bytes) values ($1, $2, $3) on conflict do nothing returning bytes_through";
 
-/// Begins to import a file, or says how far that is.
+/// Begins to import a file, or returns how far its import is.
 pub(super) async fn begin_import(
     pool: &PgPool,
     file: &HistoryFile,
@@ -56,7 +56,7 @@ update imports set bytes_through = $3, rows = rows + $4, delivered = delivered +
     bounced = bounced + $6::text::numeric, finished_at = case when $3 >= bytes then now() end
 where digest = $1 and bytes_through = $2 and finished_at is null";
 
-/// Counts some rows, if the import is where they begin, and says where it is now.
+/// Counts some rows, if the import has come exactly to their beginning, and returns how far it is now.
 pub(super) async fn import(
     pool: &PgPool,
     steps: &Steps,

@@ -1,4 +1,4 @@
-//! Whose turn it is to publish changes, and how far that came.
+//! Whose turn it is to publish changes, and how far the relay has come.
 
 use std::time::Duration;
 
@@ -16,19 +16,19 @@ pub struct RelayTurn {
     pub place: Place,
 }
 
-/// What has not been published yet.
+/// The changes that have not been published yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Relayed {
     /// Changes that wait to be published, at most a hundred thousand.
     pub waiting: i64,
-    /// The last change there is, whether it waits or not.
+    /// The last change, whether it waits or not.
     pub last: Place,
 }
 
-/// Most changes that are counted as waiting: to count more would take time, and say nothing new.
+/// Most changes that are counted as waiting: counting more would take time and tell nothing new.
 pub(super) const WAITING: i64 = 100_000;
 
-/// Nobody waits for the row: who does not have the turn finds no row to write.
+/// No worker waits for the row: one without the turn finds no row to update.
 const TAKE: &str = "\
 -- catchall: take the turn to publish changes
 update change_relay set holder = $1, held_until = now() + make_interval(secs => $2)
@@ -50,7 +50,7 @@ select changed_in, domain,
 from domain_statuses order by changed_in desc, domain desc limit 1";
 
 impl Ledger {
-    /// Takes the turn to publish changes for so long, or keeps it. `None`: another worker has it.
+    /// Takes or keeps the turn to publish changes for this time. `None`: another worker has it.
     ///
     /// # Errors
     ///
@@ -74,8 +74,8 @@ impl Ledger {
         self.database.run(self.timeout, async move |pool| feed::read(&pool, &after, limit).await).await
     }
 
-    /// Notes that all changes up to here are published, and keeps the turn. `false`: another worker has taken
-    /// it meanwhile.
+    /// Records that all changes up to here are published, and keeps the turn. `false`: another worker has
+    /// taken it meanwhile.
     ///
     /// # Errors
     ///

@@ -10,7 +10,8 @@ use super::{audit, statuses};
 use crate::counters::{Counters, Status};
 use crate::store::maintenance::{ResetDomain, Signature};
 
-/// A step of a reclassification could note a status of counters that it saw before they were removed.
+/// A step of a reclassification could otherwise record a status of counters that it read before they were
+/// removed.
 const NO_STEP: &str = "\
 -- catchall: keep reclassifications away
 select from classification for share";

@@ -4,17 +4,17 @@
 //!
 //! - Publishers send a message again. The *retention* bounds how long they may do so. It is measured from the
 //!   last time the claim was met.
-//! - The queue keeps copies until somebody takes them, which has no bound in time. So time is told by what
-//!   the queue has handed out. A *watermark* is a pair of empty messages, one with the lowest and one with the
-//!   highest priority. The ledger notes the pair before it is published, and each of the two when it has been
-//!   handed out. Everything handed out before is counted, or recognised (which renews its claim), within the
-//!   *ack deadline*: a worker refuses to count a message that it has held for longer.
+//! - The queue keeps copies until a consumer takes them, for any length of time. So time is measured by what
+//!   the queue has handed out. A *watermark* is a pair of empty messages, one with the lowest and one with
+//!   the highest priority. The ledger notes the pair before it is published, and each of the two when it has
+//!   been handed out. Everything handed out before is counted, or recognised (which renews its claim), within
+//!   the *ack deadline*: a worker refuses to count a message that it has held for longer.
 //!
 //! Once both messages of a watermark have arrived, everything published before them, with any priority, has
 //! been handed out too. All versions of RabbitMQ hand out returned messages before all others. The order of
 //! the others depends on the version:
 //!
-//! - Up to 3.13 priorities mean nothing: each of the two is behind everything published before it.
+//! - Up to 3.13 priorities have no effect: each of the two is behind everything published before it.
 //! - From 4.0 to 4.2 there are two classes, priorities up to 4 and those above. Each is first in, first out,
 //!   and they are served in turns. According to the documentation either class may overtake the other. But
 //!   neither of the two overtakes a message of its own class, and each class has one of them. (As released, a
@@ -36,7 +36,7 @@
 //! takes over. A claim is pruned only once the retention has passed both by the clock that dated the
 //! watermark and by the present clock. A watermark dated in the future proves nothing and is dropped: it
 //! would count for claims that were made after it. A clock that is set ahead makes claims look older than
-//! they are. Nothing can tell that from time that has passed.
+//! they are. That cannot be told from time that has really passed.
 
 use std::time::{Duration, SystemTime};
 
@@ -49,12 +49,11 @@ use crate::store::postgres::DatabaseError;
 
 /// The statement that prunes claims in this table.
 ///
-/// The horizon, which an earlier clock may have dated, says which claims may be gone. Which ones may go now
-/// is decided by the present clock and by the watermark that counts by it. (Not by `least`, which ignores
-/// nulls.)
+/// The horizon, which an earlier clock may have dated, says which claims may be gone. The present clock, and
+/// the watermark that is valid by it, decide which ones may go now. (Not `least`, which ignores nulls.)
 ///
-/// A claim that another worker is pruning or renewing at the same moment is left to it: nobody waits here, so
-/// nobody can wait in a circle.
+/// A claim that another worker is pruning or renewing at the same moment is skipped: no worker waits here, so
+/// none can wait in a circle.
 macro_rules! prune {
     ($table:literal) => {
         concat!(
@@ -79,7 +78,7 @@ returning extract(epoch from claimed_at)::float8"
     };
 }
 
-/// Claims that one statement prunes. It takes some ten milliseconds, so nobody waits for it for long.
+/// Claims that one statement prunes. It takes some ten milliseconds, so others wait only briefly.
 const STEP: i32 = 5_000;
 
 /// Watermarks per retention or ack deadline, whichever is shorter. Claims live longer by one such interval.
@@ -93,14 +92,14 @@ const SLACK: Duration = Duration::from_secs(5);
 /// milliseconds apart.
 const AHEAD: Duration = Duration::from_secs(10);
 
-/// How long the ledger remembers what it has counted.
+/// How long the ledger keeps claims.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 #[expect(clippy::doc_markdown, reason = "the help is plain text")]
 pub struct RetentionConfig {
-    /// How long a message_id counts only once, in seconds, from the last message that had it. Must be longer
-    /// than publishers repeat a message: three days outlast a weekend. A claim takes some 100 bytes; ingest
-    /// makes one for each of its messages
+    /// How long a repeated message_id counts nothing, in seconds, from its last use. Must be longer than
+    /// publishers may take to repeat a message: three days outlast a weekend. A claim takes some 100 bytes;
+    /// ingest makes one for each of its messages
     #[arg(
         long,
         env = "CATCHALL_MESSAGE_RETENTION_SECS",
@@ -167,7 +166,7 @@ pub struct Watermark {
 }
 
 impl Ledger {
-    /// Notes a watermark that is about to be published. Returns `None` if any worker noted one within the
+    /// Records a watermark that is about to be published. Returns `None` if any worker noted one within the
     /// `interval`.
     ///
     /// # Errors
@@ -204,8 +203,8 @@ impl Ledger {
             .map(drop)
     }
 
-    /// Removes what a clock that was ahead has left behind: deletes watermarks dated in the future, and moves
-    /// a horizon in the future back to now. The claims pruned by that clock were last met before now. (If the
+    /// Removes the traces of a clock that was ahead: deletes watermarks dated in the future, and moves a
+    /// horizon in the future back to now. The claims pruned by that clock were last met before now. (If the
     /// primary's present clock is the wrong one, they were met later than it shows. So "now" is the later of
     /// the primary's clock and this process's own, which is one of those that date dead letters.)
     ///

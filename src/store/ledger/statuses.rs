@@ -1,7 +1,7 @@
-//! Statuses: what each domain is, and since when.
+//! Statuses: the status of each domain, and when it was reached.
 //!
-//! A status is written after its counters, in the same transaction. The statement that writes it locks its row
-//! and tells what it was.
+//! A status is written after its counters, in the same transaction. The statement that writes it locks its
+//! row and returns the old status.
 
 use std::ops::AddAssign;
 
@@ -14,11 +14,11 @@ use crate::counters::{Counters, Status};
 pub(in crate::store) struct Rule {
     /// Delivered events that a domain without a bounce must exceed to be a catch-all.
     pub(in crate::store) threshold: u64,
-    /// The transaction, as it is noted with each status it changes.
+    /// The transaction, as it is recorded with each status that it changes.
     pub(in crate::store) transaction: i64,
 }
 
-/// How many domains became something, and how many ceased to be it.
+/// By how much the number of domains with each status changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::store) struct StatusChanges {
     /// More catch-alls, or fewer.
@@ -30,7 +30,7 @@ pub(in crate::store) struct StatusChanges {
 }
 
 impl StatusChanges {
-    /// Notes that so many domains were one thing and are another.
+    /// Records that a number of domains changed from one status to another.
     pub(in crate::store) fn record(&mut self, was: Status, is: Status, domains: i64) {
         for (status, change) in [(was, -domains), (is, domains)] {
             match status {
@@ -51,7 +51,7 @@ impl AddAssign for StatusChanges {
     }
 }
 
-/// Locks every row, also those that stay as they are. An insert finds no status that was, so `was` is unknown.
+/// Locks every row, even if it does not change. An insert finds no old status, so `was` is unknown.
 const NOTE: &str = "\
 -- catchall: note statuses
 with noted as (
@@ -64,7 +64,7 @@ with noted as (
 )
 select was, status, count(*) from noted group by was, status";
 
-/// Notes the statuses of these domains, in key order, where they differ from what was noted before.
+/// Records the statuses of these domains, in key order, if they differ from the recorded ones.
 pub(in crate::store) async fn note(
     connection: &mut PgConnection,
     rule: Rule,

@@ -1,4 +1,4 @@
-//! What one step of a move writes to the ledger, or reads there.
+//! The statements of one step of a move.
 
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
@@ -7,14 +7,14 @@ use crate::counters::Counters;
 use crate::store::maintenance::AuditEntry;
 use crate::store::sqlite::{Imported, Noted};
 
-/// A claim that the ledger has too keeps the later of both times.
+/// A claim that is also in the ledger keeps the later of both times.
 const ADD_CLAIMS: &str = "\
 -- catchall: move claims
 insert into event_claims as c (id, claimed_at)
 select id, to_timestamp(used_at) from unnest($1::uuid[], $2::float8[]) as moved (id, used_at)
 on conflict (id) do update set claimed_at = greatest(c.claimed_at, excluded.claimed_at)";
 
-/// Adds claims and notes how far that came. `false`: the ledger is not where the step would begin.
+/// Adds claims and records the progress. `false`: the ledger is not where the step would begin.
 pub(super) async fn add_claims(
     pool: &PgPool,
     id: Uuid,
@@ -40,7 +40,8 @@ pub(super) async fn add_claims(
     transaction.commit().await.map(|()| true)
 }
 
-/// The file has reached its statuses earlier. What a domain became in this transaction it has been since then.
+/// The domains of the file reached their statuses earlier: a status that was reached in this transaction gets
+/// the time from the file.
 const DATE_BACK: &str = "\
 -- catchall: note since when moved statuses are
 update domain_statuses as s set since = to_timestamp(moved.since)
@@ -48,7 +49,7 @@ from unnest($2::text[], $3::smallint[], $4::float8[]) as moved (domain, status, 
 where s.domain = moved.domain and s.status = moved.status and s.changed_in = $1
     and s.since > to_timestamp(moved.since)";
 
-/// Dates back the statuses that a transaction has noted, to when the file noted the same.
+/// Dates back the statuses that a transaction has recorded, to the time at which the file recorded the same.
 pub(super) async fn date_back(
     connection: &mut PgConnection,
     transaction: i64,
@@ -71,7 +72,7 @@ pub(super) async fn date_back(
         .map(drop)
 }
 
-/// A file that both have imported counts twice already, and once more nowhere.
+/// A file that both have imported already counts twice; it must not be imported once more.
 const ADD_IMPORT: &str = "\
 -- catchall: move the note of an import
 insert into imports (digest, name, bytes, bytes_through, rows, delivered, bounced, begun_at, finished_at)
@@ -82,7 +83,7 @@ const ADD_ENTRY: &str = "\
 insert into audit_log (id, at, action, subject, by_whom, reason, details)
 values ($1, to_timestamp($2), $3, $4, $5, $6, $7::text::jsonb) on conflict do nothing";
 
-/// Adds what operators did to the file, in one transaction. It may be repeated: an entry has the same id each
+/// Adds the audit log of the file, in one transaction. It may be repeated: an entry has the same id each
 /// time.
 #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 are exact")]
 pub(super) async fn add_records(
@@ -123,7 +124,7 @@ pub(super) async fn add_records(
     transaction.commit().await
 }
 
-/// The first of these domains of which the ledger has fewer events.
+/// The first of these domains that has fewer events in the ledger.
 pub(super) async fn find_missing(
     pool: &PgPool,
     rows: &[(String, Counters)],

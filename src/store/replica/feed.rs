@@ -12,12 +12,12 @@ pub(super) async fn read(database: &Database, after: &Place, limit: u32) -> Resu
     database.run(READ_TIMEOUT, async move |pool| feed::read(&pool, &after, limit).await).await
 }
 
-/// The last changes, the last one first.
+/// The latest changes, the latest first.
 pub(super) async fn latest(database: &Database, limit: u32) -> Result<Portion, DatabaseError> {
     database.run(READ_TIMEOUT, async move |pool| feed::latest(&pool, limit).await).await
 }
 
-/// Where the feed ends by now.
+/// The present end of the feed.
 pub(super) async fn last_change(database: &Database) -> Result<Position, DatabaseError> {
     database.run(READ_TIMEOUT, async |pool| feed::last_change(&pool).await).await
 }

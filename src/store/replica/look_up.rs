@@ -19,7 +19,7 @@ left join domain_statuses as s on s.domain = case
 
 type Rows = (Vec<i64>, Vec<i64>, Vec<i64>, Vec<Option<i16>>, Vec<Option<f64>>, i64);
 
-/// What is known of each name, in their order.
+/// What is known about each name, in their order.
 pub(super) async fn read(
     database: &Database,
     names: &[DomainName],

@@ -1,4 +1,4 @@
-//! What a row says of a domain, and how long it may take to come.
+//! The rows about domains, and how long a read may take.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::utc_time::UtcTime;
 /// How long a read may take before its connection is given up. This is longer than the server lets it run.
 pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Counters, the status that was noted and since when (in seconds since 1970), and the threshold.
+/// Counters, the recorded status and its time (in seconds since 1970), and the threshold.
 pub(super) type Known = (i64, i64, Option<i16>, Option<f64>, i64);
 
 pub(super) fn classified((delivered, bounced, status, since, threshold): Known) -> Classified {

@@ -1,4 +1,4 @@
-//! How late the replica is, and by which threshold it answers.
+//! How far the replica is behind, and the threshold of its answers.
 
 use std::time::Duration;
 
@@ -26,10 +26,10 @@ from classification, (select pg_is_in_recovery() as standby,
     -- Everybody may see the pid in this view, and no other column.
     exists (select from pg_stat_wal_receiver where pid is not null) as receiving) as state";
 
-/// What [`LOOK`] finds.
+/// The result of [`LOOK`].
 pub(super) type Look = (f64, bool, bool, i64);
 
-/// By what the replica answers, and how late.
+/// The threshold of the replica's answers, and how old they can be.
 pub(super) async fn read(database: &Database) -> Result<Standing, DatabaseError> {
     let read = async |pool: PgPool| sqlx::query_as::<_, Look>(LOOK).fetch_one(&pool).await;
     let (lag_seconds, _, _, threshold) = database.run(READ_TIMEOUT, read).await?;

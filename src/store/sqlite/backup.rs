@@ -11,14 +11,13 @@ use super::schema;
 
 /// Copies the data file to `to`, and returns the absolute path and the size of the copy in bytes.
 ///
-/// The copy is written under another name, brought to the disk and renamed, so that under `to` there is a
-/// complete copy or what was there before. While it is written, the WAL of the data file cannot begin anew
-/// and grows.
+/// The copy is written under another name, synced to disk and renamed, so that `to` is either a complete copy
+/// or the previous file. While it is written, the WAL of the data file cannot be reset and grows.
 ///
 /// # Errors
 ///
-/// When the data file cannot be read, or the copy not be written, or `to` is anything but a former copy that
-/// nobody uses.
+/// When the data file cannot be read, the copy cannot be written, or `to` is anything but an unused former
+/// copy.
 pub async fn back_up(config: &DataConfig, to: &Path) -> Result<(PathBuf, u64), DataError> {
     let from = existing(config)?;
     schema::inspect(&from)?;
@@ -37,7 +36,7 @@ pub async fn back_up(config: &DataConfig, to: &Path) -> Result<(PathBuf, u64), D
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&new);
     let file = file.map_err(failed)?;
     let is_ours = lock::take(&file).map_err(failed)?;
-    // The one that had locked it may have given it its final name meanwhile.
+    // The process that had locked it may have renamed it meanwhile.
     let is_there = fs::metadata(&new).ok().map(|file| (file.dev(), file.ino()));
     if !is_ours || is_there != file.metadata().ok().map(|file| (file.dev(), file.ino())) {
         return Err(refused("another backup is being written there"));
@@ -45,7 +44,7 @@ pub async fn back_up(config: &DataConfig, to: &Path) -> Result<(PathBuf, u64), D
     file.set_len(0).map_err(failed)?;
     let copied = copy(&from, name, &to).await;
     if let Err(error) = copied {
-        // What is left of it would only take room.
+        // An incomplete copy would only take space.
         let _ = fs::remove_file(&new);
         return Err(error);
     }
@@ -56,9 +55,9 @@ pub async fn back_up(config: &DataConfig, to: &Path) -> Result<(PathBuf, u64), D
     renamed.and(size).map(|size| (to.clone(), size)).map_err(failed)
 }
 
-/// Fails if something uses the former copy at `to`: it would go on with a file that no name leads to, or its
-/// WAL would be taken for that of the new copy. The lock of a copy that was served before is held until the
-/// new one is there.
+/// Fails if a process uses the former copy at `to`: it would go on with a file that has no name, or its WAL
+/// would be taken for that of the new copy. The lock of a copy that was served before is held until the new
+/// one is in place.
 fn unused(to: &Path) -> Result<Option<Lock>, DataError> {
     let lock = if beside(to, ".lock").exists() { Some(Lock::acquire(to)?) } else { None };
     if to.exists() {

@@ -1,8 +1,8 @@
-//! Checkpoints: carrying the write-ahead log (WAL) into the file, beside the writer.
+//! Checkpoints: copying the write-ahead log (WAL) into the file, beside the writer.
 //!
 //! Commits only append to the WAL. A checkpoint copies the latest version of each page from it into the file.
-//! Most of that is done while commits go on. But the WAL begins anew only when all of it has been copied and
-//! nobody reads from it, so for the small rest, what was committed meanwhile, the writer is made to wait.
+//! Most of that is done while commits go on. But the WAL is reset only when all of it has been copied and no
+//! connection reads from it, so the writer has to wait for the small rest, which was committed meanwhile.
 
 use std::time::Duration;
 
@@ -15,36 +15,37 @@ use super::data_error::{DataError, describe};
 use super::data_file::{DataFile, Purpose};
 use crate::trouble::Trouble;
 
-/// A checkpoint begins when the WAL has this many pages more than were carried over. Larger is cheaper: a
-/// page that changed many times is copied once. It is also what a start after a crash has to read.
+/// A checkpoint begins when the WAL has this many pages more than were copied. A larger number is cheaper,
+/// because a page that changed many times is copied once; but a start after a crash has to read as many
+/// pages.
 const BEGIN_PAGES: i64 = 64 * 1024;
 
-/// The writer is made to wait for at most about this many pages.
+/// The writer has to wait for at most about this many pages.
 const REST_PAGES: i64 = 4 * 1024;
 
-/// Copies beside the writer, until the rest is small. If it does not become small in this many, commits are
+/// How often to copy beside the writer until the rest is small. If it does not become small, commits are
 /// faster than the disk, and the writer has to wait.
 const PASSES: u32 = 4;
 
-/// How often the WAL is looked at.
+/// How often the size of the WAL is checked.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// A WAL of more pages than this after a checkpoint is cut off: some reader made it grow. Otherwise its space
-/// is used again, which is cheaper than to take new space from the file system.
+/// A WAL of more pages than this is truncated after a checkpoint: some reader made it grow. Otherwise its
+/// space is used again, which is cheaper than new space from the file system.
 const CUT_PAGES: i64 = 4 * BEGIN_PAGES;
 
-/// How long a reader may hold the WAL before the operator is told, and between two such lines.
+/// How long a reader may hold the WAL before a warning is logged, and the time between two warnings.
 const HELD: Duration = Duration::from_secs(30);
 
-/// Until a checkpoint is tried again after an error. Commits go on meanwhile, and the WAL grows.
+/// The time until a checkpoint is tried again after an error. Commits go on meanwhile, and the WAL grows.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// How long the last checkpoint is tried. A statement that was under way when its connection was dropped may
-/// keep it out for a moment. With the grace period before, it is less than the 10 s after which a container
+/// block it for a moment. With the grace period before, it is less than the 10 s after which a container
 /// engine kills.
 const FINISH: Duration = Duration::from_secs(1);
 
-/// The frames of the WAL, and those that have been carried over, as `pragma wal_checkpoint` reports them.
+/// The frames of the WAL, and those that have been copied, as `pragma wal_checkpoint` reports them.
 #[derive(Clone, Copy, Debug)]
 struct Wal {
     /// Whether it could not be done completely.
@@ -66,7 +67,7 @@ pub(super) async fn keep_short(file: &DataFile, turn: &Mutex<()>) {
         if let Err(error) = connected(file, turn, &mut told).await
             && trouble.is_news()
         {
-            tracing::warn!(reason = %error, "cannot carry the WAL into the data file, trying again: {error}");
+            tracing::warn!(reason = %error, "cannot copy the WAL into the data file, trying again: {error}");
         }
         sleep(RETRY).await;
     }
@@ -96,16 +97,16 @@ async fn connected(file: &DataFile, turn: &Mutex<()>, told: &mut Option<Instant>
             tracing::warn!(
                 wal_mib = mib,
                 held_seconds = seconds,
-                "another reader of the data file has been open for {seconds} s, so its WAL cannot begin \
-                 anew and has grown to {mib} MiB"
+                "another reader of the data file has been open for {seconds} s, so the WAL cannot be reset \
+                 and has grown to {mib} MiB"
             );
         }
-        // A reader that stays would make the writer wait again and again for nothing.
+        // While a reader stays open, the writer would wait again and again in vain.
         sleep(Duration::from_secs(1)).await;
     }
 }
 
-/// Copies what is in the WAL and has it begin anew.
+/// Copies the WAL into the file and resets it.
 async fn shorten(connection: &mut SqliteConnection, turn: &Mutex<()>) -> Result<Wal, sqlx::Error> {
     for _ in 0..PASSES {
         let wal = checkpoint(connection, "pragma wal_checkpoint(passive)").await?;
@@ -116,7 +117,7 @@ async fn shorten(connection: &mut SqliteConnection, turn: &Mutex<()>) -> Result<
     let _writer_waits = turn.lock().await;
     let wal = checkpoint(connection, "pragma wal_checkpoint(passive)").await?;
     if wal.rest() > 0 {
-        // A reader needs what is in the WAL.
+        // A reader still needs the WAL.
         return Ok(Wal { busy: true, ..wal });
     }
     let mode = if wal.pages > CUT_PAGES {
@@ -132,7 +133,7 @@ async fn checkpoint(connection: &mut SqliteConnection, mode: &'static str) -> Re
     Ok(Wal { busy, pages, copied })
 }
 
-/// Carries all of the WAL into the file and empties it, so that the file is complete by itself.
+/// Copies all of the WAL into the file and empties it, so that the file is complete by itself.
 pub(super) async fn finish(file: &DataFile) {
     let give_up = Instant::now() + FINISH;
     while let Err(reason) = empty(file).await {

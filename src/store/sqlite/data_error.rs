@@ -1,4 +1,4 @@
-//! What can be wrong with the data file.
+//! The errors of the data file.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use crate::cause::Cause;
 use crate::excerpt::excerpt;
 use crate::process::ExitError;
 
-/// Why a data file cannot be used. Each kind ends the process with an exit status of its own.
+/// Why a data file cannot be used. Each kind ends the process with a different exit status.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
     /// There is no such directory.
@@ -15,7 +15,7 @@ pub enum DataError {
     /// There is no such file.
     #[error("the data file {0} does not exist")]
     Missing(PathBuf),
-    /// The directory or the file does not let this user write.
+    /// This user may not write to the directory or the file.
     #[error("the data file {path} cannot be written: {reason}")]
     NotWritable {
         /// The file.
@@ -25,15 +25,15 @@ pub enum DataError {
         /// The error, if it was one.
         source: Option<Cause>,
     },
-    /// The file is something else.
-    #[error("{path} belongs to another program ({reason}); it was left as it is")]
+    /// The file belongs to another program.
+    #[error("{path} belongs to another program ({reason}); it was left unchanged")]
     Foreign {
         /// The file.
         path: PathBuf,
         /// What it is instead.
         reason: &'static str,
     },
-    /// SQLite cannot make sense of the file.
+    /// SQLite cannot read the file.
     #[error("the data file {path} is damaged ({reason}): restore a backup")]
     Damaged {
         /// The file.
@@ -46,7 +46,7 @@ pub enum DataError {
     /// A later build has written the file.
     #[error(
         "the data file {path} comes from a newer catchall (its schema is {found}, this build knows {known}); \
-         it was left as it is"
+         it was left unchanged"
     )]
     Newer {
         /// The file.
@@ -64,10 +64,10 @@ pub enum DataError {
         /// The process, as it wrote it down.
         pid: String,
     },
-    /// There is no room.
+    /// The disk is full.
     #[error("the disk of the data file {0} is full")]
     Full(PathBuf, #[source] Cause),
-    /// The file is where processes do not share memory.
+    /// The file is on a file system on which processes cannot share memory.
     #[error(
         "the data file {path} is on a network file system ({kind}), where SQLite's WAL is not safe: choose a \
          local directory with --data"
@@ -79,11 +79,11 @@ pub enum DataError {
         kind: String,
     },
     /// The content went to a Postgres.
-    #[error("the content of {path} {state} to {to}: it is not served any more")]
+    #[error("the content of {path} {state} to {to}: it is no longer served")]
     Moved {
         /// The file.
         path: PathBuf,
-        /// Whether all of it has gone.
+        /// Whether all of it was moved.
         state: &'static str,
         /// Where to.
         to: String,
@@ -120,19 +120,19 @@ fn code(error: &sqlx::Error) -> Option<i32> {
     Some(if code == code::IOERR_SHMSIZE { code } else { code & 0xff })
 }
 
-/// Whether a commit that failed with this is certain to have written nothing that counts: the disk was full
-/// before the record that ends a transaction, or the transaction did not begin.
+/// Whether a commit that failed with this has certainly counted nothing: the disk was full before the record
+/// that ends a transaction, or the transaction did not begin.
 pub(super) fn is_certain(error: &sqlx::Error) -> bool {
     matches!(code(error), Some(code::FULL | code::BUSY))
 }
 
-/// Whether another process has the file for a moment.
+/// Whether another process holds the file temporarily.
 pub(super) fn is_busy(error: &sqlx::Error) -> bool {
     code(error) == Some(code::BUSY)
 }
 
-/// The sentence for an error of SQLite: its own, without the words around it. That for an I/O error is always
-/// the same, and only its code tells which call failed.
+/// The sentence for an error of SQLite: its own, without the words around it. The sentence for an I/O error
+/// is always the same; only the code tells which call failed.
 pub(super) fn describe(error: &sqlx::Error) -> String {
     let Some(reported) = error.as_database_error() else { return error.to_string() };
     match (code(error), reported.code()) {
@@ -148,7 +148,7 @@ pub(super) fn describe(error: &sqlx::Error) -> String {
 pub(super) struct SqliteError(#[source] pub(super) sqlx::Error);
 
 impl DataError {
-    /// What an error of SQLite means for the file at `path`.
+    /// The error for the file at `path` that an error of SQLite means.
     pub(super) fn of_sqlite(path: &Path, error: sqlx::Error) -> Self {
         let (path, reason, code) = (path.to_owned(), describe(&error), code(&error));
         let cause = Cause::new(error);
@@ -162,7 +162,7 @@ impl DataError {
         }
     }
 
-    /// What an error of the operating system means for the file at `path`.
+    /// The error for the file at `path` that an error of the operating system means.
     pub(super) fn of_system(path: &Path, error: std::io::Error) -> Self {
         use std::io::ErrorKind;
         let (path, reason, kind) = (path.to_owned(), error.to_string(), error.kind());
@@ -177,7 +177,7 @@ impl DataError {
         }
     }
 
-    /// A name in the file that is none.
+    /// A name in the file that is not a domain name.
     pub(in crate::store) fn invalid_domain(path: &Path, name: &str) -> Self {
         let reason = excerpt(format_args!("{name:?} is not a domain name"));
         Self::Damaged { path: path.to_owned(), reason, source: None }

@@ -14,30 +14,30 @@ use super::{mount, schema, statuses};
 /// Bytes of a page: see `migrations/sqlite/0001_data.sql`.
 const PAGE: u32 = 1024;
 
-/// How long a connection waits for the locks of another one. Writers take turns and readers wait for nobody,
-/// so only another program can hold a lock for this long.
+/// How long a connection waits for the locks of another one. Writers take turns and readers never wait, so
+/// only another program can hold a lock for this long.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a checkpoint waits for readers to leave the WAL, while the writer waits for the checkpoint. A
 /// look-up takes less.
 const READER_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// Pages of a WAL that whoever maintains the file carries into it: where nobody serves the file, nobody else
-/// does. The serving process keeps it shorter.
+/// Pages of a WAL that a maintenance tool copies into the file: while no process serves the file, no other
+/// one does it. The serving process keeps the WAL shorter.
 const LONG_WAL: u32 = 128 * 1024;
 
 /// Where the data is.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct DataConfig {
-    /// The file with all data, created if it does not exist. Beside it are its WAL (-wal), an index to that
-    /// (-shm) and its lock (.lock). It must be on a local file system
+    /// The file with all data, created if it does not exist. Beside it are its WAL (-wal), the index of the
+    /// WAL (-shm) and the lock (.lock). It must be on a local file system
     #[arg(long, env = "CATCHALL_DATA", value_name = "FILE", default_value = "./catchall.db")]
     pub data: PathBuf,
 }
 
 impl DataConfig {
-    /// The absolute path of the file, by which two names of one file are the same.
+    /// The absolute path of the file: two names of the same file give the same path.
     ///
     /// # Errors
     ///
@@ -67,7 +67,7 @@ impl DataConfig {
 
 /// The absolute path of a file that does not exist yet.
 fn absent(file: &Path) -> Result<PathBuf, DataError> {
-    // A new file in the place of the link would hide the data, once what the link leads to is there again.
+    // A new file in place of the link would hide the data when the target of the link is there again.
     if let Ok(target) = fs::read_link(file) {
         let reason = format!("it is a link to {}, which does not exist", target.display());
         return Err(DataError::NotWritable { path: file.to_owned(), reason, source: None });
@@ -78,7 +78,7 @@ fn absent(file: &Path) -> Result<PathBuf, DataError> {
     Ok(directory.join(name))
 }
 
-/// What a connection is for.
+/// The purpose of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// Bringing the file up to date before anything is counted. It has a WAL or not, as before.
@@ -89,7 +89,7 @@ pub(super) enum Purpose {
     Maintain,
     /// Reclassifying beside the writer of the same process: it passes each page once.
     Walk,
-    /// Carrying the WAL into the file.
+    /// Copying the WAL into the file.
     Checkpoint,
     /// Looking up counters, or all of the file.
     Read,
@@ -122,10 +122,10 @@ impl DataFile {
 
     async fn with(path: PathBuf, lock: Lock) -> Result<Self, DataError> {
         schema::inspect(&path)?;
-        // SQLite would open a file that it may not write, and refuse each event.
+        // SQLite would open a file without permission to write, and then refuse each event.
         let writable = fs::OpenOptions::new().write(true).open(&path);
         writable.map_err(|error| DataError::of_system(&path, error))?;
-        // Read only, so that a file that is too new stays as it is.
+        // Read only, so that a file that is too new stays unchanged.
         let is_current = schema::is_current(&path, &mut connect(&path, Purpose::Read).await?).await?;
         let file = Self { path, _lock: lock };
         prepare(&file.path, is_current).await?;
@@ -222,7 +222,7 @@ pub(super) async fn connect(path: &Path, purpose: Purpose) -> Result<SqliteConne
 async fn create(path: &Path) -> Result<(), DataError> {
     let wal = beside(path, "-wal");
     if exists(&wal) {
-        // SQLite would take it for that of the new file.
+        // SQLite would take it for the WAL of the new file.
         let reason = format!("its WAL {} is there without it", wal.display());
         return Err(DataError::Damaged { path: path.to_owned(), reason, source: None });
     }

@@ -16,7 +16,7 @@ use crate::utc_time::UtcTime;
 /// How far a file has been moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) enum MoveState {
-    /// Nothing of it was moved, or is to be.
+    /// Nothing of it was moved, and no move has begun.
     None,
     /// A move is about to begin. Nothing was moved yet.
     Planned,
@@ -49,7 +49,7 @@ pub(super) async fn state(connection: &mut SqliteConnection) -> Result<(MoveStat
     Ok((state, to.unwrap_or_default()))
 }
 
-/// What a domain became, and when.
+/// The status that a domain reached, and when.
 #[derive(Clone, Debug)]
 pub(in crate::store) struct Noted {
     pub(in crate::store) domain: String,
@@ -170,7 +170,7 @@ impl FileExport {
         Ok(rows.into_iter().map(counters).collect())
     }
 
-    /// The statuses that were noted of the domains after one and up to another.
+    /// The recorded statuses of the domains after one and up to another.
     pub(in crate::store) async fn noted_between(
         &mut self,
         after: &str,
@@ -193,7 +193,7 @@ impl FileExport {
         Ok(rows.into_iter().map(noted).collect())
     }
 
-    /// The files that were imported, or were begun to be.
+    /// The files that were imported, completely or in part.
     pub(in crate::store) async fn imports(&mut self) -> Result<Vec<Imported>, DataError> {
         type Row = (Vec<u8>, String, i64, i64, i64, i64, i64, i64, Option<i64>);
         let rows: Result<Vec<Row>, _> = sqlx::query_as(
@@ -210,7 +210,7 @@ impl FileExport {
         Ok(rows.into_iter().map(imported).collect())
     }
 
-    /// All that operators did, the first first.
+    /// The audit log, the oldest entry first.
     pub(in crate::store) async fn audit(&mut self) -> Result<Vec<AuditEntry>, DataError> {
         let read = audit::read(&mut self.connection, u32::MAX).await;
         let mut entries = read.map_err(|error| DataError::of_sqlite(&self.file.path, error))?;
@@ -218,7 +218,7 @@ impl FileExport {
         Ok(entries)
     }
 
-    /// Carries the WAL into the file.
+    /// Copies the WAL into the file.
     pub(in crate::store) async fn close(self) {
         checkpoint::finish(&self.file).await;
     }

@@ -1,7 +1,7 @@
-//! The data file as operators maintain it, also while it is served.
+//! The maintenance of the data file by operators, even while it is served.
 //!
-//! The serving process waits for its turn as this one does: each transaction is short, and after each of many
-//! this one leaves the file alone for as long.
+//! The serving process waits for its turn as this one does: each transaction is short, and after each of a
+//! series this process leaves the file alone for as long as the transaction took.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,7 +23,7 @@ use crate::store::maintenance::{
 /// How long to wait for a turn. A writer that never rests leaves moments in which SQLite has to be asked.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The least pause after a step: by then SQLite, which asks now and then, has let somebody else have a turn.
+/// The shortest pause after a step: long enough for a process that waits for SQLite's lock to get its turn.
 pub(super) const REST: Duration = Duration::from_millis(25);
 
 /// A data file, for its owner. Another process may serve it meanwhile.
@@ -44,8 +44,8 @@ impl FileAdmin {
         Ok(Self { path, connection })
     }
 
-    /// Runs a transaction. A file that is being moved, or was, is left as it is: what was written to it would
-    /// be missing where its content went.
+    /// Runs a transaction. A file that is being moved, or was moved, is left unchanged: later changes would
+    /// be missing at its destination.
     async fn transaction<T>(
         &mut self,
         work: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T, sqlx::Error>,

@@ -1,4 +1,4 @@
-//! All that works on an open data file.
+//! Everything that works on an open data file.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -55,15 +55,15 @@ impl FileStore {
         Writer { queue: Arc::clone(&self.queue) }
     }
 
-    /// Where it is read what is known of domains, over connections of its own. There will be so many `readers`,
-    /// and each looks up names over so many connections.
+    /// Reads what is known about domains, over separate connections. There will be this many `readers`, and
+    /// each looks up names over this many connections.
     #[must_use]
     pub fn reader(&self, readers: usize, look_ups_at_once: usize) -> Reader {
         Reader::new(self.file.path.clone(), readers, look_ups_at_once)
     }
 
-    /// Makes this the threshold of the file. [`run`](Self::run) reclassifies what is there, if it is another
-    /// one than before.
+    /// Makes this the threshold of the file. If it differs from the previous one, [`run`](Self::run)
+    /// reclassifies all domains.
     ///
     /// # Errors
     ///
@@ -84,7 +84,7 @@ impl FileStore {
         );
     }
 
-    /// Carries the WAL into the file, so that the file is complete by itself. A process that is killed leaves
+    /// Copies the WAL into the file, so that the file is complete by itself. A process that is killed leaves
     /// the WAL beside it, which the next start reads.
     pub async fn close(&self) {
         checkpoint::finish(&self.file).await;

@@ -17,7 +17,7 @@ const BEGIN: &str = "\
 -- catchall: begin an import
 insert into imports (digest, name, bytes, begun_at) values (?, ?, ?, ?)";
 
-/// Begins to import a file, or says how far that is; in a transaction that has begun.
+/// Begins to import a file, or returns how far its import is; in a transaction that has begun.
 pub(super) async fn begin_import(
     connection: &mut SqliteConnection,
     file: &HistoryFile,
@@ -58,8 +58,8 @@ update imports set bytes_through = ?1, rows = rows + ?2,
     bounced = bounced + min(?4, 9223372036854775807 - bounced), finished_at = iif(?1 >= bytes, ?5, null)
 where digest = ?6 and bytes_through = ?7 and finished_at is null";
 
-/// Counts some rows, if the import is where they begin, and says where it is now; in a transaction that has
-/// begun.
+/// Counts some rows, if the import has come exactly to their beginning, and returns how far it is now; in a
+/// transaction that has begun.
 pub(super) async fn import(
     connection: &mut SqliteConnection,
     digest: &FileDigest,

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use super::data_error::DataError;
 
-/// Holds a data file for this process until it is dropped, or the process ends in whatever way.
+/// Holds a data file for this process until it is dropped, or the process ends in any way.
 ///
-/// It is a file of its own: a process that closed another descriptor of the data file itself would lose
-/// SQLite's locks on it. The file stays when the lock is gone, because whoever removed it could remove one
-/// that another process has just locked.
+/// It is a separate file: a process that closed another descriptor of the data file itself would lose
+/// SQLite's locks on it. The file stays when the lock is gone, because a process that removed it could remove
+/// a file that another one has just locked.
 #[derive(Debug)]
 pub(super) struct Lock {
     _file: File,

@@ -1,4 +1,4 @@
-//! On which kind of file system a file is.
+//! The kind of file system that a file is on.
 
 use std::path::Path;
 
@@ -46,7 +46,7 @@ pub(super) fn network(_: &Path) -> Option<String> {
     None
 }
 
-/// The type of the file system with this device number, as `/proc/self/mountinfo` has it (proc(5)): the third
+/// The type of the file system with this device number, from `/proc/self/mountinfo` (proc(5)): the third
 /// field is MAJOR:MINOR, and the type follows the separator "-".
 fn kind(mounts: &str, device: u64) -> Option<&str> {
     let (major, minor) = numbers(device);

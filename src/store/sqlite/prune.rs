@@ -1,4 +1,4 @@
-//! Pruning: claims that were not met for as long as the retention go.
+//! Pruning: claims that were not used for the length of the retention are deleted.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::totals;
 use crate::store::EventRetention;
 
-/// Claims that one step looks at. It takes some milliseconds, so nobody waits for it for long.
+/// Claims that one step checks. It takes some milliseconds, so others wait only briefly.
 const STEP: i64 = 2_000;
 
 /// A step is followed by this many times its own duration in which the writer is free.
@@ -25,7 +25,7 @@ const PRUNE: &str = "\
 -- catchall: prune claims
 delete from event_claims where id > ? and id <= ? and used_at < ?";
 
-/// Walks through the claims in the order of their ids, a step at a time, and begins anew.
+/// Walks through the claims in the order of their ids, a step at a time, again and again.
 #[derive(Debug)]
 pub(super) struct FilePruning {
     retention: Duration,

@@ -1,4 +1,4 @@
-//! What is known of domains, read from the data file.
+//! Reads what is known about domains from the data file.
 //!
 //! Each answer comes as one row: each row of an answer would cost as much as several look-ups.
 
@@ -48,7 +48,7 @@ struct NoTurn;
 pub struct Reader {
     path: PathBuf,
     look_ups: Connections,
-    /// For all that reads more than what it was asked by name.
+    /// For all other reads.
     pages: Connections,
 }
 
@@ -105,8 +105,8 @@ fn failed(path: &Path, error: sqlx::Error) -> Unreadable {
 const PAGES_AT_ONCE: usize = 2;
 
 impl Reader {
-    /// A reader that takes its part of the [cache](CACHE_KIB), if there are so many `readers` and each looks up
-    /// names over so many connections.
+    /// A reader that gets its part of the [cache](CACHE_KIB), for this many `readers` that each look up names
+    /// over this many connections.
     pub(super) fn new(path: PathBuf, readers: usize, look_ups_at_once: usize) -> Self {
         let connections = (readers * look_ups_at_once).max(1);
         let look_ups = Connections::new(look_ups_at_once, (CACHE_KIB / connections).max(LEAST_CACHE_KIB));
@@ -117,7 +117,7 @@ impl Reader {
     ///
     /// # Errors
     ///
-    /// When the file does not exist or is none of this build's.
+    /// When the file does not exist, or this build cannot read it.
     pub async fn open(config: &DataConfig) -> Result<Self, DataError> {
         Ok(Self::new(existing_current(config).await?, 1, 1))
     }

@@ -29,13 +29,13 @@ const VERSION: u32 = MIGRATIONS.len() as u32;
 const HEADER: usize = 100;
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
-/// What the header's byte 18 says of a file that never had a WAL, as that of a backup. As soon as SQLite opens
-/// it to write, the byte says otherwise, before there is a WAL.
+/// The value of the header's byte 18 in a file that never had a WAL, such as a backup. SQLite changes it as
+/// soon as it opens the file to write, before there is a WAL.
 const WITHOUT_WAL: u8 = 1;
 
-/// Fails if the file is none of catchall's, or a newer one. It reads the file's header itself: had SQLite
-/// opened the file, it might have written to it. Call it only while no connection of this process has the
-/// file open.
+/// Fails if the file does not belong to catchall, or to a newer version of it. This reads the file's header
+/// itself, because SQLite might write to a file that it opens. Call it only while no connection of this
+/// process has the file open.
 pub(super) fn inspect(path: &Path) -> Result<(), DataError> {
     let foreign = |reason| DataError::Foreign { path: path.to_owned(), reason };
     let mut header = Vec::with_capacity(HEADER);
@@ -67,8 +67,8 @@ fn known(path: &Path, found: u32) -> Result<(), DataError> {
     Ok(())
 }
 
-/// Whether the file has had all migrations. The version in its header may be an old one: what is in the WAL
-/// counts.
+/// Whether the file has had all migrations. The version in its header may be an old one: the version in the
+/// WAL counts.
 ///
 /// # Errors
 ///

@@ -1,7 +1,7 @@
-//! Statuses: what each domain is, and since when.
+//! Statuses: the status of each domain, and when it was reached.
 //!
-//! Which domains may have changed their status is noted by triggers, because an upsert of SQLite can say what
-//! it did only row by row. The triggers and what they note belong to the connection and are in memory.
+//! Triggers record which domains may have changed their status, because SQLite's upsert can report what it
+//! did only row by row. The triggers and their records belong to the connection and are in memory.
 
 use std::fmt::Write;
 
@@ -11,8 +11,8 @@ use sqlx::sqlite::SqliteConnection;
 use super::totals::Delta;
 use crate::counters::{Counters, Status};
 
-/// What crossed a border in the present transaction, and how many domains are new. A trigger knows what a row
-/// was, so it need not be read for that.
+/// The domains that crossed a border in the present transaction, and the number of new domains. A trigger
+/// knows the old row, so it need not be read again.
 const TABLES: &str = "\
 -- catchall: make room for what triggers note
 create temp table watched (threshold integer not null);
@@ -54,7 +54,7 @@ pub(super) struct Rule {
     pub(super) threshold: u64,
 }
 
-/// Makes a [prepared](prepare) connection note what crosses from now on, in this transaction.
+/// Makes a [prepared](prepare) connection record crossings from now on, in this transaction.
 pub(super) async fn watch(connection: &mut SqliteConnection) -> Result<Rule, sqlx::Error> {
     let (threshold, watched): (i64, Option<i64>) = sqlx::query_as(
         "-- catchall: look at the rule
@@ -85,8 +85,8 @@ from json_each(?) where true
 on conflict (domain) do update set
     status = excluded.status, since = excluded.since, changed_in = excluded.changed_in";
 
-/// Notes the statuses of what crossed, where they differ from what was noted before, and adds that to the
-/// totals of the transaction.
+/// Records the statuses of the domains that crossed, if they differ from the recorded ones, and adds the
+/// changes to the totals of the transaction.
 pub(super) async fn note(
     connection: &mut SqliteConnection,
     rule: Rule,
@@ -108,7 +108,7 @@ pub(super) async fn note(
     sqlx::raw_sql(CLEAR).execute(connection).await.map(drop)
 }
 
-/// Notes what domains were and are, and adds that to the totals of the transaction.
+/// Records the changes of status of domains, and adds them to the totals of the transaction.
 pub(super) async fn change(
     connection: &mut SqliteConnection,
     changes: &[(&str, Status, Status)],
@@ -125,7 +125,7 @@ pub(super) async fn change(
     sqlx::query(NOTE).bind(changed).execute(connection).await.map(drop)
 }
 
-/// The rows of an answer: a domain, its counters, and the status that was noted.
+/// The rows of an answer: a domain, its counters, and the recorded status.
 pub(super) fn rows(answer: &str) -> impl Iterator<Item = (&str, Counters, Status)> {
     answer.split(',').filter(|row| !row.is_empty()).filter_map(read)
 }

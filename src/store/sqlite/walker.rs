@@ -11,14 +11,13 @@ use super::data_file::{DataFile, Purpose};
 use super::reclassify::{self, Present};
 use crate::store::maintenance::{Signature, Walk};
 
-/// How often it is looked whether a walk has to be gone on with. One of another process that is alive has
-/// made a step by then.
+/// How often to look for an unfinished walk. A live process makes a step within this time.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// The least pause after a step.
+/// The shortest pause after a step.
 const REST: Duration = Duration::from_millis(10);
 
-/// Sets the threshold, if the file has another one. The walk that this begins is gone on with by [`walk`].
+/// Sets the threshold, if the file has another one. [`walk`] continues the walk that this begins.
 pub(super) async fn set_threshold(file: &DataFile, threshold: u64) -> Result<(), DataError> {
     let mut connection = file.connect(Purpose::Write).await?;
     let set = async {
@@ -32,8 +31,7 @@ pub(super) async fn set_threshold(file: &DataFile, threshold: u64) -> Result<(),
     set.await.map_err(|error: sqlx::Error| DataError::of_sqlite(&file.path, error))
 }
 
-/// Goes on with any walk that nobody goes on with, for as long as it is polled. It holds `turn` during a
-/// transaction.
+/// Continues any abandoned walk, for as long as it is polled. It holds `turn` during a transaction.
 pub(super) async fn walk(file: &DataFile, turn: &Mutex<()>) {
     let mut seen = None;
     loop {
@@ -47,7 +45,7 @@ pub(super) async fn walk(file: &DataFile, turn: &Mutex<()>) {
     }
 }
 
-/// Walks, if a walk is where it was when it was `seen` last, or if this is the first look.
+/// Walks if the walk has not moved since it was last `seen`, or if this is the first look.
 async fn look(file: &DataFile, turn: &Mutex<()>, seen: &mut Option<Present>) -> Result<(), DataError> {
     let failed = |error: sqlx::Error| DataError::of_sqlite(&file.path, error);
     let present = reclassify::present(&mut file.connect(Purpose::Read).await?).await.map_err(failed)?;
@@ -76,7 +74,7 @@ async fn take_over(connection: &mut SqliteConnection, turn: &Mutex<()>) -> Resul
         let stepped = Instant::now();
         let step = async |connection: &mut SqliteConnection| reclassify::step(connection, &walk).await;
         let Some(walked) = in_turn(connection, turn, step).await? else {
-            tracing::info!("another process goes on with the reclassification");
+            tracing::info!("another process continues the reclassification");
             return Ok(());
         };
         domains += walked.domains;
@@ -88,7 +86,7 @@ async fn take_over(connection: &mut SqliteConnection, turn: &Mutex<()>) -> Resul
                 domains,
                 changed,
                 seconds,
-                "reclassified by the threshold {threshold}: {changed} of {domains} domains have another status"
+                "reclassified by the threshold {threshold}: {changed} of {domains} domains changed status"
             );
             return Ok(());
         }

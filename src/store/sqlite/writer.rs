@@ -1,4 +1,4 @@
-//! The writer: whatever waits becomes one transaction.
+//! The writer: everything that waits becomes one transaction.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::cause::Cause;
 use crate::health::Dependency;
 use crate::store::{Applied, BatchSink, NotAccepted};
 
-/// How long after a failure the writer tries whether it works again, if no event comes that would show it.
+/// How long after a failure the writer tries again, if no event comes before.
 const TRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Batches wait here for the next transaction.
@@ -32,7 +32,7 @@ pub struct Writer {
 
 impl BatchSink for Writer {
     async fn accept(&self, batch: Batch, deadline: Instant) -> Result<(), NotAccepted> {
-        // Where the disk hangs, batches stay here after their deadline: they may still be counted.
+        // If the disk hangs, batches stay here after their deadline: they may still be counted.
         let ticket = self.queue.submit(batch.rows(), |batches| batches.push(batch));
         let ticket = ticket.map_err(|_| NotAccepted::NotCounted(Cause::new(NotWritten::Full)))?;
         match timeout_at(deadline, ticket).await {
@@ -114,7 +114,7 @@ async fn open<'a>(
     Ok(connection.insert(new))
 }
 
-/// Counts, and prunes if that is due: where events never cease, there is no other time for it.
+/// Counts, and prunes if that is due: if events never stop, there is no other time for it.
 async fn count_and_prune(
     connection: &mut SqliteConnection,
     flush: Flush<'_, Vec<Batch>, Result<(), NotAccepted>>,

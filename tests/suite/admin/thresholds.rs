@@ -137,7 +137,7 @@ async fn a_run_can_be_stopped_and_a_later_one_takes_over() {
         // By the present threshold, with nothing to do.
         let said = done(&system, &["reclassify", "--by", "tests"]);
         assert!(
-            said.starts_with("reclassified by the threshold 7: 0 of 58893 domains have another status"),
+            said.starts_with("reclassified by the threshold 7: 0 of 58893 domains changed status"),
             "{said}"
         );
     }
@@ -323,10 +323,10 @@ async fn the_standalone_takes_its_threshold_and_goes_on_with_it_after_a_kill() {
 async fn look_ups_by_another_threshold_than_that_of_the_database_are_told() {
     let system = System::cluster(&[]).await;
     let query = Service::ready("query", &system.servers, &[("CATCHALL_THRESHOLD", "5")]).await;
-    query.logs("look-ups go by CATCHALL_THRESHOLD, 5, and everything else by the threshold of the").await;
+    query.logs("look-ups use CATCHALL_THRESHOLD, 5, and everything else uses the threshold of the").await;
     query.logs("database, 1000").await;
     done(&system, &["reclassify", "--by", "tests", "--threshold", "5"]);
     done(&system, &["reclassify", "--by", "tests", "--threshold", "6"]);
     query.logs("database, 6").await;
-    query.logs_times("look-ups go by", 2).await;
+    query.logs_times("look-ups use", 2).await;
 }

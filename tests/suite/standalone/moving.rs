@@ -90,7 +90,7 @@ async fn a_move_that_is_killed_again_and_again_adds_everything_once() {
         let (status, said) = move_to(&data, &servers);
         assert_eq!(status, 0, "{said}");
         assert!(said.contains(&format!("verified: {ROWS} domains")), "{said}");
-        assert!(said.contains(&format!("{ROWS} claims; the file is not served any more")), "{said}");
+        assert!(said.contains(&format!("{ROWS} claims; the file is no longer served")), "{said}");
     }
     let sum = i64::try_from(ROWS * (ROWS + 1) / 2).unwrap();
     assert_eq!(servers.number("select sum(delivered)::int8 from domain_counters").await, sum);
@@ -181,7 +181,7 @@ async fn a_file_whose_move_was_killed_in_its_middle_is_not_served() {
     for _ in 0..2 {
         let (status, said) = move_to(&data, &servers);
         let found =
-            "and verified: 10 domains with 55 delivered and 0 bounced events, 10 claims; the file is not";
+            "and verified: 10 domains with 55 delivered and 0 bounced events, 10 claims; the file is no";
         assert_eq!((status, said.contains(found)), (0, true), "{said}");
     }
     assert_eq!(servers.number("select sum(delivered)::int8 from domain_counters").await, 55);

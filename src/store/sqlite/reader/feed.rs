@@ -1,4 +1,4 @@
-//! The feed of changes. One writer numbers its transactions, so they become visible in their order.
+//! The feed of changes. The one writer numbers its transactions, so they become visible in order.
 
 use sqlx::sqlite::SqliteConnection;
 
@@ -46,7 +46,7 @@ pub(super) async fn read(
     Ok(portion(query.fetch_one(connection).await?, after, limit))
 }
 
-/// The last changes, the last one first.
+/// The latest changes, the latest first.
 pub(super) async fn latest(connection: &mut SqliteConnection, limit: u32) -> Result<Portion, sqlx::Error> {
     let found = sqlx::query_as(LATEST).bind(limit).fetch_one(connection).await?;
     Ok(portion(found, &Place::default(), limit))

@@ -1,4 +1,4 @@
-//! A connection whose statement does not outlive the interest in it.
+//! A connection whose statement is interrupted when no caller waits for it.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -6,12 +6,13 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use sqlx::sqlite::SqliteConnection;
 
-/// Steps of SQLite's machine between two looks at whether somebody still waits: less than a millisecond.
+/// Steps of SQLite's virtual machine between two checks whether the caller still waits: less than a
+/// millisecond.
 const STEPS: i32 = 10_000;
 
-/// A connection that only reads. When whoever reads over it goes before the end, its statement is interrupted,
-/// and the thread that runs it ends. Otherwise a client that gives up each request at once would leave one
-/// thread behind after another, each busy to the end of its statement.
+/// A connection that only reads. If the caller goes away before the end, the statement is interrupted, and
+/// the thread that runs it ends. Otherwise a client that gives up each request at once would leave one thread
+/// behind after another, each busy to the end of its statement.
 #[derive(Debug)]
 pub(super) struct Interruptible {
     connection: SqliteConnection,

@@ -15,7 +15,7 @@ select (select threshold from classification), coalesce(group_concat(asked.key
 from json_each(?) as asked cross join domain_counters as c on c.domain = asked.value
 left join domain_statuses as s on s.domain = asked.value";
 
-/// What is known of each name, in their order.
+/// What is known about each name, in their order.
 pub(super) async fn read(
     connection: &mut SqliteConnection,
     names: &[DomainName],

@@ -1,10 +1,10 @@
-//! What a row says of a domain. Numbers of a row are separated by spaces, rows by commas.
+//! The rows about domains. Numbers of a row are separated by spaces, rows by commas.
 
 use crate::classified::Classified;
 use crate::counters::{Counters, Status};
 use crate::utc_time::UtcTime;
 
-/// The numbers of a row: delivered, bounced, the status that was noted and since when.
+/// The numbers of a row: delivered, bounced, the recorded status and its time.
 pub(super) struct Row {
     pub(super) counters: Counters,
     pub(super) noted: Status,
