@@ -19,7 +19,7 @@ use crate::shutdown::Shutdown;
 use crate::store::ledger::LedgerAdmin;
 use crate::store::maintenance::Maintenance;
 use crate::store::sqlite::FileAdmin;
-use command::{Command, Place};
+use command::{Command, DataLocation};
 
 pub use command::AdminConfig;
 
@@ -41,15 +41,15 @@ pub fn main() -> ExitCode {
 /// When something was not done. What is wrong with a data file has an exit status of its own.
 pub async fn run(AdminConfig { command, network }: AdminConfig, process: Process) -> anyhow::Result<()> {
     let place = command.target().place();
-    if let Place::Ledger(url) = &place {
+    if let DataLocation::Ledger(url) = &place {
         network.check(&[("CATCHALL_DATABASE_URL", url.exposure())])?;
     }
     match (command, place) {
         (Command::Export(command), place) => export::export(&command, place, process.shutdown).await,
-        (command, Place::Ledger(url)) => {
+        (command, DataLocation::Ledger(url)) => {
             maintain(&mut LedgerAdmin::open(&url).await?, command, process.shutdown).await
         }
-        (command, Place::File(data)) => {
+        (command, DataLocation::File(data)) => {
             maintain(&mut FileAdmin::open(&data).await?, command, process.shutdown).await
         }
     }

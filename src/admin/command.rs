@@ -121,17 +121,17 @@ pub(super) struct Target {
 
 /// One of the two.
 #[derive(Clone, Debug)]
-pub(super) enum Place {
+pub(super) enum DataLocation {
     Ledger(Box<PostgresUrl>),
     File(DataConfig),
 }
 
 impl Target {
     /// The place of a target that was [checked](AdminConfig::check).
-    pub(super) fn place(&self) -> Place {
+    pub(super) fn place(&self) -> DataLocation {
         match &self.database_url {
-            Some(url) => Place::Ledger(Box::new(url.clone())),
-            None => Place::File(DataConfig { data: self.data.clone().unwrap_or_default() }),
+            Some(url) => DataLocation::Ledger(Box::new(url.clone())),
+            None => DataLocation::File(DataConfig { data: self.data.clone().unwrap_or_default() }),
         }
     }
 }

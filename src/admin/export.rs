@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use catchall_progress::{Display, Progress};
 use futures::FutureExt;
 
-use super::command::{Export, Place};
+use super::command::{DataLocation, Export};
 use super::output::Output;
 use crate::counters::Status;
 use crate::process::ExitError;
@@ -23,14 +23,14 @@ use crate::totals::DomainTotals;
 const PAGE: u32 = 5_000;
 
 /// Writes the domains of a place.
-pub(super) async fn export(command: &Export, place: Place, shutdown: Shutdown) -> anyhow::Result<()> {
+pub(super) async fn export(command: &Export, place: DataLocation, shutdown: Shutdown) -> anyhow::Result<()> {
     match place {
-        Place::Ledger(url) => {
+        DataLocation::Ledger(url) => {
             let replica = Replica::new(&ReplicaConfig { replica_url: *url }, 1);
             replica.check().await?;
             export_from(&replica, command, shutdown).await
         }
-        Place::File(data) => {
+        DataLocation::File(data) => {
             let reader = Reader::open(&data).await.map_err(ExitError::from)?;
             export_from(&reader, command, shutdown).await
         }

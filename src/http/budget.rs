@@ -27,7 +27,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 
-use books::{Books, Place};
+use books::{Books, InLine};
 
 /// How long a request waits for memory: long enough to work off a burst, and shorter than clients wait for a
 /// response.
@@ -206,7 +206,7 @@ impl Shared {
 #[derive(Debug)]
 struct Waits {
     budget: Arc<Shared>,
-    place: Place,
+    place: InLine,
     more: usize,
     since: Instant,
     granted: oneshot::Receiver<()>,

@@ -25,7 +25,7 @@ use super::access::Visitor;
 use super::activity::{Activity, Decision, FIRST_REQUEST_TIMEOUT};
 use super::answer::Answer;
 use super::body;
-use super::places::Place;
+use super::places::ConnectionPlace;
 use super::stream::Stream;
 
 /// Most bytes of a request that are buffered over HTTP/1.1, and most of a response. It is also the longest
@@ -100,7 +100,7 @@ pub(super) fn protocol() -> Builder<TokioExecutor> {
 pub(super) struct Connection<S> {
     pub(super) stream: S,
     /// Returned when the connection ends.
-    pub(super) place: Place,
+    pub(super) place: ConnectionPlace,
     pub(super) visitor: Visitor,
     pub(super) activity: Arc<Activity>,
     pub(super) router: Router,

@@ -141,7 +141,7 @@ pub async fn unpack(request: Request) -> Request {
     }
     request.headers_mut().remove(header::CONTENT_ENCODING);
     request.headers_mut().remove(header::CONTENT_LENGTH);
-    request.map(|body| Body::new(Unpacked { packing, stage: Stage::Silent(body) }))
+    request.map(|body| Body::new(Unpacked { packing, stage: Unpacking::Silent(body) }))
 }
 
 struct Observed {
@@ -180,10 +180,10 @@ impl hyper::body::Body for Observed {
 /// for the next one has taken the memory for unpacking them.
 struct Unpacked {
     packing: Packing,
-    stage: Stage,
+    stage: Unpacking,
 }
 
-enum Stage {
+enum Unpacking {
     /// Nothing has arrived.
     Silent(Body),
     /// The first bytes have arrived.
@@ -203,7 +203,7 @@ impl hyper::body::Body for Unpacked {
         let this = &mut *self;
         loop {
             match &mut this.stage {
-                Stage::Silent(body) => {
+                Unpacking::Silent(body) => {
                     let first = match task::ready!(Pin::new(&mut *body).poll_frame(context)) {
                         Some(Ok(frame)) => match frame.into_data() {
                             Ok(data) if !data.is_empty() => data,
@@ -216,13 +216,13 @@ impl hyper::body::Body for Unpacked {
                             Bytes::new()
                         }
                     };
-                    this.stage = Stage::Begun(first, take(body));
+                    this.stage = Unpacking::Begun(first, take(body));
                     return Poll::Ready(Some(Ok(Frame::data(Bytes::new()))));
                 }
-                Stage::Begun(first, rest) => {
-                    this.stage = Stage::Open(opened(this.packing, take(first), take(rest)));
+                Unpacking::Begun(first, rest) => {
+                    this.stage = Unpacking::Open(opened(this.packing, take(first), take(rest)));
                 }
-                Stage::Open(body) => return Pin::new(body).poll_frame(context),
+                Unpacking::Open(body) => return Pin::new(body).poll_frame(context),
             }
         }
     }

@@ -23,7 +23,7 @@ pub(super) enum Places {
 /// A place, until this is dropped.
 #[derive(Debug)]
 #[expect(dead_code, reason = "what is in it only has to be dropped")]
-pub(super) enum Place {
+pub(super) enum ConnectionPlace {
     Kept(OwnedSemaphorePermit),
     Lent(LentPlace),
 }
@@ -72,9 +72,9 @@ impl Places {
 
     /// A place for a connection from an address. If none is free, another connection may be
     /// [told](Activity::give_up) to end; its memory is free when it has done so.
-    pub(super) fn take(&self, peer: IpAddr, activity: &Arc<Activity>) -> Option<Place> {
+    pub(super) fn take(&self, peer: IpAddr, activity: &Arc<Activity>) -> Option<ConnectionPlace> {
         match self {
-            Self::Kept(places) => Arc::clone(places).try_acquire_owned().ok().map(Place::Kept),
+            Self::Kept(places) => Arc::clone(places).try_acquire_owned().ok().map(ConnectionPlace::Kept),
             Self::Lent(places) => {
                 let mut state = places.state();
                 let origin = Origin::from(peer);
@@ -84,7 +84,7 @@ impl Places {
                 state.next += 1;
                 let id = state.next;
                 state.guests.insert(id, Guest { origin, activity: Arc::clone(activity) });
-                Some(Place::Lent(LentPlace { places: Arc::clone(places), id }))
+                Some(ConnectionPlace::Lent(LentPlace { places: Arc::clone(places), id }))
             }
         }
     }
@@ -144,7 +144,7 @@ mod tests {
 
     struct Client {
         activity: Arc<Activity>,
-        _place: Place,
+        _place: ConnectionPlace,
     }
 
     impl Client {

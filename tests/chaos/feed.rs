@@ -13,6 +13,7 @@ use hyper::{Request, StatusCode};
 use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
+use crate::standalone::Standalone;
 use crate::subject::Subject;
 
 /// How often a request is sent that makes domains change their status.
@@ -35,6 +36,8 @@ struct Heard {
     position: Option<String>,
     /// Changes that came after a later one of the same domain.
     out_of_order: Vec<String>,
+    /// How often its position was refused as one of another feed, after which it began anew.
+    begun_anew: u64,
 }
 
 /// Sends and follows until it is stopped.
@@ -87,6 +90,10 @@ impl Feed {
         let heard = self.heard.lock().expect("nobody panics with it");
         if let Some(first) = heard.out_of_order.first() {
             failures.push(format!("{} changes came out of order, as {first}", heard.out_of_order.len()));
+        }
+        let moves = matches!(subject, Subject::Standalone(Standalone { cluster: Some(_), .. }));
+        if heard.begun_anew != u64::from(moves) {
+            failures.push(format!("the feed refused its own position {} times", heard.begun_anew));
         }
         if heard.statuses.is_empty() {
             failures.push("the feed had nothing".into());
@@ -151,6 +158,10 @@ async fn follow(url: String, heard: Arc<Mutex<Heard>>) {
                 if let Ok(page) = serde_json::from_str(&body) {
                     note(&mut heard.lock().expect("nobody panics with it"), &page);
                 }
+            }
+            Ok((StatusCode::GONE, _)) => {
+                let mut heard = heard.lock().expect("nobody panics with it");
+                (heard.position, heard.begun_anew) = (None, heard.begun_anew + 1);
             }
             _ => tokio::time::sleep(EVERY).await,
         }

@@ -63,7 +63,7 @@ impl Caller {
 impl Caller {
     /// A caller without a token, at an address of its own.
     pub(crate) fn at(address: &str) -> Self {
-        use super::Rates;
+        use super::allowance::Rates;
         use super::peers::Peers;
 
         let peers = Peers::new(Rates::default(), 1);

@@ -30,9 +30,9 @@ pub(super) struct Books {
     next: u64,
     /// Those who hold memory, wait for it or transfer something. A request that has sent nothing of its body
     /// is not among them.
-    holders: HashMap<u64, Holder>,
+    holders: HashMap<u64, Account>,
     /// In the order of service.
-    waiting: BTreeMap<Place, Waiting>,
+    waiting: BTreeMap<InLine, Waiting>,
     /// Entries that were visited to find slow clients or requests to refuse.
     #[cfg(test)]
     pub(super) visits: usize,
@@ -40,7 +40,7 @@ pub(super) struct Books {
 
 /// A place in the line of those who wait. Of one rank, the first to begin comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
+pub(super) struct InLine {
     rank: Rank,
     pub(super) id: u64,
 }
@@ -56,7 +56,7 @@ enum Rank {
 }
 
 #[derive(Debug, Default)]
-struct Holder {
+struct Account {
     bytes: usize,
     /// The transfer that the client is making, if any.
     transfer: Option<Transfer>,
@@ -66,7 +66,7 @@ struct Holder {
     waits: bool,
 }
 
-impl Holder {
+impl Account {
     /// Whole bytes held for each byte that the client has moved: about the same for all bodies that are not
     /// packed.
     fn growth(&self) -> u64 {
@@ -170,7 +170,7 @@ impl Books {
     }
 
     /// Every change of a holder that the sums depend on.
-    fn change(&mut self, id: u64, change: impl FnOnce(&mut Holder)) {
+    fn change(&mut self, id: u64, change: impl FnOnce(&mut Account)) {
         let holder = self.holders.entry(id).or_default();
         self.coming -= holder.coming();
         change(holder);
@@ -181,18 +181,18 @@ impl Books {
     }
 
     /// The place of a share that then holds `total`.
-    pub(super) fn place(&self, id: u64, total: usize) -> Place {
-        let owes = self.holders.get(&id).is_some_and(Holder::owes);
+    pub(super) fn place(&self, id: u64, total: usize) -> InLine {
+        let owes = self.holders.get(&id).is_some_and(Account::owes);
         let rank = match total {
             0..=SMALL if owes => Rank::Small,
             0..=SMALL => Rank::Whole,
             _ => Rank::Large(Reverse(total)),
         };
-        Place { rank, id }
+        InLine { rank, id }
     }
 
     /// Bytes that a request in this place may take.
-    fn room(&self, place: Place, reserve: usize) -> usize {
+    fn room(&self, place: InLine, reserve: usize) -> usize {
         match place.rank {
             Rank::Whole | Rank::Small => self.free,
             Rank::Large(_) => self.free.saturating_sub(reserve),
@@ -200,7 +200,7 @@ impl Books {
     }
 
     /// Lends `more` bytes, unless they are not free or others come first.
-    pub(super) fn take(&mut self, place: Place, more: usize, reserve: usize) -> bool {
+    pub(super) fn take(&mut self, place: InLine, more: usize, reserve: usize) -> bool {
         let comes_first = self.waiting.first_key_value().is_none_or(|(first, _)| place < *first);
         let takes = comes_first && self.room(place, reserve) >= more;
         if takes {
@@ -210,7 +210,7 @@ impl Books {
     }
 
     /// Waits in the line, which has room for `most`: beyond, the last one is refused.
-    pub(super) fn enqueue(&mut self, place: Place, more: usize, most: usize) -> oneshot::Receiver<()> {
+    pub(super) fn enqueue(&mut self, place: InLine, more: usize, most: usize) -> oneshot::Receiver<()> {
         self.change(place.id, |holder| holder.waits = true);
         let holds = self.holders.get(&place.id).map_or(0, |holder| holder.bytes);
         let (granted, waits) = oneshot::channel();
@@ -226,7 +226,7 @@ impl Books {
     }
 
     /// Leaves the line: whether it was still there. Dropping its end of the channel refuses who waits.
-    fn dequeue(&mut self, place: Place) -> Option<Waiting> {
+    fn dequeue(&mut self, place: InLine) -> Option<Waiting> {
         let waiting = self.waiting.remove(&place)?;
         self.needed -= waiting.more;
         self.blocked -= waiting.holds;
@@ -234,7 +234,7 @@ impl Books {
     }
 
     /// Ends a wait since this time. `unused`: what was granted, and nobody has seen.
-    pub(super) fn end_wait(&mut self, place: Place, since: Instant, unused: usize) {
+    pub(super) fn end_wait(&mut self, place: InLine, since: Instant, unused: usize) {
         self.dequeue(place);
         self.change_transfer(place.id, |transfer| transfer.begun += since.elapsed());
         self.change(place.id, |holder| holder.waits = false);
@@ -294,7 +294,7 @@ impl Books {
         {
             self.visits += self.waiting.len();
         }
-        let growth = |place: &Place| self.holders.get(&place.id).map_or(0, Holder::growth);
+        let growth = |place: &InLine| self.holders.get(&place.id).map_or(0, Account::growth);
         let mut waiting: Vec<_> =
             self.waiting.keys().map(|place| (growth(place), place.id, *place)).collect();
         waiting.sort_unstable();
@@ -308,9 +308,9 @@ impl Books {
     /// Adds up what is kept.
     #[cfg(test)]
     pub(super) fn check(&self, size: usize) {
-        let sum = |bytes: &dyn Fn(&Holder) -> usize| self.holders.values().map(bytes).sum::<usize>();
+        let sum = |bytes: &dyn Fn(&Account) -> usize| self.holders.values().map(bytes).sum::<usize>();
         assert_eq!(self.free + sum(&|holder| holder.bytes), size);
-        assert_eq!(self.coming, sum(&Holder::coming));
+        assert_eq!(self.coming, sum(&Account::coming));
         assert_eq!(self.needed, self.waiting.values().map(|waiting| waiting.more).sum::<usize>());
         assert_eq!(self.blocked, self.waiting.values().map(|waiting| waiting.holds).sum::<usize>());
     }

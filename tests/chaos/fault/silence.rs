@@ -12,8 +12,8 @@ use h2::client::{self, SendRequest};
 use hyper::{Request, header};
 use tokio::net::TcpStream;
 
-use super::Lifted;
 use super::clients::{BACK, Honest, Present, come};
+use super::lifted::Lifted;
 use crate::cluster::Cluster;
 
 /// Connections, and streams of each: as many as it may have.

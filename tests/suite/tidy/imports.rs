@@ -17,7 +17,7 @@ const DOORS: [(&str, &str); 13] = [
     ("ipnet", "src/http/access"),
     ("base64", "src/http/access"),
     ("maud", "src/query/page"),
-    ("tower_http", "src/ingest"),
+    ("tower_http", "src/http"),
     ("idna", "src/domain_name"),
     ("compact_str", "src/domain_name"),
     ("backon", "src/backoff"),
