@@ -1,4 +1,4 @@
-//! Takes the connections of a listening socket, and goes on when that fails.
+//! Accepts the connections to a listening socket, and tries again when that fails.
 
 use std::fmt::Display;
 use std::io;
@@ -25,7 +25,7 @@ impl<A: Display> Acceptor<A> {
         Self { address, failing: Trouble::default(), full: Trouble::default() }
     }
 
-    /// The next connection; `None` once `end` is over, which must not be polled after that.
+    /// The next connection; `None` once `end` has completed; it must not be polled after that.
     pub(crate) async fn next<C, F: Future<Output = io::Result<C>>>(
         &mut self,
         accept: impl Fn() -> F,
@@ -58,7 +58,7 @@ impl<A: Display> Acceptor<A> {
         }
     }
 
-    /// Logs that there are as many connections as there may be.
+    /// Logs that the limit of connections is reached.
     pub(crate) fn log_full(&mut self) {
         if self.full.is_news() {
             let address = &self.address;

@@ -1,12 +1,12 @@
-//! Log lines that strangers can cause, of which only so many are logged in a minute.
+//! A limit for log lines that strangers can cause: only so many are logged per minute.
 
 use std::mem;
 use std::time::{Duration, Instant};
 
-/// The time to which the limit applies, from its first line on.
+/// The period that the limit applies to. It begins with its first line.
 const PERIOD: Duration = Duration::from_mins(1);
 
-/// Most lines of one kind in that time: enough to see what is going on, and some 3 MB a day.
+/// Most lines of one kind in that period: enough to see what is going on, and some 3 MB a day.
 const MOST_LINES: u32 = 10;
 
 /// Lines of one kind. The first ones of each minute are logged, the others counted.
@@ -19,7 +19,7 @@ pub(crate) struct LogLimit {
 }
 
 impl LogLimit {
-    /// `others` says, after their number, what the lines that are left out stand for.
+    /// `others` is logged after the number of lines that were left out, and says what they stand for.
     pub(crate) fn new(others: &'static str) -> Self {
         Self { others, begun: None, lines: 0, left_out: 0 }
     }
@@ -30,8 +30,8 @@ impl LogLimit {
         self.take(Instant::now())
     }
 
-    /// Logs how many lines were left out, once their minute is over. Call it now and then: whatever causes
-    /// them may have ended.
+    /// Logs how many lines were left out, once their minute is over. Call it now and then, because no further
+    /// line may come.
     pub(crate) fn tell(&mut self) {
         if let Some(count) = self.over(Instant::now()) {
             tracing::warn!(count, "{count} {}", self.others);

@@ -8,8 +8,8 @@ use utoipa::ToSchema;
 
 use crate::domain_name::DomainName;
 
-/// Which feed it is. Each database has one of its own, also one that was restored, because the places of its
-/// feed are others.
+/// Identifies a feed. Each database has its own feed, even one that was restored, because the places in it
+/// are different.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FeedId(pub u32);
 
@@ -19,8 +19,8 @@ pub struct FeedId(pub u32);
 pub struct Place {
     /// Orders the transactions that changed something. It is not their number.
     pub transaction: i64,
-    /// The last domain before the place, as the store has it; empty if there is none. It need not be a name by
-    /// the rules of this build.
+    /// The last domain before the place, as the store has it; empty if there is none. It need not be a valid
+    /// name by the rules of this build.
     pub domain: String,
 }
 
@@ -32,10 +32,10 @@ impl Place {
     }
 }
 
-/// A place, and of which feed it is.
+/// A place, and the feed that it belongs to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Position {
-    /// `None`: the beginning, of whichever feed. Any other place without a feed is of none.
+    /// `None`: the beginning of any feed. Any other place without a feed belongs to no feed.
     pub feed: Option<FeedId>,
     /// The place.
     pub place: Place,
@@ -45,17 +45,17 @@ pub struct Position {
 #[derive(ToSchema)]
 #[schema(
     value_type = String,
-    description = "A place in the feed. Take it for an opaque text: it is only good for asking what came \
-        after it.",
+    description = "A place in the feed. Treat it as opaque text: its only use is to ask what came after \
+        it.",
     format = "catchall-position",
     examples("48213.9f3a6c01-example.com")
 )]
 pub struct PositionText(#[expect(dead_code, reason = "it only describes")] String);
 
-/// The text is not one that the feed has given.
+/// The text is not a position that the feed has given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "it is not a position: give one that the feed has given, or \"now\", or nothing to begin at the beginning"
+    "it is not a position: give one that the feed returned, or \"now\", or nothing to start at the beginning"
 )]
 pub struct NoPosition;
 
@@ -82,7 +82,7 @@ impl FromStr for FeedId {
     }
 }
 
-/// Whether a byte of a domain stands for itself, as all of a name do.
+/// Whether a byte of a domain stands for itself, as every byte of a valid name does.
 fn is_plain(byte: u8) -> bool {
     matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-')
 }
@@ -126,7 +126,7 @@ fn unescape(text: &str) -> Option<String> {
     let plain = text.bytes().all(|byte| is_plain(byte) || byte == b'_');
     for part in parts {
         let (digits, rest) = part.split_at_checked(2)?;
-        // No text of a database has a zero in it.
+        // A text in a database has no zero byte.
         let byte = u8::from_str_radix(digits, 16).ok().filter(|byte| *byte != 0)?;
         bytes.push(byte);
         bytes.extend_from_slice(rest.as_bytes());

@@ -32,7 +32,7 @@ fn object(entry: &AuditEntry) -> String {
         .to_string()
 }
 
-/// A text that does not control the terminal: the name of a file can be anything.
+/// Replaces control characters, which would act on the terminal: the name of a file can be anything.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }

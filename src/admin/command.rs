@@ -17,27 +17,27 @@ use crate::store::sqlite::DataConfig;
 const AFTER_HELP: &str = "\
 Examples:
   catchall-admin reset example.com --reason 'they changed their mail server'
-          the count of example.com begins anew
+          count example.com from zero again
   catchall-admin reclassify --threshold 500
-          from now on, more than 500 delivered events make a catch-all, also of what was counted before
+          from now on, more than 500 delivered events make a catch-all, also among domains counted before
   catchall-admin import history.csv
-          add what was counted elsewhere before: lines of domain,delivered,bounced
+          add what was counted elsewhere before, from lines of domain,delivered,bounced
   catchall-admin export --status catch-all catch-alls.csv
           write all catch-alls to a file
   catchall-admin audit
-          who did what, when and why
+          print who did what, when and why
 
 Each command works on the Postgres primary that --database-url names, or on the data file that --data names.
-Workers, or the process that serves the file, go on meanwhile. On the primary it needs the owner of the
-database, catchall; export needs any role that may read.
+Workers, or the process that serves the file, keep running meanwhile. On the primary, a command must connect
+as the owner of the database, catchall; for export, any role that may read will do.
 
-A command that was killed can be run again: it goes on where it stopped, and nothing counts twice.
+A command that was killed can be run again: it continues where it stopped, and nothing counts twice.
 
 Exit status:
   0    done
   1    something failed or was not done
   2    the arguments are not valid
-  10 to 18: what is wrong with the data file, as `catchall --help` lists it";
+  10 to 18: something is wrong with the data file: `catchall --help` says what each of them means";
 
 /// The command to run.
 #[derive(Clone, Debug, Args)]
@@ -52,7 +52,7 @@ pub struct AdminConfig {
 }
 
 impl AdminConfig {
-    /// What is wrong with the values together.
+    /// Checks the values together. An error says what is wrong.
     pub(super) fn check(&self) -> Result<(), String> {
         const NAMES: [&str; 2] =
             ["CATCHALL_DATABASE_URL (--database-url <URL>)", "CATCHALL_DATA (--data <FILE>)"];
@@ -68,22 +68,24 @@ impl AdminConfig {
 
 #[derive(Clone, Debug, Subcommand)]
 pub(super) enum Command {
-    /// Remove all events of a domain: its count begins anew
+    /// Remove all events of a domain: its count starts again at zero
     ///
-    /// Events that were counted before and are sent again still count nothing.
+    /// An event that was counted before the reset still counts nothing when it is sent again.
     Reset(Reset),
     /// Change the threshold and reclassify all domains
     ///
-    /// It goes through all domains in small steps, beside whoever counts, and shows how far it is. The next run
-    /// continues one that was stopped or killed. A run with another threshold replaces it. Without a threshold,
-    /// a run continues the one that has begun, or goes through all domains by the present threshold.
+    /// It goes through all domains in small steps while events are being counted, and shows its progress. If
+    /// a run is stopped or killed, the next run continues it. A run with another threshold replaces it.
+    /// Without a threshold, a run continues the unfinished one, or goes through all domains with the present
+    /// threshold.
     Reclassify(Reclassify),
     /// Add what was counted elsewhere before
     ///
-    /// FILE has lines of CSV or JSON (NDJSON). CSV has a first line with the names domain, delivered and
-    /// bounced in any order, or has these three columns and no such line. JSON has objects with these three
-    /// members. Further columns and members are ignored, so what `export` writes can be imported. A file is
-    /// known by its content: the same one counts once, under whatever name and whenever it is imported again.
+    /// FILE has lines of CSV or JSON (NDJSON). CSV begins with a header line that has the names domain,
+    /// delivered and bounced in any order, or has these three columns and no header line. Each line of JSON
+    /// is an object with these three members. Further columns and members are ignored, so the output of
+    /// `export` can be imported. A file is identified by its content: it counts once, under any name and
+    /// however often it is imported.
     Import(Import),
     /// Write all domains, in the order of their names
     ///
@@ -119,7 +121,7 @@ pub(super) struct Target {
     data: Option<PathBuf>,
 }
 
-/// One of the two.
+/// The location that a target names.
 #[derive(Clone, Debug)]
 pub(super) enum DataLocation {
     Ledger(Box<PostgresUrl>),
@@ -127,7 +129,7 @@ pub(super) enum DataLocation {
 }
 
 impl Target {
-    /// The place of a target that was [checked](AdminConfig::check).
+    /// The location that a [checked](AdminConfig::check) target names.
     pub(super) fn place(&self) -> DataLocation {
         match &self.database_url {
             Some(url) => DataLocation::Ledger(Box::new(url.clone())),
@@ -136,11 +138,11 @@ impl Target {
     }
 }
 
-/// Who does it, for the audit log.
+/// Who takes an action, for the audit log.
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 pub(super) struct Author {
-    /// Who does it, for the audit log [default: the user of the system]
+    /// Your name, for the audit log [default: the user of the operating system]
     #[arg(long, value_name = "NAME", value_parser = short_text)]
     by: Option<String>,
 }
@@ -174,7 +176,7 @@ fn digest(text: &str) -> Result<FileDigest, String> {
 }
 
 impl Author {
-    /// The signature of what is done for a reason.
+    /// Signs an action, with its reason.
     pub(super) fn sign(&self, reason: Option<&String>) -> anyhow::Result<Signature> {
         let by = match &self.by {
             Some(by) => by.clone(),
@@ -184,7 +186,7 @@ impl Author {
     }
 }
 
-/// The user of the system.
+/// The user of the operating system.
 fn user() -> anyhow::Result<String> {
     let output = process::Command::new("id").arg("-un").output();
     let name = output.ok().filter(|output| output.status.success());
@@ -201,7 +203,7 @@ pub(super) struct Reset {
     #[arg(value_name = "DOMAIN", value_parser = DomainName::parse)]
     pub(super) domain: DomainName,
 
-    /// Why, for the audit log
+    /// The reason, for the audit log
     #[arg(long, value_name = "TEXT", value_parser = short_text)]
     pub(super) reason: String,
 
@@ -219,7 +221,7 @@ pub(super) struct Reclassify {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub(super) threshold: Option<u64>,
 
-    /// Why, for the audit log
+    /// The reason, for the audit log
     #[arg(long, value_name = "TEXT", value_parser = short_text)]
     pub(super) reason: Option<String>,
 
@@ -244,7 +246,7 @@ pub(super) struct Import {
     #[arg(long, value_name = "HEX", value_parser = digest)]
     pub(super) sha256: Option<FileDigest>,
 
-    /// Why, for the audit log
+    /// The reason, for the audit log
     #[arg(long, value_name = "TEXT", value_parser = short_text)]
     pub(super) reason: Option<String>,
 
@@ -258,9 +260,9 @@ pub(super) struct Import {
 /// How an export is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum ExportFormat {
-    /// Comma-separated values, under a line of names
+    /// Comma-separated values, with a header line
     Csv,
-    /// A JSON object in each line
+    /// A JSON object on each line
     Ndjson,
 }
 
@@ -280,11 +282,11 @@ pub(super) struct Export {
     #[arg(value_name = "FILE")]
     pub(super) file: Option<PathBuf>,
 
-    /// Only domains of this status: catch-all, not-catch-all or unknown
+    /// Only domains with this status: catch-all, not-catch-all or unknown
     #[arg(long, value_name = "STATUS")]
     pub(super) status: Option<Status>,
 
-    /// How to write them
+    /// The format of the output
     #[arg(long, value_enum, default_value = "csv")]
     pub(super) format: ExportFormat,
 
@@ -294,7 +296,7 @@ pub(super) struct Export {
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct Audit {
-    /// The most entries to print
+    /// Print at most this many entries
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub(super) limit: u32,
 

@@ -22,7 +22,7 @@ use crate::totals::DomainTotals;
 /// Domains that are read at a time.
 const PAGE: u32 = 5_000;
 
-/// Writes the domains of a place.
+/// Writes the domains of a location.
 pub(super) async fn export(command: &Export, place: DataLocation, shutdown: Shutdown) -> anyhow::Result<()> {
     match place {
         DataLocation::Ledger(url) => {
@@ -53,7 +53,7 @@ async fn export_from<S: DomainSource>(
     let done = Cell::new(0);
     let rows = Rows { source, status: *status, format: (*format).into(), done: &done, shutdown };
     let Some(file) = file else {
-        // Rows and a bar on one terminal would be in each other's way.
+        // Rows and a progress bar on the same terminal would get in each other's way.
         let mut out = BufWriter::new(stdout().lock());
         return shown(!stdout().is_terminal(), total, &done, rows.write(&mut out)).await;
     };
@@ -63,13 +63,13 @@ async fn export_from<S: DomainSource>(
     shown(is_replaced, total, &done, rows.write(&mut out)).await?;
     out.finish().with_context(cannot)?;
     if is_replaced {
-        // Elsewhere it could come after the rows.
+        // For a pipe or device such as /dev/stdout, this line could end up after the rows.
         println!("{} has {} domains", file.display(), done.get());
     }
     Ok(())
 }
 
-/// Does the work, with progress on a terminal.
+/// Does the work, and shows its progress if standard error is a terminal.
 async fn shown(
     may_show: bool,
     total: u64,
@@ -83,7 +83,7 @@ async fn shown(
     Display::Terminal.follow("exporting", "domains", total, progress, work).await
 }
 
-/// What is written.
+/// The rows to write.
 struct Rows<'a, S> {
     source: &'a S,
     status: Option<Status>,
@@ -113,7 +113,7 @@ impl<S: DomainSource> Rows<'_, S> {
     }
 }
 
-/// A fault of the data file has its own exit status, also where it is found while reading.
+/// Gives a fault of the data file its exit status, also if the fault is found while reading.
 fn ended(error: Unreadable) -> anyhow::Error {
     let file = error.source().and_then(|cause| cause.source()?.downcast_ref::<DataError>());
     match file.map(DataError::exit_status) {

@@ -9,24 +9,24 @@ use crate::counters::Counters;
 use crate::domain_name::DomainName;
 use crate::excerpt::excerpt;
 
-/// Longest line in bytes, with its end.
+/// Longest line in bytes, including its end.
 const MAX_LINE: usize = 64 * 1024;
 
-/// The most of a column. No domain has had so much mail, and a thousand such files still make a sum that a
-/// store can keep.
+/// Largest number in a column. No domain has had that much mail, and a store can still keep the sum of a
+/// thousand such files.
 const MAX_COUNT: u64 = 1_000_000_000_000_000;
 
 /// How the rows of a file are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Layout {
-    /// A JSON object in each line.
+    /// A JSON object on each line.
     Ndjson,
-    /// Comma-separated values (RFC 4180), with the places of these columns.
+    /// Comma-separated values (RFC 4180), with these columns at these indexes.
     Csv { domain: usize, delivered: usize, bounced: usize },
 }
 
 impl Layout {
-    /// The layout of a file that begins with this record, and whether that is a line of names.
+    /// The layout of a file that begins with this record, and whether the record is a header line.
     fn of(first: &str) -> Result<(Self, bool), String> {
         if first.trim_start().starts_with('{') {
             return Ok((Self::Ndjson, false));
@@ -40,7 +40,7 @@ impl Layout {
         Ok((Self::Csv { domain, delivered: need("delivered")?, bounced: need("bounced")? }, true))
     }
 
-    /// What a line of this number is.
+    /// Reads the line with this number.
     fn line(self, number: u64, text: &str) -> Line {
         match self.row(text) {
             Ok((domain, counters)) => Line::Row(domain, counters),
@@ -83,7 +83,7 @@ struct Object<'a> {
     bounced: u64,
 }
 
-/// What is wrong with a line of JSON, without its place in the line.
+/// Why a line of JSON cannot be read, without the position of the error.
 fn reason(error: &serde_json::Error) -> String {
     let text = error.to_string();
     text.rsplit_once(" at line ").map_or(text.as_str(), |(reason, _)| reason).to_owned()
@@ -94,7 +94,7 @@ fn count(fields: &[Cow<'_, str>], place: usize, name: &str) -> Result<u64, Strin
     text.parse().map_err(|_| format!("{name} is {text:?}, not a whole number up to {MAX_COUNT}"))
 }
 
-/// The fields of a line of CSV. A field in quotes ends on its line.
+/// The fields of a line of CSV. A quoted field must end on its line.
 fn fields(record: &str) -> Result<Vec<Cow<'_, str>>, String> {
     if !record.contains('"') {
         return Ok(record.split(',').map(Cow::Borrowed).collect());
@@ -112,12 +112,12 @@ fn fields(record: &str) -> Result<Vec<Cow<'_, str>>, String> {
         match after.strip_prefix(',') {
             Some(next) => rest = next,
             None if after.is_empty() => return Ok(fields),
-            None => return Err("a text follows a closing quote".into()),
+            None => return Err("text follows a closing quote".into()),
         }
     }
 }
 
-/// The field before the closing quote, and what follows that.
+/// The field before the closing quote, and the text after the quote.
 fn unquote(quoted: &str) -> Result<(Cow<'_, str>, &str), String> {
     let mut from = 0;
     while let Some(found) = quoted[from..].find('"') {
@@ -130,12 +130,12 @@ fn unquote(quoted: &str) -> Result<(Cow<'_, str>, &str), String> {
     Err("a quote is not closed on its line".into())
 }
 
-/// What a line is.
+/// The content of a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Line {
     /// Events of a domain.
     Row(DomainName, Counters),
-    /// None that can be read: its number, and why.
+    /// A line that cannot be read: its number, and the reason.
     Invalid(u64, String),
 }
 
@@ -145,7 +145,7 @@ pub(super) struct History<R> {
     input: BufReader<R>,
     /// `None` before the first line.
     layout: Option<Layout>,
-    /// All before this byte has been read.
+    /// Everything before this byte has been read.
     position: u64,
     line: u64,
     text: Vec<u8>,
@@ -157,7 +157,7 @@ impl<R: Read> History<R> {
         Self { input: BufReader::new(input), layout: None, position: 0, line: 0, text: Vec::new() }
     }
 
-    /// A file of a known layout from a later place, where `input` is.
+    /// A file with a known layout, from a later position, which `input` must be at.
     pub(super) fn at(input: R, layout: Layout, position: u64) -> Self {
         Self { layout: Some(layout), position, ..Self::new(input) }
     }
@@ -172,14 +172,14 @@ impl<R: Read> History<R> {
         self.layout
     }
 
-    /// What has been read from.
+    /// Returns the input.
     pub(super) fn into_inner(self) -> R {
         self.input.into_inner()
     }
 
-    /// The next line that is neither empty nor the one of names; `None` at the end.
+    /// The next line that is neither empty nor a header line; `None` at the end.
     ///
-    /// The first line may say that the file cannot be read.
+    /// Fails if the first line shows that the file cannot be read.
     pub(super) fn next(&mut self) -> anyhow::Result<Option<Line>> {
         loop {
             if self.read_line()? == 0 {
@@ -190,7 +190,7 @@ impl<R: Read> History<R> {
                 return invalid(format!("it is longer than {MAX_LINE} bytes"));
             }
             let Ok(text) = std::str::from_utf8(&self.text) else { return invalid("it is not UTF-8".into()) };
-            // Some programs begin a file with a mark of its byte order.
+            // Some programs begin a file with a byte order mark.
             let text = text.trim_start_matches('\u{feff}').trim_end_matches(['\r', '\n']);
             if text.trim().is_empty() {
                 continue;
@@ -207,7 +207,7 @@ impl<R: Read> History<R> {
         }
     }
 
-    /// Reads a line, of which no more is kept than shows that it is too long. Returns its length.
+    /// Reads a line and returns its length. Keeps no more of it than shows that it is too long.
     fn read_line(&mut self) -> io::Result<u64> {
         self.text.clear();
         let mut length = 0;
@@ -273,7 +273,7 @@ mod tests {
                 invalid(4, "\"none\": a domain name has at least two labels, as in example.com"),
                 invalid(5, "a number is greater than 1000000000000000"),
                 invalid(6, "a quote is not closed on its line"),
-                invalid(7, "a text follows a closing quote"),
+                invalid(7, "text follows a closing quote"),
             ]
         );
         let json = "{\"domain\":\"a.com\",\"delivered\":1}\n[]\n\

@@ -1,6 +1,7 @@
-//! `catchall-admin import`: what was counted elsewhere before.
+//! `catchall-admin import`: adds what was counted elsewhere before.
 //!
-//! The file is read twice: first to know its content and whether all of it can be read, then to count it.
+//! The file is read twice: first to compute its digest and check that all of it can be read, then to count
+//! it.
 
 use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
@@ -21,16 +22,16 @@ use crate::counters::Counters;
 use crate::shutdown::Shutdown;
 use crate::store::maintenance::{FileDigest, HistoryFile, ImportPosition, ImportStep, Maintenance};
 
-/// Lines that are named because they cannot be read.
+/// Unreadable lines that are listed, at most.
 const NAMED: usize = 20;
 
-/// Lines that are checked before anything else may happen in the process.
+/// Lines that are checked before other tasks of the process get a turn.
 const CHECKED: usize = 10_000;
 
-/// What is said when the import ends early.
-const STOPPED: &str = "stopped: run the same command again, it goes on where it stopped";
+/// The error when the import ends early.
+const STOPPED: &str = "stopped: run the same command again to continue where it stopped";
 
-/// Checks the file, counts what has not been counted yet, and prints what it has.
+/// Checks the file, counts what has not been counted yet, and prints what the file has.
 pub(super) async fn import<S: Maintenance>(
     store: &mut S,
     command: &Import,
@@ -48,7 +49,7 @@ pub(super) async fn import<S: Maintenance>(
     }
     if *invalid > 0 && !command.skip_invalid {
         bail!(
-            "{invalid} lines cannot be read, and nothing was imported: mend them, or leave them out by \
+            "{invalid} lines cannot be read, and nothing was imported: fix them, or leave them out with \
              --skip-invalid"
         );
     }
@@ -90,7 +91,7 @@ async fn count<S: Maintenance>(
         let mut history = source.history(layout, position.bytes_through)?;
         while !position.is_finished {
             if history.position() != position.bytes_through {
-                // Another run of the same import has come between.
+                // Another run of the same import has counted some rows in between.
                 history = source.history(layout, position.bytes_through)?;
             }
             let step = next_step(&mut history, S::IMPORT_ROWS)?;
@@ -108,15 +109,15 @@ async fn count<S: Maintenance>(
     Display::detect().follow("importing", "bytes", file.bytes, progress, work).await
 }
 
-/// What is said of a file that changed before anything was counted.
+/// The error for a file that changed before anything was counted.
 fn unusable(name: &str) -> anyhow::Error {
     anyhow!(
-        "{name} has changed while it was read, and nothing was imported: import a file that nobody writes to"
+        "{name} has changed while it was read, and nothing was imported: import a file that does not change"
     )
 }
 
-/// What to do about a file that changed while it was counted. What it is now has another digest, under which
-/// what is counted would count again.
+/// The error for a file that changed while it was counted, with advice. The changed file has another digest,
+/// under which the rows that are already counted would count again.
 fn changed(file: &HistoryFile, through: u64) -> anyhow::Error {
     let HistoryFile { name, bytes, .. } = file;
     if through == 0 {
@@ -124,10 +125,10 @@ fn changed(file: &HistoryFile, through: u64) -> anyhow::Error {
     }
     let digest = file.hex();
     anyhow!(
-        "{name} has changed while it was imported: of its {bytes} bytes before, with the SHA-256 {digest}, the \
-         first {through} are counted. Do not import it as it is now: they would count twice. Only what it was \
-         before can go on. If only lines were added at its end, that is what `head -c {bytes} FILE | \
-         catchall-admin import --sha256 {digest} -` reads"
+        "{name} has changed while it was imported: of its former {bytes} bytes, with the SHA-256 {digest}, the \
+         first {through} are counted. Do not import it as it is now: they would count twice. Only the former \
+         content can be continued. If lines were only added at the end, continue with `head -c {bytes} FILE | \
+         catchall-admin import --sha256 {digest} -`"
     )
 }
 
@@ -141,7 +142,7 @@ fn next_step(history: &mut History<File>, most: usize) -> anyhow::Result<ImportS
         }
     }
     let (to, count) = (history.position(), rows.len() as u64);
-    // A domain without events is as one that was never seen.
+    // A domain without events is the same as one that was never seen.
     let rows = rows.into_iter().filter(|(_, counters)| *counters != Counters::default());
     Ok(ImportStep { from, to, rows: count, tally: rows.collect() })
 }
@@ -159,7 +160,7 @@ struct CheckedFile {
 
 /// A file that can be read twice.
 struct ImportSource {
-    /// What it is called.
+    /// Its name.
     name: String,
     file: File,
     bytes: u64,
@@ -186,7 +187,7 @@ impl ImportSource {
         Ok(Self { name, bytes: metadata.len(), modified: metadata.modified().ok(), file })
     }
 
-    /// Reads all of it.
+    /// Reads and checks the whole file.
     async fn check(&mut self, shutdown: &Shutdown) -> anyhow::Result<CheckedFile> {
         let mut input = self.file.try_clone()?;
         input.seek(SeekFrom::Start(0))?;
@@ -226,14 +227,14 @@ impl ImportSource {
         let mut input = self.file.try_clone()?;
         if position == 0 {
             input.seek(SeekFrom::Start(0))?;
-            // The line of names is found again.
+            // The header line is found again.
             return Ok(History::new(input));
         }
         input.seek(SeekFrom::Start(position))?;
         Ok(History::at(input, layout, position))
     }
 
-    /// Whether what is counted may be something else than what was checked.
+    /// Whether the content may differ from what was checked.
     fn has_changed(&self) -> io::Result<bool> {
         let now = self.file.metadata()?;
         Ok(now.len() != self.bytes || now.modified().ok() != self.modified)
@@ -241,7 +242,7 @@ impl ImportSource {
 }
 
 impl CheckedFile {
-    /// Reads some lines more. Returns whether they were the last ones.
+    /// Reads some more lines. Returns whether they were the last ones.
     fn read<R: Read>(&mut self, history: &mut History<R>) -> anyhow::Result<bool> {
         for _ in 0..CHECKED {
             match history.next()? {
@@ -263,7 +264,7 @@ impl CheckedFile {
     }
 }
 
-/// What is read is also digested.
+/// A file whose digest is computed while it is read.
 struct Hashed {
     inner: File,
     digest: digest::Context,
@@ -284,7 +285,7 @@ impl Read for Hashed {
     }
 }
 
-/// Keeps standard input in a file without a name, which goes when this process ends.
+/// Keeps standard input in a file without a name, which disappears when this process ends.
 fn spool() -> io::Result<File> {
     let path = std::env::temp_dir().join(format!("catchall-import-{}", Uuid::now_v7()));
     let mut file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;

@@ -1,25 +1,26 @@
-//! Where an export goes: a file that appears when it is complete, or what is open already.
+//! Where an export goes: to a file that appears when it is complete, or directly to a pipe, a device or an
+//! open file.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-/// A longer chain of links has no end: Linux follows as many.
+/// The most symbolic links that are followed, as in Linux. A longer chain counts as endless.
 const MAX_LINKS: usize = 40;
 
-/// What rows are written to.
+/// The destination of the rows.
 pub(super) struct Output {
     writer: BufWriter<File>,
-    /// `None`: it is written straight to what has the name.
+    /// `None` if the rows are written directly to what the path names.
     unfinished: Option<Unfinished>,
 }
 
 impl Output {
-    /// Opens it. A pipe, a device or a file that is open already (`/dev/stdout`) is not replaced but written
-    /// to, and a link leads to what is replaced.
+    /// Opens the destination. A pipe, a device or a file that is already open (`/dev/stdout`) is written to,
+    /// not replaced. If the path is a link, the file that it leads to is replaced.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let found = match fs::metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -37,12 +38,12 @@ impl Output {
         Ok(Self { writer: BufWriter::new(file), unfinished })
     }
 
-    /// Whether what has the name is replaced when all is written.
+    /// Whether the file at the path is replaced once everything is written.
     pub(super) fn is_replaced(&self) -> bool {
         self.unfinished.is_some()
     }
 
-    /// Gives a complete file its name, and makes both last.
+    /// Syncs a complete file to disk, and gives it its name, which is synced too.
     pub(super) fn finish(self) -> io::Result<()> {
         let file = self.writer.into_inner().map_err(io::IntoInnerError::into_error)?;
         let Some(unfinished) = self.unfinished else { return Ok(()) };
@@ -62,24 +63,29 @@ impl Write for Output {
     }
 }
 
-/// A file that is not complete. Dropping it removes it, unless it has got its name.
+/// A file that is not complete. Dropping this removes the file, unless it has been given its name.
 struct Unfinished {
     path: PathBuf,
     target: PathBuf,
 }
 
 impl Unfinished {
-    /// Creates one beside `target`, with the mode of the file that is `replaced`, if there is one.
+    /// Creates one beside `target`, with the mode of the `replaced` file, if there is one.
     fn create(target: PathBuf, replaced: Option<&Metadata>) -> io::Result<(File, Self)> {
-        // Others may write to the same name at this moment.
+        // Another export may be writing under the same name.
         let path = folder(&target).join(format!("catchall-export-{}.new", Uuid::now_v7()));
         let mode = if replaced.is_some() { 0o600 } else { 0o666 };
         let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)?;
         let unfinished = Self { path, target };
         if let Some(replaced) = replaced {
-            // Only root may leave the file to another owner.
-            let _ = fchown(&file, Some(replaced.uid()), Some(replaced.gid()));
-            file.set_permissions(replaced.permissions())?;
+            let mut permissions = replaced.permissions();
+            if fchown(&file, None, Some(replaced.gid())).is_err() {
+                // The rights of the group were meant for another one.
+                permissions.set_mode(permissions.mode() & !0o070);
+            }
+            // Only root may give the file to another owner.
+            let _ = fchown(&file, Some(replaced.uid()), None);
+            file.set_permissions(permissions)?;
         }
         Ok((file, unfinished))
     }
@@ -87,12 +93,14 @@ impl Unfinished {
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        // What is left of it would only take room. Once it has got its name, it is not found here.
+        // An incomplete file would only take up space. A complete one has been renamed, so it is not found
+        // here.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// Where links lead to. `None`: to a file that a process has open, whose name may be another's by now.
+/// The path that links lead to. `None` if it is a file that a process has open: its name may belong to
+/// another file by now.
 fn follow(path: &Path) -> io::Result<Option<PathBuf>> {
     let mut path = path.to_owned();
     for _ in 0..MAX_LINKS {
@@ -103,7 +111,7 @@ fn follow(path: &Path) -> io::Result<Option<PathBuf>> {
         }
         path = folder.join(link);
     }
-    Err(io::Error::other("too many links lead to each other"))
+    Err(io::Error::other("too many links lead to one another"))
 }
 
 /// The folder that a path is in.

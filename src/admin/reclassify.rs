@@ -1,4 +1,4 @@
-//! `catchall-admin reclassify`: what is there follows another threshold.
+//! `catchall-admin reclassify`: classifies all domains with another threshold.
 
 use std::cell::Cell;
 use std::time::Instant;
@@ -11,8 +11,8 @@ use super::command::Reclassify;
 use crate::shutdown::Shutdown;
 use crate::store::maintenance::{Maintenance, Walk};
 
-/// What is said when the walk ends early.
-const STOPPED: &str = "stopped: run the same command again, it goes on where it stopped";
+/// The error when the walk ends early.
+const STOPPED: &str = "stopped: run the same command again to continue where it stopped";
 
 /// Sets the threshold, walks through all domains, and prints what that changed.
 pub(super) async fn reclassify<S: Maintenance>(
@@ -27,9 +27,9 @@ pub(super) async fn reclassify<S: Maintenance>(
     let walk = store.begin_walk(*threshold, &signature).await?;
     let Walk { threshold, before, is_resumed, .. } = walk;
     if is_resumed {
-        eprintln!("going on with the reclassification by the threshold {threshold}");
+        eprintln!("continuing the reclassification with the threshold {threshold}");
     } else if threshold != before {
-        eprintln!("the threshold is {threshold} now, it was {before}");
+        eprintln!("the threshold is now {threshold}; it was {before}");
     }
     tokio::select! {
         settled = store.settle() => settled?,

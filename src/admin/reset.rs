@@ -1,4 +1,4 @@
-//! `catchall-admin reset`: the count of a domain begins anew.
+//! `catchall-admin reset`: the count of a domain starts again at zero.
 
 use anyhow::bail;
 
@@ -16,7 +16,7 @@ pub(super) async fn reset<S: Maintenance>(store: &mut S, command: &Reset) -> any
     let Counters { delivered, bounced } = counters;
     let status = status.name();
     println!(
-        "{domain} begins anew: it was {status}, with {delivered} delivered and {bounced} bounced events"
+        "{domain} starts again at 0: it was {status}, with {delivered} delivered and {bounced} bounced events"
     );
     Ok(())
 }

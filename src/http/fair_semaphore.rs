@@ -1,12 +1,12 @@
-//! Permits for what only so many may do at a time, of which one caller gets at most half.
+//! Permits for what only a limited number of requests may do at a time. One caller gets at most half of them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::access::{Caller, CallerKey};
 
-/// A semaphore whose permits nobody takes away from everybody else: one caller, which is the holder of a token
-/// or an address without one, gets at most half of them. Clones share the permits.
+/// A semaphore that no single caller can exhaust: one caller, which is the holder of a token or an address
+/// without one, gets at most half of the permits. Clones share the permits.
 #[derive(Clone, Debug)]
 pub struct FairSemaphore(Arc<Shared>);
 
@@ -27,12 +27,12 @@ struct Taken {
 pub struct FairPermit {
     shared: Arc<Shared>,
     key: CallerKey,
-    /// The key stays the caller's own for as long as the caller is kept.
+    /// Keeps the caller: while it exists, no other caller can get the same key.
     _caller: Caller,
 }
 
 impl FairSemaphore {
-    /// A semaphore with so many permits.
+    /// A semaphore with this many permits.
     #[must_use]
     pub fn new(permits: usize) -> Self {
         Self(Arc::new(Shared { permits, taken: Mutex::default() }))
@@ -89,7 +89,7 @@ mod tests {
         held.truncate(2);
         assert!(semaphore.try_acquire(&greedy).is_some(), "one of its own came back");
         drop((held, last));
-        assert!(semaphore.0.taken().by_caller.is_empty(), "nobody is remembered who holds nothing");
+        assert!(semaphore.0.taken().by_caller.is_empty(), "a caller that holds nothing is forgotten");
         assert_eq!(semaphore.0.taken().total, 0);
     }
 }

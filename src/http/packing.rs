@@ -1,4 +1,5 @@
-//! How a body is packed, what unpacking takes, and the unpacking itself, which begins with the first byte.
+//! How a body is packed, what memory unpacking takes, and the unpacking itself, which begins with the first
+//! byte.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -30,9 +31,9 @@ const ZSTD: HeaderValue = HeaderValue::from_static("zstd");
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Packing {
     None,
-    /// Needs 32 KiB for what was unpacked last, and tables.
+    /// Needs 32 KiB for the last unpacked bytes, and tables.
     Gzip,
-    /// Needs tables, and a window for what was unpacked last. The sender chooses its size: in the worst case
+    /// Needs tables, and a window for the last unpacked bytes. The sender chooses its size: in the worst case
     /// it is as large as the whole body.
     Zstd,
 }
@@ -75,7 +76,7 @@ impl IntoParams for BodyEncoding {
     }
 }
 
-/// What is known of a body before it is unpacked.
+/// What is known about a body before it is unpacked.
 #[derive(Clone, Debug)]
 pub(super) struct ArrivingBody {
     packing: Packing,
@@ -86,7 +87,7 @@ pub(super) struct ArrivingBody {
 struct Progress {
     /// Bytes of the body that have arrived.
     arrived: AtomicU64,
-    /// Whether these are all.
+    /// Whether the whole body has arrived.
     is_whole: AtomicBool,
 }
 
@@ -106,9 +107,9 @@ impl ArrivingBody {
     }
 }
 
-/// Notes how a body is packed, and watches what of it arrives. It stays packed.
+/// Records how a body is packed, and how much of it has arrived. The body stays packed.
 pub async fn observe(mut request: Request) -> Request {
-    // The names of encodings have no case (RFC 9110, 8.4.1), but what unpacks knows only one spelling.
+    // Names of encodings are case-insensitive (RFC 9110, 8.4.1), but the decoder knows only one spelling.
     let mut encodings = request.headers().get_all(header::CONTENT_ENCODING).iter();
     if let (Some(encoding), None) = (encodings.next(), encodings.next()) {
         let name = encoding.as_bytes().to_ascii_lowercase();
@@ -131,8 +132,8 @@ pub async fn observe(mut request: Request) -> Request {
     request.map(|body| Body::new(Observed { body, progress: wire.progress }))
 }
 
-/// Observes a body, and unpacks it while it is read. What unpacks it comes to life with the first byte, and
-/// not before memory has been taken for it: the first frame is empty and only says that bytes have arrived.
+/// Observes a body, and unpacks it while it is read. The decoder is created with the first byte, once memory
+/// has been taken for it: the first frame is empty and only says that bytes have arrived.
 pub async fn unpack(request: Request) -> Request {
     let mut request = observe(request).await;
     let packing = Packing::of(request.headers());
@@ -176,8 +177,8 @@ impl hyper::body::Body for Observed {
     }
 }
 
-/// A packed body, which is read unpacked. Its first frame is empty and says that bytes have arrived; who asks
-/// for the next one has taken the memory for unpacking them.
+/// A packed body that is unpacked while it is read. Its first frame is empty and says that bytes have
+/// arrived. The reader takes the memory for unpacking them before it asks for the next frame.
 struct Unpacked {
     packing: Packing,
     stage: Unpacking,
@@ -207,7 +208,7 @@ impl hyper::body::Body for Unpacked {
                     let first = match task::ready!(Pin::new(&mut *body).poll_frame(context)) {
                         Some(Ok(frame)) => match frame.into_data() {
                             Ok(data) if !data.is_empty() => data,
-                            // It says nothing yet.
+                            // This frame says nothing yet.
                             _ => continue,
                         },
                         Some(Err(error)) => return Poll::Ready(Some(Err(error))),

@@ -1,4 +1,5 @@
-//! The places of a listener: how many connections it has, and who makes room where there are too many.
+//! The places of a listener: how many connections it has, and which of them makes room when there are too
+//! many.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -14,13 +15,13 @@ use crate::trouble::Trouble;
 /// The places for the connections of a listener. Clones share them.
 #[derive(Clone, Debug)]
 pub(super) enum Places {
-    /// Who has one keeps it, and beyond them nobody comes in.
+    /// A connection keeps its place. When all places are taken, no other connection gets in.
     Kept(Arc<Semaphore>),
-    /// Who does nothing with it makes room for the next one.
+    /// A connection that does nothing makes room for the next one.
     Lent(Arc<Lent>),
 }
 
-/// A place, until this is dropped.
+/// A place, which is free again when this is dropped.
 #[derive(Debug)]
 #[expect(dead_code, reason = "what is in it only has to be dropped")]
 pub(super) enum ConnectionPlace {
@@ -65,7 +66,7 @@ impl Places {
         Self::Kept(Arc::new(Semaphore::new(most)))
     }
 
-    /// At most so many places, and of one origin at most `most_of_origin`.
+    /// At most `most` places, of which one origin gets at most `most_of_origin`.
     pub(super) fn lent(most: usize, most_of_origin: usize) -> Self {
         Self::Lent(Arc::new(Lent { most, most_of_origin, state: Mutex::default() }))
     }
@@ -97,7 +98,7 @@ impl Lent {
 }
 
 impl State {
-    /// Whether one more from this origin has a place, for which another may have to leave.
+    /// Whether one more connection from this origin gets a place. Another one may have to leave for it.
     fn make_room(&mut self, origin: Origin, most: usize, most_of_origin: usize) -> bool {
         let mut crowds: HashMap<Origin, usize> = HashMap::new();
         for guest in self.guests.values() {
@@ -107,10 +108,10 @@ impl State {
         let leaves = if crowd >= most_of_origin {
             self.guest_to_leave(|guest, idle| (guest.origin == origin && idle).then_some(0))
         } else if self.guests.len() >= most {
-            // A request under way is broken off only for somebody who has fewer connections.
+            // A request under way is broken off only for an origin that has fewer connections.
             self.guest_to_leave(|guest, idle| {
                 let its_crowd = crowds.get(&guest.origin).copied().unwrap_or_default();
-                (idle || its_crowd > crowd + 1).then_some(its_crowd)
+                (idle || crowd == 0 || its_crowd > crowd + 1).then_some(its_crowd)
             })
         } else {
             return true;
@@ -123,8 +124,8 @@ impl State {
         true
     }
 
-    /// The one in the largest crowd; of equals one that is idle, and of those the one that has been so for
-    /// longest.
+    /// The guest in the largest crowd. Among equals, it is an idle one; among those, the one that has been
+    /// idle for the longest time.
     fn guest_to_leave(&self, crowd: impl Fn(&Guest, bool) -> Option<usize>) -> Option<u64> {
         let candidates = self.guests.iter().filter_map(|(id, guest)| {
             let (idle, since) = guest.activity.quiet();
@@ -178,7 +179,7 @@ mod tests {
         let next = connect(&places, 4).await.unwrap();
         assert_eq!(left(&many), [true, false, false, false, false]);
         assert_eq!(left(&few), [false; 4]);
-        // Now both are four.
+        // Now both have four.
         let another = connect(&places, 5).await.unwrap();
         assert_eq!(left(&many), [false; 5]);
         assert_eq!(left(&few), [true, false, false, false]);

@@ -25,22 +25,22 @@ use crate::position::{NoPosition, Position, PositionText};
 use crate::shutdown::Shutdown;
 use crate::store::{Change, Portion};
 
-/// Changes of a page, unless the client asks for another number, and at most.
+/// Changes on a page: the default, and the most.
 const LIMIT: u32 = 100;
 const MAX_LIMIT: u32 = 1000;
 
 /// The longest wait for news.
 const MAX_WAIT: Duration = Duration::from_mins(1);
 
-/// How long a subscriber hears nothing at most: a proxy in between takes a longer silence for death.
+/// The longest silence for a subscriber: a proxy would take a longer one for a dead connection.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
-/// Clients of one thread that wait for news at a time. Each takes some kilobytes, and if it does not keep up
-/// the text of two reads: one that is sent, and one in the channel.
+/// Clients of one thread that wait for news at a time. Each takes a few kilobytes. One that does not keep up
+/// also takes the text of two reads: one being sent, and one in the channel.
 const FOLLOWERS: usize = 2000;
 
-/// Followers of one thread that read at a time what they have missed. Of the two connections that they share
-/// with lists, totals and the page they leave one, however many come at once.
+/// Followers of one thread that may read what they have missed at the same time. They share two connections
+/// with lists, totals and the page, and leave one of them free, however many come at once.
 const CATCHING_UP: usize = 1;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -51,7 +51,7 @@ pub(super) struct Changes {
     feed: Feed,
     budget: Budget,
     followers: FairSemaphore,
-    /// For those that are behind.
+    /// For followers that are behind.
     turns: Arc<Semaphore>,
     shutdown: Shutdown,
 }
@@ -68,8 +68,8 @@ impl Changes {
         permit.ok_or_else(|| Problem::new(ProblemType::Unavailable, "too many clients wait for changes"))
     }
 
-    /// The next changes for a follower that is behind, when it is its turn. The turn ends with the read, so a
-    /// slow one holds up nobody.
+    /// The next changes for a follower that is behind, once it is its turn. The turn ends with the read, so a
+    /// slow follower holds up nobody.
     /// `None`: its turn did not come before the next heartbeat is due.
     async fn catch_up(&self, position: &Position, heartbeat: Instant) -> Result<Option<Portion>, Problem> {
         let Ok(_turn) = timeout_at(heartbeat, self.turns.acquire()).await else { return Ok(None) };
@@ -87,7 +87,7 @@ struct ChangesParameters {
     /// The most changes of a page. Default 100. Values are limited to 1 to 1,000.
     #[param(schema_with = any_number)]
     limit: Option<u32>,
-    /// Where there is no change yet: how many seconds to wait for one, at most 60.
+    /// How many seconds to wait for a change if there is none yet, at most 60.
     #[param(schema_with = any_number)]
     wait: Option<u32>,
 }
@@ -97,7 +97,7 @@ struct ChangesParameters {
 #[into_params(parameter_in = Header)]
 #[expect(dead_code, reason = "it only describes")]
 struct LastEvent {
-    /// For event streams: the position to go on after, instead of `since`.
+    /// For event streams: the position to continue after, instead of `since`.
     #[param(rename = "Last-Event-ID", value_type = PositionText, required = false)]
     id: Option<PositionText>,
 }
@@ -105,9 +105,9 @@ struct LastEvent {
 /// A page of the feed.
 #[derive(Serialize, ToSchema)]
 struct ChangesAnswer {
-    /// The changes in their order, each with what is known of the domain now.
+    /// The changes in order, each with what is now known about the domain.
     changes: Vec<DomainReport>,
-    /// Where the next page begins, whether there is more already or not.
+    /// Where the next page begins, even if it has no changes yet.
     #[schema(value_type = PositionText)]
     position: Position,
 }
@@ -128,12 +128,12 @@ impl IntoResponses for ChangesProblems {
     path = "/changes",
     summary = "Follow the changes of statuses",
     description = "Tells which domains changed their status, in order. A domain is in the feed once, at its \
-        latest change: whoever follows from the beginning hears of every domain that is or was something, and \
-        whoever follows on hears of each change, or of a later one of the same domain. After a failure ask \
-        again with the last position: a change may come twice, and none is lost. A position of another feed, \
-        as after a restore or a move of the database, is refused with 410: begin anew, without `since`. With \
-        `Accept: text/event-stream` the feed never ends: each event has a change as its `data` and its \
-        position as its `id`, which a browser sends as `Last-Event-ID` when it connects again.",
+        latest change. A client that starts at the beginning hears of every domain whose status is or was \
+        known; one that continues hears of each change, or of a later one of the same domain. After a failure, \
+        ask again with the last position: a change may come twice, and none is lost. A position of another \
+        feed, as after a restore or a move of the database, is refused with 410: start again without `since`. \
+        With `Accept: text/event-stream` the feed never ends: each event has a change as its `data` and its \
+        position as its `id`, which a browser sends as `Last-Event-ID` when it reconnects.",
     tag = "Changes",
     params(
         ChangesParameters,
@@ -225,9 +225,9 @@ fn told(portion: Portion) -> Told {
     (portion.changes, position)
 }
 
-/// The first changes after a position, or nothing if none comes in time. What comes is taken from the news,
-/// which are in the order of the feed: whoever waits at its end, or at a position that it has not come to,
-/// causes no read, however much changes.
+/// The first changes after a position, or nothing if none comes in time. The changes come from the news,
+/// which is in the order of the feed: a client that waits at its end, or at a position that it has not
+/// reached, causes no read, however much changes.
 async fn wait_for_changes(
     changes: &Changes,
     caller: &Caller,
@@ -246,7 +246,7 @@ async fn wait_for_changes(
             return Ok(told(read));
         }
     }
-    // Who need not wait is answered even where too many do.
+    // A client that need not wait is answered even if too many others wait.
     drop(for_a_read);
     let _permit = changes.let_follow(caller)?;
     let mut has_missed = false;
@@ -258,7 +258,10 @@ async fn wait_for_changes(
         match more {
             // What was missed came before this, so it is not after the position either.
             Ok(Ok(read)) if read.end <= position.place => has_missed = false,
-            Ok(Ok(_)) if has_missed => return source.changes(&position, limit).await.map(told),
+            Ok(Ok(_)) if has_missed => {
+                let _for_a_read = source.wait(caller)?;
+                return source.changes(&position, limit).await.map(told);
+            }
             Ok(Ok(read)) => {
                 let after = read.changes.iter().filter(|change| change.place > position.place);
                 let after: Vec<_> = after.take(limit as usize).cloned().collect();
@@ -278,7 +281,7 @@ async fn wait_for_changes(
 
 async fn subscribe(changes: Changes, permit: FairPermit, since: Option<Since>) -> Result<Response, Problem> {
     let position = beginning(&changes.feed, since).await?;
-    // Before the first read: what that does not see is among the news.
+    // Follow before the first read: what the read does not see is in the news.
     let (news, told) = changes.feed.follow(&position).await?;
     let is_behind = position.place < told;
     let (events, sent) = mpsc::channel::<Bytes>(1);
@@ -301,7 +304,7 @@ async fn subscribe(changes: Changes, permit: FairPermit, since: Option<Since>) -
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
-        // Proxies that gather answers would hold events back.
+        // A proxy that buffers answers would hold events back.
         (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
     ];
     Ok((headers, Body::from_stream(body)).into_response())
@@ -316,7 +319,7 @@ async fn send(
     mut is_behind: bool,
     events: &mpsc::Sender<Bytes>,
 ) {
-    // An event without data: the client notes where it is, and dispatches nothing.
+    // An event without data: the client notes its position, and dispatches nothing.
     let begins = format!("id: {position}\n\n");
     if events.send(begins.into()).await.is_err() {
         return;
@@ -342,7 +345,7 @@ async fn send(
                 Err(_) => {}
             }
         }
-        // News may come all the time, and none of them be after the position of this subscriber.
+        // News may keep coming without any of it being after the position of this subscriber.
         if text.is_empty() && heartbeat <= Instant::now() {
             text.push_str(":\n\n");
         }

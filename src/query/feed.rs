@@ -1,4 +1,4 @@
-//! Following the feed of changes: one reader of the store for all who wait for news.
+//! Following the feed of changes: one reader of the store serves all clients that wait for news.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,18 +11,18 @@ use crate::http::{Problem, ProblemType};
 use crate::position::{Place, Position};
 use crate::store::Portion;
 
-/// How often the store is asked for news while somebody waits for them. It takes a tenth of a millisecond.
+/// How often the store is asked for news while somebody waits. One read takes a tenth of a millisecond.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Most changes of one read. As events they are 16 kB of text, and at most 70 kB.
+/// Most changes in one read. As events they are 16 kB of text, and at most 70 kB.
 pub(super) const READ: u32 = 100;
 
-/// Reads that wait for a slow follower: 3 MB, and at most 16 MB, however many follow. It reads what it has
-/// missed from the store.
+/// Reads that are kept for slow followers: 3 MB, and at most 16 MB, however many follow. A follower that has
+/// missed more reads it from the store.
 const KEPT: usize = 256;
 
-/// How long the head must have been before what was read already. A copy that is behind another one catches
-/// up; a database that was restored may not come there before long.
+/// The feed counts as set back once its head has been before what was already read for this long. A copy that
+/// lags behind another one catches up sooner; a restored database may take long to get there.
 const SET_BACK: Duration = Duration::from_secs(10);
 
 /// Changes that became visible at the same time.
@@ -35,7 +35,7 @@ pub(super) struct Feed {
     reader: Arc<Mutex<Option<FeedReader>>>,
 }
 
-/// Whoever reads the store for all, while somebody follows.
+/// The one reader of the store for all followers. It exists while somebody follows.
 struct FeedReader {
     news: broadcast::Sender<News>,
     /// How far it has read.
@@ -47,34 +47,36 @@ impl Feed {
         Self { source, reader: Arc::default() }
     }
 
-    /// News from now on, and the place after which none will be missing. Whoever is there already need not
-    /// read the store. Fails if the feed has not given the position `since`.
+    /// News from now on, and the place after which none will be missing. The store is not read if the
+    /// reader's own position shows that `since` is valid. Fails if the feed has not given the position
+    /// `since`.
     pub(super) async fn follow(
         &self,
         since: &Position,
     ) -> Result<(broadcast::Receiver<News>, Place), Problem> {
-        let mut reader = self.reader.lock().await;
-        if let Some(reader) = &*reader
+        if let Some(reader) = &*self.reader.lock().await
             && self.source.check(since, &reader.position).is_ok()
         {
             return Ok(reader.follow());
         }
+        // Without the lock: a slow read must not hold up the news of others.
         let head = self.source.head().await?;
         self.source.check(since, &head)?;
+        let mut reader = self.reader.lock().await;
         if let Some(reader) = &*reader
             && reader.position.feed == head.feed
         {
             return Ok(reader.follow());
         }
-        // Another database may be behind the URL by now. Those who follow the old reader hear that it is gone.
+        // The URL may lead to another database by now. Followers of the old reader learn that it is gone.
         let (news, follower) = broadcast::channel(KEPT);
         *reader = Some(FeedReader { news: news.clone(), position: head.clone() });
         tokio::spawn(self.clone().read(news, head.clone()));
         Ok((follower, head.place))
     }
 
-    /// Reads until nobody follows, or until what was read is none of the feed any more. Whoever follows then
-    /// connects again, and hears what has become of its position.
+    /// Reads until nobody follows, or until what was read no longer belongs to the feed. Followers then
+    /// reconnect, and learn what has become of their position.
     async fn read(self, news: broadcast::Sender<News>, mut position: Position) {
         let mut set_back_at: Option<Instant> = None;
         loop {
@@ -90,7 +92,7 @@ impl Feed {
                     }
                     (is_full, is_over)
                 }
-                // Whatever else went wrong is logged where it is read, and may work the next time.
+                // Any other failure is logged by the read itself, and the next read may succeed.
                 Err(problem) => (false, problem.kind == ProblemType::UnknownPosition),
             };
             if is_full {
@@ -107,13 +109,13 @@ impl Feed {
         }
     }
 
-    /// Whoever begins to follow gets either these news or a position that is not before them.
+    /// Sends news to the followers. A new follower gets either this news or a position that is not before it.
     async fn tell(&self, news: &broadcast::Sender<News>, portion: Portion) {
         let mut reader = self.reader.lock().await;
         if let Some(reader) = reader.as_mut().filter(|reader| reader.news.same_channel(news)) {
             reader.position = portion.position();
         }
-        // Nobody may follow by now.
+        // There may be no followers any more.
         let _ = news.send(portion.into());
     }
 }

@@ -20,7 +20,7 @@ use crate::http::{self, Budget, Caller, FairPermit, FairSemaphore, Problem, Prob
 use crate::row_format::RowFormat;
 use crate::store::{Page, PageRequest};
 
-/// Domains of a page, unless the client asks for another number, and at most.
+/// Domains on a page: the default, and the most.
 const LIMIT: u32 = 100;
 const MAX_LIMIT: u32 = 1000;
 
@@ -28,14 +28,15 @@ const MAX_LIMIT: u32 = 1000;
 const STREAM_PAGE: u32 = 5_000;
 
 /// Lists that one thread streams at a time. Each holds up to four pages in memory, for as long as its reader
-/// takes: one that is sent and one in the channel, as rows; one that is written next, and one that was read.
+/// takes: as rows, one being sent and one in the channel; as domains, one to be written next and one just
+/// read.
 const STREAMS: usize = 32;
 
-/// Maps that one thread streams at a time. They have permits of their own, so that slow readers of lists keep
-/// no mail server from its maps. As names alone, a page takes less.
+/// Maps that one thread streams at a time. They have separate permits, so that slow readers of lists do not
+/// keep a mail server from its maps. A page of a map takes less memory, because it has only names.
 const MAPS: usize = 16;
 
-/// Says that a stream is not of one moment: each page shows the domains as they are when it is read.
+/// Says that a stream is not a snapshot: each page shows the domains as they are when it is read.
 const SNAPSHOT: HeaderName = HeaderName::from_static("catchall-snapshot");
 const NONE: HeaderValue = HeaderValue::from_static("none");
 
@@ -60,16 +61,16 @@ impl Lists {
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "it only describes")]
 struct ListParameters {
-    /// Only domains of this status.
+    /// Only domains with this status.
     status: Option<Status>,
     /// Only names that begin with this: letters without accents, digits, dots and hyphens.
     #[param(max_length = 253, pattern = r"^[A-Za-z0-9.-]*$")]
     prefix: Option<String>,
-    /// Only names after this one: the `next` of the page before.
+    /// Only names after this one: the `next` of the previous page.
     #[param(inline)]
     after: Option<DomainSpelling>,
-    /// The most domains of a page. Default 100. Values are limited to 1 to 1,000. A stream ends after so many
-    /// domains; without a limit it has all of them.
+    /// The most domains on a page. Default 100. Values are limited to 1 to 1,000. A stream ends after this
+    /// many domains; without a limit it has all of them.
     #[param(schema_with = any_number)]
     limit: Option<u32>,
 }
@@ -77,8 +78,8 @@ struct ListParameters {
 /// A page of a list.
 #[derive(Debug, Serialize, ToSchema)]
 struct ListAnswer {
-    /// The domains, in the order of their names (by bytes). There can be fewer than were asked for, or none,
-    /// and still be a next page.
+    /// The domains, in the order of their names (by bytes). There can be a next page even if these are fewer
+    /// than were asked for, or none.
     domains: Vec<DomainReport>,
     /// The `after` of the next page; null on the last one.
     #[schema(required)]
@@ -102,13 +103,13 @@ impl IntoResponses for ListProblems {
     summary = "List domains",
     description = "Lists domains in the order of their names, a page at a time. With \
         `Accept: application/x-ndjson` or `text/csv` it streams all of them, as fast as they are read. The \
-        stream is not of one moment, which its header `Catchall-Snapshot: none` says: each part of it shows \
-        the domains as they were when that part was read. A stream that ends without its end (a broken \
-        connection, in HTTP/1.1 a missing last chunk) is not complete: go on after the last name.",
+        stream is not a snapshot, as its header `Catchall-Snapshot: none` says: each part of it shows the \
+        domains as they were when that part was read. A stream that breaks off (a broken connection, in \
+        HTTP/1.1 a missing last chunk) is not complete: continue after the last name.",
     tag = "Domains",
     params(ListParameters),
     responses(
-        (status = 200, description = "The domains. Where there is a next page, the header `Link` has it with \
+        (status = 200, description = "The domains. If there is a next page, the header `Link` has it with \
             `rel=\"next\"`.",
             content(
                 (ListAnswer = "application/json", example = json!({
@@ -177,8 +178,8 @@ async fn page(lists: &Lists, caller: &Caller, request: PageRequest) -> Result<Re
     Ok(response)
 }
 
-/// Streams a selection, if there is a permit. The first page is read before the answer begins, so that it can
-/// still be a problem.
+/// Streams a selection, if there is a permit. The first page is read before the answer begins, so that the
+/// answer can still be a problem.
 pub(super) async fn stream(
     source: &Source,
     streams: &FairSemaphore,
@@ -203,13 +204,13 @@ pub(super) async fn stream(
     Ok(response)
 }
 
-/// A stream that cannot go on breaks off, so that nobody takes it for complete.
+/// A stream that cannot continue breaks off, so that nobody takes it for complete.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct BrokenOff(String);
 
-/// Sends page after page. While one is written and on its way, the next one is read. Rows are written when
-/// there is room for them, so a slow reader holds no more than it must.
+/// Sends page after page. While one is being written and sent, the next one is read. Rows are written only
+/// when there is room for them, so a slow reader takes no more memory than it must.
 async fn send(
     source: Source,
     mut request: PageRequest,
@@ -221,7 +222,7 @@ async fn send(
 ) {
     let mut rows = format.head().as_bytes().to_vec();
     let mut has_rows = false;
-    // When the reader goes, so does this, and with it a read that nobody waits for any more.
+    // When the reader goes away, this is dropped, and with it a read that nobody waits for any more.
     let mut reads = JoinSet::new();
     loop {
         left = left.saturating_sub(u32::try_from(page.domains.len()).unwrap_or(u32::MAX));
@@ -251,7 +252,7 @@ async fn send(
         page = match next.expect("a read does not panic") {
             Ok(page) => page,
             Err(problem) => {
-                // The reader has gone, or hears it now.
+                // The reader has gone away, or learns of it now.
                 let _ = parts.send(Err(BrokenOff(problem.detail))).await;
                 return;
             }

@@ -1,4 +1,4 @@
-//! What is logged about messages that become dead letters. Any publisher can cause these lines.
+//! Log lines about messages that become dead letters. Any publisher can cause these lines.
 
 use std::fmt::Display;
 
@@ -14,14 +14,14 @@ pub(super) struct UnreadableLines {
 }
 
 impl UnreadableLines {
-    /// Logs a message that cannot be read, unless there were many.
+    /// Logs a message that cannot be read, unless there have been many.
     pub(super) fn unreadable(&mut self, reason: &str) {
         if self.unreadable.admits() {
             tracing::warn!(reason, "a message cannot be read and is kept as a dead letter: {reason}");
         }
     }
 
-    /// Logs that the broker did not keep `count` dead letters, unless it was so many times.
+    /// Logs that the broker did not keep `count` dead letters, unless that has happened many times.
     pub(super) fn unkept(&mut self, count: usize, reason: &dyn Display) {
         if self.unkept.admits() {
             tracing::warn!(
@@ -38,7 +38,7 @@ impl UnreadableLines {
 pub(super) struct RefusedLines(LogLimit);
 
 impl RefusedLines {
-    /// Logs a message that the database refuses, unless there were many.
+    /// Logs a message that the database refuses, unless there have been many.
     pub(super) fn refused(&mut self, id: Option<&IdempotencyKey>, error: &dyn Display) {
         if self.0.admits() {
             let message_id = id.map(ToString::to_string);
@@ -61,8 +61,8 @@ pub(super) struct DeadLetterLines {
 
 impl DeadLetterLines {
     pub(super) fn new() -> Self {
-        let unreadable = "more messages could not be read, each of which is a dead letter with its reason";
-        let unkept = "more times dead letters could not be kept with their reasons";
+        let unreadable = "more messages could not be read; each is a dead letter with its reason";
+        let unkept = "more times, dead letters could not be kept with their reasons";
         let refused = "more messages were refused by the database and became dead letters";
         Self {
             unreadable: UnreadableLines {

@@ -21,7 +21,7 @@ const TURN: Duration = Duration::from_secs(10);
 /// How often a worker that does not have the turn asks for it.
 const ASK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How long the one with the turn rests when there is nothing to publish.
+/// How long the worker with the turn rests when there is nothing to publish.
 const REST: Duration = Duration::from_millis(100);
 
 /// How often the metrics are brought up to date, and the turn is renewed while nothing changes.
@@ -30,30 +30,31 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// Changes of one step.
 const STEP: u32 = 500;
 
-/// The longest rest after a failure: with the time for which a step waits, it is less than a turn. Another
-/// worker would begin with a whole step, and repeat it to all who have it.
+/// The longest rest after a failure. Together with the time that a step waits, it is shorter than a turn.
+/// Otherwise another worker would take over, begin with a whole step, and repeat it to all queues that
+/// already have it.
 const MAX_DELAY: Duration = Duration::from_secs(4);
 
-/// The longest rest where a message is not confirmed: whoever else has bound a queue gets the change again
-/// with each try. The turn is kept meanwhile.
+/// The longest rest when a message is not confirmed: every other bound queue gets the change again with each
+/// try. The turn is kept meanwhile.
 const MAX_REST: Duration = Duration::from_secs(30);
 
-/// How long the messages of a step wait for their confirms. It is less than a turn, so that what is late does
-/// not overtake what another worker publishes.
+/// How long the messages of a step wait for their confirms. It is shorter than a turn, so that a late message
+/// does not overtake what another worker publishes.
 const RELAY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a connection may owe confirms. It may be one queue that does not confirm, which a new connection
-/// would not mend; a dead connection has no heartbeats.
+/// How long a connection may owe confirms. The cause may be a single queue that does not confirm, which a new
+/// connection would not fix. A dead connection is noticed by its missing heartbeats.
 const RELAY_SILENCE: Duration = Duration::from_mins(2);
 
-/// The connection that publishes changes. Neither the readiness of the worker nor its log depends on it: the
-/// queue of a subscriber may be all that is wrong. The relay says what is not published.
+/// The connection that publishes changes. It affects neither the readiness of the worker nor its log, because
+/// a subscriber's queue may be all that is wrong. The relay logs what is not published.
 pub(super) fn publisher(config: BrokerConfig) -> Publisher {
     Publisher::connect(config, "catchall-worker changes".into(), Dependency::untold(), RELAY_SILENCE)
 }
 
-/// Publishes changes while it is this worker's turn, forever. Each is published at least once. When the turn
-/// passes to another worker, the last ones may come again.
+/// Runs forever, and publishes changes while it is this worker's turn. Each is published at least once. When
+/// the turn passes to another worker, the last ones may come again.
 pub(super) async fn relay(ledger: Ledger, publisher: Publisher) {
     let mut relay = Relay {
         ledger,
@@ -81,7 +82,7 @@ pub(super) async fn relay(ledger: Ledger, publisher: Publisher) {
         if let Some(Failing { is_unconfirmed: true, since }) = relay.failing {
             relay.rest(delay.max(since.elapsed()).min(MAX_REST)).await;
         } else {
-            // What was seen to wait goes on waiting.
+            // The changes that were seen waiting still wait.
             relay.metrics.show_age(&relay.backlog);
             sleep(delay).await;
         }
@@ -97,7 +98,7 @@ enum Unpublished {
     Broker(#[from] PublishError),
 }
 
-/// How it fails.
+/// How publishing fails.
 #[derive(Clone, Copy)]
 struct Failing {
     /// Whether the broker has a message and does not confirm it.
@@ -105,7 +106,7 @@ struct Failing {
     since: Instant,
 }
 
-/// What comes after a step.
+/// What to do after a step.
 enum Step {
     /// There is more.
     Full,
@@ -132,7 +133,7 @@ impl Relay {
     /// Publishes until the turn is over, if there is one.
     async fn turn(&mut self) -> Result<(), Unpublished> {
         let Some(turn) = self.ledger.take_relay(TURN).await? else {
-            // The worker that has the turn shows what waits. Before this it is not known whether one has.
+            // The worker that has the turn shows what waits. Until now it was not known whether one has it.
             (self.failing, self.backlog) = (None, Backlog::default());
             self.metrics.unpublished.set(0.0);
             self.metrics.show_age(&self.backlog);
@@ -142,7 +143,8 @@ impl Relay {
         let mut next_look = Instant::now();
         loop {
             if next_look <= Instant::now() {
-                // An operator may have moved it: what was restored from a dump is brought into the present.
+                // An operator may have moved the place: `catchall-admin reclassify` does so after a dump was
+                // restored.
                 let Some(turn) = self.ledger.take_relay(TURN).await? else { return Ok(()) };
                 place = turn.place;
                 self.look(&place).await?;
@@ -156,20 +158,20 @@ impl Relay {
         }
     }
 
-    /// Rests, and keeps the turn: another worker would begin with a whole step. A rest is as long as it has
-    /// failed before, so what was mended goes on after a while of that length.
+    /// Rests, and keeps the turn: another worker would begin with a whole step. A rest lasts as long as
+    /// publishing has failed so far, so after a repair it resumes within about that time.
     async fn rest(&mut self, delay: Duration) {
         let end = Instant::now() + delay;
         while Instant::now() < end {
             self.metrics.show_age(&self.backlog);
             sleep_until(end.min(Instant::now() + LOOK_INTERVAL)).await;
             let Ok(Some(turn)) = self.ledger.take_relay(TURN).await else { return };
-            // The next step says what is wrong with the database.
+            // The next step reports what is wrong with the database.
             let _ = self.look(&turn.place).await;
         }
     }
 
-    /// It is said once for as long as it lasts, however long a try takes; and once if it comes and goes.
+    /// Logs a failure once while it lasts, however long a try takes, and once if it comes and goes.
     fn tell(&mut self, error: &Unpublished, is_unconfirmed: bool) {
         let trouble = if is_unconfirmed { &mut self.unconfirmed } else { &mut self.failures };
         if !trouble.is_news() {
@@ -179,7 +181,7 @@ impl Relay {
             tracing::warn!(
                 reason = %error,
                 "changes are not published, trying again: a queue that is bound to catchall.changes does not \
-                 confirm, as one without its majority, or the broker is slow: {error}"
+                 confirm (it may have lost its majority), or the broker is slow: {error}"
             );
         } else {
             tracing::warn!(reason = %error, "changes are not published, trying again: {error}");
@@ -196,10 +198,10 @@ impl Relay {
         Ok(())
     }
 
-    /// Publishes the next changes, and notes how far that came.
+    /// Publishes the next changes, and records how far it got.
     async fn step(&mut self, place: &mut Place) -> Result<Step, Unpublished> {
-        // Whoever has got what another queue does not confirm gets it again with each try: one change then,
-        // not hundreds.
+        // While one queue does not confirm, the others get the same changes again with each try. So publish
+        // only one change then, not hundreds.
         let limit = if self.failing.is_some() { 1 } else { STEP };
         let Portion { changes, end, is_full, .. } = self.ledger.changes(place, limit).await?;
         let messages = changes.iter().map(Message::change).collect();
@@ -218,7 +220,7 @@ impl Relay {
             }
             done += 1;
         }
-        // Behind the last change there may be names that are none and are not published.
+        // After the last change there may be invalid names, which are not published.
         let through =
             if failed.is_none() { Some(&end) } else { changes[..done].last().map(|last| &last.place) };
         if let Some(through) = through.filter(|through| *through > place) {
@@ -230,8 +232,8 @@ impl Relay {
             self.note_refused(refused);
         }
         if let Some(error) = failed {
-            // Some behind it may have been published. They are published again, also by whoever has the turn
-            // next.
+            // Some changes after it may have been published. They are published again, if need be by the
+            // worker with the next turn.
             return Err(error.into());
         }
         self.failing = None;

@@ -102,6 +102,8 @@ pub(crate) enum Fault {
     DeepHeaders,
     /// the primary is slow, and the statement timeout is one second
     StatementTimeout,
+    /// the primary does not wait for its disk: a crash may undo what it has committed
+    UnsafeCommits,
     /// the clock of the primary was three days ahead and is set back
     ClockStepsBack,
     /// claims are pruned after seconds, while the same events come again and again
@@ -176,6 +178,7 @@ impl Fault {
             | Self::DatabaseWireCut
             | Self::DatabaseWireBreaks
             | Self::DatabaseWireSilent
+            | Self::UnsafeCommits
             | Self::FailOver => &["worker"],
             Self::MemoryAlarm | Self::DiskAlarm => &["ingest"],
             Self::KillReplica => &["query"],
@@ -286,6 +289,7 @@ impl Fault {
             Self::UnparsableMessages => unreadable::unparsable(subject.cluster()?, label).await,
             Self::DeepHeaders => unreadable::deep_headers(subject.cluster()?, label).await,
             Self::StatementTimeout => database::statement_timeout(subject.cluster()?, label).await,
+            Self::UnsafeCommits => database::unsafe_commits(subject.cluster()?, label).await,
             Self::ClockStepsBack => database::clock_steps_back(subject.cluster()?, label).await,
             Self::ShortRetention => database::short_retention(subject.cluster()?, label).await,
             Self::ReplayDeadLetters => dead_letters::replay(subject.cluster()?, rng, label).await,

@@ -1,5 +1,5 @@
-//! The books of a budget: what is free, who holds what, who waits, and the sums of these. A sum is kept with
-//! every change, so nobody has to add it up anew while many wait.
+//! The books of a budget: what is free, who holds what, who waits, and the sums of these. Every change
+//! updates the sums, so they need not be added up anew while many requests wait.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -15,21 +15,21 @@ pub(super) const FAIR_CHANCE: Duration = Duration::from_millis(250);
 /// A request of up to this size is small: a bulk request of a thousand events.
 pub(super) const SMALL: usize = 256 * 1024;
 
-/// What is written down about a budget.
+/// The records of a budget.
 #[derive(Debug, Default)]
 pub(super) struct Books {
     pub(super) free: usize,
-    /// Bytes that those who were asked to return their memory have not returned yet.
+    /// Bytes that requests were asked to return and have not returned yet.
     pub(super) coming: usize,
     /// Bytes that waiting requests ask for.
     pub(super) needed: usize,
     /// Bytes that waiting requests hold.
     pub(super) blocked: usize,
-    /// Lives as long as somebody looks for slow clients.
+    /// Alive for as long as a task looks for slow clients.
     pub(super) looking: Weak<()>,
     next: u64,
-    /// Those who hold memory, wait for it or transfer something. A request that has sent nothing of its body
-    /// is not among them.
+    /// Requests that hold memory, wait for it or transfer something. One that has sent nothing of its body is
+    /// not among them.
     holders: HashMap<u64, Account>,
     /// In the order of service.
     waiting: BTreeMap<InLine, Waiting>,
@@ -38,16 +38,16 @@ pub(super) struct Books {
     pub(super) visits: usize,
 }
 
-/// A place in the line of those who wait. Of one rank, the first to begin comes first.
+/// A place in the queue of waiting requests. Within a rank, the first to begin comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct InLine {
     rank: Rank,
     pub(super) id: u64,
 }
 
-/// Small before large, and of the small ones first those whose clients owe nothing: they return their memory
-/// soon, whatever others do. Of the large ones the largest comes first, because it is nearest to returning
-/// its memory.
+/// Small requests come before large ones. Of the small ones, those whose clients owe nothing come first: they
+/// return their memory soon, whatever others do. Of the large ones, the largest comes first, because it is
+/// nearest to returning its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
     Whole,
@@ -67,8 +67,8 @@ struct Account {
 }
 
 impl Account {
-    /// Whole bytes held for each byte that the client has moved: about the same for all bodies that are not
-    /// packed.
+    /// Bytes held for each byte that the client has moved, rounded down. It is about the same for all bodies
+    /// that are not packed.
     fn growth(&self) -> u64 {
         self.transfer.as_ref().map_or(0, |transfer| self.bytes as u64 / transfer.moved.max(1))
     }
@@ -99,13 +99,13 @@ impl Account {
 struct Transfer {
     begun: Instant,
     moved: u64,
-    /// Whether the client has sent everything, and it is only not unpacked yet.
+    /// Whether the client has sent everything, so that only unpacking is left.
     arrived: bool,
     give_up: Arc<Notify>,
 }
 
 impl Transfer {
-    /// Bytes a second from the beginning until now.
+    /// Bytes per second from the beginning until now.
     fn rate(&self, now: Instant) -> u128 {
         u128::from(self.moved) * 1_000_000 / now.duration_since(self.begun).as_micros().max(1)
     }
@@ -169,7 +169,7 @@ impl Books {
         }
     }
 
-    /// Every change of a holder that the sums depend on.
+    /// Changes a holder. Every change that the sums depend on is made here.
     fn change(&mut self, id: u64, change: impl FnOnce(&mut Account)) {
         let holder = self.holders.entry(id).or_default();
         self.coming -= holder.coming();
@@ -180,7 +180,7 @@ impl Books {
         }
     }
 
-    /// The place of a share that then holds `total`.
+    /// The place of a share that will hold `total` bytes.
     pub(super) fn place(&self, id: u64, total: usize) -> InLine {
         let owes = self.holders.get(&id).is_some_and(Account::owes);
         let rank = match total {
@@ -209,7 +209,7 @@ impl Books {
         takes
     }
 
-    /// Waits in the line, which has room for `most`: beyond, the last one is refused.
+    /// Waits in the queue, which has room for `most`. If there are more, the last one is refused.
     pub(super) fn enqueue(&mut self, place: InLine, more: usize, most: usize) -> oneshot::Receiver<()> {
         self.change(place.id, |holder| holder.waits = true);
         let holds = self.holders.get(&place.id).map_or(0, |holder| holder.bytes);
@@ -225,7 +225,7 @@ impl Books {
         waits
     }
 
-    /// Leaves the line: whether it was still there. Dropping its end of the channel refuses who waits.
+    /// Takes a request out of the queue, if it is still there. Dropping this end of its channel refuses it.
     fn dequeue(&mut self, place: InLine) -> Option<Waiting> {
         let waiting = self.waiting.remove(&place)?;
         self.needed -= waiting.more;
@@ -233,7 +233,7 @@ impl Books {
         Some(waiting)
     }
 
-    /// Ends a wait since this time. `unused`: what was granted, and nobody has seen.
+    /// Ends a wait that began at `since`. `unused` bytes were granted without the request noticing.
     pub(super) fn end_wait(&mut self, place: InLine, since: Instant, unused: usize) {
         self.dequeue(place);
         self.change_transfer(place.id, |transfer| transfer.begun += since.elapsed());
@@ -247,20 +247,20 @@ impl Books {
         self.waiting.is_empty()
     }
 
-    /// Serves those who wait, in order, until not enough is free for the next one.
+    /// Serves waiting requests in order, until not enough is free for the next one.
     pub(super) fn serve(&mut self, reserve: usize) {
         while let Some((&place, &Waiting { more, .. })) = self.waiting.first_key_value()
             && self.room(place, reserve) >= more
             && let Some(waiting) = self.dequeue(place)
         {
             self.lend(place.id, more);
-            // Who waits leaves the line before he stops listening.
+            // A waiting request leaves the queue before it stops listening.
             let _ = waiting.granted.send(());
         }
     }
 
     /// Asks the slowest clients to return their memory, until `short` bytes come back. Returns how many bytes
-    /// it is still short of.
+    /// are still missing.
     pub(super) fn give_up_slowest(&mut self, mut short: usize) -> usize {
         let now = Instant::now();
         #[cfg(test)]
@@ -285,7 +285,7 @@ impl Books {
         short
     }
 
-    /// Refuses those who wait, until the others hold at most this.
+    /// Refuses waiting requests, until those left hold at most `most` bytes.
     pub(super) fn refuse_down_to(&mut self, most: usize) {
         if self.blocked <= most {
             return;
@@ -305,7 +305,7 @@ impl Books {
         }
     }
 
-    /// Adds up what is kept.
+    /// Adds up the sums anew, and compares them with those that are kept.
     #[cfg(test)]
     pub(super) fn check(&self, size: usize) {
         let sum = |bytes: &dyn Fn(&Account) -> usize| self.holders.values().map(bytes).sum::<usize>();

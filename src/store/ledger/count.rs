@@ -37,13 +37,13 @@ pub(in crate::store) async fn rule(connection: &mut PgConnection) -> Result<Rule
     Ok(Rule { threshold: threshold.unsigned_abs(), transaction })
 }
 
-/// One row per domain, in key order. A sum stops at the end of bigint: otherwise it would fail the
+/// One row per domain, in key order. A sum stops at the largest bigint: an overflow would fail the
 /// transaction, and everybody's events with it. The first update of a row frees bytes on its page for the
 /// next ones: see `migrations/0003_room.sql`.
 ///
-/// The answer has the rows that may be new or may have crossed a border, by the most that was added to any
-/// domain: few, where most domains have had many events. Comparing each row with what was added to it, by a
-/// join in this statement, cost an eighth of it.
+/// The answer has the rows that may be new or may have crossed a border, judged by the most that was added to
+/// any domain. They are few if most domains have had many events. Comparing each row with what was added to
+/// it, by a join in this statement, took an eighth of the time of the statement.
 const ADD: &str = "\
 -- catchall: add to the counters
 with added as (
@@ -113,9 +113,9 @@ async fn add_and_note(
 /// The result of an addition.
 #[derive(Debug, Default)]
 struct Added {
-    /// Domains that had no events.
+    /// Domains that had no events before.
     new: i64,
-    /// Domains with another status than before, in key order, with what they have now.
+    /// Domains whose status has changed, in key order, with their present counters.
     crossed: Vec<(String, Counters)>,
 }
 
@@ -157,8 +157,8 @@ async fn add(
     Ok(added)
 }
 
-/// Whether a domain has another status since `more` was added to it. What it was follows from what it is:
-/// the bounces are its first, or its sum has crossed the threshold.
+/// Whether adding `more` has changed the status of a domain. Its former status follows from its present
+/// counters: either the bounces are its first, or its sum has crossed the threshold.
 fn has_crossed(now: Counters, more: Counters, threshold: u64) -> bool {
     if now.bounced > 0 {
         now.bounced == more.bounced

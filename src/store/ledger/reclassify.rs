@@ -1,13 +1,13 @@
-//! A reclassification: statuses follow a new threshold, step by step, beside the workers.
+//! A reclassification: applies a new threshold to all statuses, step by step, while workers count.
 //!
-//! From the moment in which nobody counts by an earlier threshold any more, whoever counts notes what crosses
-//! the new one. So a status that fits its counters then goes on fitting, and one walk through all domains
-//! mends the others.
+//! Once no transaction counts with an earlier threshold any more, every one that counts records what crosses
+//! the new one. From then on, a status that fits its counters continues to fit, and one walk through all
+//! domains corrects the others.
 //!
-//! Counters are not locked: workers write so many at a time that each step would wait for one of them, and
-//! they for it. A step writes the statuses first, and so holds their rows, then looks at the counters again.
-//! Whoever has made a domain cross either was committed before this look, or has to write the status after
-//! the step.
+//! Counters are not locked: workers write so many at a time that each step would wait for a worker, and
+//! workers for the step. A step writes the statuses first, which locks their rows, then looks at the counters
+//! again. A transaction that made a domain cross either was committed before this look, or has to write the
+//! status after the step.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -24,19 +24,20 @@ use crate::counters::Counters;
 use crate::store::maintenance::{Signature, Walk, Walked};
 use crate::store::postgres::Steps;
 
-/// The least and the most domains that one step looks at, which takes some tens of milliseconds.
+/// The fewest and the most domains that one step looks at, which takes some tens of milliseconds.
 const LOOK: (u64, u64) = (2_000, 10_000);
 
-/// Domains that one step writes. Workers that make one of them cross wait meanwhile.
+/// Most domains that one step writes. Workers that make one of them cross have to wait meanwhile.
 const MOST_WRITTEN: usize = 2_000;
 
-/// How many domains the next step looks at: as many as it may have to write, by what the last one found.
+/// How many domains the next step looks at: if the same share of them differs as in the last step, it writes
+/// as many as it may.
 pub(super) fn look(last: Walked) -> u64 {
     let (least, most) = LOOK;
     (last.domains * MOST_WRITTEN as u64).checked_div(last.changed).unwrap_or(most).clamp(least, most)
 }
 
-/// How often it is looked whether earlier transactions have ended.
+/// How often to check whether earlier transactions have ended.
 pub(super) const SETTLE_INTERVAL: Duration = Duration::from_millis(20);
 
 const PRESENT: &str = "\
@@ -47,7 +48,7 @@ const BEGIN_WALK: &str = "\
 -- catchall: set the rule
 update classification set threshold = $1, walked_through = $2, walk = walk + 1 returning walk";
 
-/// A position that is not to come before long is of another server, from which the tables were restored. What
+/// A position that lies in the future comes from another server, from which the tables were restored. What
 /// the walk writes is after the present.
 const RELAY_TO_THE_PRESENT: &str = "\
 -- catchall: bring the relay into the present of the feed
@@ -82,27 +83,28 @@ pub(super) async fn begin_walk(
     Ok(Walk { number, threshold, before, is_resumed })
 }
 
-/// Takes a number that is higher than those of all who may still count by what was committed before: numbers
-/// are given in their order, and whoever counts has its number [before it reads the rule](begin). So who has
-/// read the old rule had a number when the new one was committed, and this one is given later.
+/// Takes a transaction number that is higher than that of any transaction that may still count by the old
+/// rule. Numbers are given in order, and a transaction that counts has its number [before it reads the
+/// rule](begin). So one that has read the old rule had its number when the new rule was committed, and this
+/// number is given later.
 ///
-/// The end of a snapshot (`pg_snapshot_xmax`) would not do: it is the highest number that has ended by now,
-/// and one. A transaction with a higher number may be running, and have read the old rule.
+/// The end of a snapshot (`pg_snapshot_xmax`) would not do: it is one more than the highest number that has
+/// ended by now. A transaction with a higher number may be running, and may have read the old rule.
 pub(super) async fn next_transaction(pool: &PgPool) -> Result<i64, sqlx::Error> {
     let next = "-- catchall: take the number of a transaction
         select pg_current_xact_id()::text::bigint";
     sqlx::query_scalar(next).fetch_one(pool).await
 }
 
-/// Whether all transactions before this one have ended. The one that took the number has, and a question has
-/// no number of its own.
+/// Whether all transactions before this number have ended. The one that took the number has ended, and this
+/// query takes none.
 pub(super) async fn have_ended(pool: &PgPool, before: i64) -> Result<bool, sqlx::Error> {
     let ended = "-- catchall: look which transactions have ended
         select pg_snapshot_xmin(pg_current_snapshot())::text::bigint >= $1";
     sqlx::query_scalar(ended).bind(before).fetch_one(pool).await
 }
 
-/// Holds the row until the end of the step: one step at a time, whoever runs it.
+/// Locks the row until the end of the step: only one step runs at a time, even across processes.
 const WALKED: &str = "\
 -- catchall: look how far a reclassification is
 select walked_through, pg_current_xact_id()::text::bigint from classification where walk = $1 for update";
@@ -112,9 +114,9 @@ const END: &str = "\
 select max(domain)
 from (select domain from domain_counters where domain > $1 order by domain limit $2) as step";
 
-/// Those that differ, and those whose place in the feed is not to come before long: it is of another server,
-/// from which the tables were restored. A domain that was reset has a status and no counters. The last step
-/// has no end.
+/// Domains whose status differs, and those whose place in the feed lies in the future: such a place comes
+/// from another server, from which the tables were restored. A domain that was reset has a status and no
+/// counters. The last step has no end.
 const DIFFERENT: &str = "\
 -- catchall: find statuses that differ
 with listed as (
@@ -136,14 +138,15 @@ select (select count(*) from listed), coalesce(max(place), 0), coalesce(bool_or(
     coalesce(array_agg(bounced order by domain), '{}')
 from different";
 
-/// The counters as they are after all that the step has waited for.
+/// The counters after everything that the step has waited for.
 const LOOK_AGAIN: &str = "\
 -- catchall: look at counters again
 select coalesce(array_agg(domain), '{}'), coalesce(array_agg(delivered), '{}'),
     coalesce(array_agg(bounced), '{}')
 from domain_counters where domain = any($1::text[])";
 
-/// Nobody reads beyond a transaction that still runs, so what is moved there is seen by all.
+/// No reader of the feed goes beyond a transaction that is still running, so every reader sees what is moved
+/// there.
 const TO_THE_PRESENT: &str = "\
 -- catchall: bring changes into the present of the feed
 update domain_statuses set changed_in = $2 where domain = any($1::text[]) and changed_in > $2";
@@ -164,7 +167,7 @@ pub(super) async fn step(
     let noted: Option<(Option<String>, i64)> =
         sqlx::query_as(WALKED).bind(walk.number).fetch_optional(&mut *transaction).await?;
     let Some((Some(from), number)) = noted else {
-        // A walk that this run has ended, if the answer to its last commit was lost.
+        // This run has already ended its walk, if the answer to its last commit was lost.
         let ended = noted.map(|_| Walked { is_last: true, ..Walked::default() });
         transaction.rollback().await?;
         return Ok(ended);
@@ -192,11 +195,11 @@ struct Different {
     domains: Vec<(String, Counters)>,
     /// Whether some have a place in the feed that is still to come.
     are_to_come: bool,
-    /// Where the step ends because there are more of them.
+    /// Where the step ends early, because there are more domains to write.
     cut_at: Option<String>,
 }
 
-/// Domains, and their columns.
+/// Names of domains, and their delivered and bounced events, as columns.
 type Columns = (Vec<String>, Vec<i64>, Vec<i64>);
 
 fn rows((domains, delivered, bounced): Columns) -> impl Iterator<Item = (String, Counters)> {
@@ -230,7 +233,7 @@ async fn find(
     Ok(Different { listed, domains, are_to_come, cut_at })
 }
 
-/// Notes the statuses of these domains, and returns how many of them differed.
+/// Records the statuses of these domains, and returns how many of them differed.
 async fn mend(
     connection: &mut PgConnection,
     steps: &Steps,

@@ -21,9 +21,9 @@ pub(in crate::store) struct Rule {
 /// By how much the number of domains with each status changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::store) struct StatusChanges {
-    /// More catch-alls, or fewer.
+    /// How many more catch-alls there are; negative if fewer.
     pub(in crate::store) catch_all: i64,
-    /// More that are not, or fewer.
+    /// How many more domains are not catch-alls; negative if fewer.
     pub(in crate::store) not_catch_all: i64,
     /// Statuses that were written.
     pub(in crate::store) written: u64,

@@ -11,13 +11,13 @@ use crate::counters::Counters;
 pub(in crate::store) struct Delta {
     delivered: i128,
     bounced: i128,
-    /// Domains that had no events before, less those that have none any more.
+    /// Domains that had no events before, minus those that have none any more.
     pub(in crate::store) domains: i64,
     pub(in crate::store) changes: StatusChanges,
 }
 
 impl Delta {
-    /// Changes of statuses alone.
+    /// Only changes of statuses.
     pub(in crate::store) fn of(changes: StatusChanges) -> Self {
         Self { changes, ..Self::default() }
     }
@@ -35,7 +35,7 @@ impl Delta {
     }
 }
 
-/// The row of a writer for the present ten seconds, or for what is not of the present.
+/// Adds to the row of a writer for the present ten seconds, or to its row for the past.
 macro_rules! add {
     ($name:literal, $counted_at:literal) => {
         concat!(
@@ -68,7 +68,8 @@ pub(in crate::store) async fn add(
     write(connection, ADD, writer, delta).await
 }
 
-/// Adds what is no event of the present: history, or its end.
+/// Adds what is not part of the last hour: imported history, events that a reset removes, and new
+/// classifications.
 pub(in crate::store) async fn add_old(
     connection: &mut PgConnection,
     writer: Uuid,
@@ -95,9 +96,9 @@ async fn write(
         .map(drop)
 }
 
-/// Folds the rows of more than an hour ago into one, and those of the future, which a clock that was ahead has
-/// left: they would be told as lately counted when their time comes. No transaction that counts writes any of
-/// them any more.
+/// Folds into one the rows that are more than an hour old, and those in the future, which a clock that was
+/// ahead has left: they would be reported as recent when their time comes. No transaction that counts still
+/// writes any of these rows.
 const FOLD: &str = "\
 -- catchall: fold old totals
 with old as (

@@ -1,7 +1,7 @@
-//! A reclassification: statuses follow a new threshold, step by step, beside the writer.
+//! A reclassification: applies a new threshold to all statuses, step by step, while the writer counts.
 //!
-//! There is one transaction at a time, and each that counts reads the threshold. So from the moment in which
-//! it is set, whatever crosses it is noted, and one walk through all domains mends the others.
+//! Only one transaction runs at a time, and each one that counts reads the threshold. So from the moment it
+//! is set, every domain that crosses it is recorded, and one walk through all domains corrects the others.
 
 use serde_json::json;
 use sqlx::sqlite::SqliteConnection;
@@ -17,7 +17,7 @@ const PRESENT: &str = "\
 -- catchall: look at the rule
 select threshold, walked_through, walk from classification";
 
-/// How far a reclassification is.
+/// How far a reclassification has got.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Present {
     pub(super) threshold: u64,
@@ -36,8 +36,8 @@ const BEGIN_WALK: &str = "\
 -- catchall: set the rule
 update classification set threshold = ?, walked_through = ?, walk = walk + 1 returning walk";
 
-/// Sets the threshold and begins a walk, or takes over the one that has begun; in a transaction that has
-/// begun.
+/// Sets the threshold and begins a walk, or takes over the one that has begun. The caller has begun a
+/// transaction.
 pub(super) async fn begin_walk(
     connection: &mut SqliteConnection,
     threshold: Option<u64>,
@@ -59,7 +59,7 @@ pub(super) async fn begin_walk(
     Ok(Walk { number, threshold, before, is_resumed })
 }
 
-/// One row: a row for each domain would cost more than what is in it.
+/// The result is a single row: a row for each domain would cost more than its content.
 const DIFFERENT: &str = "\
 -- catchall: find statuses that differ
 select count(*), max(domain), coalesce(group_concat(domain || ' ' || delivered || ' ' || bounced || ' '
@@ -72,7 +72,7 @@ const ADVANCE: &str = "\
 -- catchall: note how far a reclassification is
 update classification set walked_through = ?";
 
-/// Classifies the next domains, in a transaction that has begun. `None`: another run has taken over.
+/// Classifies the next domains, in the caller's transaction. `None`: another run has taken over.
 pub(super) async fn step(
     connection: &mut SqliteConnection,
     walk: &Walk,

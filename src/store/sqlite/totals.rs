@@ -4,13 +4,13 @@ use sqlx::sqlite::SqliteConnection;
 
 use crate::counters::{Counters, Status};
 
-/// Seconds of a row.
+/// Seconds that a row covers.
 const ROW: i64 = 10;
 
-/// Seconds for which a row is kept on its own: an hour, for which totals are told, and some more.
+/// Seconds for which a row is kept separate: the hour that totals report, and a little more.
 const KEPT: i64 = 3900;
 
-/// A row of so many seconds after the present is of a clock that was ahead.
+/// A row more than this many seconds in the future comes from a clock that was ahead.
 const AHEAD: i64 = 60;
 
 /// What a transaction adds to the totals.
@@ -18,7 +18,7 @@ const AHEAD: i64 = 60;
 pub(super) struct Delta {
     delivered: i64,
     bounced: i64,
-    /// Domains that had no events before, less those that have none any more.
+    /// Domains that had no events before, minus those that have none any more.
     pub(super) domains: i64,
     catch_all: i64,
     not_catch_all: i64,
@@ -51,7 +51,7 @@ impl Delta {
     }
 }
 
-/// A sum stops at the end of the integers.
+/// A sum stops at the largest integer.
 const ADD: &str = "\
 -- catchall: add to the totals
 insert into totals as t (counted_at, delivered, bounced, domains, catch_all, not_catch_all)
@@ -81,13 +81,14 @@ pub(super) async fn add(
         .map(drop)
 }
 
-/// Adds what is no event of the present: history, or its end.
+/// Adds what is not part of the last hour: imported history, events that a reset removes, and new
+/// classifications.
 pub(super) async fn add_old(connection: &mut SqliteConnection, delta: &Delta) -> Result<(), sqlx::Error> {
     add(connection, 0, delta).await
 }
 
-/// Folds the rows of more than an hour ago into one, so that reading them stays cheap, and those of the future,
-/// which would be told as lately counted when their time comes.
+/// Folds into one the rows that are more than an hour old, so that reading them stays cheap, and those in the
+/// future, which would be reported as recent when their time comes.
 const FOLD: &str = "\
 -- catchall: fold old totals
 insert into totals as t (counted_at, delivered, bounced, domains, catch_all, not_catch_all)
@@ -106,7 +107,7 @@ const FOLDED: &str = "\
 -- catchall: remove totals that are folded
 delete from totals where counted_at > 0 and (counted_at < ? or counted_at > ?)";
 
-/// Folds rows that are not of the last hour, in a transaction of its own. `now` is in seconds since 1970.
+/// Folds rows that are not of the last hour, in a separate transaction. `now` is in seconds since 1970.
 pub(super) async fn fold(connection: &mut SqliteConnection, now: i64) -> Result<(), sqlx::Error> {
     let (before, after) = (now.saturating_sub(KEPT), now.saturating_add(AHEAD));
     sqlx::raw_sql("begin immediate").execute(&mut *connection).await?;

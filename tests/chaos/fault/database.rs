@@ -1,4 +1,4 @@
-//! A primary that is slow, whose clock was wrong, or whose claims are pruned early.
+//! A primary that is slow, whose commits do not last, whose clock was wrong, or whose claims are pruned early.
 
 use std::time::{Duration, Instant};
 
@@ -72,6 +72,35 @@ pub(super) async fn statement_timeout(cluster: &mut Cluster, label: &str) -> Res
     }
     cluster.usual_workers().await?;
     Ok(lifted)
+}
+
+/// How long the primary does not wait for its disk: longer than the workers need to notice.
+const UNSAFE: Duration = Duration::from_secs(5);
+
+/// What is published meanwhile must be counted after it, and not before.
+pub(super) async fn unsafe_commits(cluster: &mut Cluster, label: &str) -> Result<Lifted> {
+    set_fsync(cluster, "off").await?;
+    let publisher = cluster.servers.publisher().await;
+    let expected = keyed(&publisher, label).await;
+    tokio::time::sleep(UNSAFE).await;
+    let counted = format!("select count(*) from domain_counters where domain like 'k%.{label}.test'");
+    let counted = sql::number(&cluster.primary, &counted).await?;
+    set_fsync(cluster, "on").await?;
+    let mut lifted = Lifted { expected, ..Lifted::now() };
+    if counted > 0 {
+        lifted.failures.push(format!("{counted} messages were counted by commits that may not last"));
+    }
+    Ok(lifted)
+}
+
+async fn set_fsync(cluster: &Cluster, value: &str) -> Result<()> {
+    sql::execute(&cluster.primary, &format!("alter system set fsync = {value}")).await?;
+    sql::execute(&cluster.primary, "select pg_reload_conf()").await?;
+    // Sessions hear of it soon after those that are new.
+    let is_set = format!("select 'yes' where current_setting('fsync') = '{value}'");
+    sql::until_row(&cluster.primary, &is_set, Duration::from_mins(1)).await?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    Ok(())
 }
 
 /// Watermarks are sent every second, and claims are kept for an hour.

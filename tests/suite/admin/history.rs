@@ -153,7 +153,7 @@ async fn a_file_that_changes_while_it_is_imported_goes_on_as_what_it_was() {
         };
         let (counted, bytes) = (counted_bytes(&system).await, before.len());
         let begins = format!(
-            "history.csv has changed while it was imported: of its {bytes} bytes before, with the SHA-256 "
+            "history.csv has changed while it was imported: of its former {bytes} bytes, with the SHA-256 "
         );
         let (_, rest) = said.split_once(&begins).expect(&said);
         let (digest, rest) = rest.split_at(64);
@@ -187,7 +187,7 @@ async fn lines_that_cannot_be_read_are_named_and_nothing_is_imported_unless_they
     assert_eq!(named[0], "line 2: \"localhost\": a domain name has at least two labels, as in example.com");
     assert!(named[1].starts_with("line 3: delivered is \"x\", not a whole number"), "{}", named[1]);
     assert!(said.contains("\nand 12 more\n"), "{said}");
-    let refused = "32 lines cannot be read, and nothing was imported: mend them, or leave them out by \
+    let refused = "32 lines cannot be read, and nothing was imported: fix them, or leave them out with \
         --skip-invalid\n";
     assert!(said.ends_with(refused), "{said}");
     assert_eq!(export(&system, &[]).len(), 0);

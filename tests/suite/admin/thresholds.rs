@@ -118,7 +118,7 @@ async fn a_run_can_be_stopped_and_a_later_one_takes_over() {
             let mut stderr = BufReader::new(run.stderr.take().unwrap());
             let mut said = String::new();
             stderr.read_line(&mut said).unwrap();
-            assert_eq!(said, format!("the threshold is {threshold} now, it was {before}\n"));
+            assert_eq!(said, format!("the threshold is now {threshold}; it was {before}\n"));
             (run, stderr)
         };
         let end = |(mut run, mut stderr): (Child, BufReader<ChildStderr>), words: &str| {
@@ -129,7 +129,7 @@ async fn a_run_can_be_stopped_and_a_later_one_takes_over() {
         let stopped = begin("3", "1000");
         let pid = stopped.0.id().to_string();
         assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
-        end(stopped, "stopped: run the same command again, it goes on where it stopped");
+        end(stopped, "stopped: run the same command again to continue where it stopped");
         let first = begin("5", "3");
         done(&system, &["reclassify", "--by", "tests", "--threshold", "7"]);
         end(first, "another run has taken the reclassification over");
@@ -186,7 +186,7 @@ async fn a_walk_waits_for_those_who_began_while_the_threshold_was_being_changed(
     sqlx::raw_sql("commit").execute(&mut gate).await.unwrap();
     let (mut said, mut stderr) = (String::new(), BufReader::new(run.stderr.take().unwrap()));
     stderr.read_line(&mut said).unwrap();
-    assert_eq!(said, "the threshold is 3 now, it was 1000\n");
+    assert_eq!(said, "the threshold is now 3; it was 1000\n");
     // So few domains would be walked through at once.
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(run.try_wait().unwrap().is_none(), "it waits");
@@ -315,7 +315,7 @@ async fn the_standalone_takes_its_threshold_and_goes_on_with_it_after_a_kill() {
     killed.args(["reclassify", "--by", "tests", "--threshold", "4"]).envs(place);
     let killed = killed.stderr(Stdio::piped()).spawn().unwrap();
     let said = kill(killed, 0).await;
-    assert!(said.starts_with("the threshold is 4 now, it was 19"), "{said}");
+    assert!(said.starts_with("the threshold is now 4; it was 19"), "{said}");
     eventually("the walk is ended", async || (listed(&service).await == 25_000).then_some(())).await;
 }
 
