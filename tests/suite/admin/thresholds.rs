@@ -71,7 +71,7 @@ async fn follows_under_load(system: Arc<System>) {
         let arguments = ["reclassify", "--by", "tests", "--threshold", &threshold.to_string()];
         for milliseconds in kills {
             let said = kill(start(&system, &arguments), milliseconds).await;
-            resumed += usize::from(said.starts_with("going on"));
+            resumed += usize::from(said.starts_with("continuing"));
             follow(system.domains(), &mut position, &mut known).await;
         }
         let (system, arguments) = (Arc::clone(&system), arguments.map(str::to_owned));
