@@ -25,7 +25,7 @@ pub use dead_letter::{DeadLetter, DeadLetterTag};
 pub use dead_letter_queue::DeadLetterQueue;
 pub use deliveries::Deliveries;
 pub use error::BrokerError;
-pub use message::{DEAD, Delivery, EVENTS, Message, Priority, Timestamp};
+pub use message::{DEAD, Delivery, EVENTS, Message, Priority, Timestamp, UnreadableEvents};
 pub use publish_request::PublishError;
 pub use publisher::Publisher;
 pub use tls::BrokerTlsConfig;

@@ -11,6 +11,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use crate::process::ExitError;
+use crate::reload::FileError;
 
 /// Whether the network is trusted.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -65,13 +66,12 @@ pub fn is_local(host: &str) -> bool {
 ///
 /// # Errors
 ///
-/// What is wrong with the file, which is named. It is text only: in the error of rustls, [`tls_fault`] would
-/// see a fault of the other side.
-pub(crate) fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+/// What is wrong with the file, which is named.
+pub(crate) fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, FileError> {
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    let certificates = read.map_err(|error| format!("{}: {error}", path.display()))?;
+    let certificates = read.map_err(|error| FileError::of(path.display(), error))?;
     if certificates.is_empty() {
-        return Err(format!("{}: no certificate in it", path.display()));
+        return Err(FileError::new(format!("{}: no certificate in it", path.display())));
     }
     Ok(certificates)
 }

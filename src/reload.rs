@@ -1,5 +1,6 @@
 //! Files that are read again when they change, such as tokens and certificates.
 
+use std::error::Error;
 use std::fmt::{self, Debug};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -10,12 +11,43 @@ use metrics::Gauge;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
+use crate::cause::Cause;
+
 /// How often files are compared with their contents when last read. A change takes effect after at most twice
 /// this time.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Largest file that is read: far more than ten thousand tokens or any chain of certificates.
 const MAX_FILE_BYTES: u64 = 16 << 20;
+
+/// Why files cannot be read or used: a sentence that names the file.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{sentence}")]
+pub(crate) struct FileError {
+    sentence: String,
+    source: Option<Cause>,
+}
+
+impl FileError {
+    /// What is wrong with the contents of files.
+    pub(crate) fn new(sentence: impl Into<String>) -> Self {
+        Self { sentence: sentence.into(), source: None }
+    }
+
+    /// What a library says about `what`.
+    pub(crate) fn of(what: impl fmt::Display, error: impl Error + Send + Sync + 'static) -> Self {
+        Self { sentence: format!("{what}: {error}"), source: Some(Cause::new(error)) }
+    }
+
+    fn unreadable(path: &Path, error: io::Error) -> Self {
+        Self::of(format_args!("cannot read {}", path.display()), error)
+    }
+
+    /// The same, with the name of the setting that names the files.
+    pub(crate) fn of_setting(self, name: &str) -> Self {
+        Self { sentence: format!("{name}: {}", self.sentence), ..self }
+    }
+}
 
 /// The contents of files: each path and its bytes, in the order of the paths. They are not printed, because
 /// they may be secret.
@@ -24,19 +56,18 @@ pub(crate) struct Contents(Vec<(PathBuf, Vec<u8>)>);
 
 impl Contents {
     /// Reads files, and in a directory every file whose name does not begin with a dot.
-    fn read(paths: &[PathBuf]) -> Result<Self, String> {
+    fn read(paths: &[PathBuf]) -> Result<Self, FileError> {
         let mut files = Vec::new();
         for path in paths {
-            let failed = |error: io::Error| format!("cannot read {}: {error}", path.display());
             if path.is_dir() {
-                files.extend(visible(path).map_err(failed)?);
+                files.extend(visible(path).map_err(|error| FileError::unreadable(path, error))?);
             } else {
                 files.push(path.clone());
             }
         }
         let files = files.into_iter().map(|path| match read(&path) {
             Ok(bytes) => Ok((path, bytes)),
-            Err(error) => Err(format!("cannot read {}: {error}", path.display())),
+            Err(error) => Err(FileError::unreadable(&path, error)),
         });
         files.collect::<Result<_, _>>().map(Self)
     }
@@ -46,9 +77,10 @@ impl Contents {
     /// # Errors
     ///
     /// When it was not read, because it is a directory.
-    pub(crate) fn of(&self, path: &Path) -> Result<&[u8], String> {
+    pub(crate) fn of(&self, path: &Path) -> Result<&[u8], FileError> {
         let found = self.0.iter().find(|(read, _)| read == path);
-        found.map(|(_, bytes)| bytes.as_slice()).ok_or_else(|| format!("{} is not a file", path.display()))
+        let not_a_file = || FileError::new(format!("{} is not a file", path.display()));
+        found.map(|(_, bytes)| bytes.as_slice()).ok_or_else(not_a_file)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&Path, &[u8])> {
@@ -76,7 +108,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     fs::read(path)
 }
 
-type Make<T> = dyn Fn(&Contents, Option<&T>) -> Result<T, String> + Send + Sync;
+type Make<T> = dyn Fn(&Contents, Option<&T>) -> Result<T, FileError> + Send + Sync;
 
 /// A value that is made from files, and made again when they change.
 pub(crate) struct Reloaded<T> {
@@ -100,8 +132,8 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
     /// When a file cannot be read, and what `make` finds wrong.
     pub(crate) fn load(
         paths: Vec<PathBuf>,
-        make: impl Fn(&Contents, Option<&T>) -> Result<T, String> + Send + Sync + 'static,
-    ) -> Result<Self, String> {
+        make: impl Fn(&Contents, Option<&T>) -> Result<T, FileError> + Send + Sync + 'static,
+    ) -> Result<Self, FileError> {
         let read = Contents::read(&paths)?;
         let value = RwLock::new(Arc::new(make(&read, None)?));
         Ok(Self { paths, make: Box::new(make), read: Mutex::new(read), value })
@@ -114,7 +146,7 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
 
     /// Makes a new value if a file has changed; returns whether one has. Files that cannot be read or used
     /// change nothing.
-    fn reload(&self) -> Result<bool, String> {
+    fn reload(&self) -> Result<bool, FileError> {
         let read = Contents::read(&self.paths)?;
         let mut last = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         if *last == read {
@@ -147,7 +179,8 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
                     stale.set(0);
                     (failed, reported) = (None, None);
                 }
-                Ok(Err(reason)) => {
+                Ok(Err(error)) => {
+                    let reason = error.to_string();
                     if failed.as_ref() == Some(&reason) && reported.as_ref() != Some(&reason) {
                         stale.set(1);
                         tracing::warn!(
@@ -169,11 +202,11 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
 mod tests {
     use super::*;
 
-    fn text(contents: &Contents) -> Result<String, String> {
+    fn text(contents: &Contents) -> Result<String, FileError> {
         let all: Vec<&str> =
             contents.iter().filter_map(|(_, bytes)| std::str::from_utf8(bytes).ok()).collect();
         let all = all.join("+");
-        if all.contains("bad") { Err("it is bad".into()) } else { Ok(all) }
+        if all.contains("bad") { Err(FileError::new("it is bad")) } else { Ok(all) }
     }
 
     fn directory(name: &str) -> PathBuf {
@@ -189,20 +222,28 @@ mod tests {
         let file = directory.join("file");
         let paths = vec![file.clone()];
         let load = || Reloaded::load(paths.clone(), |contents, _| text(contents));
-        assert!(load().unwrap_err().contains("No such file"));
+        let missing = load().unwrap_err();
+        assert_eq!(
+            missing.to_string(),
+            format!("cannot read {}: No such file or directory (os error 2)", file.display())
+        );
+        let cause =
+            missing.source().and_then(Error::source).and_then(|error| error.downcast_ref::<io::Error>());
+        assert_eq!(cause.map(io::Error::kind), Some(io::ErrorKind::NotFound));
         fs::write(&file, "bad").unwrap();
-        assert_eq!(load().unwrap_err(), "it is bad");
+        assert_eq!(load().unwrap_err().to_string(), "it is bad");
         fs::write(&file, "one").unwrap();
         let value = load().unwrap();
-        assert_eq!((value.reload(), &**value.get()), (Ok(false), "one"));
+        let reload = || (value.reload().map_err(|error| error.to_string()), value.get().to_string());
+        assert_eq!(reload(), (Ok(false), "one".to_owned()));
         fs::write(&file, "two").unwrap();
-        assert_eq!((value.reload(), &**value.get()), (Ok(true), "two"));
+        assert_eq!(reload(), (Ok(true), "two".to_owned()));
         fs::write(&file, "bad").unwrap();
-        assert_eq!((value.reload(), &**value.get()), (Err("it is bad".into()), "two"));
+        assert_eq!(reload(), (Err("it is bad".to_owned()), "two".to_owned()));
         fs::remove_file(&file).unwrap();
-        assert!(value.reload().is_err());
+        assert!(reload().0.is_err());
         fs::write(&file, "two").unwrap();
-        assert_eq!((value.reload(), &**value.get()), (Ok(false), "two"));
+        assert_eq!(reload(), (Ok(false), "two".to_owned()));
         fs::remove_dir_all(directory).unwrap();
     }
 
@@ -216,7 +257,8 @@ mod tests {
         let value = Reloaded::load(vec![directory.clone()], |contents, _| text(contents)).unwrap();
         assert_eq!(&**value.get(), "1+2");
         fs::write(directory.join("d"), "3").unwrap();
-        assert_eq!((value.reload(), &**value.get()), (Ok(true), "1+2+3"));
+        assert!(value.reload().unwrap());
+        assert_eq!(&**value.get(), "1+2+3");
         fs::remove_dir_all(directory).unwrap();
     }
 }

@@ -17,10 +17,11 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
+use crate::batch::Batch;
 use crate::classified::DomainReport;
 use crate::domain_name::DomainName;
 use crate::excerpt::excerpt;
-use crate::idempotency_key::IdempotencyKey;
+use crate::idempotency_key::{IdempotencyKey, IdempotencyKeyError};
 use crate::store::Change;
 
 /// An AMQP timestamp, in whole seconds since 1970. It is printed as in RFC 3339.
@@ -82,6 +83,12 @@ const CHANGED_IN_HEADER: &str = "catchall-changed-in";
 /// subscribers keep the ids they have seen.
 const CHANGE_IDS: Uuid = Uuid::from_u128(0x7d1f_6f0e_58c4_4f0b_9d3a_c0a7_ca11_0003);
 
+/// The content type of every body.
+const JSON: &str = "application/json";
+
+/// Content encodings that say that a body is not packed. Some clients put the character encoding there.
+const PLAIN: [&str; 2] = ["identity", "utf-8"];
+
 /// The delivery mode of a message that must survive a restart of the broker.
 const PERSISTENT: u8 = 2;
 
@@ -135,9 +142,8 @@ impl Message {
     /// A message of events. It counts once under `id`, however often it is published or delivered.
     #[must_use]
     pub fn events(body: Vec<u8>, id: Option<IdempotencyKey>) -> Self {
-        let properties = BasicProperties::default()
-            .with_delivery_mode(PERSISTENT)
-            .with_content_type("application/json".into());
+        let properties =
+            BasicProperties::default().with_delivery_mode(PERSISTENT).with_content_type(JSON.into());
         let properties = match id {
             Some(id) => properties.with_message_id(id.to_string().into()),
             None => properties,
@@ -157,7 +163,7 @@ impl Message {
         headers.insert(CHANGED_IN_HEADER.into(), AMQPValue::LongLongInt(place.transaction));
         let properties = BasicProperties::default()
             .with_delivery_mode(PERSISTENT)
-            .with_content_type("application/json".into())
+            .with_content_type(JSON.into())
             .with_message_id(change_id(report))
             .with_headers(headers);
         let body = serde_json::to_vec(report).expect("a report is made of strings and numbers");
@@ -224,6 +230,23 @@ pub enum Priority {
     Highest = u8::MAX,
 }
 
+/// Why the events of a message can never be read.
+#[derive(Debug, thiserror::Error)]
+pub enum UnreadableEvents {
+    /// It declares another format.
+    #[error("the content type {0:?} is not supported: send application/json")]
+    ContentType(String),
+    /// It declares that it is packed.
+    #[error("the content encoding {0:?} is not supported: send none")]
+    ContentEncoding(String),
+    /// Its id cannot be a key.
+    #[error("message_id: {0}")]
+    Id(#[from] IdempotencyKeyError),
+    /// Its body is not events.
+    #[error(transparent)]
+    Body(#[from] serde_json::Error),
+}
+
 /// One message, not acknowledged yet.
 #[derive(Debug)]
 pub struct Delivery(pub(super) lapin::message::Delivery);
@@ -248,16 +271,25 @@ impl Delivery {
         set(self.0.properties.message_id().as_ref())
     }
 
-    /// The content type that the publisher declares, as in `application/json`.
-    #[must_use]
-    pub fn content_type(&self) -> Option<&str> {
-        set(self.0.properties.content_type().as_ref())
-    }
-
-    /// The content encoding that the publisher declares, as in `gzip`.
-    #[must_use]
-    pub fn content_encoding(&self) -> Option<&str> {
-        set(self.0.properties.content_encoding().as_ref())
+    /// The events in the message, and the key under which it counts once, if it has one.
+    ///
+    /// # Errors
+    ///
+    /// When it can never be read.
+    pub fn read(&self) -> Result<(Option<IdempotencyKey>, Batch), UnreadableEvents> {
+        if let Some(media_type) = set(self.0.properties.content_type().as_ref()) {
+            let essence = media_type.split(';').next().unwrap_or_default().trim();
+            if !essence.eq_ignore_ascii_case(JSON) {
+                return Err(UnreadableEvents::ContentType(media_type.into()));
+            }
+        }
+        let encoding = set(self.0.properties.content_encoding().as_ref());
+        let is_plain = |encoding: &str| PLAIN.iter().any(|plain| encoding.eq_ignore_ascii_case(plain));
+        if let Some(encoding) = encoding.filter(|encoding| !is_plain(encoding)) {
+            return Err(UnreadableEvents::ContentEncoding(encoding.into()));
+        }
+        let id = self.message_id().map(str::parse).transpose()?;
+        Ok((id, Batch::from_json(self.body())?))
     }
 
     /// The id of the watermark message, if the message claims to be one.

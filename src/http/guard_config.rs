@@ -9,6 +9,7 @@ use super::listen::HttpConfig;
 use super::ops::OpsConfig;
 use super::tls::TlsConfig;
 use crate::process::ExitError;
+use crate::reload::FileError;
 
 /// Who is let in, and the certificate of the listeners.
 #[derive(Clone, Debug, clap::Args)]
@@ -59,8 +60,9 @@ impl GuardConfig {
             requests: limits.and_then(|limits| limits.token_requests_per_sec),
             events: events.and_then(|events| events.token_events_per_sec),
         };
-        let admission = self.access.load(per_token).map_err(invalid)?;
-        let tls = self.tls.load().map_err(invalid)?;
+        let unusable = |error: FileError| ExitError::of(2, error);
+        let admission = self.access.load(per_token).map_err(unusable)?;
+        let tls = self.tls.load().map_err(unusable)?;
         if let Admission::Holders(tokens) = &admission {
             let stale = metrics::gauge!("catchall_tokens_stale");
             tokio::spawn(Arc::clone(tokens).watch("tokens", stale));

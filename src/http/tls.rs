@@ -10,7 +10,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 
 use crate::network::certificates;
-use crate::reload::{Contents, Reloaded};
+use crate::reload::{Contents, FileError, Reloaded};
 
 /// The protocols that clients may choose from, the preferred one first.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -54,7 +54,7 @@ pub(super) struct TlsConfig {
 
 impl TlsConfig {
     /// Reads the files, if any are configured.
-    pub(super) fn load(&self) -> Result<Option<Arc<Reloaded<ServerConfig>>>, String> {
+    pub(super) fn load(&self) -> Result<Option<Arc<Reloaded<ServerConfig>>>, FileError> {
         let (Some(cert), Some(key)) = (self.cert.clone(), self.key.clone()) else { return Ok(None) };
         let authorities = self.client_ca.clone();
         let paths =
@@ -62,9 +62,8 @@ impl TlsConfig {
         let make = move |contents: &Contents, _: Option<&ServerConfig>| {
             config(contents, &cert, &key, authorities.as_deref())
         };
-        let config =
-            Reloaded::load(paths, make).map_err(|reason| format!("CATCHALL_TLS_CERT and _KEY: {reason}"))?;
-        Ok(Some(Arc::new(config)))
+        let config = Reloaded::load(paths, make);
+        Ok(Some(Arc::new(config.map_err(|error| error.of_setting("CATCHALL_TLS_CERT and _KEY"))?)))
     }
 
     /// Whether the listeners speak TLS.
@@ -78,29 +77,27 @@ fn config(
     cert: &Path,
     key: &Path,
     authorities: Option<&Path>,
-) -> Result<ServerConfig, String> {
+) -> Result<ServerConfig, FileError> {
     let chain = certificates(cert, contents.of(cert)?)?;
-    let wrong_key = |error: &dyn std::fmt::Display| format!("{}: no private key: {error}", key.display());
-    let secret = PrivateKeyDer::from_pem_slice(contents.of(key)?).map_err(|error| wrong_key(&error))?;
+    let no_key = |error| FileError::of(format_args!("{}: no private key", key.display()), error);
+    let secret = PrivateKeyDer::from_pem_slice(contents.of(key)?).map_err(no_key)?;
     let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| FileError::of("TLS", error))?;
     let builder = match authorities {
         None => builder.with_no_client_auth(),
         Some(path) => {
             let mut roots = RootCertStore::empty();
             for authority in certificates(path, contents.of(path)?)? {
-                roots.add(authority).map_err(|error| format!("{}: {error}", path.display()))?;
+                roots.add(authority).map_err(|error| FileError::of(path.display(), error))?;
             }
             let provider = Arc::new(ring::default_provider());
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
-            builder
-                .with_client_cert_verifier(verifier.map_err(|error| format!("{}: {error}", path.display()))?)
+            builder.with_client_cert_verifier(verifier.map_err(|error| FileError::of(path.display(), error))?)
         }
     };
-    let mut config = builder
-        .with_single_cert(chain, secret)
-        .map_err(|error| format!("{} and {}: {error}", cert.display(), key.display()))?;
+    let mismatch = |error| FileError::of(format_args!("{} and {}", cert.display(), key.display()), error);
+    let mut config = builder.with_single_cert(chain, secret).map_err(mismatch)?;
     config.alpn_protocols = PROTOCOLS.map(Vec::from).into();
     Ok(config)
 }

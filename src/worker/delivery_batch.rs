@@ -6,10 +6,8 @@ use futures::FutureExt;
 use tokio::task::yield_now;
 use tokio::time::{Instant, timeout_at};
 
-use crate::batch::Batch;
 use crate::broker::{self, Deliveries, Delivery, Message};
 use crate::excerpt::excerpt;
-use crate::idempotency_key::IdempotencyKey;
 use crate::store::ledger::{ApplyRequest, Entry};
 
 /// Messages that are read before other tasks of this thread get their turn: at up to a thousand events each,
@@ -123,15 +121,15 @@ impl DeliveryBatch {
             self.poison.push(Poison { tag, reason, copy: None });
             return delivery.body().len();
         }
-        match read(delivery) {
+        match delivery.read() {
             Ok((id, batch)) => {
                 let entry = Entry { tag, id, batch };
                 self.rows += entry.rows();
                 self.request.entries.push(entry);
                 self.request.watermark_ids.extend(delivery.watermark());
             }
-            Err(reason) => {
-                let reason = excerpt(reason);
+            Err(error) => {
+                let reason = excerpt(error);
                 self.poison_bytes += delivery.body().len();
                 let copy = Some(Message::dead_letter(delivery, &reason));
                 self.poison.push(Poison { tag, reason, copy });
@@ -146,26 +144,6 @@ impl DeliveryBatch {
 /// take long.
 pub(super) fn linger(took: Duration, least: Duration, most: Duration) -> Duration {
     (2 * took).clamp(least, most.max(least))
-}
-
-/// The content of a message, or why it can never be read.
-fn read(delivery: &Delivery) -> Result<(Option<IdempotencyKey>, Batch), String> {
-    if let Some(media_type) = delivery.content_type() {
-        let essence = media_type.split(';').next().unwrap_or_default().trim();
-        if !essence.eq_ignore_ascii_case("application/json") {
-            return Err(format!("the content type {media_type:?} is not supported: send application/json"));
-        }
-    }
-    // Some clients put the character encoding into this property.
-    let plain =
-        |encoding: &str| ["identity", "utf-8"].iter().any(|plain| encoding.eq_ignore_ascii_case(plain));
-    if let Some(encoding) = delivery.content_encoding().filter(|encoding| !plain(encoding)) {
-        return Err(format!("the content encoding {encoding:?} is not supported: send none"));
-    }
-    let id = delivery.message_id().map(str::parse::<IdempotencyKey>).transpose();
-    let id = id.map_err(|error| format!("message_id: {error}"))?;
-    let batch = Batch::from_json(delivery.body()).map_err(|error| error.to_string())?;
-    Ok((id, batch))
 }
 
 #[cfg(test)]

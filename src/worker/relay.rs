@@ -73,8 +73,10 @@ pub(super) async fn relay(ledger: Ledger, publisher: Publisher) {
             continue;
         };
         let is_unconfirmed = matches!(error, Unpublished::Broker(PublishError::Unconfirmed));
-        if relay.failing.is_none_or(|failing| failing.is_unconfirmed != is_unconfirmed) {
+        if relay.failing.is_none() {
             delays = backoff();
+        }
+        if relay.failing.is_none_or(|failing| failing.is_unconfirmed != is_unconfirmed) {
             relay.failing = Some(Failing { is_unconfirmed, since: Instant::now() });
             relay.tell(&error, is_unconfirmed);
         }

@@ -46,7 +46,7 @@ fn read_properties(properties: &[u8], body: &[u8]) {
     if delivery.unreadable().is_none() {
         assert_eq!(passed, frame, "a good header passes as it is");
     }
-    let _ = (delivery.watermark(), delivery.content_type(), delivery.content_encoding());
+    let _ = (delivery.watermark(), delivery.read());
     let dead = Message::dead_letter(&delivery, "because").properties;
     survives(&dead);
     let replayed = original(&dead, Some("id"));

@@ -13,7 +13,7 @@ use super::allowance::Rates;
 use super::proxies::ProxyNet;
 use super::token_set::TokenSet;
 use crate::grant::{Grant, grants};
-use crate::reload::{Contents, Reloaded};
+use crate::reload::{Contents, FileError, Reloaded};
 use crate::token::TOKEN_PREFIX;
 
 /// Who may come in.
@@ -95,19 +95,19 @@ impl AccessConfig {
     }
 
     /// Whom the listeners let in. Reads the tokens, if the service uses any.
-    pub(in crate::http) fn load(&self, rates: Rates) -> Result<Admission, String> {
+    pub(in crate::http) fn load(&self, rates: Rates) -> Result<Admission, FileError> {
         let Some(path) = self.tokens.clone() else {
             return Ok(if self.open { Admission::Everybody } else { Admission::ThisMachine });
         };
         let make = move |contents: &Contents, before: Option<&TokenSet>| {
             let none = TokenSet::default();
-            let set = TokenSet::new(all_grants(contents)?, rates, before.unwrap_or(&none))?;
+            let set = TokenSet::new(all_grants(contents)?, rates, before.unwrap_or(&none));
+            let set = set.map_err(FileError::new)?;
             #[expect(clippy::cast_precision_loss, reason = "there are not so many")]
             metrics::gauge!("catchall_tokens").set(set.len() as f64);
             Ok(set)
         };
-        let tokens =
-            Reloaded::load(vec![path], make).map_err(|reason| format!("CATCHALL_TOKENS: {reason}"))?;
+        let tokens = Reloaded::load(vec![path], make).map_err(|error| error.of_setting("CATCHALL_TOKENS"))?;
         Ok(Admission::Holders(Arc::new(tokens)))
     }
 }
@@ -127,11 +127,12 @@ fn is_reachable((_, address): &(&str, SocketAddr)) -> bool {
     !address.ip().to_canonical().is_loopback()
 }
 
-fn all_grants(contents: &Contents) -> Result<Vec<Grant>, String> {
+fn all_grants(contents: &Contents) -> Result<Vec<Grant>, FileError> {
     let mut all = Vec::new();
     for (path, bytes) in contents.iter() {
-        let read = std::str::from_utf8(bytes).map_err(|_| "it is not text".to_owned()).and_then(grants);
-        all.extend(read.map_err(|reason| format!("{}: {reason}", path.display()))?);
+        let no_text = |error| FileError::of(format_args!("{}: it is not text", path.display()), error);
+        let no_grants = |reason| FileError::new(format!("{}: {reason}", path.display()));
+        all.extend(grants(std::str::from_utf8(bytes).map_err(no_text)?).map_err(no_grants)?);
     }
     Ok(all)
 }

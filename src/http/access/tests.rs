@@ -5,7 +5,7 @@ use axum::http::StatusCode;
 use super::*;
 use crate::grant::{Scope, grants};
 use crate::http::problem::ProblemType;
-use crate::reload::Reloaded;
+use crate::reload::{Contents, FileError, Reloaded};
 use crate::token::{Token, TokenDigest};
 
 const WRITER: [u8; 32] = [1; 32];
@@ -31,8 +31,9 @@ fn access(per_token: Rates, per_address: Rates) -> Arc<Access> {
         format_args!("{} never", digest(OPERATOR)),
         format_args!("{} 2020-01-01", digest(FORMER)),
     );
-    let make = move |_: &crate::reload::Contents, _: Option<&TokenSet>| {
-        TokenSet::new(grants(&file)?, per_token, &TokenSet::default())
+    let make = move |_: &Contents, _: Option<&TokenSet>| {
+        let set = grants(&file).and_then(|read| TokenSet::new(read, per_token, &TokenSet::default()));
+        set.map_err(FileError::new)
     };
     let tokens = Reloaded::load(Vec::new(), make).unwrap();
     let proxies = ["198.51.100.1".parse().unwrap()];

@@ -11,7 +11,7 @@ use sqlx::sqlite::SqliteConnection;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
-use super::data_error::{DataError, describe};
+use super::data_error::DataError;
 use super::data_file::{DataFile, Purpose};
 use crate::trouble::Trouble;
 
@@ -136,7 +136,12 @@ async fn checkpoint(connection: &mut SqliteConnection, mode: &'static str) -> Re
 /// Copies all of the WAL into the file and empties it, so that the file is complete by itself.
 pub(super) async fn finish(file: &DataFile) {
     let give_up = Instant::now() + FINISH;
-    while let Err(reason) = empty(file).await {
+    loop {
+        let reason = match empty(file).await {
+            Ok(Wal { busy: false, .. }) => return,
+            Ok(_) => "another program reads it".to_owned(),
+            Err(error) => error.to_string(),
+        };
         if Instant::now() >= give_up {
             // Nothing is lost: the next start reads the WAL.
             tracing::warn!(reason, "the WAL stays beside the data file: {reason}");
@@ -147,12 +152,14 @@ pub(super) async fn finish(file: &DataFile) {
 }
 
 /// One attempt at that.
-async fn empty(file: &DataFile) -> Result<(), String> {
-    let mut connection = file.connect(Purpose::Checkpoint).await.map_err(|error| error.to_string())?;
-    let wal = checkpoint(&mut connection, "pragma wal_checkpoint(truncate)").await;
-    let wal = wal.map_err(|error| describe(&error))?;
-    connection.close().await.map_err(|error| describe(&error))?;
-    if wal.busy { Err("another program reads it".to_owned()) } else { Ok(()) }
+async fn empty(file: &DataFile) -> Result<Wal, DataError> {
+    let mut connection = file.connect(Purpose::Checkpoint).await?;
+    let emptied = async {
+        let wal = checkpoint(&mut connection, "pragma wal_checkpoint(truncate)").await?;
+        connection.close().await?;
+        Ok(wal)
+    };
+    emptied.await.map_err(|error| DataError::of_sqlite(&file.path, error))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a figure of so many digits is exact enough")]
