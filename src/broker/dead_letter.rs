@@ -9,8 +9,9 @@ use uuid::Uuid;
 
 use super::message::{
     BODY_SIZE_HEADER, DEAD_LETTER_ID_HEADER, DEAD_LETTERED_AT_HEADER, DEATHS_HEADER, EVENTS, Message,
-    REASON_HEADER, Timestamp, UNREADABLE_HEADER,
+    REASON_HEADER, UNREADABLE_HEADER,
 };
+use super::timestamp::Timestamp;
 use crate::excerpt::excerpt;
 use crate::idempotency_key::IdempotencyKey;
 

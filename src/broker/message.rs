@@ -7,65 +7,19 @@
 pub(super) mod fuzzed;
 
 use std::borrow::Cow;
-use std::fmt;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use lapin::options::BasicPublishOptions;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
+use super::timestamp::Timestamp;
 use crate::batch::Batch;
 use crate::classified::DomainReport;
 use crate::domain_name::DomainName;
 use crate::excerpt::excerpt;
 use crate::idempotency_key::{IdempotencyKey, IdempotencyKeyError};
 use crate::store::Change;
-
-/// An AMQP timestamp, in whole seconds since 1970. It is printed as in RFC 3339.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Timestamp(u64);
-
-impl Timestamp {
-    pub(super) fn now() -> Self {
-        Self(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
-    }
-
-    /// A timestamp of `seconds` whole seconds since the beginning of 1970.
-    pub(super) fn of(seconds: u64) -> Self {
-        Self(seconds)
-    }
-
-    /// Whole seconds since the beginning of 1970.
-    pub(super) fn seconds(self) -> u64 {
-        self.0
-    }
-
-    /// The time since the beginning of 1970.
-    #[must_use]
-    pub fn since_epoch(self) -> Duration {
-        Duration::from_secs(self.0)
-    }
-}
-
-impl From<SystemTime> for Timestamp {
-    fn from(time: SystemTime) -> Self {
-        Self(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
-    }
-}
-
-impl fmt::Display for Timestamp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let time = i64::try_from(self.0).ok().and_then(|secs| OffsetDateTime::from_unix_timestamp(secs).ok());
-        match time.and_then(|time| time.format(&Rfc3339).ok()) {
-            Some(time) => f.write_str(&time),
-            // Some clients send milliseconds.
-            None => write!(f, "{} s after 1970", self.0),
-        }
-    }
-}
 
 /// The name of the exchange for events, and of its queue.
 pub const EVENTS: &str = "catchall.events";
@@ -132,6 +86,8 @@ pub struct Message {
     routing_key: ShortString,
     properties: BasicProperties,
     body: Vec<u8>,
+    /// Whether the broker returns the message if no queue takes it, instead of dropping and confirming it.
+    mandatory: bool,
 }
 
 impl Message {
@@ -148,11 +104,11 @@ impl Message {
             Some(id) => properties.with_message_id(id.to_string().into()),
             None => properties,
         };
-        Self { exchange: EVENTS, routing_key: ShortString::default(), properties, body }
+        Self { exchange: EVENTS, routing_key: ShortString::default(), properties, body, mandatory: true }
     }
 
     /// A change of a domain's status, for the exchange of changes. Its routing key is the status, without
-    /// spaces.
+    /// spaces. It is for subscribers, of which there may be none.
     ///
     /// # Panics
     ///
@@ -167,7 +123,19 @@ impl Message {
             .with_message_id(change_id(report))
             .with_headers(headers);
         let body = serde_json::to_vec(report).expect("a report is made of strings and numbers");
-        Self { exchange: CHANGES, routing_key: report.status.slug().into(), properties, body }
+        let routing_key = report.status.slug().into();
+        Self { exchange: CHANGES, routing_key, properties, body, mandatory: false }
+    }
+
+    /// The same message, which fails as unroutable if no queue takes it.
+    #[must_use]
+    pub fn mandatory(self) -> Self {
+        Self { mandatory: true, ..self }
+    }
+
+    /// Whether its exchange is right even if no queue takes the message.
+    pub(super) fn may_find_no_queue(&self) -> bool {
+        self.exchange == CHANGES
     }
 
     /// The same message under the routing key that a direct publisher would choose.
@@ -197,22 +165,21 @@ impl Message {
             routing_key: delivery.0.routing_key.clone(),
             properties: dead_lettered(delivery.properties(), delivery.message_id(), reason),
             body: delivery.body().to_vec(),
+            mandatory: true,
         }
     }
 
     /// The original message of a dead letter, under the id with which it counts once.
     pub(super) fn original(delivery: lapin::message::Delivery, id: Option<&str>) -> Self {
         let properties = original(&delivery.properties, id);
-        Self { exchange: EVENTS, routing_key: delivery.routing_key, properties, body: delivery.data }
+        let (routing_key, body) = (delivery.routing_key, delivery.data);
+        Self { exchange: EVENTS, routing_key, properties, body, mandatory: true }
     }
 
     /// Publishes the message. The first await writes to the socket, the second waits for the confirm.
-    /// `mandatory` makes the broker return a message that no queue takes, instead of dropping and confirming
-    /// it. Changes go to subscribers, of which there may be none.
     pub(super) async fn publish(&self, channel: &Channel) -> lapin::Result<Confirmation> {
-        let Message { exchange, routing_key, properties, body } = self;
-        let options =
-            BasicPublishOptions { mandatory: *exchange != CHANGES, ..BasicPublishOptions::default() };
+        let Message { exchange, routing_key, properties, body, mandatory } = self;
+        let options = BasicPublishOptions { mandatory: *mandatory, ..BasicPublishOptions::default() };
         channel
             .basic_publish((*exchange).into(), routing_key.clone(), options, body, properties.clone())
             .await?

@@ -157,8 +157,9 @@ impl Pending {
     /// Lapin attaches a returned message to the next confirm, of whichever message, and the returned
     /// message's own confirm then looks like any other. But its own confirm never comes before the one with
     /// the return: when it arrives, the return is among the confirms that have arrived by then. So all of
-    /// them are checked before one is trusted, and the first returned message ends the connection.
-    pub(super) fn settle(&mut self, confirms: Vec<Confirm>) -> Result<(), Broken> {
+    /// them are checked before one is trusted, and the first returned message ends the connection. Only if no
+    /// other message was under way (`are_all`), it is clear which one was returned.
+    pub(super) fn settle(&mut self, confirms: Vec<Confirm>, are_all: bool) -> Result<(), Broken> {
         let returned: HashSet<Option<ShortString>> = confirms
             .iter()
             .filter_map(|confirm| match &confirm.reply {
@@ -166,7 +167,8 @@ impl Pending {
                 _ => None,
             })
             .collect();
-        if !returned.is_empty() {
+        let is_harmless = are_all && self.is_one_that_may_find_no_queue(&confirms);
+        if !returned.is_empty() && !is_harmless {
             self.give_up(&returned);
             return Err(Broken::Returned);
         }
@@ -188,6 +190,13 @@ impl Pending {
             }
         }
         lost.map_or(Ok(()), |error| Err(Broken::Lost(error)))
+    }
+
+    /// Whether this is the confirm of a single message that may find no queue.
+    fn is_one_that_may_find_no_queue(&self, confirms: &[Confirm]) -> bool {
+        let [confirm] = confirms else { return false };
+        let request = self.requests.get(&confirm.request);
+        request.is_some_and(|request| request.messages[confirm.number].may_find_no_queue())
     }
 
     /// Answers all requests published over a connection on which messages with these ids were returned. The
@@ -227,7 +236,13 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::classified::{Classified, DomainReport};
+    use crate::counters::{Counters, Status};
+    use crate::domain_name::DomainName;
     use crate::idempotency_key::IdempotencyKey;
+    use crate::position::Place;
+    use crate::store::Change;
+    use crate::utc_time::UtcTime;
 
     fn message(id: u128) -> Message {
         let id: IdempotencyKey = Uuid::from_u128(id).to_string().parse().unwrap();
@@ -257,9 +272,9 @@ mod tests {
         let sent = pending.send(now, None);
         assert_eq!(sent.len(), 2);
         assert!(pending.send(now, None).is_empty(), "once");
-        assert!(pending.settle(vec![confirm(&sent[1], ConfirmOutcome::Refused, now)]).is_ok());
+        assert!(pending.settle(vec![confirm(&sent[1], ConfirmOutcome::Refused, now)], true).is_ok());
         assert!(outcomes.try_recv().is_err());
-        assert!(pending.settle(vec![confirm(&sent[0], ConfirmOutcome::Confirmed, now)]).is_ok());
+        assert!(pending.settle(vec![confirm(&sent[0], ConfirmOutcome::Confirmed, now)], true).is_ok());
         assert_eq!(outcomes.try_recv(), Ok(vec![Ok(()), Err(PublishError::Refused)]));
         assert_eq!(pending.next_deadline(), None);
         assert_eq!(ask(&mut pending, &[], 5, now).try_recv(), Ok(vec![]), "nothing is confirmed at once");
@@ -272,7 +287,7 @@ mod tests {
         let sent = pending.send(now, None);
         let confirms =
             vec![confirm(&sent[0], ConfirmOutcome::Confirmed, now), confirm(&sent[1], lost(), now)];
-        assert!(matches!(pending.settle(confirms), Err(Broken::Lost(_))));
+        assert!(matches!(pending.settle(confirms, true), Err(Broken::Lost(_))));
         pending.unsend();
         // Published again however slow the broker is: the messages may have been counted, and only a confirm
         // can tell.
@@ -284,7 +299,7 @@ mod tests {
         let unknown = Err(PublishError::Unconfirmed);
         assert_eq!(outcomes.try_recv(), Ok(vec![Ok(()), unknown.clone(), unknown]));
         assert!(
-            pending.settle(vec![confirm(&again[0], ConfirmOutcome::Confirmed, now)]).is_ok(),
+            pending.settle(vec![confirm(&again[0], ConfirmOutcome::Confirmed, now)], true).is_ok(),
             "too late to matter"
         );
     }
@@ -297,7 +312,7 @@ mod tests {
         assert_eq!(sent.iter().map(|publish| publish.request).collect::<Vec<_>>(), [1]);
         let refused = short.try_recv().unwrap().remove(0);
         assert!(matches!(refused, Err(PublishError::Unavailable(reason)) if reason.contains("3.0s")));
-        assert!(pending.settle(vec![confirm(&sent[0], ConfirmOutcome::Confirmed, now)]).is_ok());
+        assert!(pending.settle(vec![confirm(&sent[0], ConfirmOutcome::Confirmed, now)], true).is_ok());
         assert_eq!(long.try_recv(), Ok(vec![Ok(())]));
     }
 
@@ -327,9 +342,31 @@ mod tests {
             confirm(&sent[0], ConfirmOutcome::Confirmed, now),
             confirm(&sent[1], ConfirmOutcome::Returned(id), now),
         ];
-        assert!(matches!(pending.settle(confirms), Err(Broken::Returned)));
+        assert!(matches!(pending.settle(confirms, true), Err(Broken::Returned)));
         assert_eq!(one.try_recv(), Ok(vec![Err(PublishError::Unroutable)]));
         assert_eq!(other.try_recv(), Ok(vec![Err(PublishError::Unconfirmed)]));
         assert_eq!(third.try_recv(), Ok(vec![Err(PublishError::Unconfirmed)]));
+    }
+    #[test]
+    fn a_change_that_no_queue_takes_ends_no_connection_if_it_is_under_way_alone() {
+        let (now, mut pending) = (Instant::now(), Pending::default());
+        let known = Classified::noted(Counters::default(), Status::CatchAll, UtcTime(1));
+        let domain: DomainName = "example.com".parse().unwrap();
+        let change =
+            Change { report: DomainReport::new(domain.clone(), known), place: Place::after(1, &domain) };
+        let mut ask = || {
+            let (answer, outcomes) = oneshot::channel();
+            let messages = vec![Message::change(&change).mandatory()];
+            pending.add(PublishRequest { messages, deadline: now + Duration::from_secs(5), answer });
+            let sent = pending.send(now, None).remove(0);
+            let returned = ConfirmOutcome::Returned(sent.messages[0].id().cloned());
+            (outcomes, confirm(&sent, returned, now))
+        };
+        let ((mut alone, first), (mut beside, second)) = (ask(), ask());
+        assert!(pending.settle(vec![first], true).is_ok());
+        assert_eq!(alone.try_recv(), Ok(vec![Err(PublishError::Unroutable)]));
+        // Another message is under way, and may be the one that was returned.
+        assert!(matches!(pending.settle(vec![second], false), Err(Broken::Returned)));
+        assert_eq!(beside.try_recv(), Ok(vec![Err(PublishError::Unroutable)]));
     }
 }

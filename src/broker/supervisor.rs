@@ -147,7 +147,7 @@ impl Supervisor {
                     for confirm in &confirmed {
                         pulse.confirmed(confirm.published, now);
                     }
-                    match self.pending.settle(confirmed) {
+                    match self.pending.settle(confirmed, confirms.is_empty()) {
                         Ok(()) => {}
                         Err(Broken::Returned) => return Ok("it has no queue for a message".into()),
                         Err(Broken::Lost(error)) => return Ok(describe(&error)),

@@ -1,5 +1,7 @@
 //! The relay: changes of statuses as messages on the exchange of changes.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 use metrics::{Counter, Gauge};
@@ -10,9 +12,9 @@ use crate::backoff::backoff;
 use crate::broker::{BrokerConfig, Message, PublishError, Publisher};
 use crate::health::Dependency;
 use crate::position::Place;
-use crate::store::Portion;
 use crate::store::ledger::{Ledger, Relayed};
 use crate::store::postgres::DatabaseError;
+use crate::store::{Change, Portion};
 use crate::trouble::Trouble;
 
 /// How long a worker keeps the turn without renewing it. It renews it with each step.
@@ -206,12 +208,12 @@ impl Relay {
         // only one change then, not hundreds.
         let limit = if self.failing.is_some() { 1 } else { STEP };
         let Portion { changes, end, is_full, .. } = self.ledger.changes(place, limit).await?;
-        let messages = changes.iter().map(Message::change).collect();
-        let outcomes = self.publisher.publish_each(messages, Instant::now() + RELAY_TIMEOUT).await;
-        let (mut done, mut refused, mut failed) = (0, 0, None);
+        let outcomes = self.publish(&changes).await;
+        let (mut done, mut unheard, mut refused, mut failed) = (0, 0, 0, None);
         for outcome in outcomes {
             match outcome {
                 Ok(()) => {}
+                Err(PublishError::Unroutable) => unheard += 1,
                 // A queue is at the limit that its owner has set. The others have the change, and would get
                 // it again and again if this one had to have it too.
                 Err(PublishError::Refused) => refused += 1,
@@ -231,6 +233,7 @@ impl Relay {
             }
             place.clone_from(through);
             self.metrics.published.increment(done as u64);
+            self.metrics.unheard.increment(unheard);
             self.note_refused(refused);
         }
         if let Some(error) = failed {
@@ -240,6 +243,33 @@ impl Relay {
         }
         self.failing = None;
         Ok(if is_full { Step::Full } else { Step::Rest })
+    }
+
+    /// Publishes these changes, and returns the outcome of each. The first one of each status asks whether a
+    /// queue takes it. If none does, the others are not sent: the broker would drop each of them, at a higher
+    /// cost than counting the events behind it.
+    async fn publish(&self, changes: &[Change]) -> Vec<Result<(), PublishError>> {
+        let deadline = Instant::now() + RELAY_TIMEOUT;
+        let (mut asked, mut outcomes) = (BTreeMap::new(), Vec::with_capacity(changes.len()));
+        for change in changes {
+            let Entry::Vacant(entry) = asked.entry(change.report.status) else {
+                outcomes.push(None);
+                continue;
+            };
+            let question = vec![Message::change(change).mandatory()];
+            let outcome = self.publisher.publish(question, deadline).await;
+            entry.insert(outcome.clone());
+            outcomes.push(Some(outcome));
+        }
+        let is_heard = |change: &Change| asked[&change.report.status] != Err(PublishError::Unroutable);
+        let others =
+            changes.iter().zip(&outcomes).filter(|(change, outcome)| outcome.is_none() && is_heard(change));
+        let messages = others.map(|(change, _)| Message::change(change)).collect();
+        let mut sent = self.publisher.publish_each(messages, deadline).await.into_iter();
+        let mut of_other = |change| if is_heard(change) { sent.next() } else { None };
+        let known =
+            changes.iter().zip(outcomes).map(|(change, outcome)| outcome.or_else(|| of_other(change)));
+        known.map(|outcome| outcome.unwrap_or(Err(PublishError::Unroutable))).collect()
     }
 
     fn note_refused(&mut self, changes: u64) {
@@ -258,6 +288,7 @@ impl Relay {
 
 struct Metrics {
     published: Counter,
+    unheard: Counter,
     refused: Counter,
     unpublished: Gauge,
     oldest: Gauge,
@@ -267,6 +298,7 @@ impl Metrics {
     fn register() -> Self {
         Self {
             published: metrics::counter!("catchall_worker_changes_published_total"),
+            unheard: metrics::counter!("catchall_worker_changes_unheard_total"),
             refused: metrics::counter!("catchall_worker_changes_refused_total"),
             unpublished: metrics::gauge!("catchall_worker_changes_unpublished"),
             oldest: metrics::gauge!("catchall_worker_changes_oldest_unpublished_seconds"),

@@ -14,10 +14,15 @@ use uuid::Uuid;
 
 /// Declares a queue, and binds it to all changes.
 async fn subscribe(servers: &Servers, queue: &str, arguments: &Value) {
+    subscribe_to("#", servers, queue, arguments).await;
+}
+
+/// Declares a queue, and binds it to changes to some statuses.
+async fn subscribe_to(statuses: &str, servers: &Servers, queue: &str, arguments: &Value) {
     let definitions = json!({
         "queues": [{"name": queue, "durable": true, "auto_delete": false, "arguments": arguments}],
         "bindings": [{"source": "catchall.changes", "destination": queue, "destination_type": "queue",
-            "routing_key": "#", "arguments": {}}]
+            "routing_key": statuses, "arguments": {}}]
     });
     servers.declare(&definitions).await;
 }
@@ -105,6 +110,49 @@ async fn a_change_of_the_longest_domain_is_a_message_like_any_other() {
     }
     assert!(worker.has_ended().is_none());
     assert!(!worker.has_logged("panicked"));
+}
+
+#[tokio::test]
+async fn changes_that_no_queue_takes_are_not_sent_one_by_one() {
+    let servers = Servers::fresh().await;
+    let (client, worker) = (servers.publisher().await, Service::ready("worker", &servers, &[]).await);
+    let metric = async |name: &str| worker.metric(&format!("catchall_worker_changes_{name}_total")).await;
+    let published = async |number: f64| {
+        eventually("changes are published", async || {
+            (metric("published").await > number - 0.5).then_some(())
+        })
+        .await;
+    };
+    let names = |kind: &str| (0..2000).map(|number| format!("{kind}{number}.com")).collect::<Vec<_>>();
+    client.publish(&bounces(&names("before")), None).await;
+    published(2000.0).await;
+    assert!((metric("unheard").await - 2000.0).abs() < 0.5);
+    // One status is heard, the other is not.
+    let own = "catchall.changes.own";
+    subscribe_to("catch-all", &servers, own, &json!({})).await;
+    let proven = names("proven");
+    let delivered =
+        proven.iter().map(|domain| json!({"domain": domain, "event": "delivered", "count": 1001}));
+    client.publish(&serde_json::to_vec(&delivered.collect::<Vec<_>>()).unwrap(), None).await;
+    client.publish(&bounces(&names("refused")), None).await;
+    published(6000.0).await;
+    assert!((metric("unheard").await - 4000.0).abs() < 0.5);
+    let mut heard = BTreeMap::new();
+    while let Some((body, ..)) = client.take(own).await {
+        let change: Value = serde_json::from_slice(&body).unwrap();
+        *heard.entry(short(&change)).or_insert(0) += 1;
+    }
+    let expected = proven.iter().map(|domain| (format!("{domain} catch-all"), 1));
+    assert_eq!(heard, expected.collect());
+    let path = format!("/api/exchanges/{}/catchall.changes", servers.name);
+    let sent = eventually("the broker has counted what it got", async || {
+        let exchange: Value =
+            serde_json::from_str(&servers.management(Method::GET, &path, "").await).unwrap();
+        exchange["message_stats"]["publish_in"].as_u64().filter(|sent| *sent >= 2000)
+    })
+    .await;
+    assert!(sent < 2100, "{sent} of 6000");
+    assert!(!worker.has_logged("broker"), "no connection was lost");
 }
 
 /// Its limit is its owner's business.
