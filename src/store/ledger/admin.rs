@@ -128,7 +128,7 @@ impl Maintenance for LedgerAdmin {
         let begun = Instant::now();
         self.walked = self.run(step).await?.ok_or_else(taken_over)?;
         // Workers and the replica catch up meanwhile.
-        tokio::time::sleep(begun.elapsed() / 2).await;
+        tokio::time::sleep(begun.elapsed()).await;
         Ok(self.walked)
     }
 

@@ -119,24 +119,27 @@ from (select domain from domain_counters where domain > $1 order by domain limit
 /// counters. The last step has no end.
 const DIFFERENT: &str = "\
 -- catchall: find statuses that differ
-with listed as (
-    select domain, delivered, bounced, row_number() over (order by domain) as place
+with counted as (
+    select domain, delivered, bounced
     from domain_counters where domain > $1 and ($2::text is null or domain <= $2)
 ), noted as (
-    select domain, status, changed_in from domain_statuses
-    where domain > $1 and ($2::text is null or domain <= $2)
+    select domain, status, changed_in
+    from domain_statuses where domain > $1 and ($2::text is null or domain <= $2)
 ), different as (
-    select domain, coalesce(delivered, 0) as delivered, coalesce(bounced, 0) as bounced, place,
+    select domain, coalesce(delivered, 0) as delivered, coalesce(bounced, 0) as bounced,
         changed_in >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint as is_to_come
-    from listed full join noted using (domain)
+    from counted full join noted using (domain)
     where coalesce(status, 0) <> case when bounced > 0 then 2 when delivered > $3 then 1 else 0 end
         or changed_in >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint
     order by domain limit $4
 )
-select (select count(*) from listed), coalesce(max(place), 0), coalesce(bool_or(is_to_come), false),
-    coalesce(array_agg(domain order by domain), '{}'), coalesce(array_agg(delivered order by domain), '{}'),
-    coalesce(array_agg(bounced order by domain), '{}')
+select coalesce(bool_or(is_to_come), false), coalesce(array_agg(domain order by domain), '{}'),
+    coalesce(array_agg(delivered order by domain), '{}'), coalesce(array_agg(bounced order by domain), '{}')
 from different";
+
+const LOOKED_AT: &str = "\
+-- catchall: count the domains of a step
+select count(*) from domain_counters where domain > $1 and ($2::text is null or domain <= $2)";
 
 /// The counters after everything that the step has waited for.
 const LOOK_AGAIN: &str = "\
@@ -181,7 +184,9 @@ pub(super) async fn step(
     steps.done();
     let changed = mend(&mut transaction, steps, writer, rule, &different).await?;
     let through = different.cut_at.or(end);
-    let walked = Walked { domains: different.listed, changed, is_last: through.is_none() };
+    let looked_at: i64 =
+        sqlx::query_scalar(LOOKED_AT).bind(&from).bind(&through).fetch_one(&mut *transaction).await?;
+    let walked = Walked { domains: looked_at.unsigned_abs(), changed, is_last: through.is_none() };
     sqlx::query(ADVANCE).bind(walk.number).bind(through).execute(&mut *transaction).await?;
     transaction.commit().await?;
     Ok(Some(walked))
@@ -189,8 +194,6 @@ pub(super) async fn step(
 
 /// What one step has to write.
 struct Different {
-    /// Domains that were looked at.
-    listed: u64,
     /// Those to write, in key order.
     domains: Vec<(String, Counters)>,
     /// Whether some have a place in the feed that is still to come.
@@ -217,9 +220,9 @@ async fn find(
     from: &str,
     end: Option<&str>,
 ) -> Result<Different, sqlx::Error> {
-    type Found = (i64, i64, bool, Vec<String>, Vec<i64>, Vec<i64>);
+    type Found = (bool, Vec<String>, Vec<i64>, Vec<i64>);
     let most = i64::try_from(MOST_WRITTEN).unwrap_or(i64::MAX);
-    let (listed, last, are_to_come, domains, delivered, bounced): Found = sqlx::query_as(DIFFERENT)
+    let (are_to_come, domains, delivered, bounced): Found = sqlx::query_as(DIFFERENT)
         .bind(from)
         .bind(end)
         .bind(i64::try_from(rule.threshold).unwrap_or(i64::MAX))
@@ -229,8 +232,7 @@ async fn find(
     let domains: Vec<_> = rows((domains, delivered, bounced)).collect();
     let is_cut = domains.len() == MOST_WRITTEN;
     let cut_at = domains.last().filter(|_| is_cut).map(|(domain, _)| domain.clone());
-    let listed = if is_cut { last } else { listed }.unsigned_abs();
-    Ok(Different { listed, domains, are_to_come, cut_at })
+    Ok(Different { domains, are_to_come, cut_at })
 }
 
 /// Records the statuses of these domains, and returns how many of them differed.
