@@ -134,8 +134,8 @@ impl Goal {
             Row::List => &[Self::Read(300.0)],
             Row::ListHalf => &[Self::P99(20.0)],
             Row::Export => &[Self::Read(500_000.0)],
-            Row::LookUp => &[Self::Read(300_000.0)],
-            Row::Totals => &[Self::P99(5.0)],
+            Row::LookUp | Row::AloneLookUp => &[Self::Read(300_000.0)],
+            Row::Totals | Row::AloneTotals => &[Self::P99(5.0)],
             Row::Reclassify => &[Self::Walked(300.0), Self::AsFresh(Row::Steady)],
             _ => &[],
         }

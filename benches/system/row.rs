@@ -33,6 +33,10 @@ pub(crate) enum Row {
     AloneFile,
     /// The standalone: GET of any domain of that file
     AloneGet,
+    /// The standalone: POST of look-ups of 1,000 names of that file: names
+    AloneLookUp,
+    /// The standalone: GET of the totals of that file
+    AloneTotals,
     /// The standalone: POST of 1,000 events at 80,000/s over 64 connections, uniform over that file
     AloneUniform,
     /// PUT by HTTP/1.1, waves
@@ -122,7 +126,9 @@ impl Row {
             Self::GetHalf => Some(Self::Get),
             Self::ListHalf => Some(Self::List),
             Self::Reclassify => Some(Self::Steady),
-            Self::AloneGet | Self::AloneUniform => Some(Self::AloneFile),
+            Self::AloneGet | Self::AloneLookUp | Self::AloneTotals | Self::AloneUniform => {
+                Some(Self::AloneFile)
+            }
             Self::Size | Self::SizeLarge => Some(Self::SizeSmall),
             _ => None,
         }
@@ -144,6 +150,8 @@ impl Row {
             | Self::AloneHandshake
             | Self::AloneFile
             | Self::AloneGet
+            | Self::AloneLookUp
+            | Self::AloneTotals
             | Self::AloneUniform
             | Self::Put
             | Self::PutHalf

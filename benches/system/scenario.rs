@@ -88,7 +88,7 @@ enum Scenario {
     /// Changes, and many who subscribe to them.
     Subscribers,
     /// Questions of one kind, at a rate or in a closed loop.
-    Questions(Question, Option<f64>),
+    Questions(Processes, Question, Option<f64>),
     /// Reads of so many domains, at a rate or in a closed loop.
     Reads(Processes, u32, Option<f64>),
     /// A new data file is filled with so many domains, and opened again.
@@ -133,8 +133,8 @@ pub(crate) async fn run(
             let system = RunningSystem::ready(WHOLE, servers).await?;
             Box::pin(subscribers::run(system, scale.seconds)).await
         }
-        Scenario::Questions(question, rate) => {
-            let system = RunningSystem::ready(READERS, servers).await?;
+        Scenario::Questions(processes, question, rate) => {
+            let system = RunningSystem::ready(processes, servers).await?;
             let config = ReaderConfig {
                 question,
                 connections: if question == Question::Export { 1 } else { 8 },
@@ -213,8 +213,10 @@ fn scenario(row: Row, scale: &Scale, table: &RowTable, datasets: &Datasets) -> a
         Row::Subscribers => Scenario::Subscribers,
         Row::Steady => Scenario::Probed(over(scale.domains, BESIDE_RECLASSIFICATION)),
         Row::Reclassify => Scenario::Reclassified(over(scale.domains, BESIDE_RECLASSIFICATION)),
-        Row::ListHalf => Scenario::Questions(Question::Page, Some(half(Row::List)?)),
-        Row::List | Row::Export | Row::LookUp | Row::Totals => Scenario::Questions(question(row), None),
+        Row::ListHalf => Scenario::Questions(READERS, Question::Page, Some(half(Row::List)?)),
+        Row::List | Row::Export | Row::LookUp | Row::Totals => {
+            Scenario::Questions(READERS, question(row), None)
+        }
         Row::Get => Scenario::Reads(READERS, scale.domains, None),
         Row::GetHot => Scenario::Reads(READERS, HOT_DOMAINS, None),
         Row::GetHalf => Scenario::Reads(READERS, scale.domains, Some(half(Row::Get)?)),
@@ -236,6 +238,8 @@ fn scenario(row: Row, scale: &Scale, table: &RowTable, datasets: &Datasets) -> a
         | Row::AloneHandshake
         | Row::AloneFile
         | Row::AloneGet
+        | Row::AloneLookUp
+        | Row::AloneTotals
         | Row::AloneUniform => alone(row, scale, slowness, datasets)?,
     })
 }
@@ -245,8 +249,8 @@ fn question(row: Row) -> Question {
     match row {
         Row::List => Question::Page,
         Row::Export => Question::Export,
-        Row::LookUp => Question::LookUp,
-        Row::Totals => Question::Totals,
+        Row::LookUp | Row::AloneLookUp => Question::LookUp,
+        Row::Totals | Row::AloneTotals => Question::Totals,
         _ => Question::Domain,
     }
 }
@@ -283,6 +287,7 @@ fn alone(row: Row, scale: &Scale, slowness: f64, datasets: &Datasets) -> anyhow:
         }
         Row::AloneFile => Scenario::Fill(scale.domains),
         Row::AloneGet => Scenario::Reads(filled()?, scale.domains, None),
+        Row::AloneLookUp | Row::AloneTotals => Scenario::Questions(filled()?, question(row), None),
         Row::AloneUniform => {
             let spec = LoadSpec {
                 shape: Shape::Uniform,
