@@ -253,6 +253,7 @@ async fn a_walk_mends_what_was_not_noted_and_brings_a_restored_feed_into_the_pre
             insert into domain_counters (domain, delivered, bounced) values ('old.com', 5000, 0)",
         )
         .await;
+    sql::replayed(&servers.database_url, &servers.replica_url).await.unwrap();
     let mut known = BTreeMap::new();
     follow(system.domains(), &mut String::new(), &mut known).await;
     assert_eq!(known, BTreeMap::new(), "the feed does not come there before long");
