@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use catchall_load::workload::Shape;
 use harness::load::{Amount, LoadSpec};
 use harness::servers::Servers;
@@ -228,19 +228,7 @@ fn scenario(row: Row, scale: &Scale, table: &RowTable, datasets: &Datasets) -> a
             let spec = over(scale.domains, 70_000.0);
             Scenario::ReadBeside(spec, scale.domains, READS_BESIDE, Scraping::EverySecond)
         }
-        Row::AlonePut
-        | Row::AloneFrontier
-        | Row::AloneBulk
-        | Row::AloneKeyed
-        | Row::AlonePaced
-        | Row::AloneToken
-        | Row::AloneTls
-        | Row::AloneHandshake
-        | Row::AloneFile
-        | Row::AloneGet
-        | Row::AloneLookUp
-        | Row::AloneTotals
-        | Row::AloneUniform => alone(row, scale, slowness, datasets)?,
+        row => alone(row, scale, slowness, datasets)?,
     })
 }
 
@@ -299,7 +287,8 @@ fn alone(row: Row, scale: &Scale, slowness: f64, datasets: &Datasets) -> anyhow:
             };
             Scenario::Events(filled()?, spec)
         }
-        _ => Scenario::Events(new(), put),
+        Row::AlonePut => Scenario::Events(new(), put),
+        row => bail!("{} is not a row of the standalone", row.name()),
     })
 }
 
