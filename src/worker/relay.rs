@@ -261,15 +261,17 @@ impl Relay {
             entry.insert(outcome.clone());
             outcomes.push(Some(outcome));
         }
-        let is_heard = |change: &Change| asked[&change.report.status] != Err(PublishError::Unroutable);
-        let others =
-            changes.iter().zip(&outcomes).filter(|(change, outcome)| outcome.is_none() && is_heard(change));
-        let messages = others.map(|(change, _)| Message::change(change)).collect();
-        let mut sent = self.publisher.publish_each(messages, deadline).await.into_iter();
-        let mut of_other = |change| if is_heard(change) { sent.next() } else { None };
-        let known =
-            changes.iter().zip(outcomes).map(|(change, outcome)| outcome.or_else(|| of_other(change)));
-        known.map(|outcome| outcome.unwrap_or(Err(PublishError::Unroutable))).collect()
+        let is_unsent = |place: &usize| {
+            outcomes[*place].is_none()
+                && asked[&changes[*place].report.status] != Err(PublishError::Unroutable)
+        };
+        let unsent: Vec<usize> = (0..changes.len()).filter(is_unsent).collect();
+        let messages = unsent.iter().map(|place| Message::change(&changes[*place])).collect();
+        let sent = self.publisher.publish_each(messages, deadline).await;
+        for (place, outcome) in unsent.into_iter().zip(sent) {
+            outcomes[place] = Some(outcome);
+        }
+        outcomes.into_iter().map(|outcome| outcome.unwrap_or(Err(PublishError::Unroutable))).collect()
     }
 
     fn note_refused(&mut self, changes: u64) {

@@ -137,6 +137,7 @@ select coalesce(bool_or(is_to_come), false), coalesce(array_agg(domain order by 
     coalesce(array_agg(delivered order by domain), '{}'), coalesce(array_agg(bounced order by domain), '{}')
 from different";
 
+/// Domains that a step has looked at, after its end is known.
 const LOOKED_AT: &str = "\
 -- catchall: count the domains of a step
 select count(*) from domain_counters where domain > $1 and ($2::text is null or domain <= $2)";
