@@ -228,6 +228,11 @@ async fn faults(tab: &Tab<'_>) -> Value {
     tab.evaluate(seen).await
 }
 
+/// Holds what changed as it looks while it arrives. Whether there is such a thing.
+const AS_ARRIVING: &str = "(() => { const change = document.querySelector('#changes li'); \
+    if (change) change.className = 'new'; const moving = document.getAnimations(); \
+    for (const one of moving) { one.pause(); one.currentTime = 0; } return moving.length > 0 })()";
+
 #[tokio::test]
 async fn nobody_is_kept_out_by_colours_by_width_or_by_missing_labels() {
     let (browser, system) = (Browser::start(), System::standalone(&[]).await);
@@ -242,6 +247,7 @@ async fn nobody_is_kept_out_by_colours_by_width_or_by_missing_labels() {
                 tab.open(&format!("{url}{path}")).await;
                 tab.shows("#state", "Live").await;
                 tab.evaluate("document.querySelector('details').open = true").await;
+                assert_eq!(tab.evaluate(AS_ARRIVING).await, filled);
                 assert_eq!(faults(&tab).await, json!([]), "{path} {width} {scheme}");
                 let wide = tab.evaluate("document.documentElement.scrollWidth").await;
                 assert!(wide.as_u64().unwrap() <= width.into(), "{path} is {wide} wide");
