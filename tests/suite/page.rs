@@ -1,5 +1,7 @@
 //! The page, in a browser: looked at, written into, left open, without scripts, and by those who may not.
 
+mod accessibility;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -215,45 +217,6 @@ async fn a_page_that_lost_its_service_finds_it_again() {
     tab.shows("#state", "Live").await;
     tab.shows("#changes", NOT_CATCH_ALL).await;
     assert_eq!(tab.evaluate("document.querySelector('details').open").await, true);
-}
-
-/// What axe finds wrong with the page as it is shown.
-async fn faults(tab: &Tab<'_>) -> Value {
-    let folder = std::env::var("CATCHALL_TEST_AXE").expect("./dev test installs axe");
-    let python = fs::read_dir(Path::new(&folder).join("lib")).unwrap().next().unwrap().unwrap().path();
-    let script = python.join("site-packages/axe_playwright_python/axe.min.js");
-    tab.evaluate(&format!("{};0", fs::read_to_string(script).unwrap())).await;
-    let seen = "axe.run().then(found => found.violations.map(fault => [fault.id, fault.help, \
-        fault.nodes.map(node => node.html)]))";
-    tab.evaluate(seen).await
-}
-
-/// Holds what changed as it looks while it arrives. Whether there is such a thing.
-const AS_ARRIVING: &str = "(() => { const change = document.querySelector('#changes li'); \
-    if (change) change.className = 'new'; const moving = document.getAnimations(); \
-    for (const one of moving) { one.pause(); one.currentTime = 0; } return moving.length > 0 })()";
-
-#[tokio::test]
-async fn nobody_is_kept_out_by_colours_by_width_or_by_missing_labels() {
-    let (browser, system) = (Browser::start(), System::standalone(&[]).await);
-    let (url, tab) = (system.domains().url(), browser.tab().await);
-    for filled in [false, true] {
-        if filled {
-            with_domains(&system).await;
-        }
-        for path in ["/", "/?domain=example.com", "/?domain=bounces.example.org", "/?domain=localhost"] {
-            for (width, scheme) in [(1000, "light"), (1000, "dark"), (320, "light")] {
-                tab.look(width, 900, scheme).await;
-                tab.open(&format!("{url}{path}")).await;
-                tab.shows("#state", "Live").await;
-                tab.evaluate("document.querySelector('details').open = true").await;
-                assert_eq!(tab.evaluate(AS_ARRIVING).await, filled);
-                assert_eq!(faults(&tab).await, json!([]), "{path} {width} {scheme}");
-                let wide = tab.evaluate("document.documentElement.scrollWidth").await;
-                assert!(wide.as_u64().unwrap() <= width.into(), "{path} is {wide} wide");
-            }
-        }
-    }
 }
 
 #[tokio::test]
