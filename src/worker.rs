@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
+use futures::future;
 
 use crate::backoff::backoff;
 use crate::broker::{self, Deliveries, MessageLimit, Publisher};
@@ -204,7 +205,8 @@ pub async fn run(config: WorkerConfig, process: Process) -> anyhow::Result<()> {
         WATERMARK_TIMEOUT,
     );
     let pruning = prune(ledger.clone(), watermarks, config.retention.clone());
-    let relaying = relay(ledger.clone(), relay::publisher(config.broker.clone()));
+    let shutdown = process.shutdown.clone();
+    let relaying = relay(ledger.clone(), relay::publisher(config.broker.clone()), shutdown.clone());
     let dead_letters = Publisher::connect(
         config.broker.clone(),
         "catchall-worker dead letters".into(),
@@ -220,13 +222,12 @@ pub async fn run(config: WorkerConfig, process: Process) -> anyhow::Result<()> {
     };
     let worker = Worker { config, broker: health.dependency("broker"), settler };
     tokio::select! {
-        () = worker.work(process.shutdown.clone()) => Ok(()),
+        ((), ()) = future::join(worker.work(shutdown), relaying) => Ok(()),
         served = http::serve_ops(ops, &guard, health.clone(), process.metrics, process.shutdown) => {
             served.context("the operations routes")
         }
         () = watching.watch(health.dependency("database")) => Ok(()),
         () = pruning => Ok(()),
-        () = relaying => Ok(()),
     }
 }
 

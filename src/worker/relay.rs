@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::time::Duration;
 
+use futures::FutureExt;
 use metrics::{Counter, Gauge};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::backlog::Backlog;
 use crate::backoff::backoff;
 use crate::broker::{BrokerConfig, Message, PublishError, Publisher};
 use crate::health::Dependency;
 use crate::position::Place;
+use crate::shutdown::{GRACE, Shutdown};
 use crate::store::ledger::{Ledger, Relayed};
 use crate::store::postgres::DatabaseError;
 use crate::store::{Change, Portion};
@@ -55,12 +57,22 @@ pub(super) fn publisher(config: BrokerConfig) -> Publisher {
     Publisher::connect(config, "catchall-worker changes".into(), Dependency::untold(), RELAY_SILENCE)
 }
 
-/// Runs forever, and publishes changes while it is this worker's turn. Each is published at least once. When
-/// the turn passes to another worker, the last ones may come again.
-pub(super) async fn relay(ledger: Ledger, publisher: Publisher) {
+/// Publishes changes while it is this worker's turn. On shutdown it ends its step, if that takes no longer than
+/// the grace period. Each change is published at least once. When the turn passes to another worker, the last
+/// ones may come again.
+pub(super) async fn relay(ledger: Ledger, publisher: Publisher, shutdown: Shutdown) {
+    let grace_is_over = shutdown.clone().then(|()| sleep(GRACE));
+    tokio::select! {
+        () = relay_until(shutdown, ledger, publisher) => {}
+        () = grace_is_over => {}
+    }
+}
+
+async fn relay_until(shutdown: Shutdown, ledger: Ledger, publisher: Publisher) {
     let mut relay = Relay {
         ledger,
         publisher,
+        shutdown,
         backlog: Backlog::default(),
         metrics: Metrics::register(),
         failing: None,
@@ -69,9 +81,9 @@ pub(super) async fn relay(ledger: Ledger, publisher: Publisher) {
         refusals: Trouble::default(),
     };
     let mut delays = backoff();
-    loop {
+    while !relay.is_stopping() {
         let Err(error) = relay.turn().await else {
-            sleep(ASK_INTERVAL).await;
+            relay.pause(ASK_INTERVAL).await;
             continue;
         };
         let is_unconfirmed = matches!(error, Unpublished::Broker(PublishError::Unconfirmed));
@@ -88,7 +100,7 @@ pub(super) async fn relay(ledger: Ledger, publisher: Publisher) {
         } else {
             // The changes that were seen waiting still wait.
             relay.metrics.show_age(&relay.backlog);
-            sleep(delay).await;
+            relay.pause(delay).await;
         }
     }
 }
@@ -123,6 +135,7 @@ enum Step {
 struct Relay {
     ledger: Ledger,
     publisher: Publisher,
+    shutdown: Shutdown,
     backlog: Backlog,
     metrics: Metrics,
     /// Whether the last try failed, and how.
@@ -134,7 +147,17 @@ struct Relay {
 }
 
 impl Relay {
-    /// Publishes until the turn is over, if there is one.
+    fn is_stopping(&self) -> bool {
+        self.shutdown.peek().is_some()
+    }
+
+    /// Sleeps, but not beyond the shutdown.
+    async fn pause(&self, duration: Duration) {
+        let _ = timeout(duration, self.shutdown.clone()).await;
+    }
+
+    /// Publishes until the turn is over, if there is one. On shutdown it passes the turn on: after a step no
+    /// message is under way that could overtake what the next worker publishes.
     async fn turn(&mut self) -> Result<(), Unpublished> {
         let Some(turn) = self.ledger.take_relay(TURN).await? else {
             // The worker that has the turn shows what waits. Until now it was not known whether one has it.
@@ -156,8 +179,11 @@ impl Relay {
             }
             match self.step(&mut place).await? {
                 Step::Full => {}
-                Step::Rest => sleep(REST).await,
+                Step::Rest => self.pause(REST).await,
                 Step::Over => return Ok(()),
+            }
+            if self.is_stopping() {
+                return Ok(self.ledger.end_relay().await?);
             }
         }
     }
@@ -166,9 +192,9 @@ impl Relay {
     /// publishing has failed so far, so after a repair it resumes within about that time.
     async fn rest(&mut self, delay: Duration) {
         let end = Instant::now() + delay;
-        while Instant::now() < end {
+        while Instant::now() < end && !self.is_stopping() {
             self.metrics.show_age(&self.backlog);
-            sleep_until(end.min(Instant::now() + LOOK_INTERVAL)).await;
+            self.pause(LOOK_INTERVAL.min(end - Instant::now())).await;
             let Ok(Some(turn)) = self.ledger.take_relay(TURN).await else { return };
             // The next step reports what is wrong with the database.
             let _ = self.look(&turn.place).await;

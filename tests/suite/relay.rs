@@ -244,6 +244,26 @@ async fn what_waits_is_shown_until_another_worker_shows_it() {
     assert!(waits(&other).await.is_some());
 }
 
+/// Whoever publishes next need not wait until the turn is over, and repeats nothing.
+#[tokio::test]
+async fn a_worker_that_stops_passes_its_turn_on() {
+    let servers = Servers::fresh().await;
+    let own = "catchall.changes.test";
+    subscribe(&servers, own, &json!({})).await;
+    let client = servers.publisher().await;
+    let holders = async || servers.number("select count(*) from change_relay where holder is not null").await;
+    for domain in ["a.com", "b.com", "c.com"] {
+        assert_eq!(holders().await, 0);
+        let mut worker = Service::ready("worker", &servers, &[]).await;
+        client.publish(&bounces(&[domain.to_owned()]), None).await;
+        let (body, ..) = eventually("the change is published", async || client.take(own).await).await;
+        assert_eq!(short(&serde_json::from_slice(&body).unwrap()), format!("{domain} not catch-all"));
+        assert_eq!(holders().await, 1);
+        worker.signal("TERM");
+        assert!(worker.ended().await.success());
+    }
+}
+
 /// A dump of another server has numbers of transactions that are still to come here.
 #[tokio::test]
 async fn a_relay_goes_on_once_what_was_restored_is_brought_into_the_present() {

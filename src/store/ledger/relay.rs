@@ -35,6 +35,10 @@ update change_relay set holder = $1, held_until = now() + make_interval(secs => 
 where holder = $1 or held_until < now() or held_until > now() + make_interval(secs => 10 * $2)
 returning changed_in, domain";
 
+const END: &str = "\
+-- catchall: end the turn to publish changes
+update change_relay set holder = null, held_until = now() where holder = $1";
+
 const MOVE: &str = "\
 -- catchall: note how far changes are published
 update change_relay set changed_in = $2, domain = $3, held_until = now() + make_interval(secs => $4)
@@ -62,6 +66,17 @@ impl Ledger {
         };
         let row: Option<(i64, String)> = self.database.run(self.timeout, take).await?;
         Ok(row.map(|(transaction, domain)| RelayTurn { place: Place { transaction, domain } }))
+    }
+
+    /// Ends the turn to publish changes, if this worker has it: another one may begin at once.
+    ///
+    /// # Errors
+    ///
+    /// When the database is unavailable.
+    pub async fn end_relay(&self) -> Result<(), DatabaseError> {
+        let holder = self.writer;
+        let end = async move |pool: PgPool| sqlx::query(END).bind(holder).execute(&pool).await;
+        self.database.run(self.timeout, end).await.map(drop)
     }
 
     /// The next changes after a place, at most `limit`.
