@@ -168,10 +168,10 @@ fn answering(status: &'static str) -> u16 {
 async fn a_service_is_healthy_when_it_is_ready() {
     let compose = by_default();
     let away = Servers {
-        name: String::new(),
         amqp_url: "amqp://127.0.0.1:1/%2f".into(),
         database_url: "postgres://127.0.0.1:1/catchall".into(),
         replica_url: "postgres://127.0.0.1:1/catchall".into(),
+        ..Servers::none()
     };
     for (program, dependency) in [("ingest", "broker"), ("worker", "database"), ("query", "replica")] {
         let service = &compose["services"][program];

@@ -56,10 +56,10 @@ async fn servers() -> Servers {
 async fn every_service_does_its_work_with_the_least_rights() {
     let servers = servers().await;
     let as_user = |broker: &str, role: &str| Servers {
-        name: servers.name.clone(),
         amqp_url: of(&servers.amqp_url, "rabbitmq", broker),
         database_url: of(&servers.database_url, "postgres", role),
         replica_url: of(&servers.replica_url, "postgres", role),
+        ..servers.clone()
     };
     let ingest =
         Service::ready("ingest", &as_user("catchall_ingest", "catchall_query"), &[LONG_DEADLINE]).await;

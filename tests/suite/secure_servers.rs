@@ -35,7 +35,7 @@ fn secured(servers: &Servers) -> Servers {
         amqp_url: amqp.replace(host(&servers.amqp_url), &format!("localhost:{}", port.trim())),
         database_url: database(&servers.database_url),
         replica_url: database(&servers.replica_url),
-        name: servers.name.clone(),
+        ..servers.clone()
     }
 }
 

@@ -1,8 +1,12 @@
 //! A fresh database and a fresh vhost for each test.
 
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, LazyLock};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
+use bytes::Bytes;
 use catchall::store::ledger::{self, Ledger};
 use catchall_load::counts::Counts;
 use http_body_util::Full;
@@ -10,7 +14,7 @@ use hyper::{Method, Request, header};
 use serde_json::Value;
 
 use crate::amqp::AmqpClient;
-use crate::http::send;
+use crate::http::{HttpClient, send};
 use crate::sql;
 
 /// What a test waits for takes milliseconds; a minute is for a busy machine.
@@ -28,7 +32,8 @@ pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>
     }
 }
 
-/// The servers of one test. Nothing is cleaned up: `./dev test` deletes the servers when it ends.
+/// The servers of one test. Its database stays until `./dev test` deletes the servers: dropping one would write
+/// those of all other tests to the disk.
 #[derive(Clone, Debug)]
 pub struct Servers {
     /// The vhost and the database have this name.
@@ -39,6 +44,32 @@ pub struct Servers {
     pub database_url: String,
     /// Where the replica is.
     pub replica_url: String,
+    /// What ends with the last copy of this.
+    pub vhost: Option<Arc<Vhost>>,
+}
+
+/// A vhost that is deleted when it is dropped: until then its queues take time of the broker, and so of others.
+#[derive(Debug)]
+pub struct Vhost(String);
+
+impl Drop for Vhost {
+    fn drop(&mut self) {
+        // Whoever drops it does not wait, and an event loop may end with it.
+        static DELETER: LazyLock<Sender<String>> = LazyLock::new(|| {
+            let (deleter, names) = mpsc::channel::<String>();
+            thread::spawn(move || {
+                let event_loop = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                let client = HttpClient::without_keep_alive();
+                for name in names {
+                    let request = management(&Method::DELETE, &format!("/api/vhosts/{name}"), "");
+                    // Its broker may be gone.
+                    let _ = event_loop.block_on(client.send(request, TIMEOUT));
+                }
+            });
+            deleter
+        });
+        let _ = DELETER.send(std::mem::take(&mut self.0));
+    }
 }
 
 fn variable(name: &str) -> String {
@@ -77,6 +108,7 @@ impl Servers {
             amqp_url: at(&variable("CATCHALL_TEST_AMQP_URL"), &name),
             database_url: at(&primary, &name),
             replica_url: at(&variable("CATCHALL_TEST_REPLICA_URL"), &name),
+            vhost: Some(Arc::new(Vhost(name.clone()))),
             name,
         };
         sql::execute(&primary, &format!("create database {}", servers.name)).await.unwrap();
@@ -91,7 +123,7 @@ impl Servers {
     #[must_use]
     pub fn none() -> Self {
         let [name, amqp_url, database_url, replica_url] = [const { String::new() }; 4];
-        Self { name, amqp_url, database_url, replica_url }
+        Self { name, amqp_url, database_url, replica_url, vhost: None }
     }
 
     /// Declares a topology as `rabbitmq/definitions.json` does.
@@ -102,19 +134,7 @@ impl Servers {
 
     /// Sends a request to the broker's management interface.
     pub async fn management(&self, method: Method, path: &str, body: &str) -> String {
-        let (user, password) = administrator();
-        let (_, host) = management_url();
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("http://{host}{path}"))
-            .header(
-                header::AUTHORIZATION,
-                format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}"))),
-            )
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::from(body.to_owned()))
-            .unwrap();
-        let (status, _, body) = send(request).await;
+        let (status, _, body) = send(management(&method, path, body)).await;
         assert!(status.is_success(), "{path}: {status} {body}");
         body
     }
@@ -194,6 +214,20 @@ fn management_url() -> (String, String) {
     let rest = url.strip_prefix("http://").expect("an http URL").trim_end_matches('/').to_owned();
     let (user, host) = rest.split_once('@').expect("a user and a password");
     (user.to_owned(), host.to_owned())
+}
+
+/// A request to the broker's management interface.
+fn management(method: &Method, path: &str, body: &str) -> Request<Full<Bytes>> {
+    let (user, password) = administrator();
+    let (_, host) = management_url();
+    let credentials = BASE64_STANDARD.encode(format!("{user}:{password}"));
+    Request::builder()
+        .method(method)
+        .uri(format!("http://{host}{path}"))
+        .header(header::AUTHORIZATION, format!("Basic {credentials}"))
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Full::from(body.to_owned()))
+        .unwrap()
 }
 
 fn administrator() -> (String, String) {
