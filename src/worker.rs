@@ -115,7 +115,7 @@ pub struct WorkerConfig {
         long,
         env = "CATCHALL_MAX_LINGER_MS",
         value_name = "MS",
-        default_value_t = 1000,
+        default_value_t = 500,
         value_parser = clap::value_parser!(u32).range(..=60_000)
     )]
     max_linger_ms: u32,

@@ -144,7 +144,10 @@ pub(super) async fn finish(file: &DataFile) {
         };
         if Instant::now() >= give_up {
             // Nothing is lost: the next start reads the WAL.
-            tracing::warn!(reason, "the WAL stays beside the data file: {reason}");
+            tracing::warn!(
+                reason,
+                "the WAL could not be emptied into the data file, and stays beside it: {reason}"
+            );
             return;
         }
         sleep(INTERVAL).await;
