@@ -57,9 +57,9 @@ pub(super) fn publisher(config: BrokerConfig) -> Publisher {
     Publisher::connect(config, "catchall-worker changes".into(), Dependency::untold(), RELAY_SILENCE)
 }
 
-/// Publishes changes while it is this worker's turn. On shutdown it ends its step, if that takes no longer than
-/// the grace period. Each change is published at least once. When the turn passes to another worker, the last
-/// ones may come again.
+/// Publishes changes while it is this worker's turn. On shutdown it finishes its step, within the grace
+/// period. Each change is published at least once. When the turn passes to another worker, the last ones may
+/// come again.
 pub(super) async fn relay(ledger: Ledger, publisher: Publisher, shutdown: Shutdown) {
     let grace_is_over = shutdown.clone().then(|()| sleep(GRACE));
     tokio::select! {
@@ -156,8 +156,7 @@ impl Relay {
         let _ = timeout(duration, self.shutdown.clone()).await;
     }
 
-    /// Publishes until the turn is over, if there is one. On shutdown it passes the turn on: after a step no
-    /// message is under way that could overtake what the next worker publishes.
+    /// Publishes until the turn is over, if there is one.
     async fn turn(&mut self) -> Result<(), Unpublished> {
         let Some(turn) = self.ledger.take_relay(TURN).await? else {
             // The worker that has the turn shows what waits. Until now it was not known whether one has it.
@@ -183,6 +182,8 @@ impl Relay {
                 Step::Over => return Ok(()),
             }
             if self.is_stopping() {
+                // No message is under way that could overtake what the next worker publishes. After a failure
+                // one may be, so then the turn is kept until its time is over.
                 return Ok(self.ledger.end_relay().await?);
             }
         }
@@ -194,7 +195,7 @@ impl Relay {
         let end = Instant::now() + delay;
         while Instant::now() < end && !self.is_stopping() {
             self.metrics.show_age(&self.backlog);
-            self.pause(LOOK_INTERVAL.min(end - Instant::now())).await;
+            self.pause(LOOK_INTERVAL.min(end.saturating_duration_since(Instant::now()))).await;
             let Ok(Some(turn)) = self.ledger.take_relay(TURN).await else { return };
             // The next step reports what is wrong with the database.
             let _ = self.look(&turn.place).await;

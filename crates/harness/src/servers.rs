@@ -32,8 +32,8 @@ pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>
     }
 }
 
-/// The servers of one test. Its database stays until `./dev test` deletes the servers: dropping one would write
-/// those of all other tests to the disk.
+/// The servers of one test. The database stays until `./dev test` deletes the servers: to drop one, Postgres
+/// writes all others to the disk first.
 #[derive(Clone, Debug)]
 pub struct Servers {
     /// The vhost and the database have this name.
@@ -44,17 +44,17 @@ pub struct Servers {
     pub database_url: String,
     /// Where the replica is.
     pub replica_url: String,
-    /// What ends with the last copy of this.
+    /// The vhost, which is deleted with the last copy of this.
     pub vhost: Option<Arc<Vhost>>,
 }
 
-/// A vhost that is deleted when it is dropped: until then its queues take time of the broker, and so of others.
+/// A vhost that is deleted when this is dropped. Until then its queues cost the broker processor time.
 #[derive(Debug)]
 pub struct Vhost(String);
 
 impl Drop for Vhost {
     fn drop(&mut self) {
-        // Whoever drops it does not wait, and an event loop may end with it.
+        // On a thread of its own: nobody has to wait, and the test's event loop may be about to end.
         static DELETER: LazyLock<Sender<String>> = LazyLock::new(|| {
             let (deleter, names) = mpsc::channel::<String>();
             thread::spawn(move || {

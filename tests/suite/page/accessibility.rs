@@ -1,4 +1,4 @@
-//! Whom the page could keep out: by its colours, by its width, by what it leaves unsaid.
+//! Accessibility of the page: contrast, labels and narrow screens.
 
 use std::fs;
 use std::path::Path;
@@ -20,8 +20,8 @@ async fn faults(tab: &Tab<'_>) -> Value {
     tab.evaluate(seen).await
 }
 
-/// Shows all, and holds what changed as it looks while it arrives. Whether there is such a thing.
-const AS_SEEN_FIRST: &str = "document.querySelector('details').open = true; \
+/// Opens the details, and stops each change at the first moment of its animation. True if there is one.
+const STOP_ARRIVALS: &str = "document.querySelector('details').open = true; \
     document.querySelectorAll('#changes li').forEach(e => e.className = 'new'); \
     document.getAnimations().map(e => { e.pause(); e.currentTime = 0 }).length > 0";
 
@@ -38,7 +38,7 @@ async fn nobody_is_kept_out_by_colours_by_width_or_by_missing_labels() {
                 tab.look(width, 900, scheme).await;
                 tab.open(&format!("{url}{path}")).await;
                 tab.shows("#state", "Live").await;
-                assert_eq!(tab.evaluate(AS_SEEN_FIRST).await, filled);
+                assert_eq!(tab.evaluate(STOP_ARRIVALS).await, filled);
                 assert_eq!(faults(&tab).await, json!([]), "{path} {width} {scheme}");
                 let wide = tab.evaluate("document.documentElement.scrollWidth").await;
                 assert!(wide.as_u64().unwrap() <= width.into(), "{path} is {wide} wide");
