@@ -33,7 +33,7 @@ pub(super) struct Spacing {
     confirm: Duration,
     /// Events that were sent and are not confirmed yet.
     under_way: usize,
-    /// The most events that waited at the same time recently, gathered or under way.
+    /// The most events that were under way at the same time recently.
     crowd: usize,
 }
 
