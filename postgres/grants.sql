@@ -6,7 +6,7 @@ do $$
 declare
     given record;
 begin
-    -- Two that grant at the same time would fail at each other's rows of the catalogue.
+    -- Two sessions that grant at the same time would both update the same catalogue rows, and one would fail.
     perform pg_advisory_xact_lock(7161132565001792876);
     -- An earlier version let catchall_query read everything.
     for given in

@@ -6,8 +6,10 @@
 \getenv password CATCHALL_PASSWORD
 \getenv worker_password CATCHALL_WORKER_PASSWORD
 \getenv query_password CATCHALL_QUERY_PASSWORD
--- Otherwise a failed statement would write the password to the server's log.
+-- Otherwise a statement that fails, or takes long, would write the password to the server's log.
 set log_min_error_statement = panic;
+set log_min_duration_statement = -1;
+set log_statement = none;
 
 -- catchall owns the database and migrates it. No service needs it.
 select 'create role catchall' where not exists (select from pg_roles where rolname = 'catchall') \gexec

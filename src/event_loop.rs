@@ -24,7 +24,12 @@ where
             .enable_all()
             .build()
             .context("cannot start an event loop")
-            .and_then(|runtime| runtime.block_on(async { work().await }));
+            .and_then(|runtime| {
+                let worked = runtime.block_on(async { work().await });
+                // Without waiting for what blocks, such as a name that does not resolve.
+                runtime.shutdown_background();
+                worked
+            });
         // Sending fails only if the process is already ending.
         let _ = done.send(worked);
     })?;

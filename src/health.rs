@@ -28,7 +28,7 @@ enum State {
 pub struct Dependency {
     health: Health,
     index: usize,
-    /// Whether the log tells of it.
+    /// Whether changes of its state are logged.
     is_told: bool,
 }
 
@@ -77,7 +77,7 @@ impl Health {
 }
 
 impl Dependency {
-    /// A dependency that no readiness waits for and no log tells of: whoever uses it says what comes of it.
+    /// A dependency that affects neither readiness nor the log. Its user reports problems itself.
     #[must_use]
     pub fn untold() -> Self {
         Self { is_told: false, ..Health::default().dependency("untold") }
@@ -86,32 +86,39 @@ impl Dependency {
     /// Marks the dependency as available, and logs the change if it was not: once for all that share its
     /// name, when the last of them is.
     pub fn up(&self) {
-        if let Some(name) = self.change(State::Up)
-            && self.health.entries().iter().all(|(other, state)| *other != name || *state == State::Up)
+        if let Some((name, others)) = self.change(&State::Up)
+            && others.iter().all(|other| *other == State::Up)
         {
             tracing::info!(dependency = name, "{name} is available");
         }
     }
 
-    /// Marks the dependency as unavailable or misconfigured, and logs a new reason.
+    /// Marks the dependency as unavailable or misconfigured, and logs a new reason: once for all that share
+    /// its name.
     pub fn down(&self, reason: impl Display) {
         let reason = reason.to_string();
-        if let Some(name) = self.change(State::Down(reason.clone())) {
+        let down = State::Down(reason.clone());
+        if let Some((name, others)) = self.change(&down)
+            && !others.contains(&down)
+        {
             tracing::warn!(dependency = name, reason, "{name} is not available, trying again: {reason}");
         }
     }
 
-    /// The dependency's name, if this changed its state and the log tells of it.
-    fn change(&self, state: State) -> Option<&'static str> {
+    /// The dependency's name and the states of the others of that name, if this changed its state and the log
+    /// tells of it.
+    fn change(&self, state: &State) -> Option<(&'static str, Vec<State>)> {
         let mut entries = self.health.entries();
-        let entry = &mut entries[self.index];
-        (entry.1 != state)
-            .then(|| {
-                entry.1 = state;
-                self.health.0.changed.notify_waiters();
-                entry.0
-            })
-            .filter(|_| self.is_told)
+        let (name, before) = &mut entries[self.index];
+        if before == state {
+            return None;
+        }
+        let name = *name;
+        before.clone_from(state);
+        self.health.0.changed.notify_waiters();
+        let others =
+            entries.iter().enumerate().filter(|(index, entry)| *index != self.index && entry.0 == name);
+        self.is_told.then(|| (name, others.map(|(_, entry)| entry.1.clone()).collect()))
     }
 }
 

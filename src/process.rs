@@ -90,6 +90,8 @@ fn start<C: Args>(
             return ExitCode::from(2);
         }
     };
+    // If it fails, there are fewer connections: see `descriptors`.
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         // A process that lost a task looks alive and answers nothing. A crash loses nothing, and the
@@ -99,11 +101,14 @@ fn start<C: Args>(
     }));
     let ended = telemetry::start(&telemetry).and_then(|metrics| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
+        let ended = runtime.block_on(async {
             let shutdown = shutdown::requested()?;
             tokio::spawn(telemetry::upkeep(metrics.clone()));
             run(config, Process { metrics, shutdown }).await
-        })
+        });
+        // A name that does not resolve, or a file on a disk that hangs, must not hold up the end.
+        runtime.shutdown_background();
+        ended
     });
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -112,6 +117,12 @@ fn start<C: Args>(
             error.downcast_ref::<ExitError>().map_or(ExitCode::FAILURE, |error| ExitCode::from(error.status))
         }
     }
+}
+
+/// How many file descriptors this process may have. It is the hard limit: [`start`] raises the soft limit,
+/// whose usual 1,024 is for programs that use `select`.
+pub(crate) fn descriptors() -> u64 {
+    rlimit::getrlimit(rlimit::Resource::NOFILE).map_or(u64::MAX, |(soft, _)| soft)
 }
 
 /// A failure with its own exit status, for scripts.
@@ -190,7 +201,7 @@ fn secret_from_file(argument: Arg, faults: &mut Vec<SecretFault>) -> Arg {
     let Some(variable) = variable.and_then(|variable| variable.to_str()) else { return argument };
     let Some(path) = std::env::var_os(format!("{variable}_FILE")) else { return argument };
     let fault = if std::env::var_os(variable).is_some() {
-        format!("{variable} and {variable}_FILE are both set: set one of them")
+        format!("{variable} and {variable}_FILE are both set: set only one of them")
     } else {
         match std::fs::read_to_string(&path) {
             Ok(text) => {

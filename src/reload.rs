@@ -13,8 +13,8 @@ use tokio::time::sleep;
 
 use crate::cause::Cause;
 
-/// How often files are compared with their contents when last read. A change takes effect after at most twice
-/// this time.
+/// How often the files are read. A change takes effect after at most twice this time, and a bit more for a slow
+/// disk.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Largest file that is read: far more than ten thousand tokens or any chain of certificates.
@@ -110,11 +110,24 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 
 type Make<T> = dyn Fn(&Contents, Option<&T>) -> Result<T, FileError> + Send + Sync;
 
+/// What a look at the files has found.
+type FilesRead = Result<Arc<Contents>, FileError>;
+
+/// Whether two looks have found the same. A file may be half written at the first.
+fn is_settled(first: &FilesRead, second: &FilesRead) -> bool {
+    match (first, second) {
+        (Ok(first), Ok(second)) => first == second,
+        (Err(first), Err(second)) => first.sentence == second.sentence,
+        _ => false,
+    }
+}
+
 /// A value that is made from files, and made again when they change.
 pub(crate) struct Reloaded<T> {
     paths: Vec<PathBuf>,
     make: Box<Make<T>>,
-    read: Mutex<Contents>,
+    /// What the value was made from.
+    read: Mutex<Arc<Contents>>,
     value: RwLock<Arc<T>>,
 }
 
@@ -134,7 +147,7 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
         paths: Vec<PathBuf>,
         make: impl Fn(&Contents, Option<&T>) -> Result<T, FileError> + Send + Sync + 'static,
     ) -> Result<Self, FileError> {
-        let read = Contents::read(&paths)?;
+        let read = Arc::new(Contents::read(&paths)?);
         let value = RwLock::new(Arc::new(make(&read, None)?));
         Ok(Self { paths, make: Box::new(make), read: Mutex::new(read), value })
     }
@@ -144,10 +157,17 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
         Arc::clone(&self.value.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Makes a new value if a file has changed; returns whether one has. Files that cannot be read or used
-    /// change nothing.
-    fn reload(&self) -> Result<bool, FileError> {
-        let read = Contents::read(&self.paths)?;
+    /// Looks at the files, and makes a new value if they have changed and are as the last look has found them.
+    /// Returns what it has found and, if it is the same twice, whether there is a new value. Files that cannot
+    /// be read or used change nothing.
+    fn look(&self, last: Option<&FilesRead>) -> (FilesRead, Option<Result<bool, FileError>>) {
+        let look = Contents::read(&self.paths).map(Arc::new);
+        let is_settled = last.is_some_and(|last| is_settled(last, &look));
+        let made = is_settled.then(|| look.clone().and_then(|read| self.make(read)));
+        (look, made)
+    }
+
+    fn make(&self, read: Arc<Contents>) -> Result<bool, FileError> {
         let mut last = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         if *last == read {
             return Ok(false);
@@ -160,39 +180,37 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
 
     /// Keeps the value current, forever. `what` names it in the log; `stale` is 1 while the files cannot be
     /// used and the previous value is kept.
-    ///
-    /// A failure is reported when it is found twice in a row: when one of two files that belong together has
-    /// been written and the other has not, the first look fails.
     pub(crate) async fn watch(self: Arc<Self>, what: &'static str, stale: Gauge) {
-        let mut failed: Option<String> = None;
-        let mut reported = None;
+        let (mut last, mut reported) = (None, None);
         stale.set(0);
         loop {
             sleep(CHECK_INTERVAL).await;
             let this = Arc::clone(&self);
             // A disk that hangs must not hold up anything else.
-            match spawn_blocking(move || this.reload()).await {
-                Ok(Ok(changed)) => {
-                    if changed || reported.is_some() {
+            let looking = spawn_blocking(move || this.look(last.as_ref()));
+            // Otherwise the process is ending.
+            let Ok((look, made)) = looking.await else { return };
+            last = Some(look);
+            match made {
+                None => {}
+                Some(Ok(is_new)) => {
+                    if is_new || reported.is_some() {
                         tracing::info!("{what}: reloaded");
                     }
                     stale.set(0);
-                    (failed, reported) = (None, None);
+                    reported = None;
                 }
-                Ok(Err(error)) => {
+                Some(Err(error)) => {
                     let reason = error.to_string();
-                    if failed.as_ref() == Some(&reason) && reported.as_ref() != Some(&reason) {
+                    if reported.as_ref() != Some(&reason) {
                         stale.set(1);
                         tracing::warn!(
                             reason,
                             "{what}: cannot reload, keeping the last valid version: {reason}"
                         );
-                        reported = Some(reason.clone());
+                        reported = Some(reason);
                     }
-                    failed = Some(reason);
                 }
-                // The process is ending.
-                Err(_) => return,
             }
         }
     }
@@ -234,7 +252,11 @@ mod tests {
         assert_eq!(load().unwrap_err().to_string(), "it is bad");
         fs::write(&file, "one").unwrap();
         let value = load().unwrap();
-        let reload = || (value.reload().map_err(|error| error.to_string()), value.get().to_string());
+        let reload = || {
+            let (look, _) = value.look(None);
+            let (_, made) = value.look(Some(&look));
+            (made.unwrap().map_err(|error| error.to_string()), value.get().to_string())
+        };
         assert_eq!(reload(), (Ok(false), "one".to_owned()));
         fs::write(&file, "two").unwrap();
         assert_eq!(reload(), (Ok(true), "two".to_owned()));
@@ -248,6 +270,28 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_being_written_changes_nothing() {
+        let directory = directory("half");
+        let file = directory.join("file");
+        fs::write(&file, "one").unwrap();
+        let value = Reloaded::load(vec![file.clone()], |contents, _| text(contents)).unwrap();
+        let mut last = None;
+        let mut look = || {
+            let (look, made) = value.look(last.as_ref());
+            last = Some(look);
+            (made.map(|made| made.unwrap()), value.get().to_string())
+        };
+        assert_eq!(look(), (None, "one".to_owned()));
+        fs::write(&file, "").unwrap();
+        assert_eq!(look(), (None, "one".to_owned()));
+        fs::write(&file, "one two").unwrap();
+        assert_eq!(look(), (None, "one".to_owned()));
+        assert_eq!(look(), (Some(true), "one two".to_owned()));
+        assert_eq!(look(), (Some(false), "one two".to_owned()));
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
     fn a_directory_stands_for_its_visible_files() {
         let directory = directory("visible");
         for (name, content) in [("b", "2"), ("a", "1"), (".hidden", "bad")] {
@@ -257,7 +301,8 @@ mod tests {
         let value = Reloaded::load(vec![directory.clone()], |contents, _| text(contents)).unwrap();
         assert_eq!(&**value.get(), "1+2");
         fs::write(directory.join("d"), "3").unwrap();
-        assert!(value.reload().unwrap());
+        let (look, _) = value.look(None);
+        assert!(value.look(Some(&look)).1.unwrap().unwrap());
         assert_eq!(&**value.get(), "1+2+3");
         fs::remove_dir_all(directory).unwrap();
     }

@@ -60,8 +60,11 @@ pub enum NotAccepted {
 
 /// Reads what is known about domains.
 pub trait DomainSource: Send + Sync + 'static {
-    /// Whether it is a copy, which may not have come to what another one has told already.
+    /// Whether this source is a copy, which may lag behind another copy that a client has already read.
     const IS_COPY: bool;
+
+    /// Whether a read goes on to its end when its future is dropped.
+    const FINISHES_READS: bool;
 
     /// What is known of each name, in the order of `names`. A name that was never seen has had no events.
     ///
@@ -87,8 +90,9 @@ pub trait DomainSource: Send + Sync + 'static {
     /// When they cannot be read at present.
     fn totals(&self, minutes: u32) -> impl Future<Output = Result<Totals, Unreadable>> + Send;
 
-    /// The first changes after a place, at most `limit`: one for each domain, at its latest. Whatever becomes
-    /// visible later comes after all of them. It is for the caller to see whether the place is of this feed.
+    /// The first changes after a place, at most `limit`. A domain appears once, at its latest change. Changes
+    /// that become visible later have later places. The caller has to check that the place belongs to this
+    /// feed.
     ///
     /// # Errors
     ///
@@ -117,8 +121,8 @@ pub trait DomainSource: Send + Sync + 'static {
     /// When it cannot be read at present.
     fn head(&self) -> impl Future<Output = Result<Position, Unreadable>> + Send;
 
-    /// A position that is another one whenever a domain has another status than before; at the beginning if
-    /// none has one. Unlike the head, it stays where it is while events change no status.
+    /// A position that changes whenever the status of a domain changes, and stays the same while events
+    /// change no status. It is the beginning of the feed if no status has changed yet.
     ///
     /// # Errors
     ///
@@ -159,9 +163,9 @@ pub struct Page {
 }
 
 impl Page {
-    /// The page of a selection that was looked for in `rows`, of which there are at most `most`. A row
-    /// without a report is none that can be told: its name is none by the rules of this build. `Err`: no row
-    /// of so many can be told, and there may be more after the last one.
+    /// Makes the page from `rows`, of which at most `most` were asked for. Rows without a report are skipped:
+    /// this build rejects their names. `Err` means that all `most` rows came and none has a report; it holds
+    /// the last name, after which to continue.
     fn of<'a>(
         request: &PageRequest,
         rows: impl Iterator<Item = (&'a str, Option<DomainReport>)>,
@@ -220,8 +224,8 @@ pub struct Portion {
     pub head: Place,
     /// The changes.
     pub changes: Vec<Change>,
-    /// After all that was looked at. That can be more than the changes: a row whose name is none by the rules
-    /// of this build is left out.
+    /// The place after every row that was read, including rows left out because this build rejects their
+    /// names.
     pub end: Place,
     /// Whether there may be more.
     pub is_full: bool,

@@ -83,6 +83,8 @@ struct Unanswered {
     sent: bool,
     /// Whether it was ever published.
     published: bool,
+    /// Whether it was published over an earlier connection, whose confirm is lost.
+    repeated: bool,
 }
 
 impl Default for Pending {
@@ -95,7 +97,8 @@ impl Pending {
     pub(super) fn add(&mut self, PublishRequest { messages, deadline, answer }: PublishRequest) {
         let outcomes = vec![None; messages.len()];
         let messages = messages.into();
-        let request = Unanswered { messages, outcomes, deadline, answer, sent: false, published: false };
+        let (sent, published, repeated) = (false, false, false);
+        let request = Unanswered { messages, outcomes, deadline, answer, sent, published, repeated };
         self.requests.insert(self.next, request);
         self.next += 1;
         self.answer_complete(self.next - 1);
@@ -116,7 +119,7 @@ impl Pending {
                     too_late.push((number, expected));
                 }
                 _ => {
-                    (unsent.sent, unsent.published) = (true, true);
+                    (unsent.repeated, unsent.sent, unsent.published) = (unsent.published, true, true);
                     let unknown = unsent.outcomes.iter().enumerate().filter(|(_, outcome)| outcome.is_none());
                     publishes.extend(unknown.map(|(message, _)| Publish {
                         request: number,
@@ -207,7 +210,9 @@ impl Pending {
         for number in sent {
             let Some(request) = self.requests.get_mut(&number) else { continue };
             for (message, outcome) in request.messages.iter().zip(&mut request.outcomes) {
-                if message.id().is_some_and(|id| returned.contains(&Some(id.clone()))) {
+                // One that was published before may have reached the queue then.
+                let is_returned = message.id().is_some_and(|id| returned.contains(&Some(id.clone())));
+                if is_returned && !request.repeated {
                     *outcome = Some(Err(PublishError::Unroutable));
                 }
             }
@@ -281,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_connection_took_with_it_is_published_again_and_nothing_else() {
+    fn after_a_lost_connection_only_unconfirmed_messages_are_published_again() {
         let (now, mut pending) = (Instant::now(), Pending::default());
         let mut outcomes = ask(&mut pending, &[1, 2, 3], 5, now);
         let sent = pending.send(now, None);
@@ -347,6 +352,21 @@ mod tests {
         assert_eq!(other.try_recv(), Ok(vec![Err(PublishError::Unconfirmed)]));
         assert_eq!(third.try_recv(), Ok(vec![Err(PublishError::Unconfirmed)]));
     }
+
+    #[test]
+    fn a_returned_message_may_have_been_stored_when_it_was_published_before() {
+        let (now, mut pending) = (Instant::now(), Pending::default());
+        let mut outcomes = ask(&mut pending, &[1], 5, now);
+        let sent = pending.send(now, None);
+        assert!(matches!(pending.settle(vec![confirm(&sent[0], lost(), now)], true), Err(Broken::Lost(_))));
+        pending.unsend();
+        let again = pending.send(now, None);
+        let returned = ConfirmOutcome::Returned(again[0].messages[0].id().cloned());
+        let settled = pending.settle(vec![confirm(&again[0], returned, now)], true);
+        assert!(matches!(settled, Err(Broken::Returned)));
+        assert_eq!(outcomes.try_recv(), Ok(vec![Err(PublishError::Unconfirmed)]));
+    }
+
     #[test]
     fn a_change_that_no_queue_takes_ends_no_connection_if_it_is_under_way_alone() {
         let (now, mut pending) = (Instant::now(), Pending::default());

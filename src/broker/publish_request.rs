@@ -41,10 +41,35 @@ impl From<PublishError> for NotAccepted {
 /// Whether each message of a request was confirmed, in order.
 pub(super) type Outcomes = Vec<Result<(), PublishError>>;
 
+/// The outcome of the messages of one request together.
+pub(super) fn together(outcomes: Outcomes) -> Result<(), PublishError> {
+    let is_returned = |outcome: &Result<(), PublishError>| *outcome == Err(PublishError::Unroutable);
+    if outcomes.iter().any(is_returned) && !outcomes.iter().all(is_returned) {
+        // The queue may have the others.
+        return Err(PublishError::Unconfirmed);
+    }
+    outcomes.into_iter().collect()
+}
+
 /// Messages that get one answer together.
 #[derive(Debug)]
 pub(super) struct PublishRequest {
     pub(super) messages: Vec<Message>,
     pub(super) deadline: Instant,
     pub(super) answer: oneshot::Sender<Outcomes>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_was_counted_only_if_every_message_was_returned() {
+        let returned = || Err(PublishError::Unroutable);
+        assert_eq!(together(vec![Ok(()), Ok(())]), Ok(()));
+        assert_eq!(together(vec![returned(), returned()]), returned());
+        assert_eq!(together(vec![Ok(()), returned()]), Err(PublishError::Unconfirmed));
+        assert_eq!(together(vec![returned(), Err(PublishError::Refused)]), Err(PublishError::Unconfirmed));
+        assert_eq!(together(vec![Ok(()), Err(PublishError::Refused)]), Err(PublishError::Refused));
+    }
 }

@@ -6,7 +6,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::message::Message;
-use super::publish_request::{PublishError, PublishRequest};
+use super::publish_request::{PublishError, PublishRequest, together};
 use super::supervisor::Supervisor;
 use super::url::BrokerConfig;
 use crate::batch::Batch;
@@ -40,7 +40,7 @@ impl Publisher {
     ///
     /// The reason why not all messages were confirmed, at the deadline or earlier if waiting cannot help.
     pub async fn publish(&self, messages: Vec<Message>, deadline: Instant) -> Result<(), PublishError> {
-        self.publish_each(messages, deadline).await.into_iter().collect()
+        together(self.publish_each(messages, deadline).await)
     }
 
     /// The same with an outcome for each message, in order: for messages that are independent of each other.

@@ -88,6 +88,11 @@ impl Activity {
         self.known.store(true, Ordering::Relaxed);
     }
 
+    /// Whether that has been recorded.
+    pub(super) fn is_let_in(&self) -> bool {
+        self.known.load(Ordering::Relaxed)
+    }
+
     /// Whether no request is under way, and since when that has been so, or was so last.
     pub(super) fn quiet(&self) -> (bool, Instant) {
         let state = self.state();
@@ -112,7 +117,7 @@ impl Activity {
         }
         let may_be_idle = match self.version() {
             None => FIRST_REQUEST_TIMEOUT,
-            Some(_) if self.known.load(Ordering::Relaxed) => NEXT_REQUEST_TIMEOUT,
+            Some(_) if self.is_let_in() => NEXT_REQUEST_TIMEOUT,
             Some(_) => STRANGER_TIMEOUT,
         };
         let end = state.idle_since + may_be_idle;
@@ -153,7 +158,7 @@ impl ActiveRequest {
 }
 
 impl ActiveRequest {
-    /// Records that the response waits for this side, and the client for it.
+    /// Records that the client has taken everything so far and waits for this server to send more.
     pub(super) fn waits(&mut self) {
         // Another response may use the slot meanwhile.
         if let Some(place) = self.place.take() {

@@ -22,9 +22,12 @@ struct Taken {
     by_caller: HashMap<CallerKey, usize>,
 }
 
-/// A permit, given back when it is dropped.
+/// A permit, given back when it and all its clones are dropped.
+#[derive(Clone, Debug)]
+pub struct FairPermit(#[expect(dead_code, reason = "it only has to be dropped")] Arc<TakenPermit>);
+
 #[derive(Debug)]
-pub struct FairPermit {
+struct TakenPermit {
     shared: Arc<Shared>,
     key: CallerKey,
     /// Keeps the caller: while it exists, no other caller can get the same key.
@@ -49,7 +52,7 @@ impl FairSemaphore {
         }
         taken.total += 1;
         taken.by_caller.insert(key, own + 1);
-        Some(FairPermit { shared: Arc::clone(&self.0), key, _caller: caller.clone() })
+        Some(FairPermit(Arc::new(TakenPermit { shared: Arc::clone(&self.0), key, _caller: caller.clone() })))
     }
 }
 
@@ -59,7 +62,7 @@ impl Shared {
     }
 }
 
-impl Drop for FairPermit {
+impl Drop for TakenPermit {
     fn drop(&mut self) {
         let mut taken = self.shared.taken();
         taken.total -= 1;

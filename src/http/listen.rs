@@ -19,11 +19,16 @@ use super::server;
 use super::stream;
 use crate::event_loop::on_own_thread;
 use crate::health::Health;
+use crate::process;
 use crate::shutdown::Shutdown;
 
 /// Connections the kernel completes before they are accepted. The default of 128 would refuse a burst of
 /// reconnecting clients; the kernel limits this to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+
+/// File descriptors that are kept for all but the clients of a listener: the operations routes, mail servers,
+/// the broker, databases and files.
+const OTHER_DESCRIPTORS: u64 = 1536;
 
 /// How often a process that is not ready checks whether another one still serves the port.
 const OTHERS_INTERVAL: Duration = Duration::from_secs(1);
@@ -77,7 +82,31 @@ impl HttpConfig {
 
     /// Connections that one address may have at a time.
     pub(super) fn address_connections(&self) -> u32 {
-        self.limits.address_connections.unwrap_or(self.max_connections.div_ceil(2))
+        let half = u32::try_from(self.connections().div_ceil(2)).unwrap_or(u32::MAX);
+        self.limits.address_connections.unwrap_or(half)
+    }
+
+    /// Connections that all clients may have at a time. Without a descriptor nobody is accepted any more, not
+    /// even a probe on the operations port, so clients get at most what the other parts leave.
+    fn connections(&self) -> usize {
+        let descriptors = process::descriptors();
+        let left = descriptors.saturating_sub(OTHER_DESCRIPTORS.min(descriptors / 2));
+        let wanted = self.max_connections as usize;
+        usize::try_from(left).map_or(wanted, |left| wanted.min(left))
+    }
+
+    /// Logs that the process may open too few files for all connections, if so.
+    fn report_descriptors(&self) {
+        let (most, wanted) = (self.connections(), self.max_connections as usize);
+        if most < wanted {
+            let descriptors = process::descriptors();
+            tracing::warn!(
+                most,
+                descriptors,
+                "only {most} clients may connect at a time instead of {wanted}: this process may open only \
+                 {descriptors} files (ulimit -Hn)"
+            );
+        }
     }
 
     /// Binds one socket per thread to the port. Another process of the same user that binds the port the same
@@ -163,7 +192,9 @@ where
     R: Fn() -> Router + Clone + Send + 'static,
 {
     let address = sockets.first().context("no socket to serve on")?.local_addr()?;
-    let places = Places::kept(config.max_connections as usize);
+    config.report_descriptors();
+    let most = config.connections();
+    let places = if guard.asks_for_tokens() { Places::kept_by_holders(most) } else { Places::kept(most) };
     let mut threads = tokio::task::JoinSet::new();
     let (built, building) = mpsc::channel::<Infallible>();
     let mut opening = Vec::new();

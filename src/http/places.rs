@@ -2,11 +2,9 @@
 //! many.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::access::Origin;
 use super::activity::Activity;
@@ -15,8 +13,9 @@ use crate::trouble::Trouble;
 /// The places for the connections of a listener. Clones share them.
 #[derive(Clone, Debug)]
 pub(super) enum Places {
-    /// A connection keeps its place. When all places are taken, no other connection gets in.
-    Kept(Arc<Semaphore>),
+    /// A connection keeps its place. When all places are taken, no other connection gets in, or the oldest
+    /// stranger makes room.
+    Kept(Arc<Kept>),
     /// A connection that does nothing makes room for the next one.
     Lent(Arc<Lent>),
 }
@@ -25,8 +24,42 @@ pub(super) enum Places {
 #[derive(Debug)]
 #[expect(dead_code, reason = "what is in it only has to be dropped")]
 pub(super) enum ConnectionPlace {
-    Kept(OwnedSemaphorePermit),
+    Kept(KeptPlace),
     Lent(LentPlace),
+}
+
+#[derive(Debug)]
+pub(super) struct Kept {
+    most: usize,
+    strangers_leave: bool,
+    state: Mutex<KeptState>,
+}
+
+#[derive(Debug, Default)]
+struct KeptState {
+    taken: usize,
+    next: u64,
+    /// Connections that have shown no valid token when they were last looked at, the oldest first.
+    strangers: BTreeMap<u64, Arc<Activity>>,
+    /// Those that were told to end. Their places belong to others already.
+    leaving: HashSet<u64>,
+    full: Trouble,
+}
+
+#[derive(Debug)]
+pub(super) struct KeptPlace {
+    places: Arc<Kept>,
+    id: u64,
+}
+
+impl Drop for KeptPlace {
+    fn drop(&mut self) {
+        let mut state = self.places.state();
+        if !state.leaving.remove(&self.id) {
+            state.strangers.remove(&self.id);
+            state.taken -= 1;
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -62,8 +95,14 @@ impl Drop for LentPlace {
 }
 
 impl Places {
+    /// At most `most` places.
     pub(super) fn kept(most: usize) -> Self {
-        Self::Kept(Arc::new(Semaphore::new(most)))
+        Self::Kept(Arc::new(Kept { most, strangers_leave: false, state: Mutex::default() }))
+    }
+
+    /// The same where clients need a token: only who has shown one keeps a place when others want it.
+    pub(super) fn kept_by_holders(most: usize) -> Self {
+        Self::Kept(Arc::new(Kept { most, strangers_leave: true, state: Mutex::default() }))
     }
 
     /// At most `most` places, of which one origin gets at most `most_of_origin`.
@@ -75,7 +114,20 @@ impl Places {
     /// [told](Activity::give_up) to end; its memory is free when it has done so.
     pub(super) fn take(&self, peer: IpAddr, activity: &Arc<Activity>) -> Option<ConnectionPlace> {
         match self {
-            Self::Kept(places) => Arc::clone(places).try_acquire_owned().ok().map(ConnectionPlace::Kept),
+            Self::Kept(places) => {
+                let mut state = places.state();
+                if state.taken < places.most {
+                    state.taken += 1;
+                } else if !places.strangers_leave || !state.make_room() {
+                    return None;
+                }
+                state.next += 1;
+                let id = state.next;
+                if places.strangers_leave {
+                    state.strangers.insert(id, Arc::clone(activity));
+                }
+                Some(ConnectionPlace::Kept(KeptPlace { places: Arc::clone(places), id }))
+            }
             Self::Lent(places) => {
                 let mut state = places.state();
                 let origin = Origin::from(peer);
@@ -88,6 +140,32 @@ impl Places {
                 Some(ConnectionPlace::Lent(LentPlace { places: Arc::clone(places), id }))
             }
         }
+    }
+}
+
+impl Kept {
+    fn state(&self) -> MutexGuard<'_, KeptState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl KeptState {
+    /// Whether a stranger has left its place.
+    fn make_room(&mut self) -> bool {
+        while let Some((id, activity)) = self.strangers.pop_first() {
+            if activity.is_let_in() {
+                continue;
+            }
+            self.leaving.insert(id);
+            activity.give_up().notify_one();
+            if self.full.is_news() {
+                tracing::warn!(
+                    "closing connections that have shown no token for new ones, connection limit reached"
+                );
+            }
+            return true;
+        }
+        false
     }
 }
 
@@ -219,5 +297,28 @@ mod tests {
         assert!(!first.must_leave());
         drop(first);
         assert!(connect(&places, 2).await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_oldest_stranger_makes_room_for_others_and_a_holder_never_does() {
+        let places = Places::kept_by_holders(3);
+        let connected = connect_all(&places, 1, 3).await;
+        connected[0].activity.let_in();
+        let next = connect(&places, 2).await.unwrap();
+        let left: Vec<bool> = connected.iter().map(Client::must_leave).collect();
+        assert_eq!(left, [false, true, false]);
+        next.activity.let_in();
+        connected[2].activity.let_in();
+        assert!(connect(&places, 3).await.is_none(), "all have shown a token");
+        let mut connected = connected.into_iter();
+        let (first, stranger) = (connected.next(), connected.next());
+        drop(stranger);
+        assert!(connect(&places, 3).await.is_none(), "the place of the one that left is taken");
+        drop(first);
+        assert!(connect(&places, 3).await.is_some());
+        drop((connected, next));
+        let Places::Kept(places) = places else { unreachable!("it is kept") };
+        let state = places.state();
+        assert_eq!((state.taken, state.strangers.len(), state.leaving.len()), (0, 0, 0));
     }
 }

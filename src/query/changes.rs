@@ -72,8 +72,9 @@ impl Changes {
     /// slow follower holds up nobody.
     /// `None`: its turn did not come before the next heartbeat is due.
     async fn catch_up(&self, position: &Position, heartbeat: Instant) -> Result<Option<Portion>, Problem> {
-        let Ok(_turn) = timeout_at(heartbeat, self.turns.acquire()).await else { return Ok(None) };
-        self.feed.source.changes(position, READ).await.map(Some)
+        let turn = timeout_at(heartbeat, Arc::clone(&self.turns).acquire_owned()).await;
+        let Ok(turn) = turn else { return Ok(None) };
+        self.feed.source.changes(position, READ, turn).await.map(Some)
     }
 }
 
@@ -191,10 +192,14 @@ impl FromStr for Since {
     }
 }
 
-async fn beginning(feed: &Feed, since: Option<Since>) -> Result<Position, Problem> {
+async fn beginning(
+    feed: &Feed,
+    since: Option<Since>,
+    held: impl Send + 'static,
+) -> Result<Position, Problem> {
     match since {
         None => Ok(Position::beginning()),
-        Some(Since::Now) => feed.source.head().await,
+        Some(Since::Now) => feed.source.head(held).await,
         Some(Since::Position(position)) => Ok(position),
     }
 }
@@ -207,9 +212,9 @@ async fn page(
     wait: Duration,
 ) -> Result<Response, Problem> {
     let waiting = changes.feed.source.wait(caller)?;
-    let position = beginning(&changes.feed, since).await?;
+    let position = beginning(&changes.feed, since, waiting.clone()).await?;
     let (read, position) = if wait.is_zero() {
-        told(changes.feed.source.changes(&position, limit).await?)
+        told(changes.feed.source.changes(&position, limit, waiting).await?)
     } else {
         wait_for_changes(changes, caller, waiting, position, limit, wait).await?
     };
@@ -240,7 +245,7 @@ async fn wait_for_changes(
     let source = &changes.feed.source;
     let (mut news, mut is_full) = (changes.feed.follow(&position).await?, true);
     while is_full && position.place < news.1 {
-        let read = source.changes(&position, limit).await?;
+        let read = source.changes(&position, limit, for_a_read.clone()).await?;
         (is_full, position) = (read.is_full, read.position());
         if !read.changes.is_empty() {
             return Ok(told(read));
@@ -259,8 +264,8 @@ async fn wait_for_changes(
             // What was missed came before this, so it is not after the position either.
             Ok(Ok(read)) if read.end <= position.place => has_missed = false,
             Ok(Ok(_)) if has_missed => {
-                let _for_a_read = source.wait(caller)?;
-                return source.changes(&position, limit).await.map(told);
+                let for_a_read = source.wait(caller)?;
+                return source.changes(&position, limit, for_a_read).await.map(told);
             }
             Ok(Ok(read)) => {
                 let after = read.changes.iter().filter(|change| change.place > position.place);
@@ -280,7 +285,7 @@ async fn wait_for_changes(
 }
 
 async fn subscribe(changes: Changes, permit: FairPermit, since: Option<Since>) -> Result<Response, Problem> {
-    let position = beginning(&changes.feed, since).await?;
+    let position = beginning(&changes.feed, since, permit.clone()).await?;
     // Follow before the first read: what the read does not see is in the news.
     let (news, told) = changes.feed.follow(&position).await?;
     let is_behind = position.place < told;

@@ -60,7 +60,7 @@ impl Feed {
             return Ok(reader.follow());
         }
         // Without the lock: a slow read must not hold up the news of others.
-        let head = self.source.head().await?;
+        let head = self.source.head(()).await?;
         self.source.check(since, &head)?;
         let mut reader = self.reader.lock().await;
         if let Some(reader) = &*reader
@@ -80,7 +80,7 @@ impl Feed {
     async fn read(self, news: broadcast::Sender<News>, mut position: Position) {
         let mut set_back_at: Option<Instant> = None;
         loop {
-            let (is_full, is_over) = match self.source.changes(&position, READ).await {
+            let (is_full, is_over) = match self.source.changes(&position, READ, ()).await {
                 Ok(portion) => {
                     let is_set_back = portion.head < position.place;
                     set_back_at = is_set_back.then(|| set_back_at.unwrap_or_else(Instant::now));

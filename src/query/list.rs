@@ -162,8 +162,7 @@ fn selection(mut parameters: Parameters, usual: u32, most: u32) -> Result<PageRe
 
 async fn page(lists: &Lists, caller: &Caller, request: PageRequest) -> Result<Response, Problem> {
     let waiting = lists.source.wait(caller)?;
-    let Page { domains, next } = lists.source.list(request.clone()).await?;
-    drop(waiting);
+    let Page { domains, next } = lists.source.list(request.clone(), waiting).await?;
     let link = next.as_ref().map(|next| {
         let PageRequest { status, prefix, limit, .. } = &request;
         let status = status.map(|status| format!("&status={}", status.slug())).unwrap_or_default();
@@ -192,7 +191,7 @@ pub(super) async fn stream(
     };
     let left = request.limit;
     request.limit = left.min(STREAM_PAGE);
-    let first = source.list(request.clone()).await?;
+    let first = source.list(request.clone(), permit.clone()).await?;
     let (parts, sent) = mpsc::channel(1);
     tokio::spawn(send(source.clone(), request, left, first, format, parts, permit));
     let body = futures::stream::unfold(sent, async |mut sent| sent.recv().await.map(|part| (part, sent)));
@@ -218,7 +217,7 @@ async fn send(
     mut page: Page,
     format: RowFormat,
     parts: mpsc::Sender<Result<Bytes, BrokenOff>>,
-    _permit: FairPermit,
+    permit: FairPermit,
 ) {
     let mut rows = format.head().as_bytes().to_vec();
     let mut has_rows = false;
@@ -229,8 +228,8 @@ async fn send(
         request.limit = left.min(STREAM_PAGE);
         if let Some(next) = page.next.take().filter(|_| left > 0) {
             request.after = Some(next);
-            let (source, request) = (source.clone(), request.clone());
-            reads.spawn(async move { source.list(request).await });
+            let (source, request, permit) = (source.clone(), request.clone(), permit.clone());
+            reads.spawn(async move { source.list(request, permit).await });
         }
         // The read begins now, not after the rows are written.
         tokio::task::yield_now().await;

@@ -61,8 +61,9 @@ pub(super) async fn look_up(lookups: &Lookups, name: &DomainName) -> Result<Clas
 /// them, and fail if they took too long.
 pub(super) async fn warm_up<S: DomainSource>(source: Arc<S>, dependency: Dependency) {
     // All at once: reads one after the other would share one connection.
-    while try_join_all((0..READS_AT_ONCE).map(|_| source.look_up(&[]))).await.is_err() {
-        // The watch over the source finds and reports the reason.
+    while let Err(error) = try_join_all((0..READS_AT_ONCE).map(|_| source.look_up(&[]))).await {
+        // The watch over the source may have its connection already, and then does not see the reason.
+        dependency.down(error);
         tokio::time::sleep(WARM_UP_INTERVAL).await;
     }
     dependency.up();

@@ -55,14 +55,12 @@ pub(super) async fn get_map(
 ) -> Result<Response, Problem> {
     let status = path.ok().and_then(|Path(status)| status_of(&status));
     let status = status.ok_or_else(|| {
-        let detail =
-            "there is a map of the domains that are catch-all, and one of those that are not-catch-all";
+        let detail = "there are two maps: catch-all and not-catch-all";
         Problem::new(ProblemType::NotFound, detail)
     })?;
     // Before the map: changes that happen while the map is read change the next tag.
     let waiting = lists.source.wait(&caller)?;
-    let etag = etag(&lists.source.last_change().await?);
-    drop(waiting);
+    let etag = etag(&lists.source.last_change(waiting).await?);
     let asked = headers.get(header::IF_NONE_MATCH);
     let mut response = if asked.is_some_and(|asked| matches(asked, &etag)) {
         StatusCode::NOT_MODIFIED.into_response()

@@ -22,7 +22,7 @@ use crate::bulk::{BodyError, MAX_EVENTS, MediaType, elements};
 use crate::classified::DomainReport;
 use crate::domain_name::DomainName;
 use crate::excerpt::excerpt;
-use crate::http::{self, Budget, Caller, FairSemaphore, Problem, ProblemType};
+use crate::http::{self, Budget, Caller, FairPermit, FairSemaphore, Problem, ProblemType};
 
 /// Memory for look-ups and large answers of all threads: some twenty look-ups of the largest documents, and
 /// hundreds of usual ones.
@@ -203,8 +203,8 @@ async fn document(names: &Names, request: Request) -> Result<Response, Problem> 
     }
     let domains = {
         let is_large = asked.len() > NAMES_AT_A_TIME;
-        let _turn = if is_large { names.large_reads.acquire().await.ok() } else { None };
-        look_up(names, parsed).await?
+        let turn = if is_large { Arc::clone(&names.large_reads).acquire_owned().await.ok() } else { None };
+        look_up(names, parsed, turn).await?
     };
     let mut answer = http::json(StatusCode::OK, &NamesAnswer { domains });
     answer.headers_mut().insert(header::CACHE_CONTROL, NO_CACHE);
@@ -214,9 +214,13 @@ async fn document(names: &Names, request: Request) -> Result<Response, Problem> 
 
 /// Looks up the valid names in one read, so that the whole answer is from one moment. An invalid name already
 /// has its problem.
-async fn look_up(names: &Names, parsed: Vec<Result<DomainName, Found>>) -> Result<Vec<Found>, Problem> {
+async fn look_up(
+    names: &Names,
+    parsed: Vec<Result<DomainName, Found>>,
+    held: impl Send + 'static,
+) -> Result<Vec<Found>, Problem> {
     let domains: Vec<DomainName> = parsed.iter().filter_map(|name| name.as_ref().ok()).cloned().collect();
-    let mut known = names.source.look_up(&domains).await?.into_iter();
+    let mut known = names.source.look_up(domains, held).await?.into_iter();
     let found = parsed.into_iter().map(|name| match name {
         Ok(domain) => {
             let known = known.next().unwrap_or_default().by(names.threshold);
@@ -258,8 +262,7 @@ fn stream(names: Names, caller: &Caller, request: Request) -> Result<Response, P
     let lines = http::Lines::of(request, MAX_LINE)?;
     let (parts, sent) = mpsc::channel(1);
     tokio::spawn(async move {
-        let _permit = permit;
-        if let Err(problem) = answer(&names, lines, &parts).await {
+        if let Err(problem) = answer(&names, lines, &parts, permit).await {
             // The reader has gone, or gets the error now.
             let _ = parts.send(Err(problem)).await;
         }
@@ -279,6 +282,7 @@ async fn answer(
     names: &Names,
     mut lines: http::Lines,
     parts: &mpsc::Sender<Result<Bytes, Problem>>,
+    permit: FairPermit,
 ) -> Result<(), Problem> {
     loop {
         // Before anything is read for it: a slow reader then holds only what is on its way.
@@ -286,7 +290,7 @@ async fn answer(
         let Some(read) = lines.next(NAMES_AT_A_TIME).await? else { return Ok(()) };
         let parsed = read.iter().map(|line| name(line)).collect();
         let mut rows = Vec::new();
-        for found in look_up(names, parsed).await? {
+        for found in look_up(names, parsed, permit.clone()).await? {
             serde_json::to_writer(&mut rows, &found).expect("rows are made of strings and numbers");
             rows.push(b'\n');
         }

@@ -20,6 +20,7 @@ const WAITING_READS: usize = 256;
 /// Any [`DomainSource`].
 trait AnySource: Send + Sync {
     fn is_copy(&self) -> bool;
+    fn finishes_reads(&self) -> bool;
     fn look_up<'a>(&'a self, names: &'a [DomainName]) -> BoxFuture<'a, Result<Vec<Classified>, Unreadable>>;
     fn list(&self, page: PageRequest) -> BoxFuture<'_, Result<Page, Unreadable>>;
     fn totals(&self, minutes: u32) -> BoxFuture<'_, Result<Totals, Unreadable>>;
@@ -33,6 +34,10 @@ trait AnySource: Send + Sync {
 impl<S: DomainSource> AnySource for S {
     fn is_copy(&self) -> bool {
         S::IS_COPY
+    }
+
+    fn finishes_reads(&self) -> bool {
+        S::FINISHES_READS
     }
 
     fn look_up<'a>(&'a self, names: &'a [DomainName]) -> BoxFuture<'a, Result<Vec<Classified>, Unreadable>> {
@@ -82,7 +87,8 @@ impl Source {
         Self { store: source, waiting: FairSemaphore::new(WAITING_READS), failing: Arc::default() }
     }
 
-    /// Lets a request wait for what it reads, until the permit is dropped.
+    /// Lets a request wait for what it reads, until the permit is dropped. The read gets the permit: a client
+    /// that goes away may leave a read behind, and could otherwise begin any number of them.
     pub(super) fn wait(&self, caller: &Caller) -> Result<FairPermit, Problem> {
         let permit = self.waiting.try_acquire(caller);
         permit.ok_or_else(|| {
@@ -90,21 +96,56 @@ impl Source {
         })
     }
 
-    pub(super) async fn look_up(&self, names: &[DomainName]) -> Result<Vec<Classified>, Problem> {
-        self.note(self.store.look_up(names).await)
+    /// Reads, and drops `held` when the store no longer works for it, which may be after this future was
+    /// dropped.
+    async fn read<T, F>(
+        &self,
+        held: impl Send + 'static,
+        read: impl FnOnce(Arc<dyn AnySource>) -> F,
+    ) -> Result<T, Problem>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Unreadable>> + Send + 'static,
+    {
+        let read = read(Arc::clone(&self.store));
+        let read = async move {
+            let done = read.await;
+            drop(held);
+            done
+        };
+        let done = if self.store.finishes_reads() {
+            tokio::spawn(read).await.expect("a read does not panic")
+        } else {
+            read.await
+        };
+        self.note(done)
     }
 
-    pub(super) async fn list(&self, page: PageRequest) -> Result<Page, Problem> {
-        self.note(self.store.list(page).await)
+    pub(super) async fn look_up(
+        &self,
+        names: Vec<DomainName>,
+        held: impl Send + 'static,
+    ) -> Result<Vec<Classified>, Problem> {
+        self.read(held, |store| async move { store.look_up(&names).await }).await
     }
 
-    pub(super) async fn totals(&self, minutes: u32) -> Result<Totals, Problem> {
-        self.note(self.store.totals(minutes).await)
+    pub(super) async fn list(&self, page: PageRequest, held: impl Send + 'static) -> Result<Page, Problem> {
+        self.read(held, |store| async move { store.list(page).await }).await
+    }
+
+    pub(super) async fn totals(&self, minutes: u32, held: impl Send + 'static) -> Result<Totals, Problem> {
+        self.read(held, |store| async move { store.totals(minutes).await }).await
     }
 
     /// The changes after a position, or a problem if this feed has not given it.
-    pub(super) async fn changes(&self, after: &Position, limit: u32) -> Result<Portion, Problem> {
-        let portion = self.note(self.store.changes(after.place.clone(), limit).await)?;
+    pub(super) async fn changes(
+        &self,
+        after: &Position,
+        limit: u32,
+        held: impl Send + 'static,
+    ) -> Result<Portion, Problem> {
+        let place = after.place.clone();
+        let portion = self.read(held, |store| async move { store.changes(place, limit).await }).await?;
         self.check(after, &Position { feed: Some(portion.feed), place: portion.head.clone() })?;
         Ok(portion)
     }
@@ -135,12 +176,12 @@ impl Source {
         self.note(self.store.standing().await)
     }
 
-    pub(super) async fn head(&self) -> Result<Position, Problem> {
-        self.note(self.store.head().await)
+    pub(super) async fn head(&self, held: impl Send + 'static) -> Result<Position, Problem> {
+        self.read(held, |store| async move { store.head().await }).await
     }
 
-    pub(super) async fn last_change(&self) -> Result<Position, Problem> {
-        self.note(self.store.last_change().await)
+    pub(super) async fn last_change(&self, held: impl Send + 'static) -> Result<Position, Problem> {
+        self.read(held, |store| async move { store.last_change().await }).await
     }
 
     fn note<T>(&self, read: Result<T, Unreadable>) -> Result<T, Problem> {
@@ -150,5 +191,78 @@ impl Source {
             }
             Problem::new(ProblemType::Unavailable, "the database cannot be read")
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    /// A store that answers one list when it is told to, and whether or not anybody waits for it.
+    struct Slow(Arc<Notify>);
+
+    impl DomainSource for Slow {
+        const IS_COPY: bool = true;
+        const FINISHES_READS: bool = true;
+
+        async fn look_up(&self, _: &[DomainName]) -> Result<Vec<Classified>, Unreadable> {
+            pending().await
+        }
+
+        async fn list(&self, _: PageRequest) -> Result<Page, Unreadable> {
+            self.0.notified().await;
+            Ok(Page::default())
+        }
+
+        async fn totals(&self, _: u32) -> Result<Totals, Unreadable> {
+            pending().await
+        }
+
+        async fn changes(&self, _: Place, _: u32) -> Result<Portion, Unreadable> {
+            pending().await
+        }
+
+        async fn latest(&self, _: u32) -> Result<Portion, Unreadable> {
+            pending().await
+        }
+
+        async fn standing(&self) -> Result<Standing, Unreadable> {
+            pending().await
+        }
+
+        async fn head(&self) -> Result<Position, Unreadable> {
+            pending().await
+        }
+
+        async fn last_change(&self) -> Result<Position, Unreadable> {
+            pending().await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_read_that_nobody_waits_for_keeps_its_permit_until_it_has_ended() {
+        let end = Arc::new(Notify::new());
+        let source = Source::new(Arc::new(Slow(Arc::clone(&end))));
+        let caller = Caller::at("192.0.2.1");
+        let free = || std::iter::from_fn(|| source.wait(&caller).ok()).collect::<Vec<_>>().len();
+        let all = free();
+        let permit = source.wait(&caller).unwrap();
+        let request = PageRequest { status: None, prefix: String::new(), after: None, limit: 1 };
+        let reading = tokio::spawn({
+            let source = source.clone();
+            async move { source.list(request, permit).await.map(drop) }
+        });
+        tokio::task::yield_now().await;
+        reading.abort();
+        assert!(reading.await.unwrap_err().is_cancelled());
+        assert_eq!(free(), all - 1);
+        end.notify_one();
+        while free() < all {
+            tokio::task::yield_now().await;
+        }
     }
 }

@@ -48,7 +48,7 @@ pub(super) async fn get_totals(
     State(source): State<Source>,
     Extension(caller): Extension<Caller>,
 ) -> Result<impl IntoResponse, Problem> {
-    let _waiting = source.wait(&caller)?;
-    let totals = source.totals(MINUTES).await?;
+    let waiting = source.wait(&caller)?;
+    let totals = source.totals(MINUTES, waiting).await?;
     Ok(([(header::CACHE_CONTROL, NO_CACHE)], Json(totals)))
 }

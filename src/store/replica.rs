@@ -119,6 +119,7 @@ impl Replica {
 
 impl DomainSource for Replica {
     const IS_COPY: bool = true;
+    const FINISHES_READS: bool = true;
 
     async fn look_up(&self, names: &[DomainName]) -> Result<Vec<Classified>, Unreadable> {
         again(|| look_up::read(&self.names, names)).await

@@ -11,6 +11,7 @@ use harness::servers::{Servers, eventually};
 use harness::sql;
 use harness::system::System;
 use hyper::{Method, StatusCode};
+use sqlx::{Connection, PgConnection};
 
 use crate::retention::{EVENT, SHORT, claims, count_both, prune_all, retention, watermark};
 
@@ -164,6 +165,29 @@ async fn what_is_held_becomes_too_old_also_while_the_clock_is_set_back() {
     let before = ledger.clock().after(Duration::from_secs(30));
     ledger.apply(request(before), 0..1).await.unwrap();
     assert_eq!(servers.counters("a.com").await, (3, 0));
+}
+
+/// The claims of what is repeated may be pruned soon after the deadline.
+#[tokio::test]
+async fn what_becomes_too_old_while_it_waits_for_claims_is_not_counted() {
+    let servers = Servers::fresh().await;
+    let ledger = servers.ledger();
+    ledger.ready().await;
+    let mut gate = PgConnection::connect(&servers.database_url).await.unwrap();
+    sqlx::raw_sql("begin; lock table message_claims in share mode").execute(&mut gate).await.unwrap();
+    let batch = Batch::from_json(EVENT).unwrap();
+    let entries = vec![Entry { tag: 0, id: Some(IdempotencyKey::fresh()), batch }];
+    let before = Some(ledger.clock().after(Duration::from_secs(1)));
+    let request = Arc::new(ApplyRequest { entries, watermark_ids: Vec::new(), before });
+    let open = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        sqlx::raw_sql("rollback").execute(&mut gate).await.unwrap();
+    };
+    let (applied, ()) = tokio::join!(ledger.apply(request, 0..1), open);
+    let error = applied.unwrap_err();
+    assert!(matches!(error, ApplyError::TooLate), "{error}");
+    assert_eq!(servers.counters("a.com").await, (0, 0));
+    assert_eq!(servers.number("select count(*) from message_claims").await, 0);
 }
 
 /// The totals of half an hour by a clock that was hours ahead.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use harness::access::Access;
 use harness::processes::{LONG_DEADLINE, Service};
+use harness::program::binary;
 use harness::servers::{Servers, eventually};
 use harness::system::{System, data_file};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -208,6 +209,61 @@ async fn connections_beyond_the_cap_are_closed_until_a_place_is_free() {
     };
     let few = [("CATCHALL_MAX_CONNECTIONS", "2"), ALL_OF_ONE, ONE_THREAD];
     join_all(System::both(&few).await.map(check)).await;
+}
+
+#[tokio::test]
+async fn where_tokens_are_asked_for_holders_have_the_places_of_strangers() {
+    let data = data_file();
+    let few = [("CATCHALL_MAX_CONNECTIONS", "3"), ("CATCHALL_ADDRESS_CONNECTIONS", "100"), ONE_THREAD];
+    let more = [&few[..], &[("CATCHALL_DATA", data.to_str().unwrap())]].concat();
+    let service = Service::guarded("standalone", &Servers::none(), &more, Access::by_token()).await;
+    let address = service.address();
+    let bearer = service.access().bearer.clone().unwrap();
+    let put = PUT.replace("\r\n\r\n", &format!("\r\nAuthorization: {bearer}\r\n\r\n"));
+    let mut strangers = Vec::new();
+    for _ in 0..3 {
+        let mut stranger = Wire::to(&address).await;
+        stranger.say(PUT).await;
+        stranger.hears("HTTP/1.1 401 Unauthorized").await;
+        strangers.push(stranger);
+    }
+    let mut holders = Vec::new();
+    for mut stranger in strangers {
+        let mut holder = Wire::to(&address).await;
+        holder.say(&put).await;
+        holder.hears(ACCEPTED).await;
+        stranger.is_closed_in_order().await;
+        holders.push(holder);
+    }
+    // All places are of holders now.
+    Wire::to(&address).await.is_closed().await;
+    for holder in &mut holders {
+        holder.say(&put).await;
+        holder.hears(ACCEPTED).await;
+    }
+    service.logs_times("closing connections that have shown no token", 1).await;
+}
+
+/// More connections than descriptors, from one address, leave enough for everything else.
+#[tokio::test]
+async fn with_few_descriptors_fewer_clients_may_connect() {
+    let data = data_file();
+    let mut program = Command::new("sh");
+    program.args(["-c", &format!("ulimit -n 400 && exec '{}'", binary("standalone"))]);
+    let more =
+        [("CATCHALL_DATA", data.to_str().unwrap()), ("CATCHALL_ADDRESS_CONNECTIONS", "1000"), ONE_THREAD];
+    let service = Service::ready_by(program, "standalone", &Servers::none(), &more).await;
+    service.logs_times("only 200 clients may connect at a time instead of 10000", 1).await;
+    let address = service.address();
+    let mut crowd = Vec::new();
+    for _ in 0..500 {
+        crowd.push(Wire::to(&address).await);
+    }
+    service.logs_times("closing further connections", 1).await;
+    service.becomes_ready().await;
+    crowd[0].say(PUT).await;
+    crowd[0].hears(ACCEPTED).await;
+    assert!(!service.has_logged("Too many open files"));
 }
 
 #[tokio::test]

@@ -64,7 +64,7 @@ impl Glances {
 
     async fn read(&self) -> Result<Glance, Problem> {
         let (totals, latest, standing) = futures::try_join!(
-            self.source.totals(MINUTES),
+            self.source.totals(MINUTES, ()),
             self.source.latest(CHANGES),
             self.source.standing()
         )?;

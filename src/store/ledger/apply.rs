@@ -210,6 +210,11 @@ async fn transaction(
     let fresh = claims::claim_messages(&mut transaction, steps, entries).await?;
     let keyed: Vec<&(IdempotencyKey, Event)> = fresh.iter().flat_map(|batch| &batch.keyed).collect();
     let fresh_events = claims::claim_events(&mut transaction, steps, &keyed).await?;
+    // Claims may have waited for others. A key whose claim has been pruned meanwhile would count again.
+    if request.before.is_some_and(|before| now.after(begun.elapsed()) > before) {
+        transaction.rollback().await?;
+        return Ok(None);
+    }
     let duplicates = entries.len() - fresh.len() + keyed.len() - fresh_events.len();
     let plain = fresh.iter().flat_map(|batch| batch.plain.iter()).map(|(domain, sum)| (domain, *sum));
     let fresh_events = fresh_events.into_iter();

@@ -132,6 +132,7 @@ impl Reader {
 
 impl DomainSource for Reader {
     const IS_COPY: bool = false;
+    const FINISHES_READS: bool = false;
 
     async fn look_up(&self, names: &[DomainName]) -> Result<Vec<Classified>, Unreadable> {
         let read = async |connection: &mut SqliteConnection| look_up::read(connection, names).await;

@@ -10,6 +10,7 @@ use super::data_error::DataError;
 use super::data_file::{DataFile, Purpose};
 use super::reclassify::{self, Present};
 use crate::store::maintenance::{Signature, Walk};
+use crate::trouble::Trouble;
 
 /// How often to look for an unfinished walk. A live process makes a step within this time.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -33,13 +34,12 @@ pub(super) async fn set_threshold(file: &DataFile, threshold: u64) -> Result<(),
 
 /// Continues any abandoned walk, for as long as it is polled. It holds `turn` during a transaction.
 pub(super) async fn walk(file: &DataFile, turn: &Mutex<()>) {
-    let mut seen = None;
+    let (mut seen, mut failing) = (None, Trouble::default());
     loop {
-        match look(file, turn, &mut seen).await {
-            Ok(()) => {}
-            Err(error) => {
-                tracing::warn!(reason = %error, "cannot reclassify, trying again: {error}");
-            }
+        if let Err(error) = look(file, turn, &mut seen).await
+            && failing.is_news()
+        {
+            tracing::warn!(reason = %error, "cannot reclassify, trying again: {error}");
         }
         sleep(INTERVAL).await;
     }
