@@ -17,12 +17,11 @@ FROM debian:trixie-slim
 LABEL org.opencontainers.image.title="catchall" \
       org.opencontainers.image.description="Tells from delivery events which e-mail domains are catch-alls: exactly once, in one process or through RabbitMQ and Postgres" \
       org.opencontainers.image.licenses="MIT OR Apache-2.0"
-# For amqps:// and sslmode=verify-full.
+# For amqps://. For the databases, public authorities are compiled in.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=build /out/bin/ /usr/local/bin/
-# The data of the standalone. The services write nothing.
+# Where the standalone keeps its data: mount a volume there. The services write nothing.
 RUN install -d -m 700 -o 10001 -g 10001 /data
-VOLUME /data
 # A numeric user, so that an orchestrator can tell that it is not root.
 USER 10001:10001
 # What runs unless a command is given. It lets in those with a token (CATCHALL_TOKENS), or everybody (CATCHALL_OPEN=yes).

@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_has_no_answer_yet_waits_too() {
+    async fn unanswered_flushes_count_towards_the_capacity() {
         let batcher = Batcher::<Vec<u8>, ()>::new(3);
         drop(batcher.submit(2, |_| {}).unwrap());
         let first = batcher.take().await;

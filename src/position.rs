@@ -17,7 +17,7 @@ pub struct FeedId(pub u32);
 /// before all changes of that transaction.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
-    /// Orders the transactions that changed something. It is not their number.
+    /// Orders the transactions that changed something. It does not count them.
     pub transaction: i64,
     /// The last domain before the place, as the store has it; empty if there is none. It need not be a valid
     /// name by the rules of this build.

@@ -40,16 +40,17 @@ enum Command {
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 struct NewConfig {
-    /// Who will hold it: letters, digits, and . - _ @
+    /// Name of the holder, made of letters, digits and . - _ @
     #[arg(long)]
     name: TokenName,
 
-    /// What it allows, separated by commas: write (send events), read (ask about domains), operate (metrics,
-    /// and why a service is not ready)
+    /// What the token allows, separated by commas: write (send events), read (ask about domains), operate
+    /// (metrics, and why a service is not ready)
     #[arg(long, value_name = "SCOPES")]
     scope: Scopes,
 
-    /// How long or until when it is valid: 90d, 12h, 2027-01-31, 2027-01-31T12:00:00Z or never
+    /// When the token expires: after a time (90d, 12h), at a date or time (2027-01-31, 2027-01-31T12:00:00Z),
+    /// or never
     #[arg(long, value_name = "WHEN", default_value = "never", value_parser = expiry)]
     expires: Expiry,
 

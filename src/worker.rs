@@ -60,10 +60,10 @@ pub struct WorkerConfig {
     #[command(flatten)]
     message_limit: MessageLimit,
 
-    /// Messages the broker hands out ahead of their acknowledgement. Below 100 the queue runs dry while a
-    /// transaction commits. Each message in hand takes memory, up to `CATCHALL_MAX_MESSAGE_BYTES`, and all
-    /// together up to `CATCHALL_PREFETCH_MIB`. A worker begins with a prefetch of one and doubles it with
-    /// each transaction
+    /// Messages the broker hands out ahead of their acknowledgement. Below 100, the worker runs out of
+    /// messages while a transaction commits. Each message in hand takes memory, up to
+    /// `CATCHALL_MAX_MESSAGE_BYTES`, and all together up to `CATCHALL_PREFETCH_MIB`. A worker begins with a
+    /// prefetch of one and doubles it with each transaction
     #[arg(
         long,
         env = "CATCHALL_PREFETCH",
@@ -97,8 +97,8 @@ pub struct WorkerConfig {
     max_rows: u32,
 
     /// How long a transaction waits for more messages, in milliseconds from its first one. It starts sooner
-    /// once half of the prefetch has arrived. Each transaction costs worker, primary and replica about a
-    /// millisecond; counters show this much later
+    /// once half of the prefetch has arrived. A longer wait makes fewer transactions, each of which costs
+    /// worker, primary and replica about a millisecond, but counters are updated later
     #[arg(
         long,
         env = "CATCHALL_LINGER_MS",

@@ -3,9 +3,9 @@
 
 use std::sync::LazyLock;
 
-use catchall::fuzzing::{TARGETS, Target};
+use catchall::fuzzing::{FuzzTarget, TARGETS};
 
-static TARGET: LazyLock<Target> = LazyLock::new(|| {
+static TARGET: LazyLock<FuzzTarget> = LazyLock::new(|| {
     let name = std::env::var("CATCHALL_FUZZ_TARGET").expect("CATCHALL_FUZZ_TARGET names a target");
     let found = TARGETS.iter().find(|(target, _)| *target == name);
     found.unwrap_or_else(|| panic!("there is no target {name}")).1

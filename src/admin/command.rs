@@ -21,7 +21,7 @@ Examples:
   catchall-admin reclassify --threshold 500
           from now on, more than 500 delivered events make a catch-all, also among domains counted before
   catchall-admin import history.csv
-          add what was counted elsewhere before, from lines of domain,delivered,bounced
+          add earlier counts, from lines of domain,delivered,bounced
   catchall-admin export --status catch-all catch-alls.csv
           write all catch-alls to a file
   catchall-admin audit
@@ -60,7 +60,7 @@ impl AdminConfig {
         let Target { database_url, data: file } = self.command.target();
         match (database_url, file) {
             (None, None) => Err(format!("{url} or {data} is required; see --help")),
-            (Some(_), Some(_)) => Err(format!("{url} and {data} are both set: set one of them")),
+            (Some(_), Some(_)) => Err(format!("{url} and {data} are both set: set only one of them")),
             _ => Ok(()),
         }
     }
@@ -70,7 +70,7 @@ impl AdminConfig {
 pub(super) enum Command {
     /// Remove all events of a domain: its count starts again at zero
     ///
-    /// An event that was counted before the reset still counts nothing when it is sent again.
+    /// Keys stay used: a keyed event that was counted before the reset is not counted again.
     Reset(Reset),
     /// Change the threshold and reclassify all domains
     ///
@@ -79,7 +79,7 @@ pub(super) enum Command {
     /// Without a threshold, a run continues the unfinished one, or goes through all domains with the present
     /// threshold.
     Reclassify(Reclassify),
-    /// Add what was counted elsewhere before
+    /// Import earlier counts from a file
     ///
     /// FILE has lines of CSV or JSON (NDJSON). CSV begins with a header line that has the names domain,
     /// delivered and bounced in any order, or has these three columns and no header line. Each line of JSON
@@ -277,8 +277,8 @@ impl From<ExportFormat> for RowFormat {
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct Export {
-    /// File to write, which is replaced when the new one is complete, or a pipe or device [default: standard
-    /// output]
+    /// Output file, pipe or device. A file that exists is replaced only once the export is complete [default:
+    /// standard output]
     #[arg(value_name = "FILE")]
     pub(super) file: Option<PathBuf>,
 

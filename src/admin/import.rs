@@ -1,4 +1,4 @@
-//! `catchall-admin import`: adds what was counted elsewhere before.
+//! `catchall-admin import`: adds earlier counts from a file.
 //!
 //! The file is read twice: first to compute its digest and check that all of it can be read, then to count
 //! it.
@@ -68,7 +68,7 @@ pub(super) async fn import<S: Maintenance>(
     let before = position.is_finished;
     count(store, &mut source, layout, &file, position, &shutdown).await?;
     let left_out = if *invalid > 0 { format!("; {invalid} lines were left out") } else { String::new() };
-    let word = if before { "had been imported before, nothing was added" } else { "is imported" };
+    let word = if before { "was already imported, so nothing was added" } else { "is imported" };
     println!(
         "{} {word}: {rows} rows with {delivered} delivered and {bounced} bounced events{left_out}",
         file.name
@@ -125,10 +125,10 @@ fn changed(file: &HistoryFile, through: u64) -> anyhow::Error {
     }
     let digest = file.hex();
     anyhow!(
-        "{name} has changed while it was imported: of its former {bytes} bytes, with the SHA-256 {digest}, the \
-         first {through} are counted. Do not import it as it is now: they would count twice. Only the former \
-         content can be continued. If lines were only added at the end, continue with `head -c {bytes} FILE | \
-         catchall-admin import --sha256 {digest} -`"
+        "{name} changed during the import: of its original {bytes} bytes, with the SHA-256 {digest}, the first \
+         {through} are already counted. Do not import the changed file: its rows would count twice. Only the \
+         original content can be continued. If lines were only added at the end, continue with \
+         `head -c {bytes} FILE | catchall-admin import --sha256 {digest} -`"
     )
 }
 

@@ -80,7 +80,7 @@ impl Unfinished {
         if let Some(replaced) = replaced {
             let mut permissions = replaced.permissions();
             if fchown(&file, None, Some(replaced.gid())).is_err() {
-                // The rights of the group were meant for another one.
+                // The file could not get the old file's group, and no other group may get its permissions.
                 permissions.set_mode(permissions.mode() & !0o070);
             }
             // Only root may give the file to another owner.

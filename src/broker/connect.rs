@@ -85,8 +85,8 @@ fn describe_attempt(error: &lapin::Error, url: &AmqpUrl) -> String {
         return describe(error);
     }
     let mut likely =
-        "the connection was closed during the handshake: behind a balancer the broker it chose is down, or \
-         the broker is starting or stopping"
+        "the connection was closed during the handshake: a load balancer chose a broker that is down, or the \
+         broker is starting or stopping"
             .to_owned();
     if url.uri.scheme == AMQPScheme::AMQP {
         likely += ", or the port expects TLS (amqps) or another protocol";

@@ -133,7 +133,7 @@ impl Message {
         Self { mandatory: true, ..self }
     }
 
-    /// Whether its exchange is right even if no queue takes the message.
+    /// Whether it is normal that no queue takes the message, as for changes without subscribers.
     pub(super) fn may_find_no_queue(&self) -> bool {
         self.exchange == CHANGES
     }

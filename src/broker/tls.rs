@@ -18,7 +18,8 @@ use crate::network;
 #[group(skip)]
 pub struct BrokerTlsConfig {
     /// Certificates in PEM of the only authorities that may have signed the broker's certificate; without it,
-    /// those of the system. The file is read again for each connection, like the next two
+    /// those of the system. The files of --amqp-ca, --amqp-cert and --amqp-key are read again for each
+    /// connection
     #[arg(id = "amqp_ca", long = "amqp-ca", env = "CATCHALL_AMQP_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
 

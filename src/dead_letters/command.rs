@@ -64,13 +64,13 @@ pub(super) enum Command {
     Show(Show),
     /// Send dead letters back to be counted, and remove each once the broker has confirmed it
     ///
-    /// A dead letter is skipped and reported if it may have been counted and its claim may have been pruned.
-    /// Its claim may have been pruned if it became a dead letter before the time up to which the workers have
-    /// pruned, or less than the ack deadline and an hour (for clock differences) after it. A dead letter may
-    /// have been counted if it has a `message_id` and was moved by the broker, or if it has events with ids.
-    /// Claims last for the workers' `CATCHALL_MESSAGE_RETENTION_SECS` and `CATCHALL_EVENT_RETENTION_SECS`.
-    /// The workers hold a message for at most `CATCHALL_ACK_DEADLINE_SECS`, which must have the same value
-    /// here.
+    /// A dead letter is skipped, and reported, if it may have been counted and its claim may have been
+    /// pruned. It may have been counted if the broker moved it and it has a `message_id`, or if it has events
+    /// with ids. Its claim may have been pruned if the message became a dead letter before the time up to
+    /// which the workers have pruned, or less than the ack deadline and an hour (for clock differences) after
+    /// that time. The workers keep claims for `CATCHALL_MESSAGE_RETENTION_SECS` and
+    /// `CATCHALL_EVENT_RETENTION_SECS`. Set `CATCHALL_ACK_DEADLINE_SECS` to the same value here as for the
+    /// workers.
     Replay(Replay),
     /// Remove dead letters for good
     Discard(Discard),
@@ -163,7 +163,7 @@ pub(super) struct Replay {
     #[command(flatten)]
     pub(super) chosen: Chosen,
 
-    /// Also replay dead letters that may have been counted and would no longer be recognised
+    /// Also replay dead letters that would be skipped: if they were counted before, they count twice
     #[arg(long)]
     pub(super) even_if_counted: bool,
 }
@@ -180,7 +180,7 @@ pub(super) struct Discard {
     #[command(flatten)]
     pub(super) chosen: Chosen,
 
-    /// Confirm --all: discard for good
+    /// Confirm --all: the dead letters are removed for good
     #[arg(long)]
     pub(super) yes: bool,
 }

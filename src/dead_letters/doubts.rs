@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_died_a_hold_and_an_hour_after_the_horizon_is_certain() {
+    fn a_dead_letter_is_certain_from_the_ack_deadline_and_an_hour_after_the_horizon() {
         let at = |secs| SystemTime::UNIX_EPOCH + Duration::from_secs(secs);
         let dead_lettered_at = |secs| Some(Timestamp::from(at(secs)));
         for hold in [60, 86_400, 1_000_000] {

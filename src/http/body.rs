@@ -164,7 +164,7 @@ async fn read_unpacked(
     let give_up = Arc::new(Notify::new());
     let bytes = tokio::select! {
         bytes = collect(body, wire, rules, share, &give_up) => bytes,
-        () = give_up.notified() => Err(rules.refuse("the body arrives slowly, and others need its memory")),
+        () = give_up.notified() => Err(rules.refuse("the body arrived slowly while others needed memory")),
     };
     share.end_transfer();
     let bytes = bytes?;

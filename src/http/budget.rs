@@ -36,10 +36,11 @@ const WAIT: Duration = Duration::from_secs(3);
 /// How often slow clients are looked for while requests wait.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// For each so many bytes of the budget one request may wait: 4,096 with 256 MiB. A waiting request has up to
-/// 16 KiB that are not counted yet, a quarter of this. And where strangers fill the whole line, each with the
-/// most that one byte of a body can ask for, it takes some four times the budget to serve it, which they lose
-/// again after [`FAIR_CHANCE`](books::FAIR_CHANCE): within [`WAIT`], everybody in it has had his turn.
+/// One request may wait for each 64 KiB of the budget: 4,096 with 256 MiB. A waiting request holds up to 16
+/// KiB that are not counted yet, so they add at most a quarter of the budget. If strangers fill the line,
+/// each asking for the most memory that one byte of a body can ask for, serving it takes some four times the
+/// budget. But they lose that memory after [`FAIR_CHANCE`](books::FAIR_CHANCE), so each request in the line
+/// gets its turn within [`WAIT`].
 const WAITS_IN: usize = 64 * 1024;
 
 /// Bytes of memory for requests. Clones share one budget.

@@ -89,7 +89,7 @@ fn beginning(About { title, description, .. }: About) -> OpenApi {
 #[utoipa::path(
     get,
     path = "/openapi.json",
-    summary = "The document of the requests, for programs",
+    summary = "Get the OpenAPI document",
     description = "An OpenAPI 3.1 document of all requests that this port answers.",
     tag = "This document",
     responses((status = 200, description = "The document.", body = HashMap<String, Value>,
@@ -104,7 +104,7 @@ async fn openapi_json(State(documents): State<Arc<Documents>>) -> impl IntoRespo
 #[utoipa::path(
     get,
     path = "/docs",
-    summary = "The document of the requests, for people",
+    summary = "Show the API documentation as a page",
     description = "The same as one page, without scripts and without files from other servers.",
     tag = "This document",
     responses(

@@ -141,7 +141,7 @@ impl ProblemType {
     pub(super) fn title(self) -> &'static str {
         match self {
             Self::NotCounted => "Nothing was counted",
-            Self::MaybeCounted => "It may have been counted",
+            Self::MaybeCounted => "The request may have been counted",
             Self::QueueFull => "The queue is full",
             Self::InvalidDomain => "Invalid domain",
             Self::InvalidEvent => "Invalid event",
@@ -285,7 +285,7 @@ pub(super) fn with_problems<S: Clone + Send + Sync + 'static>(routes: Router<S>)
 }
 
 async fn not_found(method: Method, uri: Uri) -> Response {
-    // `OPTIONS *` asks about the server as a whole: that it answers is the answer.
+    // `OPTIONS *` asks whether the server answers at all, so an empty answer is enough.
     if method == Method::OPTIONS && uri.path() == "*" {
         return StatusCode::NO_CONTENT.into_response();
     }

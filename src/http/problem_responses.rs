@@ -78,7 +78,9 @@ fn describe(kind: ProblemType) -> (&'static str, &'static str) {
             "the position is of another feed, from before the database was moved or restored: begin at the \
              beginning, without since",
         ),
-        Kind::InvalidBody => ("the body cannot be read as what it is called", "the body has no event"),
+        Kind::InvalidBody => {
+            ("the body cannot be read as its content type and encoding declare", "the body has no event")
+        }
         Kind::NothingReadable => {
             ("no event is valid; `rejected` gives the reason for each", "no event could be read")
         }
@@ -98,11 +100,11 @@ fn describe(kind: ProblemType) -> (&'static str, &'static str) {
         Kind::Unavailable => ("the counters cannot be read now: try again", "the database cannot be read"),
         Kind::Unauthorized => (
             "the service uses tokens, and the request has no valid one",
-            "this needs a token: send the header Authorization: Bearer and the token",
+            "this request needs a token: send it in the header Authorization: Bearer TOKEN",
         ),
         Kind::Forbidden => (
             "the token does not allow this request",
-            "this needs a token with the scope write, which yours lacks",
+            "this request needs the scope write, which your token lacks",
         ),
         Kind::TooManyRequests => (
             "the token or the address has sent too much in a second, and nothing was counted",

@@ -37,7 +37,7 @@ const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 /// Sent instead of a page for which there is no memory.
 const BUSY: &str = "<!DOCTYPE html><html lang=\"en\"><title>catchall</title>\
-    <p>Too many others are being answered. Try again in a moment.</html>";
+    <p>The service is busy. Try again in a moment.</html>";
 
 /// Shared by the handlers of one thread.
 #[derive(Clone)]
@@ -79,7 +79,7 @@ struct PageParameters {
     get,
     path = "/",
     operation_id = "page",
-    summary = "Look at it",
+    summary = "Show the page for people",
     description = "A page for people: look up a domain, and see the totals, the rate of the last minutes and \
         the latest changes. If the service uses tokens, the browser asks for a name and a password: the \
         password is the token, and the name can be anything.",
@@ -144,7 +144,7 @@ fn sentence(error: DomainNameError) -> String {
     get,
     path = "/page/live",
     operation_id = "page_live",
-    summary = "Look at the part of the page that changes",
+    summary = "Get the part of the page that changes",
     description = "Totals, the rate of the last minutes and the latest changes, for the script of the page. \
         Programs should use `/totals` and `/changes`.",
     tag = "Page",

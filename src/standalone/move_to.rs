@@ -63,7 +63,7 @@ async fn carry(config: &MoveConfig, shutdown: Shutdown) -> anyhow::Result<()> {
 fn step(count: u64, done: &Cell<u64>, shutdown: &Shutdown) -> anyhow::Result<bool> {
     done.set(done.get() + count);
     if shutdown.clone().now_or_never().is_some() {
-        bail!("stopped: run the same command again, it goes on where it stopped");
+        bail!("stopped: run the same command again to continue where it stopped");
     }
     Ok(count > 0)
 }

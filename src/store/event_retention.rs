@@ -6,8 +6,8 @@ use std::time::Duration;
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct EventRetention {
-    /// How long a repeated id or Idempotency-Key counts nothing, in seconds, from its last use. Every keyed
-    /// event has a claim of some 100 bytes: shorten this before the disk fills
+    /// How long, in seconds from its last use, an id or Idempotency-Key is remembered, so that a repeat is
+    /// not counted. Every keyed event has a claim of some 100 bytes: shorten this before the disk fills
     #[arg(
         long,
         env = "CATCHALL_EVENT_RETENTION_SECS",

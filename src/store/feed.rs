@@ -13,9 +13,9 @@ use crate::domain_name::DomainName;
 use crate::position::{FeedId, Place, Position};
 use crate::utc_time::UtcTime;
 
-/// Which feed it is: the same on a primary and its copies, and another one on another server, in another
-/// database and wherever the table was made anew, as a restore does. Every role may ask for it. It is nothing
-/// to keep: a new version of Postgres may compute another hash.
+/// Identifies the feed. The value is the same on a primary and its replicas. It differs on another server, in
+/// another database, and after the table was created again, as by a restore. Every role may read it. Do not
+/// store it: a new version of Postgres may compute another hash.
 macro_rules! feed {
     () => {
         "(select hashtext(concat_ws('/', system_identifier,

@@ -36,7 +36,7 @@ pub enum MoveError {
     #[error(transparent)]
     File(#[from] DataError),
     /// The ledger cannot be reached, or does not work. The same move may be run again.
-    #[error("{0}. Nothing is lost: run the same command again, it goes on where it stopped")]
+    #[error("{0}. Nothing is lost: run the same command again to continue where it stopped")]
     Ledger(#[source] Cause),
     /// The move of the file has begun, but to another ledger.
     #[error("this file is already being moved to {0}, not to {1}: finish that move first")]

@@ -24,7 +24,8 @@ impl Backlog {
         while self.0.front().is_some_and(|(seen, _)| seen <= published) {
             self.0.pop_front();
         }
-        // Changes in the numbers of another server have been brought into the present.
+        // After a restore, `catchall-admin reclassify` lowers transaction numbers that came from another
+        // server.
         while self.0.back().is_some_and(|(seen, _)| *seen > last) {
             self.0.pop_back();
         }

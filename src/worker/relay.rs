@@ -308,8 +308,8 @@ impl Relay {
         self.metrics.refused.increment(changes);
         if self.refusals.is_news() {
             tracing::warn!(
-                "a queue that is bound to catchall.changes refuses changes, as it does at its limit, \
-                 and misses them"
+                "a queue that is bound to catchall.changes refuses changes, as a full queue does, \
+                 and does not get them later"
             );
         }
     }

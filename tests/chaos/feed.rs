@@ -102,7 +102,8 @@ impl Feed {
     }
 }
 
-/// What is said of changes that are not known within the time it may take: that they were not there.
+/// Waits until `known` has all noted statuses. Returns a sentence about those still missing after
+/// [`CATCH_UP`].
 async fn lost(
     there: &str,
     noted: &HashMap<String, Status>,

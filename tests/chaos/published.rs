@@ -39,7 +39,7 @@ impl Published {
             let (domain, number, status) =
                 read(&body, &headers).with_context(|| String::from_utf8_lossy(&body).into_owned())?;
             let latest = self.latest.entry(domain.clone()).or_insert((number, status));
-            // What is later goes further, and what was published again says the same.
+            // A later change has a later status, and a change that is published again has the same status.
             if number.cmp(&latest.0) != status.cmp(&latest.1) {
                 wrong.push(format!(
                     "{domain} was {} in {number} and {} in {}",

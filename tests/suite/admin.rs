@@ -271,7 +271,7 @@ fn what_is_wrong_with_the_arguments_or_the_place_is_said_in_a_sentence() {
             2,
             "CATCHALL_DATABASE_URL (--database-url <URL>) or CATCHALL_DATA (--data <FILE>) is required",
         ),
-        (&["audit"], &[url, data], 2, "are both set: set one of them"),
+        (&["audit"], &[url, data], 2, "are both set: set only one of them"),
         (&["audit"], &[url], 1, "connection refused"),
         (&["export"], &[url], 1, "connection refused"),
         (&["audit"], &[data], 10, "does not exist"),

@@ -254,7 +254,7 @@ async fn letters_that_no_client_library_reads_are_handled_like_others() {
             .replace('"', "")
     };
     let garbled = reference("its routing key is not UTF-8", &letters);
-    let deep = reference("its header deep lies too deep", &letters);
+    let deep = reference("its header deep is nested too deeply", &letters);
     let unread = reference("and was not read", &letters);
     let sizes: BTreeSet<u64> = letters.iter().map(|letter| letter["size"].as_u64().unwrap()).collect();
     assert_eq!(sizes, BTreeSet::from([2, event.len() as u64, large.len() as u64]));

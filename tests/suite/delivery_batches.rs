@@ -1,4 +1,5 @@
-//! Delivery batches: too much for the primary, too seldom for a proof that they are fresh, and large messages.
+//! Delivery batches: too large for the primary, so rare that hand-out times are uncertain, or of large
+//! messages.
 
 use std::time::{Duration, Instant};
 

@@ -66,7 +66,7 @@ fn the_image_serves_the_standalone_by_default_with_its_data_in_a_volume() {
     assert!(data.is_some(), "{command:?}");
     let (_, user) = image.split_once("\nUSER ").unwrap();
     let (user, group) = user.lines().next().unwrap().split_once(':').unwrap();
-    assert!(image.contains(&format!("\nRUN install -d -m 700 -o {user} -g {group} /data\nVOLUME /data\n")));
+    assert!(image.contains(&format!("\nRUN install -d -m 700 -o {user} -g {group} /data\n")));
     assert!(image.contains("\nEXPOSE 8080 9080"));
 }
 

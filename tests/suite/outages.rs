@@ -88,7 +88,7 @@ async fn a_connection_that_is_closed_at_once_is_told_by_its_likely_causes() {
             let _ = attempt.read_exact(&mut [0; 8]).await;
         }
     });
-    ingest.becomes_unready("behind a balancer the broker it chose is down").await;
+    ingest.becomes_unready("a load balancer chose a broker that is down").await;
     let (_, reason) = ingest.readyz().await;
     assert!(
         reason.find("balancer") < reason.find("starting") && reason.find("starting") < reason.find("TLS"),

@@ -93,7 +93,7 @@ async fn a_look_up_tells_the_status_and_why_with_scripts_and_without() {
 }
 
 async fn looks_up_all(tab: &Tab<'_>, standalone: bool) {
-    let fresh = if standalone { "As of now." } else { "As of the replica" };
+    let fresh = if standalone { "As of now." } else { "Read from the replica" };
     for (written, verdict, reason) in [
         (
             "Example.COM.",
@@ -108,9 +108,13 @@ async fn looks_up_all(tab: &Tab<'_>, standalone: bool) {
         (
             "MÜLLER.example",
             "xn--mller-kva.example is unknown so far",
-            "7 messages were delivered and none bounced. It takes more than 1,000 to tell.",
+            "7 messages were delivered and none bounced. A catch-all needs more than 1,000 delivered messages.",
         ),
-        ("never.seen.example", "never.seen.example is unknown so far", "No message to it was reported."),
+        (
+            "never.seen.example",
+            "never.seen.example is unknown so far",
+            "No message to this domain was reported.",
+        ),
     ] {
         look_up(tab, written).await;
         assert_eq!(tab.text("#answer").await, verdict);

@@ -121,7 +121,7 @@ async fn what_no_client_library_reads_becomes_a_dead_letter_and_stops_nobody() {
     eventually("all are dead letters", async || (publisher.waiting(DEAD).await == 13).then_some(())).await;
     assert_eq!(servers.counters("bad.com").await, (0, 0));
     worker.logs("its routing key is not UTF-8 (m\\\\xfcller.de)").await;
-    worker.logs_times("its header deep lies too deep", 1).await;
+    worker.logs_times("its header deep is nested too deeply", 1).await;
     worker.logs_times("its body of 600040 bytes is larger than 524288 and was not read", 1).await;
     let (_, metrics) = worker.ops("/metrics").await;
     assert!(metrics.contains("catchall_worker_duplicates_total 0"), "nothing came back: {metrics}");
@@ -139,7 +139,7 @@ async fn what_no_client_library_reads_becomes_a_dead_letter_and_stops_nobody() {
     reasons.sort();
     let garbled = "it cannot be read whole: its routing key is not UTF-8 (m\\xfcller.de)";
     assert_eq!(reasons.iter().filter(|reason| *reason == garbled).count(), 10, "{reasons:?}");
-    assert!(reasons.contains(&"it cannot be read whole: its header deep lies too deep".to_owned()));
+    assert!(reasons.contains(&"it cannot be read whole: its header deep is nested too deeply".to_owned()));
     assert!(reasons.contains(&"it cannot be read whole: forged\\n\\u{2028}line".to_owned()), "{reasons:?}");
     assert!(reasons.contains(&"moved by the broker: rejected by a worker".to_owned()), "the tool reads more");
 }

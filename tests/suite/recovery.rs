@@ -1,4 +1,4 @@
-//! Trouble in the middle of the work: what is held, what is given back, and what is told from it.
+//! Faults while messages are being counted: which messages a worker keeps, returns or dead-letters.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

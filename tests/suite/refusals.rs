@@ -80,7 +80,7 @@ async fn the_eleventh_refusal_in_a_second_says_to_wait() {
 }
 
 #[tokio::test]
-async fn that_a_process_stops_is_for_operators() {
+async fn only_operators_are_told_that_a_process_is_stopping() {
     let tokens = Tokens::new();
     let (operator, writer) = (tokens.add("operator", "operate"), tokens.add("writer", "write"));
     let system = System::standalone(&[tokens.variable()]).await;

@@ -199,7 +199,7 @@ async fn a_queue_that_refuses_changes_misses_them_and_nobody_else_does() {
         let shown = metric(name).await;
         assert!((shown - value).abs() < 0.5, "{name} {shown}");
     }
-    worker.logs_times("refuses changes, as it does at its limit", 1).await;
+    worker.logs_times("refuses changes, as a full queue does", 1).await;
     assert!(!worker.has_logged("changes are not published"));
 }
 

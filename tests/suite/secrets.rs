@@ -222,7 +222,7 @@ async fn a_url_comes_from_a_file_too() {
     let (status, said, stderr) = run("migrate", &[], &[file]);
     assert!(status.success(), "{said}{stderr}");
     for (variables, says) in [
-        (&[file, ("CATCHALL_DATABASE_URL", "postgres://x")][..], "are both set: set one of them"),
+        (&[file, ("CATCHALL_DATABASE_URL", "postgres://x")][..], "are both set: set only one of them"),
         (&[("CATCHALL_DATABASE_URL_FILE", "/nowhere")], "CATCHALL_DATABASE_URL_FILE: cannot read /nowhere"),
     ] {
         let (status, _, stderr) = run("migrate", &[], variables);

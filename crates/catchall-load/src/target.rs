@@ -37,7 +37,7 @@ impl FromStr for Target {
         let known = |scheme: &&Scheme| [Scheme::HTTP, Scheme::HTTPS].contains(scheme);
         let scheme = uri.scheme().filter(known).ok_or(example)?.clone();
         if uri.path() != "/" || uri.query().is_some() {
-            return Err(format!("{example}: the paths below it are known"));
+            return Err(format!("{example}: leave out the path and the query"));
         }
         let authority = uri.into_parts().authority.ok_or(example)?;
         Ok(Self { scheme, authority, token: None, authorities: None })

@@ -129,7 +129,8 @@ async fn stand_still(domains: &[u32], reader: &mut CounterReader, timeout: Durat
         }
         if Instant::now() >= give_up {
             bail!(
-                "the counters still move before anything is sent: something else sends events of these domains"
+                "the counters of these domains change before this run sends anything: something else sends \
+                 events of them"
             );
         }
         last = Some(counters);

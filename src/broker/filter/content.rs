@@ -161,7 +161,7 @@ fn readable_entries(entries: &[u8], room: usize, defects: &mut Defects) -> Vec<u
     while !reader.0.is_empty() {
         let rest = reader.0;
         let (Some(name), Some(value)) = (reader.short(), reader.value()) else {
-            defects.add("its headers cannot be told apart");
+            defects.add("the rest of its headers cannot be parsed");
             break;
         };
         let entry = &rest[..rest.len() - reader.0.len()];
@@ -193,13 +193,13 @@ fn defect_of(value: &[u8]) -> Option<&'static str> {
             match reader.short().map(std::str::from_utf8) {
                 Some(Ok(_)) => {}
                 Some(Err(_)) => return Some("has names that are not UTF-8"),
-                None => return Some("does not end where it says"),
+                None => return Some("is cut off or has an unknown type"),
             }
         }
-        let Some(value) = reader.value() else { return Some("does not end where it says") };
+        let Some(value) = reader.value() else { return Some("is cut off or has an unknown type") };
         if let [inner @ (b'A' | b'F'), _, _, _, _, content @ ..] = value {
             if containers.len() == MAX_DEPTH {
-                return Some("lies too deep");
+                return Some("is nested too deeply");
             }
             containers.push((*inner, ByteReader(content)));
         }

@@ -55,7 +55,7 @@ impl AccessConfig {
         if self.open {
             return match self.tokens {
                 Some(_) => {
-                    Err("CATCHALL_OPEN lets everybody in, and CATCHALL_TOKENS does not: set one of them"
+                    Err("CATCHALL_OPEN lets everybody in, and CATCHALL_TOKENS does not: set only one of them"
                         .into())
                 }
                 None => Ok(()),

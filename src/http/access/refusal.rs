@@ -12,8 +12,9 @@ use crate::http::problem::{Problem, ProblemType};
 const MAX_WAIT_SECS: u64 = 3600;
 
 /// The answer to a request whose host is another machine.
-const FOREIGN: &str = "without tokens only requests to this machine are answered: use localhost or \
-    127.0.0.1, or let clients in with CATCHALL_TOKENS, or everybody with CATCHALL_OPEN=yes";
+const FOREIGN: &str = "the request names another host, and without tokens only requests to this machine are \
+    answered: use localhost or 127.0.0.1, or set CATCHALL_TOKENS to let in clients with tokens, or \
+    CATCHALL_OPEN=yes to let in everybody";
 
 /// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +37,7 @@ impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::Unauthorized(None) => unauthorized(
-                "this needs a token: send the header Authorization: Bearer and the token".into(),
+                "this request needs a token: send it in the header Authorization: Bearer TOKEN".into(),
                 r#"Bearer realm="catchall""#.into(),
             ),
             Refusal::Unauthorized(Some(invalid)) => {
@@ -48,7 +49,7 @@ impl From<Refusal> for Problem {
             }
             Refusal::Forbidden(scope) => {
                 let scope = scope.name();
-                let detail = format!("this needs a token with the scope {scope}, which yours lacks");
+                let detail = format!("this request needs the scope {scope}, which your token lacks");
                 let challenge =
                     format!(r#"Bearer realm="catchall", error="insufficient_scope", scope="{scope}""#);
                 challenged(ProblemType::Forbidden, detail, challenge)

@@ -212,7 +212,7 @@ fn only_the_page_makes_a_browser_ask_for_a_password() {
 }
 
 #[test]
-fn a_caller_may_what_the_token_says_and_a_stranger_nothing() {
+fn a_caller_may_do_what_its_token_allows_and_a_stranger_nothing() {
     let access = unlimited();
     let may = |access: &Arc<Access>, token: Option<[u8; 32]>| {
         let bearer = token.map(bearer_of);

@@ -49,7 +49,7 @@ async fn a_wait_ends_when_there_is_room_or_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_stops_waiting_takes_nothing_with_him() {
+async fn a_request_that_stops_waiting_holds_no_memory() {
     let budget = Budget::new(16 * MIB);
     let first = holding(&budget, 12 * MIB).await;
     let mut second = budget.share();

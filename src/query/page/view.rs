@@ -73,7 +73,7 @@ pub(super) fn page(answer: &Finding, glance: Option<&Glance>, threshold: Option<
                 p id="announcement" class="unseen" role="status" {}
                 footer {
                     "catchall " (env!("CARGO_PKG_VERSION")) ". For programs: "
-                    a href="/docs" { "the requests" } " and the "
+                    a href="/docs" { "the API documentation" } " and the "
                     a href="/openapi.json" { "OpenAPI document" } "."
                 }
             }

@@ -82,10 +82,15 @@ pub(super) fn reason(Classified { counters, status, .. }: Classified, threshold:
             format!("{delivered_so_far}, and {} bounced. One bounce is enough.", Number(bounced))
         }
         Status::Unknown if delivered == 0 => {
-            format!("No message to it was reported. It takes more than {limit}, and no bounce, to tell.")
+            format!(
+                "No message to this domain was reported. A catch-all needs more than {limit} delivered \
+                 messages and no bounce."
+            )
         }
         Status::Unknown => {
-            format!("{delivered_so_far} and none bounced. It takes more than {limit} to tell.")
+            format!(
+                "{delivered_so_far} and none bounced. A catch-all needs more than {limit} delivered messages."
+            )
         }
     }
 }
@@ -94,13 +99,13 @@ pub(super) fn reason(Classified { counters, status, .. }: Classified, threshold:
 pub(super) fn freshness(lag: Option<Duration>) -> String {
     match lag {
         None => "As of now.".to_owned(),
-        Some(lag) if lag.is_zero() => "As of the replica, which has all that its primary sent.".to_owned(),
+        Some(lag) if lag.is_zero() => "Read from the replica, which has all its primary sent.".to_owned(),
         Some(lag) if lag < Duration::from_secs(1) => {
-            format!("As of the replica, up to {} ms behind its primary.", lag.as_millis().max(1))
+            format!("Read from the replica, up to {} ms behind its primary.", lag.as_millis().max(1))
         }
         Some(lag) => {
             format!(
-                "As of the replica, up to {} behind its primary.",
+                "Read from the replica, up to {} behind its primary.",
                 count(lag.as_secs(), "second", "seconds")
             )
         }
@@ -133,11 +138,12 @@ mod tests {
         assert_eq!(reason(0, 1), "No message was delivered, and 1 bounced. One bounce is enough.");
         assert_eq!(
             reason(7, 0),
-            "7 messages were delivered and none bounced. It takes more than 1,000 to tell."
+            "7 messages were delivered and none bounced. A catch-all needs more than 1,000 delivered messages."
         );
         assert_eq!(
             reason(0, 0),
-            "No message to it was reported. It takes more than 1,000, and no bounce, to tell."
+            "No message to this domain was reported. A catch-all needs more than 1,000 delivered messages and \
+             no bounce."
         );
     }
 

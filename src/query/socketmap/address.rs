@@ -26,7 +26,7 @@ impl FromStr for SocketmapAddress {
             None => text
                 .parse()
                 .map(Self::Tcp)
-                .map_err(|error| format!("{error}: it is unix:/PATH or ADDRESS:PORT, as in 127.0.0.1:8082")),
+                .map_err(|error| format!("{error}: give unix:/PATH or ADDRESS:PORT, as in 127.0.0.1:8082")),
         }
     }
 }

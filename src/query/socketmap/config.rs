@@ -10,8 +10,8 @@ use crate::http::GuardConfig;
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct SocketmapConfig {
-    /// Where mail servers can ask with Postfix's socketmap protocol, which has no tokens: "unix:" and the
-    /// path of a socket, or an address of this machine and a port. Without it they cannot ask
+    /// Address at which mail servers look up domains with Postfix's socketmap protocol, which has no tokens:
+    /// "unix:" and a path, or ADDRESS:PORT of this machine. Without it, the socketmap is off
     #[arg(long, env = "CATCHALL_SOCKETMAP", value_name = "ADDRESS")]
     socketmap: Option<SocketmapAddress>,
 

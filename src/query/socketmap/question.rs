@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_request_will_not_be_one_later() {
+    fn a_malformed_request_gets_a_permanent_error() {
         for request in [&b""[..], b"status", b"STATUS example.com", b" example.com", b"other example.com"] {
             assert!(matches!(domain(request), Err(Reply::Permanent(_))), "{}", request.escape_ascii());
         }

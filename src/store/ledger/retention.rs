@@ -97,9 +97,9 @@ const AHEAD: Duration = Duration::from_secs(10);
 #[group(skip)]
 #[expect(clippy::doc_markdown, reason = "the help is plain text")]
 pub struct RetentionConfig {
-    /// How long a repeated message_id counts nothing, in seconds, from its last use. Must be longer than
-    /// publishers may take to repeat a message: three days outlast a weekend. A claim takes some 100 bytes;
-    /// ingest makes one for each of its messages
+    /// How long, in seconds from its last use, a message_id is remembered, so that a repeat is not counted.
+    /// Must be longer than publishers may take to repeat a message: three days outlast a weekend. A claim
+    /// takes some 100 bytes; ingest makes one for each of its messages
     #[arg(
         long,
         env = "CATCHALL_MESSAGE_RETENTION_SECS",

@@ -6,9 +6,9 @@ use super::row::{READ_TIMEOUT, count, timestamp};
 use crate::store::postgres::{Database, DatabaseError};
 use crate::totals::{DomainTotals, EventTotals, MinuteTotals, RecentEvents, Totals};
 
-/// A few hundred rows for each worker, whatever the number of domains. A sum that does not fit a number is
-/// the largest that does. What is a minute ahead may be of now, by the clock of a primary that differs; what is
-/// further ahead is of a clock that was wrong.
+/// Reads a few hundred rows for each worker, whatever the number of domains. A sum that is too large is cut
+/// to the largest `bigint`. Rows dated up to a minute ahead count as recent, because a primary's clock may
+/// differ; later dates come from a clock that was wrong.
 const READ: &str = "\
 -- catchall: read the totals
 with recent as (

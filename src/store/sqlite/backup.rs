@@ -65,7 +65,7 @@ fn unused(to: &Path) -> Result<Option<Lock>, DataError> {
     }
     let wal = beside(to, "-wal");
     if fs::metadata(&wal).is_ok_and(|wal| wal.len() > 0) {
-        let reason = format!("{} is beside it, so it was in use; choose another name", wal.display());
+        let reason = format!("its WAL {} exists, so it was in use; choose another name", wal.display());
         return Err(DataError::NotWritable { path: to.to_owned(), reason, source: None });
     }
     Ok(lock)

@@ -140,9 +140,8 @@ impl DataFile {
     }
 }
 
-/// Brings the schema up to date, and gives a file that was never written to since it was made a feed of its
-/// own. Such a file is a new one or a [copy](super::back_up): it is the first to have a WAL that takes this
-/// mark away, so a process that is killed in between does the same again.
+/// Brings the schema up to date. A file without a WAL is new or a [copy](super::back_up), and gets a new
+/// feed. This does not start a WAL, so the next run does it again if the process is killed before one exists.
 async fn prepare(path: &Path, is_current: bool) -> Result<(), DataError> {
     let failed = |error: sqlx::Error| DataError::of_sqlite(path, error);
     let mut connection = connect(path, Purpose::Prepare).await?;
@@ -223,7 +222,7 @@ async fn create(path: &Path) -> Result<(), DataError> {
     let wal = beside(path, "-wal");
     if exists(&wal) {
         // SQLite would take it for the WAL of the new file.
-        let reason = format!("its WAL {} is there without it", wal.display());
+        let reason = format!("the file is missing, but its WAL {} exists", wal.display());
         return Err(DataError::Damaged { path: path.to_owned(), reason, source: None });
     }
     let failed = |error: std::io::Error| DataError::of_system(path, error);

@@ -53,7 +53,7 @@ pub(super) fn inspect(path: &Path) -> Result<(), DataError> {
     let wal = beside(path, "-wal");
     if header[18] == WITHOUT_WAL && std::fs::metadata(&wal).is_ok_and(|wal| wal.len() > 0) {
         let wal = wal.display();
-        let reason = format!("{wal} is beside it and not of it. If it is a restored backup, move {wal} away");
+        let reason = format!("{wal} belongs to another file; if this is a restored backup, move {wal} away");
         return Err(DataError::Damaged { path: path.to_owned(), reason, source: None });
     }
     Ok(())

@@ -42,7 +42,7 @@ async fn history_is_added_to_what_is_counted_once_and_in_either_form() {
         let again = directory().join("other.csv");
         fs::copy(&csv, &again).unwrap();
         let said = import(&system, again.to_str().unwrap());
-        assert!(said.contains("had been imported before, nothing was added: 3 rows"), "{said}");
+        assert!(said.contains("was already imported, so nothing was added: 3 rows"), "{said}");
         // What is exported is history for another.
         let lines = done(&system, &["export", "--format", "ndjson"]);
         let said = import(&system, &file(&lines));
@@ -153,12 +153,13 @@ async fn a_file_that_changes_while_it_is_imported_goes_on_as_what_it_was() {
         };
         let (counted, bytes) = (counted_bytes(&system).await, before.len());
         let begins = format!(
-            "history.csv has changed while it was imported: of its former {bytes} bytes, with the SHA-256 "
+            "history.csv changed during the import: of its original {bytes} bytes, with the SHA-256 "
         );
         let (_, rest) = said.split_once(&begins).expect(&said);
         let (digest, rest) = rest.split_at(64);
         let does = format!(
-            ", the first {counted} are counted. Do not import it as it is now: they would count twice"
+            ", the first {counted} are already counted. Do not import the changed file: its rows would count \
+             twice"
         );
         assert!(rest.starts_with(&does), "{said}");
         let goes_on = format!("`head -c {bytes} FILE | catchall-admin import --sha256 {digest} -`");
@@ -251,7 +252,7 @@ async fn a_move_takes_along_which_files_were_imported_and_what_operators_did() {
         assert!(status.success(), "{out}{said}");
     }
     let (status, out, said) = import(to);
-    assert!(status.success() && out.contains("had been imported before"), "{out}{said}");
+    assert!(status.success() && out.contains("was already imported"), "{out}{said}");
     assert_eq!(servers.counters("a.com").await, (1500, 0));
     let (_, audit, _) = run("admin", &["audit"], &[to]);
     assert!(audit.contains("  import  history.csv  ann  old  {") && audit.lines().count() == 1, "{audit}");

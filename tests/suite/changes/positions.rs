@@ -181,7 +181,7 @@ async fn write_statuses(system: &System) {
 }
 
 #[tokio::test]
-async fn names_that_are_none_are_left_out_and_end_nothing_early() {
+async fn invalid_names_are_left_out_of_the_feed_and_do_not_end_it_early() {
     for system in System::both(&[]).await {
         let query = system.domains();
         write_statuses(&system).await;

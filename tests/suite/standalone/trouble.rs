@@ -152,7 +152,7 @@ fn a_wal_whose_file_is_missing_is_not_taken_for_that_of_a_new_one() {
     let wal = data.with_file_name("catchall.db-wal");
     fs::write(&wal, "the latest transactions").unwrap();
     let (status, said) = refused(&data);
-    assert_eq!((status, said.contains("is there without it")), (13, true), "{said}");
+    assert_eq!((status, said.contains("the file is missing, but its WAL")), (13, true), "{said}");
     assert_eq!((fs::read(&wal).unwrap().as_slice(), data.exists()), (&b"the latest transactions"[..], false));
 }
 
@@ -173,7 +173,7 @@ async fn a_restored_backup_beside_the_wal_of_the_file_before() {
     let (file, log) = (fs::read(&data).unwrap(), fs::read(&wal).unwrap());
     assert_eq!((&file[18..20], log.is_empty()), (&[1, 1][..], false), "what the test is about");
     let (status, said) = refused(&data);
-    assert_eq!((status, said.contains("is beside it and not of it")), (13, true), "{said}");
+    assert_eq!((status, said.contains("belongs to another file")), (13, true), "{said}");
     assert!(fs::read(&data).unwrap() == file && fs::read(&wal).unwrap() == log, "they were changed");
     // It is as good as before.
     fs::rename(&wal, data.with_file_name("elsewhere")).unwrap();

@@ -144,8 +144,7 @@ fn what_can_be_read_of_properties_and_headers_stays() {
     let stream = [delivery(1, b"a.com"), content(1, 0, flags, &properties)].concat();
     let (key, properties, _) = message(&filtered(&stream));
     let told = defects(&properties).unwrap();
-    for defect in ["header deep lies too deep", "n\\xe4me has a name that is not", "torn does not end where"]
-    {
+    for defect in ["header deep is nested too deeply", "n\\xe4me has a name that is not", "torn is cut off"] {
         assert!(told.contains(defect), "{told}");
     }
     assert_eq!((&*key, properties.timestamp(), properties.delivery_mode()), ("a.com", &Some(7), &Some(2)));
@@ -218,7 +217,7 @@ fn headers_leave_room_for_those_of_a_dead_letter() {
 }
 
 #[test]
-fn whoever_does_not_speak_amqp_is_heard() {
+fn bytes_that_are_not_amqp_pass_unchanged() {
     for stream in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b"AMQP\0\0\x09\x01", b"A", b"\x05\0\0", b""] {
         assert_eq!(filtered(stream), stream);
     }

@@ -8,8 +8,8 @@ use crate::domain_name::DomainName;
 use crate::position::{FeedId, Place, Position};
 use crate::store::{Change, Portion};
 
-/// The changes of a selection, in its order, how many rows they are of, and the place of the last change of
-/// them: the last row, or the first one of the latest.
+/// Selects changes as one text, with the number of their rows, the highest place among them, the feed and its
+/// head.
 macro_rules! changes {
     ($name:literal, $selection:literal) => {
         concat!(
