@@ -98,6 +98,18 @@ fn the_fuzzing_has_a_lock_file_that_is_current() {
     assert!(output.status.success(), "cargo update --workspace --manifest-path fuzz/Cargo.toml: {told}");
 }
 
+/// Only `./dev fuzz` compiles the driver, because it needs libFuzzer.
+#[test]
+fn the_driver_of_the_fuzzing_imports_what_there_is() {
+    let (driver, targets) = (include_str!("../../fuzz/src/main.rs"), include_str!("../../src/fuzzing.rs"));
+    let (_, names) = driver.split_once("use catchall::fuzzing::{").unwrap();
+    let (names, _) = names.split_once("};").unwrap();
+    for name in names.split(", ") {
+        let is_public = |kind| targets.contains(&format!("\npub {kind} {name}"));
+        assert!(is_public("type") || is_public("const"), "src/fuzzing.rs has no {name}");
+    }
+}
+
 #[test]
 fn every_dependency_has_a_licence_and_a_source_that_are_allowed() {
     let platform = format!("{ARCH}-unknown-linux-gnu");
