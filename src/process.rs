@@ -119,8 +119,8 @@ fn start<C: Args>(
     }
 }
 
-/// How many file descriptors this process may have. It is the hard limit: [`start`] raises the soft limit,
-/// whose usual 1,024 is for programs that use `select`.
+/// How many file descriptors this process may have. That is the soft limit, which [`start`] has raised to the
+/// hard one: its usual 1,024 is for programs that use `select`.
 pub(crate) fn descriptors() -> u64 {
     rlimit::getrlimit(rlimit::Resource::NOFILE).map_or(u64::MAX, |(soft, _)| soft)
 }

@@ -1,6 +1,6 @@
 //! The requests under way on one connection, and its timeouts.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -37,12 +37,17 @@ pub(super) enum Decision {
     Stuck,
 }
 
+/// The values of [`Activity::standing`].
+const STRANGER: u8 = 0;
+const LET_IN: u8 = 1;
+const LEAVING: u8 = 2;
+
 /// The requests under way on a connection: one at a time (HTTP/1.1) or many (HTTP/2).
 #[derive(Debug)]
 pub(super) struct Activity {
     version: OnceLock<Version>,
     /// Whether a request with a valid token was let in, or tokens are not required.
-    known: AtomicBool,
+    standing: AtomicU8,
     state: Mutex<State>,
     give_up: Arc<Notify>,
 }
@@ -61,7 +66,7 @@ impl Activity {
         let state = State { requests: 0, idle_since: Instant::now(), answers: Vec::new() };
         Arc::new(Self {
             version: OnceLock::new(),
-            known: AtomicBool::new(false),
+            standing: AtomicU8::new(STRANGER),
             state: Mutex::new(state),
             give_up: Arc::default(),
         })
@@ -85,12 +90,21 @@ impl Activity {
 
     /// Records that a request with a valid token was let in, or that tokens are not required.
     pub(super) fn let_in(&self) {
-        self.known.store(true, Ordering::Relaxed);
+        // One that has to leave stays one that has to leave.
+        let _ = self.standing.compare_exchange(STRANGER, LET_IN, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// Whether that has been recorded.
-    pub(super) fn is_let_in(&self) -> bool {
-        self.known.load(Ordering::Relaxed)
+    fn is_let_in(&self) -> bool {
+        self.standing.load(Ordering::Relaxed) == LET_IN
+    }
+
+    /// Ends the connection, unless a request was let in. Returns whether it does.
+    pub(super) fn leave_if_stranger(&self) -> bool {
+        let left = self.standing.compare_exchange(STRANGER, LEAVING, Ordering::Relaxed, Ordering::Relaxed);
+        if left.is_ok() {
+            self.give_up.notify_one();
+        }
+        left.is_ok()
     }
 
     /// Whether no request is under way, and since when that has been so, or was so last.

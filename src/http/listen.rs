@@ -52,9 +52,10 @@ pub struct HttpConfig {
     )]
     pub threads: u16,
 
-    /// The most client connections at a time, over all threads; further ones are closed at once. Each takes a
-    /// file descriptor and about 30 kB (HTTP/1.1) or 40 kB (HTTP/2), at most 80 kB (HTTP/1.1) or 200 kB plus
-    /// 5 kB per request (HTTP/2)
+    /// The most client connections at a time, over all threads; further ones are closed at once or, where
+    /// clients need tokens, take the place of one that has not been let in. Each takes a file descriptor and
+    /// about 30 kB (HTTP/1.1) or 40 kB (HTTP/2), at most 80 kB (HTTP/1.1) or 200 kB plus 5 kB per request
+    /// (HTTP/2)
     #[arg(
         long,
         env = "CATCHALL_MAX_CONNECTIONS",
@@ -104,7 +105,7 @@ impl HttpConfig {
                 most,
                 descriptors,
                 "only {most} clients may connect at a time instead of {wanted}: this process may open only \
-                 {descriptors} files (ulimit -Hn)"
+                 {descriptors} files (ulimit -n)"
             );
         }
     }

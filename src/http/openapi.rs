@@ -28,10 +28,11 @@ pub struct About {
 }
 
 /// The part that is the same for every port.
-const EVERYWHERE: &str = "Every error is a problem document (RFC 9457); its `type` is for programs. Two \
-    refusals have no document: a request whose head is larger than 16 kB gets a bare `431`, and a connection \
-    beyond the limit is closed. `OPTIONS` on a known path answers `204` with `Allow`, and `HEAD` answers \
-    like `GET` without the body. The port speaks HTTP/1.1 and HTTP/2.";
+const EVERYWHERE: &str = "Every error is a problem document (RFC 9457); its `type` is for programs. Some \
+    refusals have no document: a request of HTTP/1.1 whose head cannot be read gets a bare `400`, one whose \
+    head is larger than 16 kB a bare `431`, and a connection beyond the limit is closed. `OPTIONS` on a \
+    known path answers `204` with `Allow`, and `HEAD` answers like `GET` without the body. The port speaks \
+    HTTP/1.1 and HTTP/2.";
 
 const TOKEN: &str = "Needed if the service uses tokens. A token has one or more of three scopes: `write` \
     (send events), `read` (ask about domains) and `operate` (read the metrics). A `GET` also accepts it as \

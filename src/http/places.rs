@@ -13,8 +13,8 @@ use crate::trouble::Trouble;
 /// The places for the connections of a listener. Clones share them.
 #[derive(Clone, Debug)]
 pub(super) enum Places {
-    /// A connection keeps its place. When all places are taken, no other connection gets in, or the oldest
-    /// stranger makes room.
+    /// A connection keeps its place. When all places are taken, no other connection gets in, or a stranger
+    /// makes room for it.
     Kept(Arc<Kept>),
     /// A connection that does nothing makes room for the next one.
     Lent(Arc<Lent>),
@@ -39,16 +39,22 @@ pub(super) struct Kept {
 struct KeptState {
     taken: usize,
     next: u64,
-    /// Connections that have shown no valid token when they were last looked at, the oldest first.
-    strangers: BTreeMap<u64, Arc<Activity>>,
+    /// Connections that had not been let in when they were last looked at, by number and so by age.
+    strangers: HashMap<Origin, BTreeMap<u64, Arc<Activity>>>,
+    /// The origins of strangers by their rank.
+    crowds: BTreeMap<CrowdRank, Origin>,
     /// Those that were told to end. Their places belong to others already.
     leaving: HashSet<u64>,
     full: Trouble,
 }
 
+/// The strangers of an origin: the last rank has the most of them and, among equals, the oldest.
+type CrowdRank = (usize, Reverse<u64>);
+
 #[derive(Debug)]
 pub(super) struct KeptPlace {
     places: Arc<Kept>,
+    origin: Origin,
     id: u64,
 }
 
@@ -56,7 +62,7 @@ impl Drop for KeptPlace {
     fn drop(&mut self) {
         let mut state = self.places.state();
         if !state.leaving.remove(&self.id) {
-            state.strangers.remove(&self.id);
+            state.change(self.origin, |strangers| drop(strangers.remove(&self.id)));
             state.taken -= 1;
         }
     }
@@ -122,11 +128,11 @@ impl Places {
                     return None;
                 }
                 state.next += 1;
-                let id = state.next;
+                let (id, origin) = (state.next, Origin::from(peer));
                 if places.strangers_leave {
-                    state.strangers.insert(id, Arc::clone(activity));
+                    state.change(origin, |strangers| drop(strangers.insert(id, Arc::clone(activity))));
                 }
-                Some(ConnectionPlace::Kept(KeptPlace { places: Arc::clone(places), id }))
+                Some(ConnectionPlace::Kept(KeptPlace { places: Arc::clone(places), origin, id }))
             }
             Self::Lent(places) => {
                 let mut state = places.state();
@@ -150,20 +156,38 @@ impl Kept {
 }
 
 impl KeptState {
-    /// Whether a stranger has left its place.
+    /// Changes the strangers of an origin.
+    fn change(&mut self, origin: Origin, change: impl FnOnce(&mut BTreeMap<u64, Arc<Activity>>)) {
+        let rank = |strangers: &BTreeMap<u64, _>| {
+            strangers.first_key_value().map(|(oldest, _)| (strangers.len(), Reverse(*oldest)))
+        };
+        let strangers = self.strangers.entry(origin).or_default();
+        if let Some(rank) = rank(strangers) {
+            self.crowds.remove(&rank);
+        }
+        change(strangers);
+        if let Some(rank) = rank(strangers) {
+            self.crowds.insert(rank, origin);
+        } else {
+            self.strangers.remove(&origin);
+        }
+    }
+
+    /// Whether a stranger has left its place: the oldest of the origin with the most.
     fn make_room(&mut self) -> bool {
-        while let Some((id, activity)) = self.strangers.pop_first() {
-            if activity.is_let_in() {
-                continue;
+        while let Some((_, &origin)) = self.crowds.last_key_value() {
+            let mut oldest = None;
+            self.change(origin, |strangers| oldest = strangers.pop_first());
+            // Otherwise it has been let in since.
+            if let Some((id, _)) = oldest.filter(|(_, activity)| activity.leave_if_stranger()) {
+                self.leaving.insert(id);
+                if self.full.is_news() {
+                    tracing::warn!(
+                        "closing connections that have shown no token for new ones, connection limit reached"
+                    );
+                }
+                return true;
             }
-            self.leaving.insert(id);
-            activity.give_up().notify_one();
-            if self.full.is_news() {
-                tracing::warn!(
-                    "closing connections that have shown no token for new ones, connection limit reached"
-                );
-            }
-            return true;
         }
         false
     }
@@ -300,25 +324,30 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_oldest_stranger_makes_room_for_others_and_a_holder_never_does() {
-        let places = Places::kept_by_holders(3);
-        let connected = connect_all(&places, 1, 3).await;
-        connected[0].activity.let_in();
-        let next = connect(&places, 2).await.unwrap();
-        let left: Vec<bool> = connected.iter().map(Client::must_leave).collect();
-        assert_eq!(left, [false, true, false]);
-        next.activity.let_in();
-        connected[2].activity.let_in();
-        assert!(connect(&places, 3).await.is_none(), "all have shown a token");
-        let mut connected = connected.into_iter();
-        let (first, stranger) = (connected.next(), connected.next());
-        drop(stranger);
-        assert!(connect(&places, 3).await.is_none(), "the place of the one that left is taken");
-        drop(first);
-        assert!(connect(&places, 3).await.is_some());
-        drop((connected, next));
-        let Places::Kept(places) = places else { unreachable!("it is kept") };
-        let state = places.state();
-        assert_eq!((state.taken, state.strangers.len(), state.leaving.len()), (0, 0, 0));
+    async fn strangers_of_the_largest_crowd_make_room_and_a_holder_never_does() {
+        let places = Places::kept_by_holders(4);
+        let alone = connect(&places, 1).await.unwrap();
+        let crowd = connect_all(&places, 2, 3).await;
+        crowd[0].activity.let_in();
+        let left = || crowd.iter().map(Client::must_leave).collect::<Vec<_>>();
+        let next = connect(&places, 3).await.unwrap();
+        assert_eq!((left(), alone.must_leave()), (vec![false, true, false], false));
+        // Now each has one, and the oldest leaves.
+        let last = connect(&places, 4).await.unwrap();
+        assert_eq!((left(), alone.must_leave()), (vec![false; 3], true));
+        for client in [&crowd[2], &next, &last] {
+            client.activity.let_in();
+        }
+        assert!(connect(&places, 5).await.is_none(), "all have been let in");
+        // Too late.
+        alone.activity.let_in();
+        drop(alone);
+        assert!(connect(&places, 5).await.is_none(), "its place is taken");
+        drop(next);
+        assert!(connect(&places, 5).await.is_some());
+        drop((crowd, last));
+        let Places::Kept(places) = places else { unreachable!("they are kept") };
+        let KeptState { taken, strangers, crowds, leaving, .. } = &*places.state();
+        assert_eq!((*taken, strangers.len(), crowds.len(), leaving.len()), (0, 0, 0, 0));
     }
 }

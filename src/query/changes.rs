@@ -243,7 +243,7 @@ async fn wait_for_changes(
 ) -> Result<Told, Problem> {
     let end = Instant::now() + wait;
     let source = &changes.feed.source;
-    let (mut news, mut is_full) = (changes.feed.follow(&position).await?, true);
+    let (mut news, mut is_full) = (changes.feed.follow(&position, for_a_read.clone()).await?, true);
     while is_full && position.place < news.1 {
         let read = source.changes(&position, limit, for_a_read.clone()).await?;
         (is_full, position) = (read.is_full, read.position());
@@ -287,7 +287,7 @@ async fn wait_for_changes(
 async fn subscribe(changes: Changes, permit: FairPermit, since: Option<Since>) -> Result<Response, Problem> {
     let position = beginning(&changes.feed, since, permit.clone()).await?;
     // Follow before the first read: what the read does not see is in the news.
-    let (news, told) = changes.feed.follow(&position).await?;
+    let (news, told) = changes.feed.follow(&position, permit.clone()).await?;
     let is_behind = position.place < told;
     let (events, sent) = mpsc::channel::<Bytes>(1);
     tokio::spawn(async move {

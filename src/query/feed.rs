@@ -53,6 +53,7 @@ impl Feed {
     pub(super) async fn follow(
         &self,
         since: &Position,
+        held: impl Send + 'static,
     ) -> Result<(broadcast::Receiver<News>, Place), Problem> {
         if let Some(reader) = &*self.reader.lock().await
             && self.source.check(since, &reader.position).is_ok()
@@ -60,7 +61,7 @@ impl Feed {
             return Ok(reader.follow());
         }
         // Without the lock: a slow read must not hold up the news of others.
-        let head = self.source.head(()).await?;
+        let head = self.source.head(held).await?;
         self.source.check(since, &head)?;
         let mut reader = self.reader.lock().await;
         if let Some(reader) = &*reader

@@ -221,7 +221,8 @@ async fn send(
 ) {
     let mut rows = format.head().as_bytes().to_vec();
     let mut has_rows = false;
-    // When the reader goes away, this is dropped, and with it a read that nobody waits for any more.
+    // When the reader goes away, this is dropped, and with it a read that nobody waits for any more, if the
+    // store gives it up.
     let mut reads = JoinSet::new();
     loop {
         left = left.saturating_sub(u32::try_from(page.domains.len()).unwrap_or(u32::MAX));

@@ -170,12 +170,12 @@ async fn look_up_domains(
     request: Request,
 ) -> Result<Response, Problem> {
     match http::media_type(request.headers())? {
-        MediaType::JsonArray => document(&names, request).await,
+        MediaType::JsonArray => document(&names, &caller, request).await,
         MediaType::NdJson => stream(names, &caller, request),
     }
 }
 
-async fn document(names: &Names, request: Request) -> Result<Response, Problem> {
+async fn document(names: &Names, caller: &Caller, request: Request) -> Result<Response, Problem> {
     let mut share = names.budget.share();
     let body = http::read(request, BODY, &mut share).await?;
     let unreadable = |error| {
@@ -201,11 +201,11 @@ async fn document(names: &Names, request: Request) -> Result<Response, Problem> 
         parsed.extend(asked.iter().map(|json| name(json)));
         yield_now().await;
     }
-    let domains = {
-        let is_large = asked.len() > NAMES_AT_A_TIME;
-        let turn = if is_large { Arc::clone(&names.large_reads).acquire_owned().await.ok() } else { None };
-        look_up(names, parsed, turn).await?
-    };
+    let waiting = names.source.wait(caller)?;
+    let is_large = asked.len() > NAMES_AT_A_TIME;
+    let turn = if is_large { Arc::clone(&names.large_reads).acquire_owned().await.ok() } else { None };
+    // The memory too is in use for as long as the read goes on.
+    let (domains, (mut share, ..)) = look_up(names, parsed, (share, waiting, turn)).await?;
     let mut answer = http::json(StatusCode::OK, &NamesAnswer { domains });
     answer.headers_mut().insert(header::CACHE_CONTROL, NO_CACHE);
     share.shrink_to(http::REQUEST + answer.body().len());
@@ -214,13 +214,14 @@ async fn document(names: &Names, request: Request) -> Result<Response, Problem> 
 
 /// Looks up the valid names in one read, so that the whole answer is from one moment. An invalid name already
 /// has its problem.
-async fn look_up(
+async fn look_up<H: Send + 'static>(
     names: &Names,
     parsed: Vec<Result<DomainName, Found>>,
-    held: impl Send + 'static,
-) -> Result<Vec<Found>, Problem> {
+    held: H,
+) -> Result<(Vec<Found>, H), Problem> {
     let domains: Vec<DomainName> = parsed.iter().filter_map(|name| name.as_ref().ok()).cloned().collect();
-    let mut known = names.source.look_up(domains, held).await?.into_iter();
+    let (known, held) = names.source.look_up(domains, held).await?;
+    let mut known = known.into_iter();
     let found = parsed.into_iter().map(|name| match name {
         Ok(domain) => {
             let known = known.next().unwrap_or_default().by(names.threshold);
@@ -228,7 +229,7 @@ async fn look_up(
         }
         Err(found) => found,
     });
-    Ok(found.collect())
+    Ok((found.collect(), held))
 }
 
 /// The name in a string, or in an object.
@@ -290,7 +291,7 @@ async fn answer(
         let Some(read) = lines.next(NAMES_AT_A_TIME).await? else { return Ok(()) };
         let parsed = read.iter().map(|line| name(line)).collect();
         let mut rows = Vec::new();
-        for found in look_up(names, parsed, permit.clone()).await? {
+        for found in look_up(names, parsed, permit.clone()).await?.0 {
             serde_json::to_writer(&mut rows, &found).expect("rows are made of strings and numbers");
             rows.push(b'\n');
         }

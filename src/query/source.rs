@@ -96,45 +96,44 @@ impl Source {
         })
     }
 
-    /// Reads, and drops `held` when the store no longer works for it, which may be after this future was
-    /// dropped.
-    async fn read<T, F>(
+    /// Reads, and returns `held` with what was read. If this future is dropped, `held` is dropped when the
+    /// store no longer works for it.
+    async fn read<T, F, H>(
         &self,
-        held: impl Send + 'static,
+        held: H,
         read: impl FnOnce(Arc<dyn AnySource>) -> F,
-    ) -> Result<T, Problem>
+    ) -> Result<(T, H), Problem>
     where
         T: Send + 'static,
+        H: Send + 'static,
         F: Future<Output = Result<T, Unreadable>> + Send + 'static,
     {
         let read = read(Arc::clone(&self.store));
-        let read = async move {
-            let done = read.await;
-            drop(held);
-            done
-        };
-        let done = if self.store.finishes_reads() {
+        let read = async move { (read.await, held) };
+        let (done, held) = if self.store.finishes_reads() {
             tokio::spawn(read).await.expect("a read does not panic")
         } else {
             read.await
         };
-        self.note(done)
+        Ok((self.note(done)?, held))
     }
 
-    pub(super) async fn look_up(
+    pub(super) async fn look_up<H: Send + 'static>(
         &self,
         names: Vec<DomainName>,
-        held: impl Send + 'static,
-    ) -> Result<Vec<Classified>, Problem> {
+        held: H,
+    ) -> Result<(Vec<Classified>, H), Problem> {
         self.read(held, |store| async move { store.look_up(&names).await }).await
     }
 
     pub(super) async fn list(&self, page: PageRequest, held: impl Send + 'static) -> Result<Page, Problem> {
-        self.read(held, |store| async move { store.list(page).await }).await
+        let read = self.read(held, |store| async move { store.list(page).await });
+        read.await.map(|(read, _)| read)
     }
 
     pub(super) async fn totals(&self, minutes: u32, held: impl Send + 'static) -> Result<Totals, Problem> {
-        self.read(held, |store| async move { store.totals(minutes).await }).await
+        let read = self.read(held, |store| async move { store.totals(minutes).await });
+        read.await.map(|(read, _)| read)
     }
 
     /// The changes after a position, or a problem if this feed has not given it.
@@ -145,7 +144,7 @@ impl Source {
         held: impl Send + 'static,
     ) -> Result<Portion, Problem> {
         let place = after.place.clone();
-        let portion = self.read(held, |store| async move { store.changes(place, limit).await }).await?;
+        let (portion, _) = self.read(held, |store| async move { store.changes(place, limit).await }).await?;
         self.check(after, &Position { feed: Some(portion.feed), place: portion.head.clone() })?;
         Ok(portion)
     }
@@ -177,11 +176,13 @@ impl Source {
     }
 
     pub(super) async fn head(&self, held: impl Send + 'static) -> Result<Position, Problem> {
-        self.read(held, |store| async move { store.head().await }).await
+        let read = self.read(held, |store| async move { store.head().await });
+        read.await.map(|(read, _)| read)
     }
 
     pub(super) async fn last_change(&self, held: impl Send + 'static) -> Result<Position, Problem> {
-        self.read(held, |store| async move { store.last_change().await }).await
+        let read = self.read(held, |store| async move { store.last_change().await });
+        read.await.map(|(read, _)| read)
     }
 
     fn note<T>(&self, read: Result<T, Unreadable>) -> Result<T, Problem> {

@@ -51,15 +51,21 @@ impl Glances {
 
     /// The data to show; `None` if it cannot be read. Requests that come during a read wait for it.
     pub(super) async fn take(&self) -> Option<Arc<Glance>> {
-        let mut last = self.last.0.lock().await;
+        let mut last = Arc::clone(&self.last.0).lock_owned().await;
         if let Some((at, glance)) = &*last
             && at.elapsed() < KEPT
         {
             return glance.clone();
         }
-        let glance = self.read().await.ok().map(Arc::new);
-        *last = Some((Instant::now(), glance.clone()));
-        glance
+        let this = self.clone();
+        // To its end, even if the client goes away: the store goes on, and the next client would have it read
+        // again.
+        let reading = tokio::spawn(async move {
+            let glance = this.read().await.ok().map(Arc::new);
+            *last = Some((Instant::now(), glance.clone()));
+            glance
+        });
+        reading.await.expect("a read does not panic")
     }
 
     async fn read(&self) -> Result<Glance, Problem> {

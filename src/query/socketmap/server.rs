@@ -15,12 +15,14 @@ use super::address::{SocketMode, SocketmapAddress};
 use super::connection::{self, Offence, Replies};
 use super::socket::{BoundSocket, NotBound, SocketFile, bind};
 use crate::acceptor::Acceptor;
+use crate::process;
 use crate::query::domain::Domains;
 use crate::shutdown::{GRACE, Shutdown};
 use crate::trouble::Trouble;
 
-/// Connections at a time. Each takes a file descriptor and some 10 kB.
-const MAX_CONNECTIONS: usize = 1000;
+/// Connections at a time. Each takes a file descriptor and some 10 kB, and together they take at most an eighth
+/// of the descriptors.
+const MAX_CONNECTIONS: u64 = 1000;
 
 /// How often a process checks whether the one that has the address has left: mail waits meanwhile.
 const TURN_INTERVAL: Duration = Duration::from_millis(100);
@@ -159,7 +161,7 @@ impl Server {
     /// Serves a connection, or closes it if the connection limit is reached.
     fn admit(&mut self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         while self.connections.try_join_next().is_some() {}
-        if self.connections.len() >= MAX_CONNECTIONS {
+        if self.connections.len() as u64 >= MAX_CONNECTIONS.min(process::descriptors() / 8) {
             self.acceptor.log_full();
             return;
         }

@@ -140,8 +140,9 @@ impl DataFile {
     }
 }
 
-/// Brings the schema up to date. A file without a WAL is new or a [copy](super::back_up), and gets a new
-/// feed. This does not start a WAL, so the next run does it again if the process is killed before one exists.
+/// Brings the schema up to date. A file that has never had a WAL, by its header, is new or a
+/// [copy](super::back_up), and gets a new feed. This does not give it one, so if the process is killed before
+/// it has one, the next run does the same again.
 async fn prepare(path: &Path, is_current: bool) -> Result<(), DataError> {
     let failed = |error: sqlx::Error| DataError::of_sqlite(path, error);
     let mut connection = connect(path, Purpose::Prepare).await?;
