@@ -163,11 +163,12 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
     fn look(&self, last: Option<&FilesRead>) -> (FilesRead, Option<Result<bool, FileError>>) {
         let look = Contents::read(&self.paths).map(Arc::new);
         let is_settled = last.is_some_and(|last| is_settled(last, &look));
-        let made = is_settled.then(|| look.clone().and_then(|read| self.make(read)));
+        let made = is_settled.then(|| look.clone().and_then(|read| self.renew(read)));
         (look, made)
     }
 
-    fn make(&self, read: Arc<Contents>) -> Result<bool, FileError> {
+    /// Makes a new value if these contents are others than the last; returns whether they are.
+    fn renew(&self, read: Arc<Contents>) -> Result<bool, FileError> {
         let mut last = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         if *last == read {
             return Ok(false);

@@ -83,7 +83,7 @@ struct Unanswered {
     sent: bool,
     /// Whether it was ever published.
     published: bool,
-    /// Whether it was published over an earlier connection, whose confirm is lost.
+    /// Whether it was also published over an earlier connection, and may have been stored then.
     repeated: bool,
 }
 
@@ -210,7 +210,6 @@ impl Pending {
         for number in sent {
             let Some(request) = self.requests.get_mut(&number) else { continue };
             for (message, outcome) in request.messages.iter().zip(&mut request.outcomes) {
-                // One that was published before may have reached the queue then.
                 let is_returned = message.id().is_some_and(|id| returned.contains(&Some(id.clone())));
                 if is_returned && !request.repeated {
                     *outcome = Some(Err(PublishError::Unroutable));

@@ -46,7 +46,7 @@ const LEAVING: u8 = 2;
 #[derive(Debug)]
 pub(super) struct Activity {
     version: OnceLock<Version>,
-    /// Whether a request with a valid token was let in, or tokens are not required.
+    /// [`LET_IN`] once a request with a valid token was let in, or tokens are not required.
     standing: AtomicU8,
     state: Mutex<State>,
     give_up: Arc<Notify>,

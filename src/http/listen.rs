@@ -83,22 +83,20 @@ impl HttpConfig {
 
     /// Connections that one address may have at a time.
     pub(super) fn address_connections(&self) -> u32 {
-        let half = u32::try_from(self.connections().div_ceil(2)).unwrap_or(u32::MAX);
-        self.limits.address_connections.unwrap_or(half)
+        self.limits.address_connections.unwrap_or(self.connections().div_ceil(2))
     }
 
     /// Connections that all clients may have at a time. Without a descriptor nobody is accepted any more, not
     /// even a probe on the operations port, so clients get at most what the other parts leave.
-    fn connections(&self) -> usize {
+    fn connections(&self) -> u32 {
         let descriptors = process::descriptors();
         let left = descriptors.saturating_sub(OTHER_DESCRIPTORS.min(descriptors / 2));
-        let wanted = self.max_connections as usize;
-        usize::try_from(left).map_or(wanted, |left| wanted.min(left))
+        u32::try_from(left).map_or(self.max_connections, |left| left.min(self.max_connections))
     }
 
     /// Logs that the process may open too few files for all connections, if so.
     fn report_descriptors(&self) {
-        let (most, wanted) = (self.connections(), self.max_connections as usize);
+        let (most, wanted) = (self.connections(), self.max_connections);
         if most < wanted {
             let descriptors = process::descriptors();
             tracing::warn!(
@@ -194,7 +192,7 @@ where
 {
     let address = sockets.first().context("no socket to serve on")?.local_addr()?;
     config.report_descriptors();
-    let most = config.connections();
+    let most = config.connections() as usize;
     let places = if guard.asks_for_tokens() { Places::kept_by_holders(most) } else { Places::kept(most) };
     let mut threads = tokio::task::JoinSet::new();
     let (built, building) = mpsc::channel::<Infallible>();

@@ -46,7 +46,7 @@ fn the_image_holds_the_programs_of_this_crate() {
 }
 
 #[test]
-fn the_image_serves_the_standalone_by_default_with_its_data_in_a_volume() {
+fn the_image_serves_the_standalone_by_default_with_its_data_in_a_directory_of_its_own() {
     let (_, image) = stages();
     let command = image.lines().find_map(|line| line.strip_prefix("CMD ")).unwrap();
     let command: Vec<String> = serde_json::from_str(command).unwrap();

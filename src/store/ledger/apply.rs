@@ -198,7 +198,8 @@ async fn transaction(
     let mut transaction = begin(pool).await?;
     let Observed { now, rule, .. } = look_since(begun, &mut transaction, clock).await?;
     steps.done();
-    if request.before.is_some_and(|before| now > before) {
+    let is_late = |now| request.before.is_some_and(|before| now > before);
+    if is_late(now) {
         transaction.rollback().await?;
         return Ok(None);
     }
@@ -211,7 +212,7 @@ async fn transaction(
     let keyed: Vec<&(IdempotencyKey, Event)> = fresh.iter().flat_map(|batch| &batch.keyed).collect();
     let fresh_events = claims::claim_events(&mut transaction, steps, &keyed).await?;
     // Claims may have waited for others. A key whose claim has been pruned meanwhile would count again.
-    if request.before.is_some_and(|before| now.after(begun.elapsed()) > before) {
+    if is_late(now.after(begun.elapsed())) {
         transaction.rollback().await?;
         return Ok(None);
     }
